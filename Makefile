@@ -1,0 +1,39 @@
+# Two commands are enough: `make train` (environment, made data, a trained translator under runs/) and
+# `make test` (environment, every unflagged test). Everything else is here for people who edit the notebooks.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help env train test smoke export readme figures clean
+help:
+	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde"
+	@echo "make test    make the environment, run every unflagged test"
+	@echo "make smoke   the main job in its smallest form (well under a minute)"
+	@echo "make export  notebooks -> xmodal/*.py and README.md, outputs cleaned of noise"
+
+env: $(READY)
+$(READY): constraints.txt settings.ini setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+train: $(READY)
+	@mkdir -p runs/phantom-cdtsde
+	$(BIN)/papermill nbs/train.ipynb runs/phantom-cdtsde/train.ipynb --progress-bar -p name phantom-cdtsde
+
+smoke: $(READY)
+	@mkdir -p runs/smoke
+	$(BIN)/papermill nbs/train.ipynb runs/smoke/train.ipynb --no-progress-bar -p name smoke -p smoke True
+
+test: $(READY)
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+export: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tests/make_readme.py
+
+clean:
+	rm -rf runs build dist *.egg-info
