@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'project_root', 'item_seed', 'Noise', 'expand', 'table_dtype', 'check_same_shape', 'atomic',
-           'mend_torchvision', 'show_grid']
+           'mend_torchvision', 'near', 'show_grid']
 
 # %% ../nbs/00_core.ipynb #b140d51e
 import contextlib, hashlib, os, shutil, tempfile
@@ -110,6 +110,16 @@ def mend_torchvision() -> bool: # True if something was mended
     return False
 
 # %% ../nbs/00_core.ipynb #c906f262
+def near(
+    got, want,      # numbers, lists, arrays or tensors that broadcast against each other
+    eps:float=1e-9, # largest absolute difference allowed; NaN anywhere fails
+):
+    "Assert that `got` and `want` are equal within `eps`."
+    got, want = (np.asarray(v.detach().cpu() if torch.is_tensor(v) else v, dtype=float) for v in (got, want))
+    off = np.abs(got - want).max(initial=0.)
+    assert off <= eps, f'off by {off:.3g}, allowed {eps:.3g}\ngot  {got.ravel()[:8]}\nwant {want.ravel()[:8]}'
+
+# %% ../nbs/00_core.ipynb #1886526c
 def show_grid(
     rows,            # list of rows, each a list of images: (H, W), (1, H, W) or (3, H, W); tensors or arrays
     titles=None,     # one title per column
