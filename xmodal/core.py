@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'project_root', 'item_seed', 'Noise', 'expand', 'table_dtype', 'check_same_shape', 'atomic',
-           'mend_torchvision', 'near', 'show_grid']
+           'mend_torchvision', 'near', 'show_grid', 'snapshot', 'settle', 'convert']
 
 # %% ../nbs/00_core.ipynb #b140d51e
 import contextlib, hashlib, os, shutil, tempfile
@@ -144,3 +144,35 @@ def show_grid(
             if j == 0 and labels: axes[i, j].set_ylabel(labels[i], fontsize=8)
     for j in bars: fig.colorbar(axes[-1, j].images[0], ax=axes[:, j], fraction=0.05, pad=0.02)
     return fig
+
+# %% ../nbs/00_core.ipynb #8b07a889
+def snapshot(
+    names:dict, # globals() at the end of the parameters cell
+) -> dict:      # name -> default
+    "The notebook's parameters: plain values with public names."
+    return {k: v for k, v in names.items() if not k.startswith('_') and isinstance(v, (bool, int, float, str))}
+
+def settle(
+    defaults:dict, # from `snapshot`
+    names:dict,    # globals() after papermill's injection
+) -> dict:         # name -> value, each of the type of its default
+    "Check and convert a notebook's parameters; raises InputError for unknown names and wrong types."
+    import difflib
+    for k in sorted(set(snapshot(names)) - set(defaults)):
+        near_ = difflib.get_close_matches(k, defaults, 1)
+        raise InputError(f"unknown parameter {k!r}" + (f", did you mean {near_[0]!r}?" if near_ else f"; known: {', '.join(sorted(defaults))}"))
+    return {k: convert(k, names[k], v) for k, v in defaults.items()}
+
+def convert(name, value, default):
+    "`value` in the type of `default`; raises InputError."
+    kind = type(default)
+    if kind is bool:
+        if isinstance(value, bool): return value
+        if str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
+    elif kind is str: return '' if value is None else str(value)
+    elif not isinstance(value, bool):
+        try:
+            number = float(value)
+            if kind is float or number == int(number): return kind(number)
+        except (TypeError, ValueError, OverflowError): pass
+    raise InputError(f"parameter {name} must be {dict(bool='True or False', int='a whole number', float='a number')[kind.__name__]}, got {value!r}")

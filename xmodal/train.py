@@ -255,6 +255,7 @@ def train(
             first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), k, first_bad)
             total, seen, done = total + loss, seen + 1, k + 1
             if done % log_every == 0 or done == r.steps or stop:
+                total, first_bad = acc.reduce(total, 'mean'), acc.gather(first_bad.reshape(1)).max()
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
                 row = dict(step=done, loss=f'{float(total)/seen:.6g}', lr=f'{lr_at(k, r):.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{(time.perf_counter() - clock)/seen:.4g}')
                 if hasattr(den.bridge, 'mix'): row.update({n: f'{float(v):.5g}' for n, v in mix_stats(den.bridge.mix, b['y'][:1].to(acc.device)).items()})
@@ -268,6 +269,7 @@ def train(
             if stop: break
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
+    acc.wait_for_everyone()
     if ema: ema.copy_to(den.parameters())
     den.eval()
     return pd.read_csv(out/'log.csv')
