@@ -27,7 +27,7 @@ smoke: $(READY)
 	$(BIN)/papermill nbs/train.ipynb runs/smoke/train.ipynb --no-progress-bar -p name smoke -p smoke True
 
 test: $(READY)
-	$(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q tests
 
 export: $(READY)

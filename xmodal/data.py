@@ -376,13 +376,13 @@ def prepare_volume(r, size, spacing, rules, min_foreground):
 
 def prepare_image(r, size, rules):
     "One image pair -> scaled (1, C, size, size) source and target."
-    out, windows, shapes, native = [], [], [], []
+    out, windows, shapes, native, dtypes = [], [], [], [], []
     for path, rule in zip((r.source, r.target), rules):
         x, dtype = load_image(path); w = window_of(x, rule, dtype)
-        out.append(to_square(w.scale(x), size)); windows.append(w); shapes.append(x.shape[1:]); native.append(len(x))
+        out.append(to_square(w.scale(x), size)); windows.append(w); shapes.append(x.shape[1:]); native.append(len(x)); dtypes.append(str(dtype))
     if shapes[0] != shapes[1]: raise InputError(f'{r.source}: {shapes[0][0]} x {shapes[0][1]} pixels, but {r.target} has {shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size')
     c = max(native)
-    return *[match_channels(x, c, p)[None] for x, p in zip(out, (r.source, r.target))], [0], tuple(windows), native
+    return *[match_channels(x, c, p)[None] for x, p in zip(out, (r.source, r.target))], [0], tuple(windows), native, dtypes
 
 # %% ../nbs/11_data.ipynb #5e983a47
 CACHE_FORMAT = 1
@@ -475,9 +475,9 @@ def build_cache(folder, records, params, image, progress=True):
         Path(tmp).mkdir()
         with open(Path(tmp)/'source.f32', 'wb') as fy, open(Path(tmp)/'target.f32', 'wb') as fx:
             for r in tqdm(records, desc='preparing slices', disable=not progress, leave=False):
-                if image: y, x0, kept, windows, native = prepare_image(r, params['size'], params['windows'])
-                else: (y, x0, kept, windows), native = prepare_volume(r, params['size'], params['spacing'], params['windows'], params['min_foreground']), [1, 1]
-                infos.append(dict(name=r.name, subject=r.subject, source=str(r.source), target=str(r.target), windows=[asdict(w) for w in windows], channels=native, n=len(kept)))
+                if image: y, x0, kept, windows, native, dtypes = prepare_image(r, params['size'], params['windows'])
+                else: (y, x0, kept, windows), native, dtypes = prepare_volume(r, params['size'], params['spacing'], params['windows'], params['min_foreground']), [1, 1], ['float32', 'float32']
+                infos.append(dict(name=r.name, subject=r.subject, source=str(r.source), target=str(r.target), windows=[asdict(w) for w in windows], channels=native, dtypes=dtypes, n=len(kept)))
                 if not kept: continue
                 if shape and y.shape[1:] != shape: raise InputError(f'{r.source}: gives slices of shape {y.shape[1:]}, the others {shape}; ' + ('the field of view is larger: give a larger spacing or size' if not image else 'all pairs need the same channels'))
                 shape = y.shape[1:]

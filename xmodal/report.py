@@ -132,7 +132,7 @@ def model_card(
 An [xmodal](https://github.com/xmodal/xmodal) model. Open it with `xmodal translate FOLDER IN OUT`, or in Python with `Translator.from_pretrained(FOLDER)`.
 
 **Trained on** data set `{data.get('dataset')}`: {training.get('n_train_subjects', '?')} subjects, {training.get('n_train_images', '?')} images of {data.get('size', '?')} x {data.get('size', '?')} pixels{f" at {data['spacing']:.3g} mm" if data.get('spacing') else ''}.
-**Intensities** of a source are scaled by the rule `{data.get('window_rule')}`, and translations are returned in units of the target by the window {data.get('target_window')} (median over the training subjects). MR intensities have no absolute unit: compare contrast, not numbers.
+**Intensities** of a source are scaled by the rule `{data.get('source_window')}`, and translations are returned in units of the target by the window {data.get('target_window')} (median over the training subjects). MR intensities have no absolute unit: compare contrast, not numbers.
 **Budget**: {r.get('steps', '?')} steps of {r.get('batch', '?')} images, seed {r.get('seed', '?')}, {training.get('seconds', 0):.0f} s on {training.get('machine', 'an unnamed machine')}.
 
 ## Results

@@ -1,0 +1,175 @@
+"The main job as a user types it: papermill runs, the console command, the installed wheel."
+import json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+REAL = ROOT.parent/'shared'/'data'/'brain'
+
+
+def papermill(*parameters, out=None, cwd=ROOT):
+    "Run nbs/train.ipynb; returns the finished process."
+    words = [str(BIN/'papermill'), str(ROOT/'nbs'/'train.ipynb'), *([str(out)] if out else []), '--no-progress-bar', '--log-level', 'ERROR']
+    for name, value in parameters: words += ['-p', name, str(value)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
+
+
+@pytest.fixture
+def run_name(request):
+    "A name under runs/ that is removed afterwards."
+    name = 'test-' + re.sub(r'\W+', '-', request.node.name)
+    yield name
+    shutil.rmtree(ROOT/'runs'/name, ignore_errors=True)
+
+
+@pytest.fixture(scope='module')
+def ixi_run():
+    "A smoke run on made data in IXI's layout, without an output notebook, started from another folder."
+    name = 'test-ixi-made'
+    r = papermill(('dataset', 'ixi'), ('root', 'made'), ('smoke', 'True'), ('name', name), cwd=ROOT/'tests')
+    assert r.returncode == 0, r.stderr[-3000:]
+    yield ROOT/'runs'/name
+    shutil.rmtree(ROOT/'runs'/name, ignore_errors=True)
+
+
+def test_parameters_reach_the_notebook_and_results_are_kept(ixi_run):
+    "If the parameters tag were lost, papermill would silently run the defaults (phantom) and exit 0."
+    m = json.loads((ixi_run/'metrics.json').read_text())
+    assert m['parameters']['dataset'] == 'ixi' and m['parameters']['smoke'] is True
+    assert m['nfe'] == 5 and m['seconds_per_image'] > 0 and m['environment']['versions']['torch']
+    assert {'cdtsde', 'regression', 'identity'} == set(m['scores'])
+    assert set(m['split']['train']).isdisjoint(m['split']['test'])
+    assert {p.name for p in (ixi_run/'figures').iterdir()} == {'batch.png', 'training.png', 'mixing.png', 'panels.png'}
+    assert {p.name for p in (ixi_run/'model').iterdir()} == {'config.json', 'model.safetensors', 'README.md'}
+    assert not [p for p in ixi_run.rglob('*') if p.suffix in ('.pt', '.pth', '.bin', '.pkl', '.ckpt')]
+
+
+def test_console_command_keeps_the_grid(ixi_run, tmp_path):
+    "NIfTI in (sagittal, tilted), NIfTI out: same shape, affine and codes, finite, not constant."
+    config = json.loads((ixi_run/'model'/'config.json').read_text())
+    assert config['data']['source'] == 'T1' and config['data']['dataset'] == 'ixi'
+    source = sorted((ROOT/'data'/'made').glob('ixi-*/IXI-T1/*.nii.gz'))[0]
+    out = tmp_path/'deep'/'t2.nii.gz'
+    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(ixi_run/'model'), str(source), str(out), '--steps', '2'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert 'translating' in r.stderr                                                     # a progress bar
+    a, b = nib.load(source), nib.load(out)
+    assert a.shape == b.shape and np.array_equal(a.affine, b.affine)
+    assert (int(a.header['sform_code']), int(a.header['qform_code'])) == (int(b.header['sform_code']), int(b.header['qform_code']))
+    v = b.get_fdata(); assert np.isfinite(v).all() and v.std() > 0
+    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(ixi_run/'model'), str(source), str(out)], capture_output=True, text=True)
+    assert r.returncode == 1 and 'exists' in r.stderr and 'Traceback' not in r.stderr
+
+
+def test_resume_and_change_of_recipe(run_name):
+    "A finished run continued is finished; with another learning rate it is refused."
+    base = (('smoke', 'True'), ('name', run_name), ('baseline', 'False'), ('steps', 6))
+    assert papermill(*base).returncode == 0
+    before = (ROOT/'runs'/run_name/'checkpoints'/'step-000006'/'model.safetensors').read_bytes()
+    assert papermill(*base, ('resume', 'True')).returncode == 0
+    assert (ROOT/'runs'/run_name/'checkpoints'/'step-000006'/'model.safetensors').read_bytes() == before
+    r = papermill(*base, ('resume', 'True'), ('lr', '0.5'))
+    assert r.returncode == 1 and 'started with lr' in r.stderr
+
+
+@pytest.mark.parametrize('method', ['cdtsde_channel', 'cdtsde_linear', 'cdtsde_square', 'cdtsde_released', 'dossr', 'diffusion', 'regression'])
+def test_every_method_trains_saves_and_translates(method, run_name):
+    from xmodal.translate import Translator
+    r = papermill(('method', method), ('smoke', 'true'), ('name', run_name), ('baseline', 'False'), ('steps', 4))
+    assert r.returncode == 0, r.stderr[-3000:]
+    tr = Translator.from_pretrained(ROOT/'runs'/run_name/'model', 'cpu')
+    volume = nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 3)).astype(np.float32)*100, np.diag([5., 5, 6, 1]))
+    assert tr.translate(volume).shape == volume.shape
+
+
+@pytest.mark.parametrize('parameters, words', [
+    ([('datset', 'ixi')], ["unknown parameter 'datset'", "did you mean 'dataset'"]),
+    ([('dataset', 'oasis')], ["unknown data set 'oasis'", 'phantom, bids, ixi, folder']),
+    ([('dataset', 'ixi')], ['brain-development.org', 'CC BY-SA 3.0', 'data/ixi', 'phantom needs nothing']),
+    ([('method', 'cdstde')], ["unknown method 'cdstde'", 'cdtsde_linear']),
+    ([('steps', 'many')], ['steps must be a whole number', "'many'"]),
+    ([('smoke', 'maybe')], ['smoke must be True or False']),
+    ([('dataset', 'bids'), ('root', '/no/such/place')], ['/no/such/place', 'no such folder']),
+], ids=lambda v: '-'.join(str(x) for x in v[0]) if isinstance(v, list) and v and isinstance(v[0], tuple) else '')
+def test_wrong_parameters_are_named(parameters, words, run_name):
+    r = papermill(*parameters, ('name', run_name))
+    assert r.returncode == 1
+    last = [l for l in r.stderr.strip().splitlines() if l.strip()][-1]
+    assert 'InputError' in last, r.stderr[-2000:]
+    for w in words: assert w in last, last
+    assert not (ROOT/'runs'/run_name/'model').exists()
+
+
+def test_damaged_subject_is_named_and_leaves_nothing(tmp_path, run_name):
+    from xmodal.data import made_root
+    root = tmp_path/'bids'; shutil.copytree(made_root('bids', 4, 0, 6.), root)
+    bad = sorted(root.glob('sub-*/anat/*_T1w.nii.gz'))[1]; bad.write_bytes(bad.read_bytes()[:-200])
+    caches = set((ROOT/'data'/'cache').iterdir()) if (ROOT/'data'/'cache').exists() else set()
+    r = papermill(('dataset', 'bids'), ('root', root), ('smoke', 'True'), ('name', run_name))
+    last = r.stderr.strip().splitlines()[-1]
+    assert r.returncode == 1 and bad.name in last and 'damaged' in last, r.stderr[-2000:]
+    assert set((ROOT/'data'/'cache').iterdir()) == caches and not (ROOT/'runs'/run_name/'model').exists()
+
+
+def test_help_is_fast():
+    import time
+    best = 9.
+    for _ in range(3):
+        t = time.perf_counter(); r = subprocess.run([str(BIN/'xmodal'), '--help'], capture_output=True, text=True); best = min(best, time.perf_counter() - t)
+    assert r.returncode == 0 and 'translate' in r.stdout
+    assert best < 1, f'{best:.2f} s'
+
+
+def test_wheel_alone_imports_and_helps(tmp_path):
+    "The wheel's files, outside the project and without notebooks, give a package and a console entry point."
+    subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    wheel, = tmp_path.glob('*.whl')
+    site = tmp_path/'site'
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', str(site), str(wheel)], check=True, capture_output=True)
+    assert (site/'xmodal'/'cli.py').is_file() and not list(site.rglob('*.ipynb'))
+    env = {**{k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}, 'PYTHONPATH': str(site)}
+    r = subprocess.run([sys.executable, '-c', 'import xmodal; print(xmodal.__file__)'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert r.returncode == 0 and str(site) in r.stdout
+    entry = next(site.glob('*.dist-info'))/'entry_points.txt'
+    assert 'xmodal = xmodal.cli:main' in entry.read_text().replace('=', ' = ').replace('  ', ' ')
+
+
+@pytest.mark.slow
+def test_wheel_in_an_empty_environment(tmp_path):
+    "pip install dist/*.whl into a new environment, nothing else: import and help work (needs a package index)."
+    subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'venv', str(tmp_path/'user')], check=True)
+    py = tmp_path/'user'/'bin'
+    subprocess.run([str(py/'pip'), 'install', '--quiet', '-c', str(ROOT/'constraints.txt'), *map(str, tmp_path.glob('*.whl'))], check=True, cwd=tmp_path)
+    assert subprocess.run([str(py/'python'), '-c', 'import xmodal, xmodal.translate'], cwd=tmp_path).returncode == 0
+    assert b'translate' in subprocess.run([str(py/'xmodal'), '--help'], cwd=tmp_path, capture_output=True).stdout
+
+
+@pytest.mark.slow
+def test_training_on_two_processes_equals_one(tmp_path):
+    "Same global batch, same losses to rounding (real multi-process training through accelerate)."
+    script = tmp_path/'job.py'
+    script.write_text('''
+import sys, torch; torch.set_num_threads(1)
+from xmodal.train import train, Recipe, predict
+from xmodal.nets import build
+class Waves(torch.utils.data.Dataset):
+    def __len__(self): return 12
+    def __getitem__(self, i):
+        y = torch.sin(torch.linspace(0, 3 + i, 256)).reshape(1, 16, 16)
+        return dict(y=y, x0=-y**3, i=i)
+model = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
+torch.manual_seed(0)
+train(build(**model), Waves(), sys.argv[1], 'cdtsde', Recipe(steps=12, batch=int(sys.argv[2]), ema=.9), model, val=Waves(), device='cpu', log_every=3, progress=False)
+''')
+    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
+    subprocess.run([sys.executable, str(script), str(tmp_path/'one'), '4'], check=True, env=env)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', str(script), str(tmp_path/'two'), '2'], check=True, env=env, capture_output=True)
+    import pandas as pd
+    a, b = (pd.read_csv(tmp_path/n/'log.csv') for n in ('one', 'two'))
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4); np.testing.assert_allclose(a.val_psnr.dropna(), b.val_psnr.dropna(), rtol=1e-3)
