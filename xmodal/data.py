@@ -57,8 +57,9 @@ def resample(
     to_affine,   # affine of the wanted grid
     to_shape,    # shape of the wanted grid
     fill=0.,     # value outside the field of view
+    order=1,     # 1 linear, 3 cubic spline
 ) -> np.ndarray: # float32, to_shape
-    "Linear resampling through the affines, smoothed where the new grid is coarser; exact where the grids coincide."
+    "Resampling through the affines, smoothed where the new grid is coarser; exact where the grids coincide."
     from scipy import ndimage
     m = np.linalg.inv(affine) @ to_affine
     m = np.where(np.abs(m - np.round(m)) < 1e-4, np.round(m), m)           # header rounding is not geometry
@@ -66,7 +67,7 @@ def resample(
     factor = np.maximum(np.abs(m[:3, :3]).max(axis=1), 1)
     data = np.asarray(data, dtype=np.float32)
     if (factor > 1).any(): data = ndimage.gaussian_filter(data, (factor - 1)/2, mode='nearest')
-    return ndimage.affine_transform(data, m[:3, :3], m[:3, 3], tuple(to_shape), order=1, mode='constant', cval=fill, output=np.float32)
+    return ndimage.affine_transform(data, m[:3, :3], m[:3, 3], tuple(to_shape), order=order, mode='constant', cval=fill, output=np.float32)
 
 # %% ../nbs/11_data.ipynb #118118d2
 def plane_grid(
@@ -130,8 +131,8 @@ def from_plane(
     like,          # nibabel image: the wanted grid, any orientation
     fill=-1.,
 ) -> np.ndarray:   # like.shape[:3], float32
-    "Carry slices on the training grid back to the voxels of `like`."
-    return resample(planes, affine, like.affine, like.shape[:3], fill=fill)
+    "Carry slices on the training grid back to the voxels of `like`, by cubic splines."
+    return resample(planes, affine, like.affine, like.shape[:3], fill=fill, order=3)
 
 # %% ../nbs/11_data.ipynb #3d06e907
 IMAGE_ENDINGS = ('.png', '.tif', '.tiff')
@@ -346,7 +347,8 @@ def find_records(
     if dataset not in datasets: raise InputError(f"unknown data set {dataset!r}: use one of {', '.join(datasets)}")
     d = datasets[dataset]
     if str(root) == 'made' or (dataset == 'phantom' and not root): root, group = made_root(dataset, n, seed, voxel), group or (r'^(sub-\d+)_' if dataset == 'folder' else None)
-    root = Path(root) if root else project_root()/'data'/dataset
+    root = Path(root).expanduser() if root else project_root()/'data'/dataset
+    if not root.is_absolute() and not root.exists(): root = project_root()/root       # a notebook's folder is not the project's
     if not root.is_dir(): raise InputError(f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} or give its place as root. Data set phantom needs nothing')
     if not any(root.iterdir()): raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
     return d.reader(root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired)
@@ -493,6 +495,7 @@ def split_subjects(
     seed:int=0,
     val=0.1, test=0.2,     # shares, used where no names are given
     train_names=(), test_names=(), # explicit choice; what is in neither becomes validation if both are given, training otherwise
+    limit:int=0,           # keep about this many subjects in all, at least one for training and test; 0: all
 ) -> dict:                 # train, val, test -> sorted lists
     "Split by subject; raises InputError if names are unknown or there are too few subjects."
     every, train_names, test_names = sorted(set(map(str, subjects))), set(train_names), set(test_names)
@@ -509,4 +512,6 @@ def split_subjects(
         if len(rest) - n_test - n_val < (0 if train_names else 1) or n_test < 0 or not (test_names or n_test): n_val = 0
         if not train_names and len(rest) - n_test - n_val < 1 or not (test_names or n_test > 0): raise InputError(f'{len(every)} subjects are too few to split; at least one is needed for training and one for test')
         parts = (train_names | set(rest[n_test + n_val:]), rest[n_test:n_test + n_val], test_names | set(rest[:n_test]))
-    return {k: sorted(v) for k, v in zip(('train', 'val', 'test'), parts)}
+    parts = [sorted(v) for v in parts]
+    if limit: parts = [v[:max(1, n)] for v, n in zip(parts, (limit - limit//4 - 1, 1, limit//4))]
+    return dict(zip(('train', 'val', 'test'), parts))
