@@ -21,6 +21,7 @@ $(READY): constraints.txt settings.ini setup.py
 train: $(READY)
 	@mkdir -p runs/phantom-cdtsde
 	$(BIN)/papermill nbs/train.ipynb runs/phantom-cdtsde/train.ipynb --progress-bar -p name phantom-cdtsde
+	@echo 'written: runs/phantom-cdtsde/ (model, figures, metrics.json, log.csv, train.ipynb)'
 
 smoke: $(READY)
 	@mkdir -p runs/smoke

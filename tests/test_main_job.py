@@ -87,6 +87,22 @@ def test_every_method_trains_saves_and_translates(method, run_name):
     assert tr.translate(volume).shape == volume.shape
 
 
+def test_image_folders_train_and_translate(run_name, tmp_path):
+    "Two folders of PNG files: trained, and one file translated by the command; PNG in, PNG of the same size and depth out."
+    from PIL import Image
+    r = papermill(('dataset', 'folder'), ('root', 'made'), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'))
+    assert r.returncode == 0, r.stderr[-3000:]
+    m = json.loads((ROOT/'runs'/run_name/'metrics.json').read_text())
+    assert all(re.fullmatch(r'sub-\d+', s) for part in m['split'].values() for s in part)          # grouped by subject, not by slice
+    source = sorted((ROOT/'data'/'made').glob('folder-*/A/*.png'))[0]
+    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(ROOT/'runs'/run_name/'model'), str(source), str(tmp_path/'b.png'), '--steps', '1'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    a, b = Image.open(source), Image.open(tmp_path/'b.png')
+    assert a.size == b.size and a.mode == b.mode == 'L' and np.asarray(b).std() > 0
+    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(ROOT/'runs'/run_name/'model'), str(next((ROOT/'data'/'made').glob('*/**/*.nii.gz'))), str(tmp_path/'c.nii.gz')], capture_output=True, text=True)
+    assert r.returncode == 1 and 'not on volumes' in r.stderr and r.stderr.count('\n') == 1
+
+
 @pytest.mark.parametrize('parameters, words', [
     ([('datset', 'ixi')], ["unknown parameter 'datset'", "did you mean 'dataset'"]),
     ([('dataset', 'oasis')], ["unknown data set 'oasis'", 'phantom, bids, ixi, folder']),

@@ -488,8 +488,9 @@ class Protocol:
         if self.modality == 'T1w' and self.ti is not None and self.train < 1: raise InputError('T1w: with an inversion time, say how many pulses follow it (train)')
 
 # %% ../nbs/10_phantom.ipynb #6d78f2e6
+# maker, model, tesla; the model at IOP is not published and 'Signa' is assumed
 sites = {'Guys': ('Philips', 'Gyroscan Intera', 1.5), 'HH': ('Philips', 'Intera', 3.0), 'IOP': ('GE', 'Signa', 1.5)}
-timings = {  # tr, te, ti, flip, train; published by IXI for T1w, T2w, PDw of Guys and HH except ti and Guys' train; the rest assumed
+timings = {  # tr, te, ti, flip, train; T1w, T2w, PDw of Guys and HH after IXI's published parameters (ti and Guys' train assumed); the rest assumed
     'Guys': {'T1w': (9.813, 4.603, 850., 8., 192), 'T2w': (8178.34, 100.), 'PDw': (8178.34, 8.), 'FLAIR': (9000., 120., 2450.)},
     'HH':   {'T1w': (9.6, 4.6, 950., 8., 208),     'T2w': (5725.79, 100.), 'PDw': (5725.79, 8.), 'FLAIR': (11000., 125., 2660.)},
     'IOP':  {'T1w': (16., 5.2, None, 24., 0),      'T2w': (4200., 85.),    'PDw': (4200., 14.),  'FLAIR': (8000., 140., 2330.)}}

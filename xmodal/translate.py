@@ -56,7 +56,7 @@ class Translator:
         return np.concatenate(out)
 
     def translate(self,
-        source,        # path of a NIfTI, PNG or TIFF file; nibabel image; array or tensor, see below
+        source,        # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor, see below
         steps:int=None, seed:int=0, tau:str=None, batch:int=8, progress:bool=False,
     ):                 # the same kind: nibabel image for a volume, array for an image, tensor for a tensor
         "Translate one volume or image. NIfTI: same grid, orientation and affine, target units. Arrays: see `translate_array`."
@@ -65,9 +65,10 @@ class Translator:
             if str(source).lower().endswith(IMAGE_ENDINGS): return translate_image(self, load_image(source), source, **kw)
             return translate_volume(self, source, **kw)
         if hasattr(source, 'affine') and hasattr(source, 'get_fdata'): return translate_volume(self, source, **kw)
+        if hasattr(source, 'getbands'): source = np.asarray(source)                       # a PIL image
         if torch.is_tensor(source): return translate_tensor(self, source, **kw)
         if isinstance(source, np.ndarray): return translate_array(self, source, **kw)
-        raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel image, a numpy array or a tensor')
+        raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL image, a numpy array or a tensor')
 
 # %% ../nbs/50_translate.ipynb #ee3502fc
 def translate_volume(tr, source, **kw):
