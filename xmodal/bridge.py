@@ -147,7 +147,7 @@ def transition(
     r = (a_t + b_t)/(a_s + b_s)
     return r*x_s + (a_t - r*a_s)*x0 + (b_t - r*b_s)*y + (c_t**2 - (r*c_s)**2).clamp(min=0).sqrt()*eps
 
-# %% ../nbs/01_bridge.ipynb #1d5ed947
+# %% ../nbs/01_bridge.ipynb #b65852bb
 class Tabulated(Bridge):
     "A bridge given by tables of a, b, c at equally spaced times from 0 to 1, linear in between."
     def __init__(self, a, b, c): # 1-D arrays of one length
