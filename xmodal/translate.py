@@ -15,8 +15,8 @@ import torch
 from .core import InputError, atomic, item_seed
 from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_nifti, to_plane, to_square, window_of
 from .methods import get_method
-from .sample import rules, sample, uniform
-from .store import load_model
+from .sample import rules, sample
+from .store import load_model, stored_grid
 
 # %% ../nbs/50_translate.ipynb #dea8de14
 class Translator:
@@ -47,11 +47,12 @@ class Translator:
         if tau not in rules: raise InputError(f"unknown noise rule {tau!r}: use one of {', '.join(rules)}")
         if not (isinstance(steps, int) and steps >= 1): raise InputError(f'steps must be a whole number of 1 or more, got {steps!r}')
         if not (isinstance(batch, int) and batch >= 1): raise InputError(f'batch must be a whole number of 1 or more, got {batch!r}')
+        grid = stored_grid(self.config, steps)
         y, names, out = np.asarray(y, dtype=np.float32), range(len(y)) if names is None else names, []
         with tqdm(total=len(y), desc='translating', unit='slice', disable=not progress, leave=False) as bar:
             for i in range(0, len(y), batch):
                 yb = torch.from_numpy(y[i:i + batch]).to(self.device)
-                out.append(sample(self.den, yb, uniform(steps), tau=rules[tau], seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]]).float().cpu().numpy())
+                out.append(sample(self.den, yb, grid, tau=rules[tau], seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]]).float().cpu().numpy())
                 bar.update(len(yb))
         return np.concatenate(out)
 

@@ -1,0 +1,69 @@
+"""The notebooks in a real browser: opened in JupyterLab, run from top to bottom, a slider moved, the picture seen to change.
+
+    pytest --slow tests/test_browser.py        needs Chromium (Debian: apt-get install chromium) and `pip install playwright`
+
+The path of the browser is taken from XMODAL_BROWSER, else found as chromium, chromium-browser or google-chrome.
+Screenshots go to runs/browser/.
+"""
+import os, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+BROWSER = os.environ.get('XMODAL_BROWSER') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "A JupyterLab over a copy of the notebooks; gives its address."
+    if not BROWSER: pytest.skip('no Chromium found: install one or set XMODAL_BROWSER')
+    copy = tmp_path_factory.mktemp('lab')
+    shutil.copytree(ROOT/'nbs', copy/'nbs'); shutil.copy(ROOT/'settings.ini', copy)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JUPYTER_CONFIG_DIR': str(copy/'config'), 'OMP_NUM_THREADS': '1'}
+    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.token=', '--ServerApp.password=', f'--ServerApp.root_dir={copy/"nbs"}', '--LabApp.news_url=None'],
+                              env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f'http://127.0.0.1:{port}'
+    for _ in range(120):
+        try: urllib.request.urlopen(f'{url}/api', timeout=2); break
+        except OSError: time.sleep(.5)
+    yield url
+    server.terminate(); server.wait(20)
+
+
+@pytest.mark.parametrize('notebook', ['01_bridge', '02_mixing', '03_sample', '04_energy'])
+def test_a_slider_changes_the_picture(lab, notebook):
+    from playwright.sync_api import sync_playwright
+    shots = ROOT/'runs'/'browser'; shots.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        page = browser.new_page(viewport=dict(width=1300, height=1000))
+        page.goto(f'{lab}/lab/tree/{notebook}.ipynb?reset', wait_until='domcontentloaded', timeout=60_000)
+        page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
+        page.click('text="Run"'); page.click('text="Run All Cells"')
+        # the last cells of a windowed notebook exist only when scrolled to: go to the end until the sliders are there
+        slider = page.locator('.jp-OutputArea .widget-slider [role="slider"], .jp-OutputArea .noUi-handle').first
+        for _ in range(120):
+            page.locator('.jp-WindowedPanel-outer').first.evaluate('e => e.scrollTop = e.scrollHeight')
+            if slider.count() and page.locator('.jp-OutputArea-output .widget-interact img').count(): break
+            assert not page.locator('[data-mime-type="application/vnd.jupyter.stderr"]:has-text("Traceback")').count()
+            time.sleep(1)
+        picture = page.locator('.widget-interact img').first
+        picture.scroll_into_view_if_needed(timeout=20_000)
+        before = picture.get_attribute('src')
+        slider.focus()
+        start = time.perf_counter()
+        for _ in range(4): page.keyboard.press('ArrowRight')
+        for _ in range(100):
+            if picture.get_attribute('src') != before: break
+            time.sleep(.05)
+        seconds = time.perf_counter() - start
+        page.screenshot(path=str(shots/f'{notebook}.png'))
+        assert picture.get_attribute('src') != before, 'the picture did not change'
+        print(f'{notebook}: picture changed {seconds:.2f} s after the slider moved')
+        browser.close()
