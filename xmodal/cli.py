@@ -40,6 +40,9 @@ def main(
     except InputError as e:
         print(f'xmodal: {e}', file=sys.stderr)
         return 1
+    except (OSError, MemoryError) as e:       # a full disk, a folder that cannot be written, ...
+        print(f'xmodal: {getattr(e, "filename", None) or a.output}: {getattr(e, "strerror", None) or type(e).__name__}; choose another output, or free space or memory', file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print('xmodal: interrupted; finished files are whole, unfinished ones absent', file=sys.stderr)
         return 130

@@ -86,8 +86,10 @@ def atomic(
     tmp = path.with_name(f'.{os.getpid()}.part.{path.name}')
     try:
         yield tmp
-        if tmp.is_dir() and path.is_dir(): shutil.rmtree(path)
+        old = path.with_name(f'.{os.getpid()}.old.{path.name}')
+        if tmp.is_dir() and path.is_dir(): os.replace(path, old)        # the old folder stays whole until the new one is in place
         os.replace(tmp, path)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink(missing_ok=True)
         raise
@@ -158,7 +160,8 @@ def settle(
 ) -> dict:         # name -> value, each of the type of its default
     "Check and convert a notebook's parameters; raises InputError for unknown names and wrong types."
     import difflib
-    for k in sorted(set(snapshot(names)) - set(defaults)):
+    plain = {k for k, v in names.items() if not k.startswith('_') and k not in ('In', 'Out') and (v is None or isinstance(v, (bool, int, float, str, list, tuple, dict)))}
+    for k in sorted(plain - set(defaults) - {'defaults'}):
         near_ = difflib.get_close_matches(k, defaults, 1)
         raise InputError(f"unknown parameter {k!r}" + (f", did you mean {near_[0]!r}?" if near_ else f"; known: {', '.join(sorted(defaults))}"))
     return {k: convert(k, names[k], v) for k, v in defaults.items()}

@@ -37,9 +37,9 @@ def channel_bridge(channels, base='cosine', keep=0.5, **mix):
     "CDTSDE with one polynomial per channel."
     return CDTSDE(ChannelMix(channels, **mix), base=base, keep=keep)
 
-def fixed_bridge(channels, base='cosine', keep=0.5, power=1.):
-    "CDTSDE with a fixed schedule lam**power."
-    return CDTSDE(FixedMix(power), base=base, keep=keep)
+def fixed_bridge(channels, base='cosine', keep=0.5, **mix):
+    "CDTSDE with a fixed schedule; options power, squash, eps of FixedMix."
+    return CDTSDE(FixedMix(**mix), base=base, keep=keep)
 
 def released_bridge(channels, base='released', keep=0.5, **mix):
     "CDTSDE as its released code runs it: mean position code, bounded modulation, open ends, the field averaged at inference."
@@ -50,8 +50,8 @@ methods = dict(
     cdtsde=Method('CDTSDE with the dynamic per-pixel field (ICLR 2026)', cdtsde_bridge),
     cdtsde_channel=Method('CDTSDE, one polynomial schedule per channel (its Section 6.13)', channel_bridge),
     cdtsde_linear=Method('CDTSDE, fixed linear domain shift (its ablation)', fixed_bridge),
-    cdtsde_square=Method('control: CDTSDE with the fixed schedule lam^2', lambda channels, power=2., **kw: fixed_bridge(channels, power=power, **kw)),
-    cdtsde_released=Method('CDTSDE as released: averaged field at inference, open ends', released_bridge),
+    cdtsde_square=Method('control: the fixed schedule u = lam^2 with the same squash as cdtsde', lambda channels, power=2., squash='logistic', **kw: fixed_bridge(channels, power=power, squash=squash, **kw)),
+    cdtsde_released=Method('CDTSDE close to its release: averaged field at inference, open ends', released_bridge),
     dossr=Method('DOSSR, linear domain shift with L1 loss (Cui et al., 2025)', lambda channels, base='released', **kw: fixed_bridge(channels, base=base, **kw), loss='l1'),
     diffusion=Method('conditional diffusion, b = 0, velocity prediction, zero terminal SNR', lambda channels, **kw: VP(**kw), pred='v', weight='net'),
     regression=Method('one-step regression of the target', lambda channels: Rectified(), pred='x0', steps=1, times='one'),
@@ -70,4 +70,4 @@ def make_bridge(
 ) -> Bridge:
     "Build the bridge of a method; raises InputError for an option it does not have."
     try: return get_method(name).bridge(channels, **options)
-    except TypeError as e: raise InputError(f'method {name}: bridge options {sorted(options)} do not fit ({e})') from None
+    except (TypeError, ValueError) as e: raise InputError(f'method {name}: bridge options {options} do not fit ({e})') from None

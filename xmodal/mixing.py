@@ -58,11 +58,11 @@ def finish(
 
 # %% ../nbs/02_mixing.ipynb #9e25cb04
 class FixedMix(nn.Module):
-    "A field without parameters: lam**power, the same in every pixel. Power 1 is DOSSR's linear domain shift."
-    def __init__(self, power:float=1.):
+    "A field without parameters: u = lam**power in every pixel, squashed or not. Power 1 without squash is DOSSR's linear domain shift."
+    def __init__(self, power:float=1., squash='none', eps:float=RELEASED_EPS):
         super().__init__()
-        self.power = power
-    def forward(self, lam, y=None): return lam**self.power
+        self.power, self.squash, self.eps = power, squash, eps
+    def forward(self, lam, y=None): return finish(lam**self.power, lam, self.squash, self.eps)
 
 # %% ../nbs/02_mixing.ipynb #213fdbbb
 class SpatialMix(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from .core import InputError, mend_torchvision
-from .denoise import Denoiser
+from .denoise import Denoiser, predictions
 from .methods import get_method, make_bridge
 
 # %% ../nbs/21_nets.ipynb #5eeabbe5
@@ -43,6 +43,7 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
         self.config = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers, attention=attention, dropout=dropout)
         widths, n = [ch*m for m in mults], len(mults)
+        if n < 1 or layers < 1 or min(widths) < 1: raise ValueError(f'ch, layers and every multiplier must be 1 or more, got ch={ch}, mults={tuple(mults)}, layers={layers}')
         self.multiple = 2**(n - 1)
         self.unet = UNet2DModel(
             in_channels=2*channels, out_channels=channels, block_out_channels=widths, layers_per_block=layers, dropout=dropout,
@@ -68,5 +69,6 @@ def build(
     "Build the denoiser of a method; raises InputError for unknown names and options."
     m = get_method(method)
     try: unet = UNet(channels, **(net or {}))
-    except TypeError as e: raise InputError(f'network sizes {net} do not fit UNet ({e})') from None
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e: raise InputError(f'network sizes {net} do not fit UNet ({e})') from None
+    if (pred or m.pred) not in predictions: raise InputError(f"unknown prediction type {pred!r}: use one of {', '.join(predictions)}")
     return Denoiser(unet, make_bridge(method, channels, **(bridge or {})), pred or m.pred)

@@ -15,6 +15,7 @@ import torch
 
 from . import __version__
 from .core import atomic, project_root, show_grid, table_dtype
+from .mixing import RELEASED_EPS, finish
 
 # %% ../nbs/41_report.ipynb #fea21cda
 def environment() -> dict:
@@ -51,12 +52,12 @@ def fig_training(
     logs = log if isinstance(log, dict) else {'': log}
     fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.8), layout='constrained')
     for name, l in logs.items():
-        axes[0].semilogy(l.step, l.loss, label=name or 'loss')
+        axes[0].semilogy(l.step, l.loss, '.-', ms=3, lw=1, label=name or 'loss')
         v = l.dropna(subset=['val_psnr'])
         axes[1].plot(v.step, v.val_psnr, 'o-', ms=3, label=name)
     for name, l in logs.items():
         if l.mix_shift.notna().any():
-            axes[2].plot(l.step, l.mix_shift, label=f'{name} mean of Λ − λ'.strip()); axes[2].plot(l.step, l.mix_spread, '--', label=f'{name} spread over pixels'.strip())
+            axes[2].plot(l.step, l.mix_shift, '.-', ms=3, lw=1, label=f'{name} mean of Λ − λ'.strip()); axes[2].plot(l.step, l.mix_spread, '.--', ms=3, lw=1, label=f'{name} spread over pixels'.strip())
     if floor is not None: axes[2].axhline(floor, color='k', ls=':', lw=1, label='lowest possible mean')
     axes[2].axhline(0, color='0.8', lw=.8, zorder=0)
     axes[0].set(title='denoising loss', xlabel='step'); axes[1].set(title='PSNR of sampled validation images', xlabel='step', ylabel='dB'); axes[2].set(title='mixing field at λ = 1/2', xlabel='step')
@@ -84,7 +85,8 @@ def fig_mix(
         im = ax.imshow(field(float(l)), cmap='viridis', vmin=0, vmax=1); ax.set(xticks=[], yticks=[]); ax.set_title(f'Λ at λ = {l}', fontsize=9)
     fig.colorbar(im, ax=axes[:-1], fraction=.03, pad=.02)
     h, w = curves.shape[1:]
-    axes[-1].plot(grid, grid, 'k:', lw=1, label='λ'); axes[-1].plot(grid, grid**2, 'k--', lw=.8, label='λ²'); axes[-1].plot(grid, curves.mean((1, 2)), 'tab:red', label='image mean')
+    low = finish(torch.tensor(grid)**2, torch.tensor(grid), getattr(bridge.mix, 'squash', 'none'), getattr(bridge.mix, 'eps', RELEASED_EPS))
+    axes[-1].plot(grid, grid, 'k:', lw=1, label='λ'); axes[-1].plot(grid, low, 'k--', lw=.8, label='lowest (u = λ²)'); axes[-1].plot(grid, curves.mean((1, 2)), 'tab:red', label='image mean')
     for v in (.2, .5, .8): axes[-1].plot(grid, curves[:, int(v*h), int(v*w)], color='0.6', lw=.8)
     axes[-1].set(xlabel='base step λ', ylabel='Λ'); axes[-1].legend(fontsize=7)
     return fig

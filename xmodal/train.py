@@ -115,6 +115,8 @@ def save_checkpoint(
     step:int,   # finished optimiser steps
     den, opt, ema, # denoiser, optimiser, EMAModel or None
     recipe, model:dict, # what was started
+    origin:dict=None,   # what the data were: must agree when the run is continued
+    seconds:float=0.,   # training time so far
 ):
     "Write checkpoint `step` atomically, then delete older ones."
     old = checkpoints(folder)
@@ -123,18 +125,20 @@ def save_checkpoint(
         save_tensors(den.state_dict(), Path(tmp)/'model.safetensors')
         save_tensors(pack_optimizer(opt), Path(tmp)/'optim.safetensors')
         if ema: save_tensors({f'{i:05d}': v for i, v in enumerate(ema.shadow_params)}, Path(tmp)/'ema.safetensors')
-        (Path(tmp)/'state.json').write_text(json.dumps(dict(step=step, recipe=asdict(recipe), model=model), indent=1))
+        (Path(tmp)/'state.json').write_text(json.dumps(dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {}), indent=1))
     for o in old:
         if o.name != f'step-{step:06d}': shutil.rmtree(o, ignore_errors=True)
 
-def load_checkpoint(folder, den, opt, ema, recipe, model) -> int:
-    "Continue from the newest checkpoint; returns the number of finished steps (0 if there is none)."
+def load_checkpoint(folder, den, opt, ema, recipe, model, origin=None):
+    "Continue from the newest checkpoint; returns finished steps and seconds spent (0, 0 if there is none). Raises InputError if recipe, model or data differ."
     found = checkpoints(folder)
-    if not found: return 0
+    if not found:
+        print(f'nothing to resume in {folder}: starting from the beginning')
+        return 0, 0.
     path = found[-1]
     state = json.loads((path/'state.json').read_text())
-    now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model)))
-    for part in ('recipe', 'model'):
+    now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
+    for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
             if was != is_: raise InputError(f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use the same value, another run name, or resume False to start over')
@@ -143,7 +147,7 @@ def load_checkpoint(folder, den, opt, ema, recipe, model) -> int:
     if ema:
         shadow = load_tensors(path/'ema.safetensors')
         ema.shadow_params, ema.optimization_step = [shadow[k].to(p.device) for k, p in zip(sorted(shadow), ema.shadow_params)], state['step']
-    return state['step']
+    return state['step'], state['seconds']
 
 # %% ../nbs/30_train.ipynb #050e38ee
 @contextlib.contextmanager
@@ -165,7 +169,7 @@ def stop_flag():
 def predict(
     den,              # Denoiser (or anything `sample` takes)
     data,             # dataset of dicts with 'y'
-    steps:int=5,      # network calls per image
+    steps=5,          # network calls per image, or a grid of times
     tau='markov',     # noise rule by name
     batch:int=16,
     seed:int=0,
@@ -174,11 +178,11 @@ def predict(
 ) -> np.ndarray:      # (N, C, H, W) float32
     "Sample a translation for every item of a data set."
     from tqdm.auto import tqdm
-    out = []
+    out, grid = [], uniform(steps) if isinstance(steps, int) else steps
     for i in tqdm(range(0, len(data), batch), desc='translating', disable=not progress, leave=False):
         items = range(i, min(i + batch, len(data)))
         y = torch.stack([data[j]['y'] for j in items]).to(device)
-        out.append(sample(den, y, uniform(steps), tau=rules[tau], seeds=[item_seed(seed, 'item', j) for j in items]).float().cpu().numpy())
+        out.append(sample(den, y, grid, tau=rules[tau], seeds=[item_seed(seed, 'item', j) for j in items]).float().cpu().numpy())
     return np.concatenate(out)
 
 # %% ../nbs/30_train.ipynb #d2d58eb3
@@ -221,6 +225,7 @@ def train(
     method:str,          # row of `methods`: its loss, weight and times
     recipe:Recipe,
     model:dict=None,     # arguments of `build`, stored with the checkpoints
+    origin:dict=None,    # where the data come from (source, target, split, ...): a run is continued only with the same
     val=None,            # data set to sample during training; first 16 items
     val_every:int=0,     # steps between validations; 0: only at the end
     save_every:int=0,    # steps between checkpoints; 0: only at the end
@@ -241,7 +246,8 @@ def train(
     ckpt = out/'checkpoints'
     if not resume and acc.is_main_process: shutil.rmtree(ckpt, ignore_errors=True)
     acc.wait_for_everyone()
-    start = load_checkpoint(ckpt, den, opt, ema, r, model or {}) if resume else 0
+    start, spent = load_checkpoint(ckpt, den, opt, ema, r, model or {}, origin) if resume else (0, 0.)
+    begun = time.perf_counter()
     log = Log(out/'log.csv', start) if acc.is_main_process else None
     loss_fn, opt = acc.prepare(PairLoss(den, m.loss, m.weight), opt)
     loader = DataLoader(Draws(data, r.seed, m.times), batch_sampler=StepBatches(start, r.steps, r.batch, acc.process_index, acc.num_processes),
@@ -265,14 +271,16 @@ def train(
                 total, seen, clock = torch.zeros_like(total), 0, time.perf_counter()
             if acc.is_main_process and (done == r.steps or stop or (save_every and done % save_every == 0)):
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                save_checkpoint(ckpt, done, den, opt.optimizer, ema, r, model or {})
+                save_checkpoint(ckpt, done, den, opt.optimizer, ema, r, model or {}, origin, spent + time.perf_counter() - begun)
             if stop: break
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     acc.wait_for_everyone()
     if ema: ema.copy_to(den.parameters())
     den.eval()
-    return pd.read_csv(out/'log.csv')
+    log = pd.read_csv(out/'log.csv')
+    log.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']     # all parts of a continued run
+    return log
 
 # %% ../nbs/30_train.ipynb #654e22d4
 def accelerator(precision='no', device=None):

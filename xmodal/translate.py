@@ -16,7 +16,7 @@ from .core import InputError, atomic, item_seed
 from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_nifti, to_plane, to_square, window_of
 from .methods import get_method
 from .sample import rules, sample
-from .store import load_model, stored_grid
+from .store import check_data_section, load_config, load_model, stored_grid
 
 # %% ../nbs/50_translate.ipynb #dea8de14
 class Translator:
@@ -30,8 +30,11 @@ class Translator:
     ):               # a Translator
         "Open a model folder; raises InputError with one line if it cannot be used."
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-        try: torch.empty(0, device=device)
-        except (RuntimeError, AssertionError): raise InputError(f'device {device!r} cannot be used here; try cpu') from None
+        try:
+            if str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'): raise RuntimeError
+            torch.ones(1, device=device).sum().item()
+        except (RuntimeError, AssertionError, ValueError, NotImplementedError): raise InputError(f'device {device!r} cannot be used here; try cpu') from None
+        check_data_section(load_config(folder), Path(folder)/'config.json')
         return cls(*load_model(folder, device), device)
 
     def run(self,
@@ -54,7 +57,9 @@ class Translator:
                 yb = torch.from_numpy(y[i:i + batch]).to(self.device)
                 out.append(sample(self.den, yb, grid, tau=rules[tau], seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]]).float().cpu().numpy())
                 bar.update(len(yb))
-        return np.concatenate(out)
+        out = np.concatenate(out) if out else np.zeros_like(y)
+        if not np.isfinite(out).all(): raise InputError('the translation holds NaN or infinite values: the weights are damaged, or the input is far outside what the model can take')
+        return out
 
     def translate(self,
         source,        # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor, see below
@@ -79,7 +84,7 @@ def translate_volume(tr, source, **kw):
     if d.get('kind') != 'volume': raise InputError(f"this model was trained on {d.get('kind')}s of data set {d.get('dataset')}, not on volumes; give it PNG or TIFF images")
     y, affine = to_plane(img, d['spacing'], d['size'], window_of(np.asarray(img.dataobj), d['source_window']))
     x0_hat = tr.run(np.repeat(y[:, None], tr.config['model']['channels'], 1), **kw).mean(1)
-    out = nib.Nifti1Image(Window(*d['target_window']).unscale(from_plane(x0_hat, affine, like)).astype(np.float32), like.affine)
+    out = nib.Nifti1Image(Window(*d['target_window']).unscale(from_plane(x0_hat, affine, like)).astype(np.float32).reshape(like.shape), like.affine)
     copy_space(like.header, out.header)
     return out
 
@@ -107,10 +112,12 @@ def translate_tensor(tr, x, **kw):
     "Translate a scaled (N, C, H, W) tensor; returns a tensor on its device."
     c = tr.config['model']['channels']
     if x.ndim != 4 or x.shape[1] != c: raise InputError(f'a tensor must be (N, {c}, H, W), scaled to [-1, 1], got {tuple(x.shape)}')
+    if not (x.is_floating_point() and x.isfinite().all()): raise InputError(f'a tensor must be floating point, finite and scaled to [-1, 1], got {x.dtype}')
     return torch.from_numpy(tr.run(x.detach().cpu().numpy(), **kw)).to(x.device)
 
 def translate_array(tr, a, **kw):
     "Translate an integer image (H, W[, 3]) or floating-point axial slices (H, W) or (S, H, W)."
+    if a.size == 0: raise InputError(f'the array is empty: shape {a.shape}')
     if a.dtype.kind in 'ub': return translate_image(tr, (np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype), **kw)
     if a.dtype.kind != 'f' or a.ndim not in (2, 3): raise InputError(f'an array must be unsigned integer (H, W) or (H, W, 3), or floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}')
     if not np.isfinite(a).all(): raise InputError('the array holds NaN or infinite values; replace them before use')
@@ -158,6 +165,8 @@ def translate_paths(
         translate_file(tr, source, output, overwrite, progress=progress, **kw)
         return []
     files = sorted(p for p in source.iterdir() if p.is_file() and kind_of(p) and not p.name.startswith('.'))
+    left = sorted(p.name for p in source.iterdir() if not p.name.startswith('.') and p not in files)
+    if files and left and progress: print(f'not translated, because they are folders or other kinds of file: {", ".join(left[:8])}{" ..." if len(left) > 8 else ""}')
     if not files: raise InputError(f"{source}: holds no {', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)} file")
     if output.is_file(): raise InputError(f'{output}: is a file; a folder is translated into a folder')
     bad = []
