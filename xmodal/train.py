@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Draws', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer', 'checkpoints', 'save_checkpoint',
            'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups', 'Log', 'psnr_of', 'train',
-           'accelerator', 'make_ema', 'train_step', 'check_finite', 'validate']
+           'accelerator', 'make_loader', 'log_row', 'make_ema', 'train_step', 'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -246,12 +246,10 @@ def train(
     ckpt = out/'checkpoints'
     if not resume and acc.is_main_process: shutil.rmtree(ckpt, ignore_errors=True)
     acc.wait_for_everyone()
-    start, spent = load_checkpoint(ckpt, den, opt, ema, r, model or {}, origin) if resume else (0, 0.)
-    begun = time.perf_counter()
+    (start, spent), begun = load_checkpoint(ckpt, den, opt, ema, r, model or {}, origin) if resume else (0, 0.), time.perf_counter()
     log = Log(out/'log.csv', start) if acc.is_main_process else None
     loss_fn, opt = acc.prepare(PairLoss(den, m.loss, m.weight), opt)
-    loader = DataLoader(Draws(data, r.seed, m.times), batch_sampler=StepBatches(start, r.steps, r.batch, acc.process_index, acc.num_processes),
-                        num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0)
+    loader = make_loader(acc, data, r, m.times, start, workers)
     first_bad, total, seen, clock = torch.full((), -1, device=acc.device), torch.zeros((), device=acc.device), 0, time.perf_counter()
     bar = tqdm(total=r.steps, initial=start, desc=f'training {method}', disable=not (progress and acc.is_main_process))
     with stop_flag() as stop:
@@ -263,8 +261,7 @@ def train(
             if done % log_every == 0 or done == r.steps or stop:
                 total, first_bad = acc.reduce(total, 'mean'), acc.gather(first_bad.reshape(1)).max()
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                row = dict(step=done, loss=f'{float(total)/seen:.6g}', lr=f'{lr_at(k, r):.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{(time.perf_counter() - clock)/seen:.4g}')
-                if hasattr(den.bridge, 'mix'): row.update({n: f'{float(v):.5g}' for n, v in mix_stats(den.bridge.mix, b['y'][:1].to(acc.device)).items()})
+                row = log_row(den, done, float(total)/seen, lr_at(k, r), norm, (time.perf_counter() - clock)/seen, b['y'][:1].to(acc.device))
                 if val is not None and acc.is_main_process and (done == r.steps or (val_every and done % val_every == 0)): row['val_psnr'] = f'{validate(den, ema, val, m, acc.device):.4g}'
                 bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False); bar.update(done - bar.n)
                 if log: log.add(**row)
@@ -278,9 +275,9 @@ def train(
     acc.wait_for_everyone()
     if ema: ema.copy_to(den.parameters())
     den.eval()
-    log = pd.read_csv(out/'log.csv')
-    log.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']     # all parts of a continued run
-    return log
+    frame = pd.read_csv(out/'log.csv')
+    frame.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']   # all parts of a continued run
+    return frame
 
 # %% ../nbs/30_train.ipynb #654e22d4
 def accelerator(precision='no', device=None):
@@ -292,6 +289,16 @@ def accelerator(precision='no', device=None):
     if str(device).startswith('cuda') and not torch.cuda.is_available(): raise InputError("device 'cuda' was asked for, but torch sees no GPU here; use -p device cpu")
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
+
+def make_loader(acc, data, r, times, start, workers):
+    "The batches of this process from step `start` on."
+    return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch, acc.process_index, acc.num_processes),
+                      num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0)
+
+def log_row(den, step, loss, lr, norm, seconds, y) -> dict:
+    "One row of the log, with the state of the mixing field if there is one."
+    field = mix_stats(den.bridge.mix, y) if hasattr(den.bridge, 'mix') else {}
+    return dict(step=step, loss=f'{loss:.6g}', lr=f'{lr:.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{seconds:.4g}', **{n: f'{float(v):.5g}' for n, v in field.items()})
 
 def make_ema(den, r):
     "diffusers' EMAModel over all parameters, or None."
