@@ -61,12 +61,12 @@ def scaled(
 
 rules = dict(zero=zero, markov=markov, vp=vp)
 
-# %% ../nbs/03_sample.ipynb #817bd094
+# %% ../nbs/03_sample.ipynb #f15d4038
 def extrapolate(
     x0_hat, last,         # estimates at t and at the time before it
     before, at_t, at_s,   # (a, b, c) at the time before, at t, and at s
 ):                        # estimate in the middle of the step
-    "DPM-Solver++(2M): x0_hat + h/(2 h') (x0_hat - last), per pixel; unchanged where lambda is 0 or infinite."
+    "DPM-Solver++(2M): x0_hat + h/(2 h') (x0_hat - last), per pixel; unchanged where c/a is 0 or infinite."
     finite = lambda v: (v[0] > 0) & (v[2] > 0)
     log = lambda v: torch.log(torch.where(finite(v), v[2]/torch.where(v[0] > 0, v[0], torch.ones_like(v[0])), torch.ones_like(v[2])))
     l0, l1, l2 = log(before), log(at_t), log(at_s)
@@ -121,12 +121,12 @@ def sample(
         if callback: callback(dict(i=i, t=grid[i].item(), s=grid[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
-# %% ../nbs/03_sample.ipynb #5f4470cf
+# %% ../nbs/03_sample.ipynb #6e59444e
 class GaussianOracle:
-    "The exact denoiser for targets that are Gaussian given the source, x0 | y ~ N(rho y + m, v) per pixel."
-    def __init__(self, bridge, rho=0.6, m=0.1, v=0.25): self.bridge, self.rho, self.m, self.v = bridge, rho, m, v
+    "The exact denoiser for targets that are Gaussian given the source, x0 | y ~ N(slope y + m, v) per pixel."
+    def __init__(self, bridge, slope=0.6, m=0.1, v=0.25): self.bridge, self.slope, self.m, self.v = bridge, slope, m, v
 
-    def mean(self, y): return self.rho*y + self.m
+    def mean(self, y): return self.slope*y + self.m
 
     def __call__(self, x, t, y, ctx=None):
         a, b, c = (w.to(x.dtype) for w in self.bridge.coefs(t, y))

@@ -91,21 +91,25 @@ def load_model(
     except TypeError as e: raise InputError(f"{Path(folder)/'config.json'}: section 'model' does not describe a model ({e})") from None
     return load_weights(den, Path(folder)/'model.safetensors').eval().to(device), config
 
-# %% ../nbs/25_store.ipynb #c6da1132
+# %% ../nbs/25_store.ipynb #7a053f9c
 def add_grid(
     folder,         # model folder
     grid,           # from grid.fit_grid: n + 1 falling times, 1 to 0
     objective:str,  # what it was fitted to, e.g. 'bound' or 'psnr'
+    tau='markov',   # noise rule it was fitted under
 ):
     "Store a fitted grid in a model folder, for len(grid) - 1 steps."
     config, grid = load_config(folder), check_grid(grid).tolist()
-    config['data'].setdefault('grids', {})[str(len(grid) - 1)] = dict(objective=objective, grid=grid)
+    config['data'].setdefault('grids', {})[str(len(grid) - 1)] = dict(objective=objective, tau=tau, grid=grid)
     with atomic(Path(folder)/'config.json') as tmp: Path(tmp).write_text(json.dumps(config, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def stored_grid(
     config:dict, # of a model
     steps:int,
-):               # the stored grid for `steps`, else the uniform one
-    "The grid a model is sampled with."
+    tau='markov', # noise rule of the sampling
+):               # the stored grid for `steps` if it was fitted under this rule, else the uniform one
+    "The grid a model is sampled with; raises InputError for a stored grid of another length."
     fitted = config['data'].get('grids', {}).get(str(steps))
-    return check_grid(fitted['grid']) if fitted else uniform(steps)
+    if not fitted or fitted.get('tau', 'markov') != tau: return uniform(steps)
+    if len(fitted['grid']) != steps + 1: raise InputError(f"the stored grid for {steps} steps has {len(fitted['grid']) - 1}; the model folder is damaged, copy it again")
+    return check_grid(fitted['grid'])

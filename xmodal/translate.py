@@ -6,7 +6,7 @@
 __all__ = ['NIFTI_ENDINGS', 'Translator', 'translate_volume', 'copy_space', 'translate_image', 'translate_tensor',
            'translate_array', 'save_translation', 'kind_of', 'translate_paths', 'translate_file']
 
-# %% ../nbs/50_translate.ipynb #a31cf996
+# %% ../nbs/50_translate.ipynb #7a611489
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ import torch
 from .core import InputError, atomic, item_seed
 from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_nifti, to_plane, to_square, window_of
 from .methods import get_method
-from .sample import rules, sample
+from .sample import check_grid, rules, sample
 from .store import check_data_section, load_config, load_model, stored_grid
 
-# %% ../nbs/50_translate.ipynb #dea8de14
+# %% ../nbs/50_translate.ipynb #eab650f8
 class Translator:
     "A trained model, ready to translate files, images and arrays."
     def __init__(self, den, config:dict, device='cpu'): self.den, self.config, self.device = den, config, device
@@ -48,9 +48,10 @@ class Translator:
         d, m = self.config['data'], get_method(self.config['model']['method'])
         steps, tau = d.get('steps', m.steps) if steps is None else steps, tau or d.get('tau', m.tau)
         if tau not in rules: raise InputError(f"unknown noise rule {tau!r}: use one of {', '.join(rules)}")
-        if not (isinstance(steps, int) and steps >= 1): raise InputError(f'steps must be a whole number of 1 or more, got {steps!r}')
+        given = not isinstance(steps, (int, str, float)) and steps is not None                # a grid of times instead of a number
+        if not given and not (isinstance(steps, int) and steps >= 1): raise InputError(f'steps must be a whole number of 1 or more, or a grid of times, got {steps!r}')
         if not (isinstance(batch, int) and batch >= 1): raise InputError(f'batch must be a whole number of 1 or more, got {batch!r}')
-        grid = stored_grid(self.config, steps)
+        grid = check_grid(steps) if given else stored_grid(self.config, steps, tau)
         y, names, out = np.asarray(y, dtype=np.float32), range(len(y)) if names is None else names, []
         with tqdm(total=len(y), desc='translating', unit='slice', disable=not progress, leave=False) as bar:
             for i in range(0, len(y), batch):
