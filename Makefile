@@ -35,6 +35,7 @@ export: $(READY)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/make_readme.py
+	$(BIN)/python tests/make_cards.py
 
 clean:
 	rm -rf runs build dist *.egg-info

@@ -103,9 +103,38 @@ def test_image_folders_train_and_translate(run_name, tmp_path):
     assert r.returncode == 1 and 'not on volumes' in r.stderr and r.stderr.count('\n') == 1
 
 
+@pytest.mark.parametrize('dataset', ['phantom', 'bids', 'brats', 'pelvis', 'sentinel', 'pscde', 'csv'])
+def test_every_layout_is_made_checked_trained_and_translated(dataset, run_name, tmp_path):
+    "Made data in the layout of every data set (ixi and folder have tests of their own) goes all the way to a translated file."
+    r = papermill(('dataset', dataset), ('root', 'made'), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'), ('steps', 4))
+    assert r.returncode == 0, r.stderr[-3000:]
+    m = json.loads((ROOT/'runs'/run_name/'metrics.json').read_text()); config = json.loads((ROOT/'runs'/run_name/'model'/'config.json').read_text())
+    assert m['split']['train'] and m['split']['test'] and not set(m['split']['train']) & set(m['split']['test'])
+    if dataset == 'pelvis': assert config['data']['target_window'] == [-1000, 1000]
+    if dataset == 'sentinel': assert config['data']['channels'] == [1, 3]
+    from xmodal.layouts import find_records
+    q = m['parameters']; record = find_records(dataset, 'made', n=q['made_subjects'], seed=q['seed'], voxel=q['made_voxel'], pixels=q['made_pixels'])[0]
+    out = tmp_path/('b.png' if record.source.suffix == '.png' else 'b.nii.gz')
+    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(ROOT/'runs'/run_name/'model'), str(record.source), str(out), '--steps', '1'], capture_output=True, text=True)
+    assert r.returncode == 0 and out.exists(), r.stderr
+
+
+def test_a_faulty_data_set_stops_before_training(run_name, tmp_path):
+    "A pair whose target lies 24 mm off is an error of the check; `check False` goes on."
+    from xmodal.layouts import made_root
+    root = tmp_path/'bids'; shutil.copytree(made_root('bids', 6, 0, 4.), root)
+    bad = sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[1]; img = nib.load(bad)
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
+    words = (('dataset', 'bids'), ('root', root), ('smoke', 'True'), ('size', 64), ('limit', 0), ('name', run_name), ('baseline', 'False'), ('steps', 2))
+    r = subprocess.run([str(BIN/'xmodal'), 'data', 'check', 'bids', '--root', str(root), '--picture', str(tmp_path/'worst.png')], capture_output=True, text=True)
+    assert r.returncode == 1 and 'shift' in r.stdout and bad.name in r.stdout and (tmp_path/'worst.png').stat().st_size > 5000
+    bad.unlink(); shutil.copy(sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[0], bad)              # smoke uses four subjects: a duplicate among them is found as well
+    clean = subprocess.run([str(BIN/'xmodal'), 'data', 'check', 'phantom'], capture_output=True, text=True); assert clean.returncode == 0, clean.stdout
+
+
 @pytest.mark.parametrize('parameters, words', [
     ([('datset', 'ixi')], ["unknown parameter 'datset'", "did you mean 'dataset'"]),
-    ([('dataset', 'oasis')], ["unknown data set 'oasis'", 'phantom, bids, ixi, folder']),
+    ([('dataset', 'oasis')], ["unknown data set 'oasis'", 'phantom, bids, ixi, brats']),
     ([('dataset', 'ixi')], ['brain-development.org', 'CC BY-SA 3.0', 'data/ixi', 'phantom needs nothing']),
     ([('method', 'cdstde')], ["unknown method 'cdstde'", 'cdtsde_linear']),
     ([('steps', 'many')], ['steps must be a whole number', "'many'"]),
@@ -122,7 +151,7 @@ def test_wrong_parameters_are_named(parameters, words, run_name):
 
 
 def test_damaged_subject_is_named_and_leaves_nothing(tmp_path, run_name):
-    from xmodal.data import made_root
+    from xmodal.layouts import made_root
     root = tmp_path/'bids'; shutil.copytree(made_root('bids', 4, 0, 6.), root)
     bad = sorted(root.glob('sub-*/anat/*_T1w.nii.gz'))[1]; bad.write_bytes(bad.read_bytes()[:-200])
     caches = set((ROOT/'data'/'cache').iterdir()) if (ROOT/'data'/'cache').exists() else set()

@@ -167,6 +167,12 @@ def no_traces(root, tmp):
     return complaints
 
 
+def test_cards_in_sync():
+    "data/NAME.md are what the cards of nbs/15_cards say."
+    done = subprocess.run([sys.executable, ROOT/'tests/make_cards.py', '--check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 RULES = [export_in_sync, notebooks_clean, readme_in_sync, imports_point_down, papermill_ready, parameters_survive, literate, no_traces]
 
 @pytest.mark.parametrize('rule', RULES, ids=lambda r: r.__name__)

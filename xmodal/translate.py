@@ -6,14 +6,14 @@
 __all__ = ['NIFTI_ENDINGS', 'Translator', 'translate_volume', 'copy_space', 'translate_image', 'translate_tensor',
            'translate_array', 'save_translation', 'kind_of', 'translate_paths', 'translate_file']
 
-# %% ../nbs/50_translate.ipynb #7a611489
+# %% ../nbs/50_translate.ipynb #a590355c
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .core import InputError, atomic, item_seed
-from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_nifti, to_plane, to_square, window_of
+from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_volume, to_plane, to_square, window_of
 from .methods import get_method
 from .sample import check_grid, rules, sample
 from .store import check_data_section, load_config, load_model, stored_grid
@@ -77,11 +77,11 @@ class Translator:
         if isinstance(source, np.ndarray): return translate_array(self, source, **kw)
         raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL image, a numpy array or a tensor')
 
-# %% ../nbs/50_translate.ipynb #ee3502fc
+# %% ../nbs/50_translate.ipynb #dfadf96d
 def translate_volume(tr, source, **kw):
     "Translate a volume (path or nibabel image); returns a nibabel image on its own grid."
     import nibabel as nib
-    d, img, like = tr.config['data'], load_volume(source), open_nifti(source) if isinstance(source, (str, Path)) else source
+    d, img, like = tr.config['data'], load_volume(source), open_volume(source) if isinstance(source, (str, Path)) else source
     if d.get('kind') != 'volume': raise InputError(f"this model was trained on {d.get('kind')}s of data set {d.get('dataset')}, not on volumes; give it PNG or TIFF images")
     y, affine = to_plane(img, d['spacing'], d['size'], window_of(np.asarray(img.dataobj), d['source_window']))
     x0_hat = tr.run(np.repeat(y[:, None], tr.config['model']['channels'], 1), **kw).mean(1)
