@@ -138,7 +138,7 @@ class Report:
         over = [np.stack([np.where(e > np.percentile(e, 90), 1., np.clip((s + 1)/2, 0, 1)) if c == 0 else np.where(e > np.percentile(e, 90), .2, np.clip((s + 1)/2, 0, 1)) for c in range(3)])*2 - 1 for s, e in zip(y, edges)]
         return show_grid([list(y), list(x0), over], labels=['source', 'target', 'edges of the target\non the source'], titles=[d['r'].name] + ['']*(len(y) - 1), size=1.6)
 
-# %% ../nbs/14_check.ipynb #05e2ef56
+# %% ../nbs/14_check.ipynb #e4d18714
 def find_exchanged(looked, report, size=64, margin=1.15):
     "Pairs whose targets fit better the other way round."
     for start in range(0, len(looked), size):
@@ -152,16 +152,14 @@ def find_exchanged(looked, report, size=64, margin=1.15):
 
 def find_roles(looked, report, bins=16, margin=0.05):
     "Pairs whose joint grey values look like those of the others with source and target exchanged."
-    if len(looked) < 4: return
+    if len(looked) < 4 or looked[0]['channels'][0] != looked[0]['channels'][1]: return      # a grey source cannot be a colour target
     place = lambda v: np.clip((v.mean(1) + 1.2)/2.4*bins, 0, bins - 1).astype(int).ravel()
     joint = np.array([np.bincount(place(d['y'])*bins + place(d['x0']), minlength=bins*bins).reshape(bins, bins)/d['y'].mean(1).size for d in looked])
-    more = []
-    for k, P in enumerate(joint):
-        others = np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4)      # the median: one wrong pair does not spoil the table
-        more.append(float((P*(others.T - others)).sum()))                  # log likelihood per pixel, exchanged against as it is
-    usual = -np.median(more)
-    for d, m in zip(looked, more):
-        if usual > margin and m > .5*usual: report.add('error', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
+    tables = [np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint))]        # of the others; the median, so that one wrong pair does not spoil it
+    right, wrong = (np.array([float((P*t).sum()) for P, t in zip(joint, v)]) for v in (tables, [t.T for t in tables]))   # log likelihood per pixel
+    usual, low = np.median(right - wrong), np.percentile(right, 10)
+    for d, r, w in zip(looked, right, wrong):
+        if usual > margin and w - r > .5*usual and w > low: report.add('error', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
 
 # %% ../nbs/14_check.ipynb #c111decf
 def stands_out(gains, scale:float):
