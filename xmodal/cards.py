@@ -118,7 +118,7 @@ cards['folder'] = Card(title='two folders of images', about='PNG or TIFF files w
 cards['csv'] = Card(title='a table of pairs', about='Paths of source and target, and what is known of each pair.', access='Give the table, or the folder that holds pairs.csv, as root.', **general,
     layout='```\nsource,target,subject,split,mask,name,...\na/01.nii.gz,b/01.nii.gz,p01,train,,\n```\nOnly source and target are needed; paths are relative to the table.', splits='The column split (train, val, test), else by subject.', preparation='As for the kind of file.', traps='A subject on both sides of the split is refused.')
 
-# %% ../nbs/15_cards.ipynb #85027af5
+# %% ../nbs/15_cards.ipynb #521bf4a6
 def download(
     remote:Remote,
     path,         # where the file goes; PATH.part while it is unfinished
@@ -148,6 +148,7 @@ def download(
     os.replace(part, path)
     return path
 
+# %% ../nbs/15_cards.ipynb #8bcff14b
 def unpack(archive, folder) -> Path:
     "Unpack a tar or zip archive into a new folder, whole or not at all; raises InputError for members that point outside."
     archive = Path(archive)
@@ -165,6 +166,7 @@ def unpack(archive, folder) -> Path:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e: raise InputError(f'{archive}: not a whole tar or zip archive ({first_line(e)}); download it again') from None
     return Path(folder)
 
+# %% ../nbs/15_cards.ipynb #e29f1106
 def get(
     name:str,    # a card
     root,        # where the data set goes
