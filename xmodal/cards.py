@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['cards', 'general', 'Remote', 'Card', 'download', 'unpack', 'get']
 
-# %% ../nbs/15_cards.ipynb #aa3170d0
-import hashlib, os, shutil, tarfile, urllib.error, urllib.request, zipfile
+# %% ../nbs/15_cards.ipynb #e201b550
+import hashlib, http.client, os, shutil, tarfile, urllib.error, urllib.request, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Card:
         sections = [('How to get it', self.access), ('Licence', self.licence), ('Size', self.size), ('Layout', self.layout), ('Splits in the papers', self.splits), ('Preparation', self.preparation), ('Known traps', self.traps), ('Cite', self.cite)]
         return f'# {name}: {self.title}\n\n{self.about}\n\n' + '\n\n'.join(f'## {head}\n\n{text}' for head, text in sections) + '\n'
 
-# %% ../nbs/15_cards.ipynb #8de08daf
+# %% ../nbs/15_cards.ipynb #f46917df
 cards = {}
 cards['ixi'] = Card(
     title='brain MRI of healthy people, T1, T2, PD',
@@ -51,7 +51,7 @@ cards['ixi'] = Card(
     cite='IXI dataset, Biomedical Image Analysis Group, Imperial College London, https://brain-development.org/ixi-dataset/.',
     size='About 4 to 5 GB for each contrast; 581 T1, 578 T2, 578 PD; 577 people have T1 and T2.',
     layout='```\nIXI-T1/IXI002-Guys-0828-T1.nii.gz\nIXI-T2/IXI002-Guys-0828-T2.nii.gz\nIXI-PD/IXI002-Guys-0828-PD.nii.gz\nIXI.xls\n```',
-    splits='- CDTSDE: 500 pairs for training, 77 for test, T1 to T2 and T2 to T1; 577 is the number of people with both, so one axial slice of each person, position not given.\n- MetaDB: T1, T2, PD of 25 / 5 / 10 people (training / validation / test), 100 axial slices each: 12 000 images.\n- SynDiff and SelfRDB use the same 25 / 5 / 10.',
+    splits='- CDTSDE: 500 pairs for training, 77 for test, T1 to T2 and T2 to T1; 577 is the number of people with both, so it is probably one axial slice of each person; the paper gives neither that nor its position.\n- MetaDB: T1, T2, PD of 25 / 5 / 10 people (training / validation / test), 100 axial slices each: 12 000 images.\n- SynDiff uses the same 25 / 5 / 10.',
     preparation='xmodal resamples the source onto the axial slices of the target through both affines. SynDiff registers T2 and PD to T1 by an affine transform first; the papers here say "spatial alignment" and no more. `register=True` corrects rigid motion.',
     traps='- The T1 is sagittal and has another grid than T2 and PD: index by index they do not correspond.\n- About 20 people lack a contrast or a row of IXI.xls; some rows of IXI.xls are double.\n- The hospital is in the file name and is the scanner: a split by person still mixes scanners.\n- No skull stripping: a metric over the whole image is half a metric of air.',
     remote=dict(T1=Remote('http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T1.tar', '34901a0593b41dd19c1a1f746eac2d58', 'IXI-T1'),
@@ -66,7 +66,7 @@ cards['brats'] = Card(
     cite='Baid et al., The RSNA-ASNR-MICCAI BraTS 2021 benchmark on brain tumor segmentation and radiogenomic classification, arXiv:2107.02314, 2021.',
     size='1 251 patients in the training data, about 13 GB.',
     layout='```\nBraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz\n```\n(also one folder deeper)',
-    splits='- MetaDB: T1, T2, FLAIR of 25 / 10 / 20 patients, 100 axial slices each: 16 500 images.\n- SelfRDB\'s script: folders sorted, shuffled with seed 42, 25 / 5 / 10, slices 27 to 126.',
+    splits='- MetaDB: T1, T2, FLAIR of 25 / 10 / 20 patients, 100 axial slices each: 16 500 images.\n- SelfRDB\'s script: folders sorted, shuffled with seed 42, 25 / 5 / 10, slices 27 to 126, turned by -90 degrees; test metrics inside T1 > 0.1.',
     preparation='Background is exactly 0. SelfRDB scales every *slice* by its own minimum and maximum (`source_window slice:minmax` repeats that); here each volume has one window.',
     traps='- 2020 and earlier have other names and partly the same patients, 2023 and later other names and labels; the loader reads 2021 only.\n- There is no label 3.\n- The tumour is in the data of every contrast, but a mean over all voxels hardly sees it: report it by region.')
 
@@ -118,7 +118,7 @@ cards['folder'] = Card(title='two folders of images', about='PNG or TIFF files w
 cards['csv'] = Card(title='a table of pairs', about='Paths of source and target, and what is known of each pair.', access='Give the table, or the folder that holds pairs.csv, as root.', **general,
     layout='```\nsource,target,subject,split,mask,name,...\na/01.nii.gz,b/01.nii.gz,p01,train,,\n```\nOnly source and target are needed; paths are relative to the table.', splits='The column split (train, val, test), else by subject.', preparation='As for the kind of file.', traps='A subject on both sides of the split is refused.')
 
-# %% ../nbs/15_cards.ipynb #521bf4a6
+# %% ../nbs/15_cards.ipynb #38162623
 def download(
     remote:Remote,
     path,         # where the file goes; PATH.part while it is unfinished
@@ -140,7 +140,7 @@ def download(
                 with open(part, 'ab' if have else 'wb') as f, tqdm(total=total or None, initial=have, unit='B', unit_scale=True, desc=path.name, disable=not progress) as bar:
                     while block := reply.read(1 << 20): f.write(block); bar.update(len(block))
                 if total and part.stat().st_size < total: raise InputError(f'{remote.url}: the connection ended after {part.stat().st_size} of {total} bytes; run the command again, it goes on from there')
-    except (urllib.error.URLError, OSError) as e:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
         raise InputError(f'{remote.url}: cannot be downloaded ({first_line(getattr(e, "reason", e))}); check the connection and run the command again, or download it by hand to {path}') from None
     if remote.md5:
         with open(part, 'rb') as f: got = hashlib.file_digest(f, 'md5').hexdigest()
@@ -148,7 +148,7 @@ def download(
     os.replace(part, path)
     return path
 
-# %% ../nbs/15_cards.ipynb #8bcff14b
+# %% ../nbs/15_cards.ipynb #03ed0fa8
 def unpack(archive, folder) -> Path:
     "Unpack a tar or zip archive into a new folder, whole or not at all; raises InputError for members that point outside."
     archive = Path(archive)
@@ -158,15 +158,19 @@ def unpack(archive, folder) -> Path:
             if zipfile.is_zipfile(archive):
                 with zipfile.ZipFile(archive) as z:
                     for n in z.namelist():
-                        if n.startswith(('/', '\\')) or '..' in Path(n).parts or ':' in n: raise InputError(f'{archive}: holds {n!r}, which would be written outside the folder; do not use this archive')
+                        if n.startswith(('/', '\\')) or '..' in n.replace('\\', '/').split('/') or ':' in n: raise InputError(f'{archive}: holds {n!r}, which would be written outside the folder; do not use this archive')
                     z.extractall(tmp)
             else:
-                with tarfile.open(archive) as t: t.extractall(tmp, filter='data')
+                with tarfile.open(archive) as t:
+                    for m in t.getmembers():
+                        if m.name.startswith('/') or '..' in Path(m.name).parts: raise InputError(f'{archive}: holds {m.name!r}, which would be written outside the folder; do not use this archive')
+                        if not (m.isfile() or m.isdir() or m.islnk() or m.issym()): raise InputError(f'{archive}: holds {m.name!r}, which is neither a file nor a folder; do not use this archive')
+                    t.extractall(tmp, filter='data')
     except tarfile.FilterError as e: raise InputError(f'{archive}: holds {e.tarinfo.name!r}, which would be written outside the folder; do not use this archive') from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e: raise InputError(f'{archive}: not a whole tar or zip archive ({first_line(e)}); download it again') from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, FileNotFoundError) as e: raise InputError(f'{archive}: not a whole tar or zip archive ({first_line(e)}); download it again') from None
     return Path(folder)
 
-# %% ../nbs/15_cards.ipynb #e29f1106
+# %% ../nbs/15_cards.ipynb #c3e451bd
 def get(
     name:str,    # a card
     root,        # where the data set goes
@@ -177,7 +181,7 @@ def get(
     "Download and unpack a data set; raises InputError with the manual steps where that is not allowed."
     if name not in cards: raise InputError(f"unknown data set {name!r}: use one of {', '.join(cards)}")
     card, root, made = cards[name], Path(root), []
-    if not card.remote: raise InputError(f'{name} cannot be downloaded automatically ({card.licence}) ' + ' '.join(card.access.split()))
+    if not card.remote: raise InputError(f'{name} is not downloaded automatically. What to do: ' + ' '.join(card.access.split()) + f' Terms: {card.licence}')
     for part in only:
         if part not in card.remote: raise InputError(f"{name} has the parts {', '.join(card.remote)}, not {part!r}")
     for part, remote in card.remote.items():

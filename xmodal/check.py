@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
            'fingerprint_of', 'look', 'Finding', 'Report', 'find_exchanged', 'find_roles', 'stands_out',
-           'find_misplaced', 'find_copies', 'find_oddities', 'check', 'Looked']
+           'holds_in_parts', 'find_misplaced', 'find_copies', 'find_oddities', 'check', 'Looked']
 
 # %% ../nbs/14_check.ipynb #c19c212b
 import hashlib
@@ -58,7 +58,7 @@ def best_flip(a, b):
     name = max(got, key=got.get)
     return name, got[name] - base
 
-# %% ../nbs/14_check.ipynb #c7cbefb0
+# %% ../nbs/14_check.ipynb #718b80cf
 def saturation(v) -> float:
     "Share of the values above the mean that are exactly the largest one: near 0 for a scan, large if it was clipped."
     fg = v[v > v.mean()]
@@ -90,14 +90,15 @@ def look(r, p):
     use = both if len(both) else np.arange(len(y))
     pick = use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), 5).round().astype(int))]
     alive = [k for k in use if x0[k].std() > .02 and y[k].std() > .02]
-    return dict(r=r, error=None, **facts, y=y[pick], x0=x0[pick], prints=[(fingerprint_of(y[k]), fingerprint_of(x0[k])) for k in alive])
+    low, reach = ([np.percentile(v, 1) for v in (y, x0)], [(float(v.min()), float(v.max())) for v in (y, x0)])
+    return dict(r=r, error=None, **facts, rule=p['windows'], low=low, reach=reach, y=y[pick], x0=x0[pick], prints=[(fingerprint_of(y[k]), fingerprint_of(x0[k])) for k in alive])
 
-# %% ../nbs/14_check.ipynb #519d39b9
+# %% ../nbs/14_check.ipynb #11597201
 @dataclass(frozen=True)
 class Finding:
     "One thing that was found."
     level: str  # 'error' or 'warning'
-    what: str   # unpaired, unreadable, overlap, shift, flip, swapped, exchanged, leak, duplicate, channels, depth, saturated, empty
+    what: str   # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak, split, duplicate, channels, depth, range, saturated, empty
     text: str   # names the file or subject, the value, the remedy
 
 @dataclass
@@ -138,17 +139,23 @@ class Report:
         over = [np.stack([np.where(e > np.percentile(e, 90), 1., np.clip((s + 1)/2, 0, 1)) if c == 0 else np.where(e > np.percentile(e, 90), .2, np.clip((s + 1)/2, 0, 1)) for c in range(3)])*2 - 1 for s, e in zip(y, edges)]
         return show_grid([list(y), list(x0), over], labels=['source', 'target', 'edges of the target\non the source'], titles=[d['r'].name] + ['']*(len(y) - 1), size=1.6)
 
-# %% ../nbs/14_check.ipynb #e4d18714
-def find_exchanged(looked, report, size=64, margin=1.15):
-    "Pairs whose targets fit better the other way round."
+# %% ../nbs/14_check.ipynb #3840001c
+def find_exchanged(looked, report, size=64, sure=0.1):
+    "Pairs whose targets fit better the other way round; nothing is said where a pair shares hardly more than two strangers."
+    if any(f.what in ('shift', 'flip') and f.text.startswith('most targets') for f in report.findings): return       # then no pair fits
     for start in range(0, len(looked), size):
         part = [d for d in looked[start:start + size]]
         a, b = [quantise(d['y'][len(d['y'])//2][None]) for d in part], [quantise(d['x0'][len(d['x0'])//2][None]) for d in part]
         I = np.array([[mutual_information(u, v) if u.shape == v.shape else 0. for v in b] for u in a])
+        strangers = I[~np.eye(len(part), dtype=bool)]
+        if len(part) < 2: continue
+        base = np.median(strangers); strength = np.median(np.diag(I)) - base; noise = 1.4826*np.median(np.abs(strangers - base))
+        if strength < .5*sure: continue
         for i in range(len(part)):
             for j in range(i):
-                if part[i]['r'].subject != part[j]['r'].subject and I[i, j] + I[j, i] > margin*(I[i, i] + I[j, j]) and I[i, j] > I[i, i] and I[j, i] > I[j, j]:
-                    report.add('error', 'swapped', f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
+                fit = min(I[i, j], I[j, i])                                # both must look like pairs, stand out from strangers, and beat what they are now
+                if fit > base + max(.5*strength, 3.5*noise if len(part) > 4 else 0) and I[i, j] > I[i, i] + .2*strength and I[j, i] > I[j, j] + .2*strength:
+                    report.add('error' if strength > sure else 'warning', 'swapped', f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
 
 def find_roles(looked, report, bins=16, margin=0.05):
     "Pairs whose joint grey values look like those of the others with source and target exchanged."
@@ -161,14 +168,20 @@ def find_roles(looked, report, bins=16, margin=0.05):
     for d, r, w in zip(looked, right, wrong):
         if usual > margin and w - r > .5*usual and w > low: report.add('error', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
 
-# %% ../nbs/14_check.ipynb #c111decf
+# %% ../nbs/14_check.ipynb #61c6ff69
 def stands_out(gains, scale:float):
     "Boolean per gain: larger than `scale` and, with five or more, more than six robust standard deviations above the median."
     g = np.asarray(gains, dtype=float)
     if len(g) < 5: return g > 1.5*scale
     return (g > scale) & (g > np.median(g) + 6*1.4826*np.median(np.abs(g - np.median(g))))
 
-def find_misplaced(looked, report, least=0.05):
+def holds_in_parts(d, shift, least) -> bool:
+    "Does the shift gain information in each half of the picture? An accident seldom does."
+    a, b = quantise(d['y']), quantise(d['x0']); h, w = a.shape[-2:]
+    parts = [np.s_[:, :h//2], np.s_[:, h//2:], np.s_[..., :w//2], np.s_[..., w//2:]]
+    return all(shifted_information(a[p], b[p], *shift) - shifted_information(a[p], b[p], 0, 0) > least for p in parts)
+
+def find_misplaced(looked, report, least=0.05, sure=0.1):
     "Shifts and flips within each pair."
     floor = []
     for d in looked:
@@ -189,11 +202,15 @@ def find_misplaced(looked, report, least=0.05):
     if everybody[1]: report.add('error', 'flip', f"most targets fit better {max(set(of('flip')), key=list(of('flip')).count)}: the two sides have different orientations")
     fits = lambda k: of('information') + of(k) > np.median(floor) + .6*strength           # after the correction the pair must look like a usual one
     moved, turned = stands_out(of('gain'), .25*strength) & (far >= 2) & fits('gain'), stands_out(of('flip_gain'), .1*strength) & fits('flip_gain')
+    level, alone = 'error' if strength > sure else 'warning', of('information') < np.median(floor) + .25*strength
+    if n >= 4 and strength > 3*sure and np.percentile(of('information'), 25) > np.median(floor) + .5*strength:             # where pairs usually fit well, one that does not is suspicious by itself
+        for t, d, a, lost in zip(report.table, looked, moved | turned, alone):
+            if lost and not a: report.add('error', 'misfit', f"{t['name']}: source and target have hardly anything to do with each other ({t['information']:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted by more than {8*64//d['y'].shape[-1]} pixels: look at {d['r'].source} and {d['r'].target}")
     for d, t, f, a, b in zip(looked, report.table, far, moved, turned):
-        if b and not everybody[1]: report.add('error', 'flip', f"{t['name']}: the target fits better {t['flip']} ({t['information']:.2f} -> {t['information'] + t['flip_gain']:.2f} nats); check the orientation of {d['r'].target}")
-        elif a and not everybody[0]: report.add('error' if f >= 3 else 'warning', 'shift', f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and {t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> {t['information'] + t['gain']:.2f} nats); check the affine or crop of {d['r'].target}, or use register")
+        if b and not everybody[1]: report.add(level, 'flip', f"{t['name']}: the target fits better {t['flip']} ({t['information']:.2f} -> {t['information'] + t['flip_gain']:.2f} nats); check the orientation of {d['r'].target}")
+        elif a and not everybody[0]: report.add(level if f >= 3 and holds_in_parts(d, t['shift'], .1*strength) else 'warning', 'shift', f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and {t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> {t['information'] + t['gain']:.2f} nats); check the affine or crop of {d['r'].target}, or use register")
 
-# %% ../nbs/14_check.ipynb #dcbc59f0
+# %% ../nbs/14_check.ipynb #f59b1c0f
 def find_copies(looked, report, split):
     "Equal images under different names."
     side = {s: k for k, v in (split or {}).items() for s in v}; seen, told = {}, set()
@@ -217,16 +234,22 @@ def find_oddities(looked, report):
             if odd: report.add(level, code, f"{getattr(odd[0]['r'], what)}: {key} {odd[0][key][k]}, the other {what} files {usual}" + (f' ({len(odd)} such files)' if len(odd) > 1 else '') + '; convert them to one kind')
         deep = [d for d in looked if d['depth'][k] == 'uint16' and d['high'][k] < 256]
         if deep and len(deep) == len(looked): report.add('warning', 'depth', f"{getattr(deep[0]['r'], what)}: a 16-bit file whose values stay below 256, as all {what} files; give {what}_window 0:255")
-        full = [d for d in looked if d['saturated'][k] > .05]
+        full = [d for d in looked if d['saturated'][k] > (.25 if d['depth'][k] != 'volume' else .05)]
         if full: report.add('warning', 'saturated', f"{getattr(full[0]['r'], what)}: {full[0]['saturated'][k]:.0%} of the bright values are exactly the largest one" + (f' ({len(full)} such files)' if len(full) > 1 else '') + '; it was clipped, use the scan before conversion')
+        low = [d for d in looked if d['rule'][k] == 'hu' and d['low'][k] > -.5]
+        if low: report.add('error', 'range', f"{getattr(low[0]['r'], what)}: no air, the lowest values lie at {1000*low[0]['low'][k]:.0f} HU" + (f' ({len(low)} such files)' if len(low) > 1 else '') + '; the offset of -1024 is lost, or these are not Hounsfield units')
+        reach = max(d['reach'][k][1] for d in looked) - min(d['reach'][k][0] for d in looked)
+        if reach < .2: report.add('error', 'range', f'the values of all {what} files fill only {reach/2:.1%} of their intensity window, so a constant image would score well; give {what}_window (labels 0 to 4, for example: labels:0:4)')
         flat = [d for d in looked if d['constant'][k]]
         if flat: report.add('error' if k == 0 or len(flat) > .5*len(looked) else 'warning', 'constant', f"{getattr(flat[0]['r'], what)}: a constant image" + (f' ({len(flat)} such files)' if len(flat) > 1 else ''))
-    part = sorted((d for d in looked if d['overlap'] < .9), key=lambda d: d['overlap'])
-    if part: report.add('warning', 'overlap', f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of the smaller field of view" + (f' (and {len(part) - 1} more pairs below 90 %)' if len(part) > 1 else '') + '; what only one of them shows is left out')
+    same = [d for d in looked if d['prints'] and np.mean([a == b for a, b in d['prints']]) > .8]
+    if same: report.add('error', 'identical', f"{same[0]['r'].name}: source and target are the same image" + (f' ({len(same)} such pairs)' if len(same) > 1 else '') + f"; check {same[0]['r'].source} and {same[0]['r'].target}")
+    part = sorted((d for d in looked if d['overlap'] < .55), key=lambda d: d['overlap'])
+    if part: report.add('warning', 'overlap', f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of the smaller field of view" + (f' (and {len(part) - 1} more pairs below 55 %)' if len(part) > 1 else '') + '; what only one of them shows is left out')
     for d in looked:
-        if d['lonely'] > .1: report.add('warning', 'empty', f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the two scans; they are left out of training")
+        if d['lonely'] > .25: report.add('warning', 'empty', f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the two scans; they are left out of training")
 
-# %% ../nbs/14_check.ipynb #d050ff5c
+# %% ../nbs/14_check.ipynb #0994d0bb
 def check(
     dataset:str,               # row of `layouts.datasets`
     root=None, source=None, target=None, group=None,   # as for find_records
@@ -250,7 +273,7 @@ def check(
     report = Report(f"{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of {len(subjects)} subjects" + (f', {limit} of them looked at' if 0 < limit < len(records) else ''))
     if trouble: report.add('error', 'unpaired', trouble)
     try: split = split or split_records(records)
-    except InputError as e: split = None; report.add('error', 'leak', str(e)) if 'is in' in str(e) else report.add('warning', 'split', str(e))
+    except InputError as e: split = None; report.add('error', 'leak' if 'is in' in str(e) else 'split', str(e))
     if limit: records = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))]
     image = is_image(records[0].source)
     rules = tuple(w or v or ('dtype' if image else 'percentile') for w, v in zip((source_window, target_window), default_windows(dataset, source, target)))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'CACHE_FORMAT', 'open_volume', 'check_gzip', 'first_line', 'load_volume', 'open_dicom', 'resample',
-           'plane_grid', 'Window', 'window_of', 'spline_order', 'to_plane', 'from_plane', 'load_image', 'read_png',
-           'read_tiff', 'square_box', 'to_square', 'from_square', 'patch_corners', 'to_patches', 'match_channels',
-           'Record', 'with_tissue', 'overlap', 'meeting', 'prepare_volume', 'prepare_image', 'rigid', 'fingerprint',
-           'default_spacing', 'Slices', 'prepare', 'is_image', 'cache_is_whole', 'Prepared', 'write_slices',
-           'build_cache', 'unchanged', 'split_subjects', 'split_records']
+           'plane_grid', 'Window', 'window_of', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image',
+           'read_png', 'read_tiff', 'square_box', 'to_square', 'from_square', 'patch_corners', 'to_patches',
+           'match_channels', 'Record', 'with_tissue', 'overlap', 'meeting', 'prepare_volume', 'prepare_image', 'rigid',
+           'fingerprint', 'default_spacing', 'Slices', 'prepare', 'is_image', 'cache_is_whole', 'Prepared',
+           'write_slices', 'build_cache', 'unchanged', 'split_subjects', 'split_records']
 
 # %% ../nbs/11_data.ipynb #fe2195dc
 import hashlib, json, re, shutil, zlib
@@ -63,18 +63,19 @@ def load_volume(
     if not np.isfinite(img.affine).all() or (zooms == 0).any() or abs(np.linalg.det(img.affine[:3, :3]/zooms)) < 1e-4: raise InputError(f'{name}: the affine cannot be inverted; the file has no usable orientation')
     return nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
 
-# %% ../nbs/11_data.ipynb #09380c79
+# %% ../nbs/11_data.ipynb #528d4152
 def open_dicom(folder):
     "nibabel image of the one DICOM series in a folder, in file units (HU for CT); raises InputError."
     import nibabel as nib
     try: import pydicom
     except ImportError: raise InputError(f'{folder}: reading DICOM needs pydicom; install it with pip install "xmodal[dicom]", or convert the series to NIfTI') from None
-    slices = []
+    slices, need = [], ('PixelData', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'Rows', 'Columns')
     for p in sorted(q for q in Path(folder).iterdir() if q.is_file() and not q.name.startswith('.')):
         try: d = pydicom.dcmread(p)
         except pydicom.errors.InvalidDicomError: continue
         except Exception as e: raise InputError(f'{p}: cannot be read as DICOM ({first_line(e)}); copy it again') from None
-        if 'PixelData' in d and 'ImagePositionPatient' in d and 'ImageOrientationPatient' in d: slices.append((p, d))
+        if 'PixelData' in d and (lacks := [k for k in need if d.get(k) is None]) and len(lacks) < 4: raise InputError(f'{p}: has no {lacks[0]}, so its place is not known; export the series again or convert it to NIfTI')
+        if all(d.get(k) is not None for k in need): slices.append((p, d))
     if not slices: raise InputError(f'{folder}: holds no DICOM images with a position; give a folder with one series, or a NIfTI file')
     series = sorted({str(d.get('SeriesInstanceUID', '')) for _, d in slices})
     if len(series) > 1: raise InputError(f'{folder}: holds {len(series)} DICOM series; put each into a folder of its own')
@@ -87,7 +88,12 @@ def open_dicom(folder):
         if g < 0.01: raise InputError(f'{slices[k + 1][0]}: lies at the same place as {slices[k][0].name}; the folder holds more than one image per slice')
         if abs(g - step) > 0.05*step + 0.01: raise InputError(f'{folder}: the series has a gap: {slices[k][0].name} and {slices[k + 1][0].name} are {g:.2f} mm apart, the others {step:.2f} mm; copy the missing files')
     for p, d in slices:
-        if (d.Rows, d.Columns) != (first.Rows, first.Columns) or not np.allclose(np.array(d.ImageOrientationPatient, float), np.r_[row, column], atol=1e-3): raise InputError(f'{p}: has another size or orientation than {slices[0][0].name}; one series is needed')
+        if (d.Rows, d.Columns) != (first.Rows, first.Columns) or not np.allclose(np.r_[np.array(d.ImageOrientationPatient, float), np.array(d.PixelSpacing, float)], np.r_[row, column, dy, dx], atol=1e-3): raise InputError(f'{p}: has another size, pixel spacing or orientation than {slices[0][0].name}; one series is needed')
+    corners = np.array([d.ImagePositionPatient for _, d in slices], float); along = (corners[-1] - corners[0])/max(1, len(slices) - 1)
+    if len(slices) > 1 and np.abs(along - normal*step).max() > 0.05*step + 0.01: raise InputError(f'{folder}: the slices are sheared (a tilted gantry): each lies {np.abs(along - normal*step).max():.2f} mm beside the one before; correct the tilt when converting to NIfTI')
+    promised = float(first.get('SpacingBetweenSlices', 0) or 0)
+    if len(slices) > 1 and promised and abs(step - promised) > 0.05*promised + 0.01: raise InputError(f'{folder}: slices are {step:.2f} mm apart, the headers promise {promised:.2f} mm; files are missing')
+    if str(first.get('PhotometricInterpretation', '')) == 'MONOCHROME1': raise InputError(f'{folder}: MONOCHROME1, bright and dark are exchanged in these files; convert the series to NIfTI')
     try: data = np.stack([d.pixel_array.T*float(d.get('RescaleSlope', 1)) + float(d.get('RescaleIntercept', 0)) for _, d in slices], -1)
     except Exception as e: raise InputError(f'{folder}: the pixels cannot be decoded ({first_line(e)}); convert the series to NIfTI') from None
     A = np.eye(4); A[:3, 0], A[:3, 1], A[:3, 2], A[:3, 3] = row*dx, column*dy, normal*step, np.array(first.ImagePositionPatient, float)
@@ -131,7 +137,7 @@ def plane_grid(
     m[:3, 3] = last[0], last[1], 0
     return A @ m, (int(shape[2]), n[1], n[0])
 
-# %% ../nbs/11_data.ipynb #6af922d6
+# %% ../nbs/11_data.ipynb #7c8afc07
 @dataclass(frozen=True)
 class Window:
     "A linear intensity scale: lo -> -1, hi -> +1, nothing clipped, exactly invertible."
@@ -167,6 +173,10 @@ def window_of(
     if not (np.isfinite([w.lo, w.hi]).all() and w.lo < w.hi): raise InputError(f'window rule {rule!r} gives the empty window {w.lo:g} to {w.hi:g}')
     return w
 
+def check_rule(rule):
+    "Raise InputError for a per-slice rule that is not one."
+    if str(rule).startswith('slice:') and rule not in ('slice:minmax', 'slice:percentile'): raise InputError(f"unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile")
+
 def spline_order(rule) -> int: return 0 if str(rule).startswith('labels:') else 1
 
 # %% ../nbs/11_data.ipynb #21e27a13
@@ -189,7 +199,7 @@ def from_plane(
     "Carry slices on the training grid back to the voxels of `like`, by cubic splines."
     return resample(planes, affine, like.affine, like.shape[:3], fill=fill, order=3)
 
-# %% ../nbs/11_data.ipynb #3d06e907
+# %% ../nbs/11_data.ipynb #2cb550bb
 IMAGE_ENDINGS = ('.png', '.tif', '.tiff')
 
 def load_image(path):
@@ -200,6 +210,7 @@ def load_image(path):
     else: a = read_png(path)
     a = a.astype(np.uint16) if a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536 else a     # PIL's way of holding 16-bit PNG
     a = a.astype(a.dtype.newbyteorder('='))
+    if a.dtype.kind not in 'uifb': raise InputError(f'{path}: pixels of type {a.dtype}, not real numbers; save one real-valued image')
     if a.ndim == 3 and a.shape[-1] != 3 or a.ndim not in (2, 3): raise InputError(f'{path}: array of shape {a.shape}; xmodal takes one channel or RGB')
     if a.dtype.kind == 'f' and not np.isfinite(a).all(): raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
@@ -281,7 +292,7 @@ def with_tissue(y, x0, min_foreground=0.05):
     "Boolean per slice of (S, H, W) arrays: both images have at least this share of pixels above -0.8."
     return np.minimum(*[(v > -0.8).mean(axis=(1, 2)) for v in (y, x0)]) >= min_foreground
 
-# %% ../nbs/11_data.ipynb #7424ced9
+# %% ../nbs/11_data.ipynb #5ca1a3ae
 def overlap(img, affine, shape) -> float:
     "Share of the points of a grid that lie inside the field of view of `img` (looked at every few voxels)."
     pts = np.stack(np.meshgrid(*[np.linspace(0, s - 1, min(s, 9)) for s in shape], indexing='ij'), -1).reshape(-1, 3)
@@ -305,7 +316,8 @@ def prepare_volume(r, p):
     windows = [[w] for w in (wy, wx)]
     for k, (v, one) in enumerate(zip((source, target), per_slice)):
         if one:
-            base, own = windows[k][0], [window_of(s, rules[k][6:]) if s.min() < s.max() else Window(float(s.min()), float(s.min()) + 1) for s in v]
+            base = windows[k][0]; inside = resample(np.ones(x0.shape if k else y.shape, np.float32), x0.affine if k else y_affine, affine, target.shape) > .5      # the padding is no part of a slice
+            own = [window_of(s[m], rules[k][6:]) if m.any() and s[m].min() < s[m].max() else Window(float(s.min()), float(s.min()) + 1) for s, m in zip(v, inside)]
             v[:] = np.stack([w.scale(s) for w, s in zip(own, v)]); windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
     keep = np.flatnonzero(with_tissue(source, target, p['min_foreground']))
     return source[keep, None], target[keep, None], keep.tolist(), [[w[i] for i in keep] if len(w) > 1 else w for w in windows], [1, 1], ['float32', 'float32'], ({'moved_mm': np.round(shift, 5).tolist()} if p['register'] else {})
@@ -323,10 +335,9 @@ def prepare_image(r, p):
     y, x0 = (np.stack([match_channels(v, max(native), q) for v in x]) for x, q in zip(out, (r.source, r.target)))
     return y, x0, list(range(len(y))), windows, native, dtypes, {}
 
-# %% ../nbs/11_data.ipynb #beda7a26
+# %% ../nbs/11_data.ipynb #57c8087a
 def rigid(
     moving, fixed,  # canonical nibabel images
-    seed:int=0,
 ) -> np.ndarray:    # (4, 4) in RAS mm: the corrected affine is this times moving.affine
     "Rigid registration by mutual information (SimpleITK), coarse to fine."
     try: import SimpleITK as sitk
@@ -339,13 +350,18 @@ def rigid(
     f, m = convert(fixed), convert(moving)
     start = sitk.Euler3DTransform(); start.SetCenter((np.diag([-1., -1, 1, 1]) @ fixed.affine @ [*(np.array(fixed.shape) - 1)/2, 1])[:3].tolist())
     reg = sitk.ImageRegistrationMethod()
-    reg.SetMetricAsMattesMutualInformation(32); reg.SetMetricSamplingStrategy(reg.RANDOM); reg.SetMetricSamplingPercentage(.2, seed + 1)
+    reg.SetMetricAsMattesMutualInformation(32); reg.SetMetricSamplingStrategy(reg.REGULAR); reg.SetMetricSamplingPercentage(.25, 1)
     reg.SetInterpolator(sitk.sitkLinear); reg.SetOptimizerAsRegularStepGradientDescent(2., 1e-3, 150); reg.SetOptimizerScalesFromPhysicalShift()
     reg.SetShrinkFactorsPerLevel([4, 2, 1]); reg.SetSmoothingSigmasPerLevel([2., 1., 0.]); reg.SetInitialTransform(start)
-    found = reg.Execute(f, m)                                              # maps points of the target to points of the source, LPS
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(); sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)          # sums in one order: the same result every time
+    try: found = reg.Execute(f, m)                                         # maps points of the target to points of the source, LPS
+    except RuntimeError as e: raise InputError(f'rigid registration failed ({first_line(e)}); the volumes are too small or do not meet: switch register off') from None
+    finally: sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     t = sitk.Euler3DTransform(found.GetNthTransform(0) if hasattr(found, 'GetNthTransform') else found)
     R, c, o = np.array(t.GetMatrix()).reshape(3, 3), np.array(t.GetCenter()), np.array(t.GetTranslation())
     M = np.eye(4); M[:3, :3], M[:3, 3] = R, o + c - R @ c
+    turn, middle = np.degrees(np.arccos(np.clip((np.trace(R) - 1)/2, -1, 1))), np.linalg.norm(o)
+    if turn > 20 or middle > 40: raise InputError(f'rigid registration found a motion of {turn:.0f} degrees and {middle:.0f} mm, which no head makes between two scans; check the affines, or switch register off')
     lps = np.diag([-1., -1, 1, 1])
     return np.linalg.inv(lps @ M @ lps)
 
@@ -369,7 +385,7 @@ def default_spacing(records, size:int) -> float:
         fov = max([fov, *[zooms[i]*img.shape[i] for i in range(3) if i != up]])
     return float(np.ceil(fov/size*1000 - 1e-3)/1000)
 
-# %% ../nbs/11_data.ipynb #e4e9ee85
+# %% ../nbs/11_data.ipynb #b14cc958
 class Slices(Dataset):
     "Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the number in the cache."
     def __init__(self,
@@ -379,7 +395,9 @@ class Slices(Dataset):
         self.folder = Path(folder)
         try: self.index = json.loads((self.folder/'index.json').read_text(encoding='utf-8'))
         except (OSError, ValueError) as e: raise InputError(f'{self.folder}: not a cache of prepared slices ({first_line(e)}); prepare the data again') from None
+        if not isinstance(self.index, dict): raise InputError(f'{self.folder}: not a cache of prepared slices; delete the folder, it is made again')
         if self.index.get('format') != CACHE_FORMAT: raise InputError(f"{self.folder}: cache of format {self.index.get('format')}, this version reads {CACHE_FORMAT}; delete the folder, it is made again")
+        if not cache_is_whole(self.folder): raise InputError(f'{self.folder}: the cache is damaged; delete the folder, it is made again')
         self.shape, self.maps = tuple(self.index['shape']), None
         self.items = np.arange(self.shape[0]) if items is None else np.asarray(items)
         self.subjects = np.array([s['subject'] for s in self.index['slices']])[self.items] if len(self.items) else np.array([], dtype=str)
@@ -403,7 +421,7 @@ class Slices(Dataset):
     @property
     def channels(self): return self.shape[1]
 
-# %% ../nbs/11_data.ipynb #bcd73461
+# %% ../nbs/11_data.ipynb #3081295f
 def prepare(
     records,                # from find_records
     size:int=64,            # rows and columns
@@ -427,6 +445,9 @@ def prepare(
     if image and register: raise InputError(f'{records[0].source}: register works on volumes; images of a pair must lie on each other already (see xmodal data check)')
     if image and any(str(w).startswith('slice:') for w in (source_window, target_window)): raise InputError('per-slice windows (slice:...) are for volumes; an image has one window anyway')
     rules = tuple(r or ('dtype' if image else 'percentile') for r in (source_window, target_window))
+    for r in rules: check_rule(r)
+    kinds = [k for k, r in enumerate(records) if is_image(r.source) != image or is_image(r.target) != image]
+    if kinds: raise InputError(f'{records[kinds[0]].source} and {records[kinds[0]].target}: the data set mixes images and volumes; prepare them apart')
     spacing = None if image else float(spacing or default_spacing(records, size))
     params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground, fit=fit, register=bool(register))
     folder = Path(cache or project_root()/'data'/'cache')/fingerprint(records, params)
@@ -438,9 +459,10 @@ def is_image(path) -> bool: return Path(path).name.lower().endswith(IMAGE_ENDING
 def cache_is_whole(folder) -> bool:
     "All files there, of the promised sizes."
     try:
-        want = 4*int(np.prod(json.loads((folder/'index.json').read_text())['shape']))
+        index = json.loads((folder/'index.json').read_text()); want = 4*int(np.prod([int(n) for n in index['shape']]))
+        if len(index['slices']) != index['shape'][0]: return False
         return all((folder/f'{n}.f32').stat().st_size == want for n in ('source', 'target'))
-    except (OSError, ValueError, KeyError): return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return False
 
 # %% ../nbs/11_data.ipynb #373b3516
 class Prepared(Dataset):
@@ -512,7 +534,7 @@ def split_subjects(
     if limit: parts = [v[:max(1, n)] for v, n in zip(parts, (limit - limit//4 - 1, 1, limit//4))]
     return dict(zip(('train', 'val', 'test'), parts))
 
-# %% ../nbs/11_data.ipynb #55baefc6
+# %% ../nbs/11_data.ipynb #3c9298ca
 def split_records(
     records,  # from find_records
     **kw,     # as for split_subjects
@@ -522,7 +544,9 @@ def split_records(
     for r in records:
         if r.split not in ('', 'train', 'val', 'test'): raise InputError(f'{r.name}: split {r.split!r}; use train, val or test')
         if given.setdefault(r.subject, r.split) != r.split: raise InputError(f'subject {r.subject} is in {given[r.subject] or "no split"} and in {r.split or "no split"} ({r.name}); a subject belongs to one side')
-    if not records or not all(given.values()) or kw.get('train_names') or kw.get('test_names'): return split_subjects(list(given), **kw)
+    blank = [s for s, v in given.items() if not v]
+    if blank and len(blank) < len(given): raise InputError(f'{len(blank)} of {len(given)} subjects have no split (first: {blank[0]}), the others have; fill the column or leave it empty altogether')
+    if not records or blank or kw.get('train_names') or kw.get('test_names'): return split_subjects(list(given), **kw)
     parts = {k: sorted(s for s, v in given.items() if v == k) for k in ('train', 'val', 'test')}
     for k in ('train', 'test'):
         if not parts[k]: raise InputError(f'the split of the data set has no {k} subject; name some with {k}_subjects')

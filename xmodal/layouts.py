@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ixi_scanners', 'brats_contrasts', 'brats_years', 'datasets', 'pair_up', 'bids_file', 'bids', 'sidecar', 'read_table',
-           'ixi_people', 'ixi', 'brats', 'pelvis', 'sentinel', 'pscde', 'folder', 'csv', 'DataInfo', 'default_windows',
-           'made_root', 'slices_to_png', 'pairs_table', 'find_records']
+           'ixi_people', 'ixi', 'brats', 'pelvis', 'sentinel', 'subject_pattern', 'subject_of', 'pscde', 'folder',
+           'csv', 'DataInfo', 'default_windows', 'made_root', 'slices_to_png', 'pairs_table', 'find_records']
 
 # %% ../nbs/13_layouts.ipynb #5cdbe17f
 import json, re
@@ -77,7 +77,7 @@ def read_table(path, key:str) -> dict:
     if key not in t: raise InputError(f"{path}: has no column {key!r}, only {', '.join(map(str, t.columns))}")
     return {str(row[key]): {k: v for k, v in row.items() if k != key and not (isinstance(v, float) and np.isnan(v))} for row in t.to_dict('records')}
 
-# %% ../nbs/13_layouts.ipynb #63ad43f2
+# %% ../nbs/13_layouts.ipynb #c3b7e17b
 ixi_scanners = dict(Guys=('Philips', 1.5), HH=('Philips', 3.0), IOP=('GE', 1.5))
 
 def ixi_people(root) -> dict:
@@ -85,10 +85,11 @@ def ixi_people(root) -> dict:
     for path in (root/n for n in ('IXI.xls', 'IXI.xlsx', 'IXI.csv')):
         table = read_table(path, 'IXI_ID')
         if not table: continue
-        columns = {c for row in table.values() for c in row}
+        import pandas as pd
+        header = list((pd.read_excel(path, nrows=0) if path.suffix != '.csv' else pd.read_csv(path, nrows=0)).columns)
         for c in ('SEX_ID (1=m, 2=f)', 'AGE'):
-            if c not in columns: raise InputError(f"{path}: has no column {c!r}, only {', '.join(sorted(map(str, columns)))}; take the table of the data set's page unchanged, or remove it")
-        return {f'IXI{int(float(k)):03d}': {**({'age': float(v['AGE'])} if 'AGE' in v else {}), **({'sex': 'MF'[int(v['SEX_ID (1=m, 2=f)']) - 1]} if v.get('SEX_ID (1=m, 2=f)') in (1, 2) else {})} for k, v in table.items() if re.fullmatch(r'\d+(\.0)?', k)}
+            if c not in header: raise InputError(f"{path}: has no column {c!r}, only {', '.join(map(str, header))}; take the table of the data set's page unchanged, or remove it")
+        return {f'IXI{int(float(k)):03d}': {**({'age': float(v['AGE'])} if isinstance(v.get('AGE'), (int, float)) else {}), **({'sex': 'MF'[int(v['SEX_ID (1=m, 2=f)']) - 1]} if v.get('SEX_ID (1=m, 2=f)') in (1, 2) else {})} for k, v in table.items() if re.fullmatch(r'\d+(\.0)?', k)}
     return {}
 
 def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
@@ -103,9 +104,9 @@ def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
             side[m[1]] = (m[1], path, dict(site=m[2], scan=m[3], **({'scanner': maker, 'field': tesla} if maker else {}), **people.get(m[1], {})))
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
-# %% ../nbs/13_layouts.ipynb #b3136c3b
+# %% ../nbs/13_layouts.ipynb #1fe7e61c
 brats_contrasts = ('t1', 't1ce', 't2', 'flair')
-brats_years = {r'Brats17_|Brats18_': '2017 or 2018', r'BraTS19_': '2019', r'BraTS20_': '2020', r'BraTS-[A-Z]+-\d': '2023 or later'}
+brats_years = {r'BRATS_\d|brats_201|HGG$|LGG$': '2016 or before', r'Brats17_|Brats18_': '2017 or 2018', r'BraTS19_': '2019', r'BraTS20_': '2020', r'BraTS-[A-Z]+-\d': '2023 or later'}
 
 def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
     "Records of BraTS 2021; the mask is the segmentation (0, 1, 2, 4)."
@@ -119,6 +120,7 @@ def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
                 if re.match(pattern, p.name): raise InputError(f'{p}: this is BraTS of {year}; data set brats reads 2021 (BraTS2021_00000/BraTS2021_00000_t1.nii.gz). For other years write a table and use data set csv')
     masks = {}
     for case in cases:
+        if case.name in masks: raise InputError(f'{case}: {case.name} is also in another folder; keep one of them')
         for side, want in zip(sides, (source, target)):
             path = next((q for q in (case/f'{case.name}_{want}.nii.gz', case/f'{case.name}_{want}.nii') if q.is_file()), None)
             if path: side[case.name] = (case.name, path, dict(modality=want))
@@ -150,38 +152,48 @@ def sentinel(root, source='s1', target='s2', allow_unpaired=False, **_) -> list:
             side[f'{m[1]}_{m[2]}_p{m[3]}'] = (f'{m[1]}_{m[2]}', path, dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])))
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
-# %% ../nbs/13_layouts.ipynb #88bf1227
+# %% ../nbs/13_layouts.ipynb #b58dc543
+def subject_pattern(group):
+    "The compiled regular expression, or None; raises InputError if it is not one."
+    try: return re.compile(group) if group else None
+    except re.error as e: raise InputError(f'group {group!r} is not a regular expression ({e})') from None
+
+def subject_of(path, pattern, group) -> str:
+    "The subject that `group` finds in a file name, or the whole name without one; raises InputError if it finds none."
+    if not pattern: return path.stem
+    m = pattern.search(path.stem)
+    if not m or not m.groups() or not m[1]: raise InputError(f'{path}: group {group!r} does not find a subject in this name; it needs one group in parentheses that matches')
+    return m[1]
+
 def pscde(root, source='image', target='mask', group=None, allow_unpaired=False, **_) -> list:
     "Records of PSCDE with its split: image/{train,val,test}/NAME.png beside mask/ or edge/."
-    root, sides, splits = Path(root), ({}, {}), {}
+    root, sides, splits, pattern = Path(root), ({}, {}), {}, subject_pattern(group)
     for side, want in zip(sides, (source, target)):
         if not (root/want).is_dir(): raise InputError(f'{root/want}: no such folder; PSCDE needs {source}/ and {target}/, each with train, val and test')
         for path in sorted(q for q in (root/want).glob('*/*') if q.name.lower().endswith(IMAGE_ENDINGS)):
             split = path.parent.name
             if split not in ('train', 'val', 'test'): raise InputError(f'{path.parent}: the folders of PSCDE are train, val and test')
-            m = re.search(group, path.stem) if group else re.fullmatch(r'(M\d+)_C\d+', path.stem)
+            m = re.fullmatch(r'(M\d+)_C\d+', path.stem)
             if path.stem in side: raise InputError(f'{path}: {path.stem} is also in {splits[path.stem]["split"]}; an image belongs to one side')
-            side[path.stem] = (m[1] if m else path.stem, path, {})
+            side[path.stem] = (m[1] if m and not pattern else subject_of(path, pattern, group), path, {})
             if splits.setdefault(path.stem, dict(split=split))['split'] != split: raise InputError(f'{path}: {path.stem} is in {splits[path.stem]["split"]} as {source} and in {split} as {target}')
     return pair_up(*sides, (source, target), root, allow_unpaired, splits)
 
-# %% ../nbs/13_layouts.ipynb #edf28e8c
+# %% ../nbs/13_layouts.ipynb #519d5265
 def folder(root, source='A', target='B', group=None, allow_unpaired=False, **_) -> list:
     "Records of two folders of PNG or TIFF files with equal names."
     root, sides = Path(root), ({}, {})
-    try: pattern = re.compile(group) if group else None
-    except re.error as e: raise InputError(f'group {group!r} is not a regular expression ({e})') from None
+    pattern = subject_pattern(group)
     for side, want in zip(sides, (source, target)):
         if not (root/want).is_dir(): raise InputError(f'{root/want}: no such folder; data set folder needs {root}/{source} and {root}/{target} (parameters source and target)')
         for path in sorted(root.joinpath(want).iterdir()):
             if not path.name.lower().endswith(IMAGE_ENDINGS): continue
-            m = pattern.search(path.stem) if pattern else None
-            if pattern and (not m or not m.groups()): raise InputError(f'{path}: group {group!r} does not find a subject in this name; it needs one group in parentheses that matches')
-            side[path.stem] = (m[1] if m else path.stem, path, {})
+            if path.stem in side: raise InputError(f'{path}: {side[path.stem][1].name} has the same name; keep one of them')
+            side[path.stem] = (subject_of(path, pattern, group), path, {})
     if not pattern: print(f'note: without `group` each of the {len(sides[0])} files counts as a subject of its own; patches of one scene would then stand on both sides of the split')
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
-# %% ../nbs/13_layouts.ipynb #e20d681f
+# %% ../nbs/13_layouts.ipynb #c2ef9d86
 def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
     "Records of a table of pairs: a .csv file, or a folder with pairs.csv."
     import pandas as pd
@@ -190,11 +202,12 @@ def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except Exception as e: raise InputError(f'{path}: cannot be read as a table ({first_line(e)})') from None
     for c in ('source', 'target'):
-        if c not in table: raise InputError(f"{path}: has no column {c!r}, only {', '.join(table.columns)}")
+        if c not in table: raise InputError(f"{path}: has no column {c!r}, only {', '.join(table.columns)}" + ('; separate the columns by commas' if ';' in table.columns[0] else ''))
     records, seen = [], {}
     for line, row in enumerate(table.to_dict('records'), 2):
         for c in ('source', 'target'):
             if not row[c] or not (path.parent/row[c]).exists(): raise InputError(f'{path}, line {line}: {c} {row[c]!r} does not exist; paths are relative to the table')
+        if row.get('mask') and not (path.parent/row['mask']).exists(): raise InputError(f"{path}, line {line}: mask {row['mask']!r} does not exist; paths are relative to the table")
         name = row.get('name') or f"{row.get('subject') or ''}{'-' if row.get('subject') else ''}{re.sub(r'[.]nii([.]gz)?$|[.][^.]+$', '', Path(row['source']).name)}"
         if name in seen: raise InputError(f'{path}, line {line}: {name!r} is also in line {seen[name]}; give the pairs names of their own in a column name')
         seen[name] = line

@@ -14,18 +14,22 @@ from torch.utils.data import Dataset
 
 from .core import InputError, item_seed
 
-# %% ../nbs/16_perturb.ipynb #fc413900
+# %% ../nbs/16_perturb.ipynb #712d0844
 def shift(y, amount, gen):
     "Move by `amount` pixels in a random direction; -1 comes in from outside."
-    angle = float(torch.rand((), generator=gen))*2*math.pi
-    i, j = round(amount*math.sin(angle)), round(amount*math.cos(angle))
-    out = torch.full_like(y, -1.); h, w = y.shape[-2:]
+    h, w = y.shape[-2:]; n = math.ceil(amount)
+    if n >= min(h, w): raise InputError(f'a shift of {amount} pixels leaves nothing of an image of {h} x {w}')
+    every = [(i, j) for i in range(-n, n + 1) for j in range(-n, n + 1)]; miss = [abs(math.hypot(*v) - amount) for v in every]
+    near_ones = [v for v, m in zip(every, miss) if m < min(miss) + 1e-9]
+    i, j = near_ones[int(torch.randint(len(near_ones), (), generator=gen))]
+    out = torch.full_like(y, -1.)
     out[..., max(0, i):h + min(0, i), max(0, j):w + min(0, j)] = y[..., max(0, -i):h + min(0, -i), max(0, -j):w + min(0, -j)]
     return out
 
 def noise(y, amount, gen):
-    "Add Gaussian noise of standard deviation `amount` on the scale 0 to 255."
-    return y + amount*2/255*torch.randn(y.shape, generator=gen)
+    "Add Gaussian noise of standard deviation `amount` on the scale 0 to 255; channels that are copies of one another get the same noise."
+    one = len(y) > 1 and bool((y == y[:1]).all())                           # a grey source that was repeated to match a colour target
+    return y + amount*2/255*torch.randn((1, *y.shape[1:]) if one else y.shape, generator=gen)
 
 def bias(y, amount, gen):
     "Multiply the intensity above air by exp(amount s), s smooth with largest absolute value 1."
@@ -41,7 +45,7 @@ def blur(y, amount, gen=None):
 
 perturbations = dict(shift=shift, noise=noise, bias=bias, blur=blur)
 
-# %% ../nbs/16_perturb.ipynb #65e9535a
+# %% ../nbs/16_perturb.ipynb #7774a133
 class Perturbed(Dataset):
     "A view of prepared slices whose sources are perturbed; raises InputError for an unknown kind or a negative amount."
     def __init__(self,
@@ -51,7 +55,7 @@ class Perturbed(Dataset):
         seed:int=0,
     ):
         if kind not in perturbations: raise InputError(f"unknown perturbation {kind!r}: use one of {', '.join(perturbations)}")
-        if not amount >= (1 if kind == 'blur' else 0): raise InputError(f"amount of {kind} must be {'1 or more' if kind == 'blur' else '0 or more'}, got {amount!r}")
+        if isinstance(amount, str) or not math.isfinite(amount) or not amount >= (1 if kind == 'blur' else 0): raise InputError(f"amount of {kind} must be {'1 or more' if kind == 'blur' else '0 or more'}, got {amount!r}")
         self.data, self.kind, self.amount, self.seed = data, kind, amount, seed
 
     def __len__(self): return len(self.data)
