@@ -292,7 +292,7 @@ def with_tissue(y, x0, min_foreground=0.05):
     "Boolean per slice of (S, H, W) arrays: both images have at least this share of pixels above -0.8."
     return np.minimum(*[(v > -0.8).mean(axis=(1, 2)) for v in (y, x0)]) >= min_foreground
 
-# %% ../nbs/11_data.ipynb #5ca1a3ae
+# %% ../nbs/11_data.ipynb #2f806f34
 def overlap(img, affine, shape) -> float:
     "Share of the points of a grid that lie inside the field of view of `img` (looked at every few voxels)."
     pts = np.stack(np.meshgrid(*[np.linspace(0, s - 1, min(s, 9)) for s in shape], indexing='ij'), -1).reshape(-1, 3)
@@ -318,7 +318,7 @@ def prepare_volume(r, p):
         if one:
             base = windows[k][0]; inside = resample(np.ones(x0.shape if k else y.shape, np.float32), x0.affine if k else y_affine, affine, target.shape) > .5      # the padding is no part of a slice
             own = [window_of(s[m], rules[k][6:]) if m.any() and s[m].min() < s[m].max() else Window(float(s.min()), float(s.min()) + 1) for s, m in zip(v, inside)]
-            v[:] = np.stack([w.scale(s) for w, s in zip(own, v)]); windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
+            v[:] = np.where(inside, np.stack([w.scale(s) for w, s in zip(own, v)]), -1.); windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
     keep = np.flatnonzero(with_tissue(source, target, p['min_foreground']))
     return source[keep, None], target[keep, None], keep.tolist(), [[w[i] for i in keep] if len(w) > 1 else w for w in windows], [1, 1], ['float32', 'float32'], ({'moved_mm': np.round(shift, 5).tolist()} if p['register'] else {})
 
