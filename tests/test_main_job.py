@@ -125,10 +125,20 @@ def test_a_faulty_data_set_stops_before_training(run_name, tmp_path):
     root = tmp_path/'bids'; shutil.copytree(made_root('bids', 6, 0, 4.), root)
     bad = sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[1]; img = nib.load(bad)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
-    words = (('dataset', 'bids'), ('root', root), ('smoke', 'True'), ('size', 64), ('limit', 0), ('name', run_name), ('baseline', 'False'), ('steps', 2))
+    words = (('dataset', 'bids'), ('root', root), ('name', run_name), ('baseline', 'False'), ('size', 32), ('ch', 8), ('mults', '1,2'), ('steps', 2), ('batch', 4), ('sample_steps', 1))
+    r = papermill(*words); last = [l for l in r.stderr.strip().splitlines() if l.strip()][-1]
+    assert r.returncode == 1 and 'not fit to be trained on' in last and bad.name in last and not (ROOT/'runs'/run_name/'model').exists()
+    assert papermill(*words, ('check', 'False')).returncode == 0 and (ROOT/'runs'/run_name/'model').exists()
+
+
+def test_data_check_names_the_faulty_file(tmp_path):
+    "The command: exit code 1, the file and a picture for a shifted pair; exit code 0 for clean data."
+    from xmodal.layouts import made_root
+    root = tmp_path/'bids'; shutil.copytree(made_root('bids', 6, 0, 4.), root)
+    bad = sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[1]; img = nib.load(bad)
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
     r = subprocess.run([str(BIN/'xmodal'), 'data', 'check', 'bids', '--root', str(root), '--picture', str(tmp_path/'worst.png')], capture_output=True, text=True)
     assert r.returncode == 1 and 'shift' in r.stdout and bad.name in r.stdout and (tmp_path/'worst.png').stat().st_size > 5000
-    bad.unlink(); shutil.copy(sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[0], bad)              # smoke uses four subjects: a duplicate among them is found as well
     clean = subprocess.run([str(BIN/'xmodal'), 'data', 'check', 'phantom'], capture_output=True, text=True); assert clean.returncode == 0, clean.stdout
 
 

@@ -7,15 +7,15 @@ __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'be
            'fingerprint_of', 'look', 'Finding', 'Report', 'find_exchanged', 'find_roles', 'stands_out',
            'holds_in_parts', 'find_misplaced', 'find_copies', 'find_oddities', 'check', 'Looked']
 
-# %% ../nbs/14_check.ipynb #c19c212b
+# %% ../nbs/14_check.ipynb #4e245994
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .core import InputError, show_grid
-from .data import Prepared, Window, default_spacing, is_image, load_image, load_volume, meeting, split_records, unchanged, with_tissue
+from .data import default_spacing, is_image, load_image, load_volume, meeting, prepare_image, prepare_volume, split_records, unchanged
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
@@ -58,7 +58,7 @@ def best_flip(a, b):
     name = max(got, key=got.get)
     return name, got[name] - base
 
-# %% ../nbs/14_check.ipynb #718b80cf
+# %% ../nbs/14_check.ipynb #98fb08cc
 def saturation(v) -> float:
     "Share of the values above the mean that are exactly the largest one: near 0 for a scan, large if it was clipped."
     fg = v[v > v.mean()]
@@ -76,15 +76,14 @@ def look(r, p):
     try:
         if image:
             (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
-            facts = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), saturated=(0. if yd.kind == 'b' else saturation(ys), 0.), constant=(ys.min() == ys.max(), xs.min() == xs.max()), overlap=1., orientation=('', ''), high=(ys.max(), xs.max()))
+            facts = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), saturated=(0. if yd.kind == 'b' else saturation(ys), 0.), constant=(ys.min() == ys.max(), xs.min() == xs.max()), overlap=1., high=(ys.max(), xs.max()))
         else:
             ys, xs = load_volume(r.source), load_volume(r.target)
             (yv, xv) = (np.asarray(v.dataobj) for v in (ys, xs))
             facts = dict(channels=(1, 1), depth=('volume', 'volume'), saturated=(saturation(yv), saturation(xv)), constant=(False, False), overlap=meeting(ys, xs), high=(yv.max(), xv.max()))
             if facts['overlap'] < .5: return dict(r=r, error=f'{r.source}: covers only {facts["overlap"]:.0%} of {r.target}; the pair is wrong or an affine is lost')
-        y, x0, kept, *_ = Prepared([r], {**p, 'min_foreground': 0.}, image)[0]
+        y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.})
     except InputError as e: return dict(r=r, error=str(e))
-    except TypeError: return dict(r=r, error=str(Prepared([r], {**p, 'min_foreground': 0.}, image)[0]))
     tissue = [(v > -.8).mean(axis=(1, 2, 3)) >= .05 for v in (y, x0)]; both = np.flatnonzero(tissue[0] & tissue[1])
     facts['lonely'] = float((tissue[0] != tissue[1]).sum()/max(1, (tissue[0] | tissue[1]).sum())) if not image else 0.
     use = both if len(both) else np.arange(len(y))
