@@ -119,6 +119,14 @@ def test_every_layout_is_made_checked_trained_and_translated(dataset, run_name, 
     assert r.returncode == 0 and out.exists(), r.stderr
 
 
+def test_the_split_of_a_paper(run_name):
+    "MetaDB's counts on the pelvis: 9, 2, 4 patients; too few patients are refused with the numbers."
+    base = (('dataset', 'pelvis'), ('root', 'made'), ('smoke', 'True'), ('baseline', 'False'), ('steps', 2), ('name', run_name), ('split', 'metadb'))
+    r = papermill(*base, ('made_subjects', 14)); assert r.returncode == 1 and '15 subjects of pelvis, here are 14' in r.stderr
+    r = papermill(*base, ('made_subjects', 15)); assert r.returncode == 0, r.stderr[-2000:]
+    m = json.loads((ROOT/'runs'/run_name/'metrics.json').read_text()); assert [len(m['split'][k]) for k in ('train', 'val', 'test')] == [9, 2, 4] and m['parameters']['slices'] == 100
+
+
 def test_a_faulty_data_set_stops_before_training(run_name, tmp_path):
     "A pair whose target lies 24 mm off is an error of the check; `check False` goes on."
     from xmodal.layouts import made_root

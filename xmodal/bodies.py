@@ -12,7 +12,7 @@ __all__ = ['commissure', 'NEC', 'ENH', 'OEDEMA', 'BLOOD', 'kinds', 'box', 'vesse
            'pelvis_values', 'couch_depth', 'dressed', 'pelvis_grid', 'pelvis_scan', 'need_pydicom', 'slice_header',
            'write_series', 'pelvis_people', 'pelvis_sidecar', 'write_pelvis']
 
-# %% ../nbs/12_bodies.ipynb #15774993
+# %% ../nbs/12_bodies.ipynb #ebbe4f43
 import json, math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, atomic, item_seed
-from .phantom import (AIR, CSF, DEEP, GM, VENT, WM, Anatomy, Subject, already, anatomy, at, bias_field, cavity, cerebrum, density, dump, ellipsoid, field, inside,
+from .core import InputError, already, atomic, item_seed
+from .phantom import (AIR, CSF, DEEP, GM, VENT, WM, Anatomy, Subject, anatomy, at, bias_field, cavity, cerebrum, density, dump, ellipsoid, field, inside,
     inversion_recovery, number, paint, people, place, protocol, rician, smax, smin, soft, spin_echo, spoiled_gradient, t1_ms, t2_ms, table, tissues, tube, voxel_sizes)
 
 # %% ../nbs/12_bodies.ipynb #dfacf4ff
@@ -214,7 +214,7 @@ def brats_scan(
     img = rician(img, noise*pure[WM], rng)*np.float32(np.exp(rng.uniform(np.log(200), np.log(1500)))/pure[WM])
     return np.where(mask, np.rint(np.clip(img, 1, 32767)), 0).astype(np.int16)
 
-# %% ../nbs/12_bodies.ipynb #440e9b1d
+# %% ../nbs/12_bodies.ipynb #fb491f3b
 def write_brats(
     root,             # folder to make; must be new, empty, or hold this very data set
     n:int=8,          # patients
@@ -227,7 +227,7 @@ def write_brats(
     from tqdm.auto import tqdm
     crowd, (shape, affine) = people(n, item_seed(seed, 'brats')), brats_grid(voxel)
     request = dict(layout='brats', recipe=1, n=n, seed=seed, voxel=voxel, noise=noise, bias=bias)
-    if already(root, request): return Path(root)
+    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for i, (s, site) in enumerate(tqdm(crowd, desc='tumours')):
@@ -669,7 +669,7 @@ def write_series(
         d.add_new(0x7FE00010, 'OW', pixels.tobytes())
         d.save_as(folder/f'IM{order(k):04d}.dcm', enforce_file_format=True)
 
-# %% ../nbs/12_bodies.ipynb #86eeda9a
+# %% ../nbs/12_bodies.ipynb #48a8f870
 def pelvis_people(n:int, seed:int) -> list: # of dict(patient, site, age, seed)
     "The patients of a data set; asking for more does not change the first ones."
     if not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f'n {n!r}: give the number of patients, 1 or more')
@@ -703,7 +703,7 @@ def write_pelvis(
     crowd = pelvis_people(n, seed); pelvis_grid('CT', 1, voxel)
     if dicom: need_pydicom()
     request = dict(layout='pelvis', recipe=1, n=n, seed=seed, voxel=voxel, dicom=bool(dicom), noise=noise, bias=bias)
-    if already(root, request): return Path(root)
+    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for who in tqdm(crowd, desc='pelves'):

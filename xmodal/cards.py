@@ -51,7 +51,7 @@ cards['ixi'] = Card(
     cite='IXI dataset, Biomedical Image Analysis Group, Imperial College London, https://brain-development.org/ixi-dataset/.',
     size='About 4 to 5 GB for each contrast; 581 T1, 578 T2, 578 PD; 577 people have T1 and T2.',
     layout='```\nIXI-T1/IXI002-Guys-0828-T1.nii.gz\nIXI-T2/IXI002-Guys-0828-T2.nii.gz\nIXI-PD/IXI002-Guys-0828-PD.nii.gz\nIXI.xls\n```',
-    splits='- CDTSDE: 500 pairs for training, 77 for test, T1 to T2 and T2 to T1; 577 is the number of people with both, so it is probably one axial slice of each person; the paper gives neither that nor its position.\n- MetaDB: T1, T2, PD of 25 / 5 / 10 people (training / validation / test), 100 axial slices each: 12 000 images.\n- SynDiff uses the same 25 / 5 / 10.',
+    splits='- CDTSDE (`-p split cdtsde`): 500 pairs for training, 77 for test, T1 to T2 and T2 to T1; 577 is the number of people with both, so it is probably one axial slice of each person; the paper gives neither that nor its position.\n- MetaDB (`-p split metadb`): T1, T2, PD of 25 / 5 / 10 people (training / validation / test), 100 axial slices each: 12 000 images.\n- SynDiff uses the same 25 / 5 / 10.',
     preparation='xmodal resamples the source onto the axial slices of the target through both affines. SynDiff registers T2 and PD to T1 by an affine transform first; the papers here say "spatial alignment" and no more. `register=True` corrects rigid motion.',
     traps='- The T1 is sagittal and has another grid than T2 and PD: index by index they do not correspond.\n- About 20 people lack a contrast or a row of IXI.xls; some rows of IXI.xls are double.\n- The hospital is in the file name and is the scanner: a split by person still mixes scanners.\n- No skull stripping: a metric over the whole image is half a metric of air.',
     remote=dict(T1=Remote('http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T1.tar', '34901a0593b41dd19c1a1f746eac2d58', 'IXI-T1'),
@@ -66,7 +66,7 @@ cards['brats'] = Card(
     cite='Baid et al., The RSNA-ASNR-MICCAI BraTS 2021 benchmark on brain tumor segmentation and radiogenomic classification, arXiv:2107.02314, 2021.',
     size='1 251 patients in the training data, about 13 GB.',
     layout='```\nBraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz\n```\n(also one folder deeper)',
-    splits='- MetaDB: T1, T2, FLAIR of 25 / 10 / 20 patients, 100 axial slices each: 16 500 images.\n- SelfRDB\'s script: folders sorted, shuffled with seed 42, 25 / 5 / 10, slices 27 to 126, turned by -90 degrees; test metrics inside T1 > 0.1.',
+    splits='- MetaDB (`-p split metadb`): T1, T2, FLAIR of 25 / 10 / 20 patients, 100 axial slices each: 16 500 images.\n- SelfRDB\'s script (`-p split selfrdb`): folders sorted, shuffled with seed 42, 25 / 5 / 10, slices 27 to 126, turned by -90 degrees; test metrics inside T1 > 0.1.',
     preparation='Background is exactly 0. SelfRDB scales every *slice* by its own minimum and maximum (`source_window slice:minmax` repeats that); here each volume has one window.',
     traps='- 2020 and earlier have other names and partly the same patients, 2023 and later other names and labels; the loader reads 2021 only.\n- There is no label 3.\n- The tumour is in the data of every contrast, but a mean over all voxels hardly sees it: report it by region.')
 
@@ -79,7 +79,7 @@ cards['pelvis'] = Card(
     cite='Nyholm et al., MR and CT data with multiobserver delineations of organs in the pelvic area, part of the Gold Atlas project, Medical Physics 45(3), 1295-1300, 2018.',
     size='19 patients, a few GB.',
     layout='```\n1_01_P/1_01_P_{T1,T2,CT}.nii.gz          NIfTI, or\n1_01_P/{T1,T2,CT}/*.dcm                  one DICOM series per folder\n```',
-    splits='- MetaDB: T1, T2, CT of 9 / 2 / 4 patients, 100 axial slices each: 4 500 images. SynDiff uses the same 15 patients.',
+    splits='- MetaDB (`-p split metadb`): T1, T2, CT of 9 / 2 / 4 patients, 100 axial slices each: 4 500 images. SynDiff uses the same 15 patients.',
     preparation='CT has the window `hu`, -1000 to 1000 HU: no paper states its window. Values above are not clipped. MR and CT were taken on different couches on different days: use `register`, and look.',
     traps='- The bladder fills and the rectum moves between MR and CT: no rigid registration makes them equal.\n- Two series in one folder, or a lost slice, turn into a wrong volume in many readers; here they are refused.\n- DICOM counts x to the left and y to the back, NIfTI to the right and to the front.')
 cards['sentinel'] = Card(
@@ -90,7 +90,7 @@ cards['sentinel'] = Card(
     cite='Schmitt, Hughes, Zhu, The SEN1-2 dataset for deep learning in SAR-optical data fusion, ISPRS Annals IV-1, 141-146, 2018.',
     size='282 384 pairs, about 44 GB.',
     layout='```\nROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.png     SAR, 1 channel\nROIs1158_spring/s2_1/ROIs1158_spring_s2_1_p30.png     optical, 3 channels\nROIs1868_summer, ROIs1970_fall, ROIs2017_winter likewise\n```',
-    splits='- CDTSDE: 1 200 pairs for training, 300 for test: urban, fields, forest, coast; which ones is not published.',
+    splits='- CDTSDE (`-p split cdtsde`, whole scenes): 1 200 pairs for training, 300 for test: urban, fields, forest, coast; which ones is not published.',
     preparation='SAR is repeated to three channels. The window is the full 8 bit range.',
     traps='- Patches of one scene overlap by half: a split by patch leaks. Here the scene is the subject.\n- Dates of the two satellites differ by days; clouds were removed, harvests were not.\n- SEN12MS (the successor) has the same names with .tif and other bands: use data set csv for it.')
 cards['pscde'] = Card(
@@ -101,7 +101,7 @@ cards['pscde'] = Card(
     cite='Wang, Chen, Zhao, RERN: rich edge features refinement detection network for polycrystalline solar cell defect segmentation, IEEE Transactions on Industrial Informatics 20(2), 1408-1419, 2024.',
     size='700 images.',
     layout='```\nimage/{train,val,test}/NAME.png    8 bit grey\nmask/{train,val,test}/NAME.png     0 and one other value\nedge/{train,val,test}/NAME.png     the same, outlines (optional)\n```',
-    splits='- official: 280 / 140 / 280.\n- CDTSDE: 420 (training and validation together) / 280.',
+    splits='- official: 280 / 140 / 280.\n- CDTSDE (`-p split cdtsde`): 420 (training and validation together) / 280.',
     preparation='The mask is read as binary and refused if it has other values. Shrinking averages: a thin crack becomes grey, not absent. `fit=patch` cuts patches at full resolution instead.',
     traps='- Masks saved as JPEG or resized smoothly have grey edges.\n- Cells of one module look alike; without module names the official split cannot be checked for leaks.\n- Defects cover a few per cent of the pixels: an empty mask has a high PSNR.')
 

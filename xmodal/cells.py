@@ -6,9 +6,9 @@
 __all__ = ['GRID', 'SIDE', 'PER_MM', 'kinds', 'STEP', 'painters', 'often', 'splits', 'axes_mm', 'field', 'Panel', 'panel',
            'grains', 'wafer', 'strips', 'drop', 'starve', 'walk', 'branches', 'stroke', 'score', 'middle', 'linear',
            'scratch', 'star', 'finger', 'core', 'jag', 'blacken', 'fragment', 'corner', 'outline', 'metal', 'camera',
-           'draw', 'whole', 'cell', 'mask_of', 'edges_of', 'item_of', 'written', 'write_pscde']
+           'draw', 'whole', 'cell', 'mask_of', 'edges_of', 'item_of', 'write_pscde']
 
-# %% ../nbs/09_cells.ipynb #bf7727fb
+# %% ../nbs/09_cells.ipynb #d6235daf
 import json, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import fft, ndimage
 
-from .core import InputError, atomic, item_seed
+from .core import InputError, already, atomic, item_seed
 
 # %% ../nbs/09_cells.ipynb #8f97e5d1
 GRID, SIDE = 512, 156.                     # pixels and mm of the drawing, each way
@@ -394,17 +394,7 @@ def item_of(k:int):
     module = k//20*5 + k % 5
     return module, k % 20//5, ('train', 'val', 'test', 'train', 'test')[module % 5]
 
-# %% ../nbs/09_cells.ipynb #ff52fc2b
-def written(root, request:dict) -> bool:
-    "Does the folder hold exactly this data set? Raises `InputError` if it holds anything else."
-    if not root.exists() or root.is_dir() and not any(root.iterdir()): return False
-    note = root/'cells.json'
-    if not note.is_file(): raise InputError(f'{root}: is not an empty folder and holds no made cells; give a new folder')
-    try: old = json.loads(note.read_text(encoding='utf-8'))
-    except ValueError: old = None
-    if old != request: raise InputError(f'{root}: holds other cells ({old}); delete it or give a new folder')
-    return True
-
+# %% ../nbs/09_cells.ipynb #5acd8009
 def write_pscde(
     root,         # folder to make; must be new, empty, or hold this very data set
     n:int=16,     # cells, 3 or more
@@ -417,7 +407,7 @@ def write_pscde(
     if not whole(seed, -math.inf): raise InputError(f'seed {seed!r}: give a whole number')
     if not whole(size, 64) or size > GRID: raise InputError(f'size {size!r}: cells are drawn with {GRID} pixels, give 64 to {GRID}')
     request = dict(layout='pscde', recipe=1, n=int(n), seed=int(seed), size=int(size))
-    if written(root, request): return root
+    if already(root, request, 'cells.json', 'made cells'): return root
     with atomic(root) as tmp:
         for side in ('image', 'mask', 'edge', 'label'):
             for s in splits: (tmp/side/s).mkdir(parents=True)

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
-           'fingerprint_of', 'look', 'Finding', 'Report', 'find_exchanged', 'find_roles', 'stands_out',
-           'holds_in_parts', 'find_misplaced', 'find_copies', 'find_oddities', 'check', 'Looked']
+           'small_picture', 'mask_faults', 'look', 'Finding', 'Report', 'find_exchanged', 'find_roles', 'stands_out',
+           'holds_in_parts', 'find_misplaced', 'nearest_pictures', 'find_copies', 'find_oddities', 'find_strays',
+           'find_groups', 'check', 'Looked']
 
 # %% ../nbs/14_check.ipynb #4e245994
-import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .core import InputError, show_grid
-from .data import default_spacing, is_image, load_image, load_volume, meeting, prepare_image, prepare_volume, split_records, unchanged
+from .data import default_spacing, is_image, load_image, load_volume, meeting, open_volume, prepare_image, prepare_volume, split_records, unchanged
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
@@ -64,11 +65,24 @@ def saturation(v) -> float:
     fg = v[v > v.mean()]
     return float((fg == v.max()).mean()) if fg.size else 0.
 
-def fingerprint_of(x) -> str:
-    "Short hash of an image's content at 16 x 16, insensitive to rounding."
-    h, w = (n//16*16 for n in x.shape[-2:])
-    small = x[..., :h, :w].reshape(*x.shape[:-2], 16, h//16, 16, w//16).mean((-3, -1)) if min(h, w) >= 16 else x
-    return hashlib.blake2b(np.round(small, 2).astype(np.float32).tobytes(), digest_size=8).hexdigest()
+def small_picture(x):
+    "(C, H, W) -> 256 numbers: means of 16 x 16 blocks, with mean 0 and standard deviation 1, so that gain and offset do not matter."
+    x = np.asarray(x, dtype=np.float32).mean(0); h, w = (n//16*16 for n in x.shape)
+    v = (x[:h, :w].reshape(16, h//16, 16, w//16).mean((1, 3)) if min(h, w) >= 16 else x).ravel()
+    return (v - v.mean())/max(v.std(), 1e-6)
+
+def mask_faults(r, labels=()):
+    "What is wrong with the mask of a record: (level, text), or None."
+    try:
+        if is_image(r.mask): values, same = load_image(r.mask)[0], load_image(r.mask)[0].shape[1:] == load_image(r.target)[0].shape[1:]
+        else:
+            m, t = open_volume(r.mask), open_volume(r.target); values = np.asarray(m.dataobj)
+            same = m.shape[:3] == t.shape[:3] and np.allclose(m.affine, t.affine, atol=1e-2)
+    except InputError as e: return 'error', str(e)
+    except Exception as e: return 'error', f'{r.mask}: cannot be read to its end ({str(e).splitlines()[0][:120] if str(e) else type(e).__name__}); copy it again'
+    found = np.unique(values); bad = [v for v in found if not np.isfinite(v) or v != np.round(v) or (labels and v not in labels)]
+    if bad: return 'error', f"{r.mask}: holds the values {', '.join(f'{v:g}' for v in bad[:5])}{' ...' if len(bad) > 5 else ''}; documented are {', '.join(map(str, labels)) or 'whole numbers'}"
+    return None if same else ('warning', f'{r.mask}: lies on another grid than {r.target}; regions measured with it need resampling first')
 
 def look(r, p):
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
@@ -90,7 +104,8 @@ def look(r, p):
     pick = use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), 5).round().astype(int))]
     alive = [k for k in use if x0[k].std() > .02 and y[k].std() > .02]
     low, reach = ([np.percentile(v, 1) for v in (y, x0)], [(float(v.min()), float(v.max())) for v in (y, x0)])
-    return dict(r=r, error=None, **facts, rule=p['windows'], low=low, reach=reach, y=y[pick], x0=x0[pick], prints=[(fingerprint_of(y[k]), fingerprint_of(x0[k])) for k in alive])
+    return dict(r=r, error=None, **facts, rule=p['windows'], low=low, reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, p.get('labels', ())) if r.mask else None,
+                prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive])
 
 # %% ../nbs/14_check.ipynb #11597201
 @dataclass(frozen=True)
@@ -139,7 +154,7 @@ class Report:
         return show_grid([list(y), list(x0), over], labels=['source', 'target', 'edges of the target\non the source'], titles=[d['r'].name] + ['']*(len(y) - 1), size=1.6)
 
 # %% ../nbs/14_check.ipynb #3840001c
-def find_exchanged(looked, report, size=64, sure=0.1):
+def find_exchanged(looked, report, size=256, sure=0.1):
     "Pairs whose targets fit better the other way round; nothing is said where a pair shares hardly more than two strangers."
     if any(f.what in ('shift', 'flip') and f.text.startswith('most targets') for f in report.findings): return       # then no pair fits
     for start in range(0, len(looked), size):
@@ -210,20 +225,37 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
         elif a and not everybody[0]: report.add(level if f >= 3 and holds_in_parts(d, t['shift'], .1*strength) else 'warning', 'shift', f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and {t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> {t['information'] + t['gain']:.2f} nats); check the affine or crop of {d['r'].target}, or use register")
 
 # %% ../nbs/14_check.ipynb #f59b1c0f
-def find_copies(looked, report, split):
-    "Equal images under different names."
-    side = {s: k for k, v in (split or {}).items() for s in v}; seen, told = {}, set()
-    for d in looked:
-        for which, prints in zip(('source', 'target'), zip(*d['prints']) if d['prints'] else ((), ())):
-            for f in set(prints):
-                first = seen.setdefault((which, f), d['r'])
-                if first.name == d['r'].name or (first.name, d['r'].name) in told: continue
-                told.add((first.name, d['r'].name)); a, b = side.get(first.subject, ''), side.get(d['r'].subject, '')
-                if which == 'target' and len(np.unique(np.round(d['x0'], 2))) <= 16: continue           # two masks may well be equal
-                if which == 'target': report.add('warning', 'duplicate', f"{first.name} and {d['r'].name} have equal targets but different sources")
-                elif first.subject == d['r'].subject: report.add('warning', 'duplicate', f"{first.name} and {d['r'].name} hold the same {which} image")
-                else: report.add('error' if a != b or not split else 'warning', 'duplicate', f"{first.name} ({a or 'unsplit'}) and {d['r'].name} ({b or 'unsplit'}) hold the same {which} image under two subjects; remove one of {getattr(first, which)} and {getattr(d['r'], which)}")
+def nearest_pictures(D, subject, block=512, reach=0.08):
+    "Close pairs (i, j, distance) of normalised pictures (n, 256), and the usual distance to the nearest picture of another subject."
+    close, usual, n = [], np.full(len(D), np.inf), np.arange(len(D))
+    for i in range(0, len(D), block):
+        e = np.sqrt(np.maximum(0, 2 - 2*(D[i:i + block] @ D.T)/D.shape[1]))
+        usual[i:i + block] = np.where(subject[i:i + block, None] != subject, e, np.inf).min(1)
+        close += [(i + a, b, e[a, b]) for a, b in np.argwhere((e < reach) & (n[i:i + block, None] < n))]
+    usual = usual[np.isfinite(usual)]
+    return close, float(np.median(usual)) if len(usual) else np.inf
 
+def find_copies(looked, report, split, share=0.25):
+    "Equal images under different names: at least a quarter of the slices of the smaller record, each much closer than strangers are."
+    side, told = {s: k for k, v in (split or {}).items() for s in v}, set()
+    for k, which in enumerate(('source', 'target')):
+        use = [d for d in looked if d['prints'] and not (k and len(np.unique(np.round(d['x0'], 2))) <= 16)]           # two masks may well be equal
+        if len({len(v[k]) for d in use for v in d['prints']}) != 1: continue
+        D, owner = np.stack([v[k] for d in use for v in d['prints']]), np.repeat(np.arange(len(use)), [len(d['prints']) for d in use])
+        close, usual = nearest_pictures(D, np.array([d['r'].subject for d in use])[owner])
+        met = {}
+        for i, j, e in close:
+            if owner[i] != owner[j] and e < .35*usual: met.setdefault((owner[i], owner[j]), set()).add(j)
+        for (i, j), slices in met.items():
+            one, two = use[i]['r'], use[j]['r']
+            if len(slices) < share*min(len(use[i]['prints']), len(use[j]['prints'])) or (one.name, two.name) in told: continue
+            told.add((one.name, two.name)); a, b = side.get(one.subject, ''), side.get(two.subject, '')
+            if which == 'target': report.add('warning', 'duplicate', f'{one.name} and {two.name} have equal targets but different sources')
+            elif one.subject == two.subject: report.add('warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image')
+            else: report.add('error' if a != b or not split else 'warning', 'duplicate', f"{one.name} ({a or 'unsplit'}) and {two.name} ({b or 'unsplit'}) hold the same {which} image under two subjects; remove one of {getattr(one, which)} and {getattr(two, which)}")
+
+
+# %% ../nbs/14_check.ipynb #fc2dc854
 def find_oddities(looked, report):
     "Channels, bit depth, saturation, empty slices, fields of view."
     for k, what in ((0, 'source'), (1, 'target')):
@@ -241,12 +273,32 @@ def find_oddities(looked, report):
         if reach < .2: report.add('error', 'range', f'the values of all {what} files fill only {reach/2:.1%} of their intensity window, so a constant image would score well; give {what}_window (labels 0 to 4, for example: labels:0:4)')
         flat = [d for d in looked if d['constant'][k]]
         if flat: report.add('error' if k == 0 or len(flat) > .5*len(looked) else 'warning', 'constant', f"{getattr(flat[0]['r'], what)}: a constant image" + (f' ({len(flat)} such files)' if len(flat) > 1 else ''))
-    same = [d for d in looked if d['prints'] and np.mean([a == b for a, b in d['prints']]) > .8]
+    same = [d for d in looked if d['prints'] and np.mean([np.abs(a - b).max() < .02 for a, b in d['prints']]) > .8]
     if same: report.add('error', 'identical', f"{same[0]['r'].name}: source and target are the same image" + (f' ({len(same)} such pairs)' if len(same) > 1 else '') + f"; check {same[0]['r'].source} and {same[0]['r'].target}")
     part = sorted((d for d in looked if d['overlap'] < .55), key=lambda d: d['overlap'])
     if part: report.add('warning', 'overlap', f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of the smaller field of view" + (f' (and {len(part) - 1} more pairs below 55 %)' if len(part) > 1 else '') + '; what only one of them shows is left out')
     for d in looked:
         if d['lonely'] > .25: report.add('warning', 'empty', f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the two scans; they are left out of training")
+
+
+# %% ../nbs/14_check.ipynb #99d75394
+def find_strays(looked, report):
+    "Files far brighter or darker than all others, masks that are wrong."
+    for d in looked:
+        if d['mask']: report.add(d['mask'][0], 'mask', d['mask'][1])
+    for k, what in ((0, 'source'), (1, 'target')):
+        use = [d for d in looked if not re.match('percentile|minmax|slice:|labels:|binary', d['rule'][k])]
+        if len(use) < 8: continue                                                             # a window per volume removes such offsets anyway
+        q = np.array([d['levels'][k] for d in use]); off = q - np.median(q, 0); scale = 1.4826*np.median(np.abs(off), 0)
+        for d, o in zip(use, off):
+            if (np.abs(o) > np.maximum(6*scale, .25)).sum() >= 2 and len(set(np.sign(o))) == 1: report.add('warning', 'range', f"{getattr(d['r'], what)}: far {'brighter' if o[1] > 0 else 'darker'} than the other {what} files (by {abs(o[1])/2:.0%} of the window); check its units")
+
+def find_groups(records, report):
+    "Names that form groups, where every file counts as a subject of its own."
+    if len(records) < 8 or len({r.subject for r in records}) < len(records): return
+    heads = sorted({m[1] for r in records if (m := re.match(r'(.+?)[_-]', r.name))})
+    if 1 < len(heads) <= len(records)/2: report.add('warning', 'leak', f"every file counts as a subject of its own, but the names form {len(heads)} groups ({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, people or modules, split by them: group '^(.+?)[_-]'")
+
 
 # %% ../nbs/14_check.ipynb #0994d0bb
 def check(
@@ -273,12 +325,13 @@ def check(
     if trouble: report.add('error', 'unpaired', trouble)
     try: split = split or split_records(records)
     except InputError as e: split = None; report.add('error', 'leak' if 'is in' in str(e) else 'split', str(e))
+    find_groups(records, report)
     if limit: records = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))]
     image = is_image(records[0].source)
     rules = tuple(w or v or ('dtype' if image else 'percentile') for w, v in zip((source_window, target_window), default_windows(dataset, source, target)))
     try: spacing = None if image else default_spacing(records, size)
     except InputError: spacing = 3.
-    p = dict(size=size, spacing=spacing, windows=rules, fit='shrink', register=False)
+    p = dict(size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=d.labels)
     loader = DataLoader(Looked(records, p), batch_size=None, num_workers=min(workers, len(records)), collate_fn=unchanged)
     every = list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
     for v in every:
@@ -287,7 +340,7 @@ def check(
     if report.looked:
         usable = [v for v in report.looked if not any(v['constant'])]
         find_misplaced(report.looked, report); find_exchanged(usable, report); find_roles(usable, report)
-        find_copies(report.looked, report, split); find_oddities(report.looked, report)
+        find_copies(report.looked, report, split); find_oddities(report.looked, report); find_strays(report.looked, report)
     return report
 
 class Looked:

@@ -63,7 +63,9 @@ def main(
         print(f'xmodal: {e}', file=sys.stderr)
         return 1
     except (OSError, MemoryError) as e:       # a full disk, a folder that cannot be written, ...
-        print(f'xmodal: {getattr(e, "filename", None) or getattr(a, "output", "data")}: {getattr(e, "strerror", None) or type(e).__name__}; choose another output, or free space or memory', file=sys.stderr)
+        name, given = getattr(e, 'filename', None) or getattr(a, 'output', 'data'), getattr(a, 'input', None)
+        remedy = 'check that the file can be read' if given and str(name).startswith(str(given)) else 'choose another output, or free space or memory'
+        print(f'xmodal: {name}: {getattr(e, "strerror", None) or type(e).__name__}; {remedy}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('xmodal: interrupted; finished files are whole, unfinished ones absent', file=sys.stderr)

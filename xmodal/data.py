@@ -320,6 +320,7 @@ def prepare_volume(r, p):
             own = [window_of(s[m], rules[k][6:]) if m.any() and s[m].min() < s[m].max() else Window(float(s.min()), float(s.min()) + 1) for s, m in zip(v, inside)]
             v[:] = np.where(inside, np.stack([w.scale(s) for w, s in zip(own, v)]), -1.); windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
     keep = np.flatnonzero(with_tissue(source, target, p['min_foreground']))
+    if p.get('slices'): keep = keep[max(0, (len(keep) - p['slices'])//2):][:p['slices']]
     return source[keep, None], target[keep, None], keep.tolist(), [[w[i] for i in keep] if len(w) > 1 else w for w in windows], [1, 1], ['float32', 'float32'], ({'moved_mm': np.round(shift, 5).tolist()} if p['register'] else {})
 
 def prepare_image(r, p):
@@ -428,6 +429,7 @@ def prepare(
     spacing:float=None,     # mm per pixel; default: the largest field of view fills `size`
     source_window=None, target_window=None, # rules of window_of; default 'percentile' for volumes, 'dtype' for images
     min_foreground=0.05,
+    slices:int=0,           # volumes: the middle ones of the slices with tissue, this many; 0: all
     fit='shrink',           # images larger than `size`: 'shrink' them or cut them into 'patch'es
     register=False,         # correct a rigid motion between source and target first (volumes; SimpleITK)
     workers:int=0,          # processes that decode and resample; changes the speed and nothing else
@@ -438,6 +440,7 @@ def prepare(
     if not records: raise InputError('there are no records to prepare')
     if not (isinstance(size, int) and size >= 8): raise InputError(f'size must be a whole number of 8 or more, got {size!r}')
     if spacing is not None and not spacing > 0: raise InputError(f'spacing must be a positive number of mm, got {spacing!r}')
+    if not (isinstance(slices, int) and slices >= 0): raise InputError(f'slices must be a whole number of 0 (all) or more, got {slices!r}')
     if fit not in ('shrink', 'patch'): raise InputError(f"fit must be 'shrink' or 'patch', got {fit!r}")
     missing = [p for r in records for p in (r.source, r.target) if not p.exists()]
     if missing: raise InputError(f'{missing[0]}: no such file')
@@ -449,7 +452,7 @@ def prepare(
     kinds = [k for k, r in enumerate(records) if is_image(r.source) != image or is_image(r.target) != image]
     if kinds: raise InputError(f'{records[kinds[0]].source} and {records[kinds[0]].target}: the data set mixes images and volumes; prepare them apart')
     spacing = None if image else float(spacing or default_spacing(records, size))
-    params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground, fit=fit, register=bool(register))
+    params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground, fit=fit, register=bool(register), **({'slices': slices} if slices else {}))
     folder = Path(cache or project_root()/'data'/'cache')/fingerprint(records, params)
     if not cache_is_whole(folder): build_cache(folder, records, params, image, workers, progress)
     return Slices(folder)
@@ -475,15 +478,15 @@ class Prepared(Dataset):
 
 def write_slices(folder, records, params, image, loader):
     "Write what `loader` yields into the files of a cache folder; raises InputError on the first bad record."
-    rows, infos, shape, reach = [], [], None, [np.inf, -np.inf]
+    rows, infos, shape, first, reach = [], [], None, None, [np.inf, -np.inf]
     with open(Path(folder)/'source.f32', 'wb') as fy, open(Path(folder)/'target.f32', 'wb') as fx:
         for r, got in zip(records, loader):
             if isinstance(got, InputError): raise got
             y, x0, kept, windows, native, dtypes, extra = got
             infos.append(dict(name=r.name, subject=r.subject, source=str(r.source), target=str(r.target), windows=[asdict(w[0]) for w in windows if w], channels=native, dtypes=dtypes, n=len(kept), **extra))
             if not kept: continue
-            if shape and y.shape[1:] != shape: raise InputError(f'{r.source}: gives slices of shape {y.shape[1:]}, the others {shape}; ' + ('the field of view is larger: give a larger spacing or size' if not image else 'all pairs need the same channels'))
-            shape, reach = y.shape[1:], [min(reach[0], x0.min()), max(reach[1], x0.max())]
+            if shape and y.shape[1:] != shape: raise InputError(f'{r.source}: gives slices of shape {y.shape[1:]}, {first} {shape}; ' + ('the field of view is larger: give a larger spacing or size' if not image else 'all pairs need the same channels: convert the odd one of the two (xmodal data check names it)'))
+            shape, first, reach = y.shape[1:], first or r.source, [min(reach[0], x0.min()), max(reach[1], x0.max())]
             fy.write(np.ascontiguousarray(y, np.float32)); fx.write(np.ascontiguousarray(x0, np.float32))
             own = [{'windows': [asdict(w[i if len(w) > 1 else 0]) for w in windows]} if max(map(len, windows)) > 1 else {} for i in range(len(kept))]
             rows += [dict(subject=r.subject, record=r.name, slice=k, **o) for k, o in zip(kept, own)]

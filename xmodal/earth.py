@@ -8,9 +8,9 @@ __all__ = ['PIXEL', 'CELL', 'WATER', 'FOREST', 'FIELD', 'GRASS', 'BARE', 'TOWN',
            'noise', 'stretched', 'mixed', 'chance', 'blocks', 'tiles', 'split', 'inside', 'course', 'drawn', 'halve',
            'enlarge', 'away', 'paint', 'terrain', 'waters', 'farmland', 'wilderness', 'wet', 'streets', 'towns',
            'roads', 'canopy', 'snowed', 'Scene', 'scene', 'framed', 'shifted', 'behind', 'radiance', 'optical',
-           'sloped', 'corners', 'backscatter', 'look_weights', 'speckle', 'sar', 'already', 'corners_of', 'write_sen12']
+           'sloped', 'corners', 'backscatter', 'look_weights', 'speckle', 'sar', 'corners_of', 'write_sen12']
 
-# %% ../nbs/08_earth.ipynb #c1f3ee10
+# %% ../nbs/08_earth.ipynb #839e59ba
 import json, math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, ndimage as nd
 
-from .core import InputError, atomic, item_seed
+from .core import InputError, already, atomic, item_seed
 
 # %% ../nbs/08_earth.ipynb #952aa5ef
 PIXEL, CELL = 10., 5.                      # metres: a pixel of the images, a cell of the drawing under it
@@ -536,27 +536,15 @@ def sar(
     p = p*speckle(p.shape, np.random.default_rng(item_seed(s.seed, 'sar', s.season, seed)), looks)
     return np.clip(255/25*(10*np.log10(np.maximum(p, 1e-6)) + 25), 0, 255).round().astype(np.uint8)
 
-# %% ../nbs/08_earth.ipynb #550d589a
+# %% ../nbs/08_earth.ipynb #22f38ff4
 folders = dict(spring='ROIs1158_spring', summer='ROIs1868_summer', fall='ROIs1970_fall', winter='ROIs2017_winter')
-
-def already(root, request:dict) -> bool: # True if the folder holds exactly this data set
-    "Is the data set there? Raises `InputError` if `root` holds anything else."
-    root = Path(root)
-    if root.exists() and not root.is_dir(): raise InputError(f'{root}: is a file; give a folder to write to')
-    if not root.is_dir() or not any(root.iterdir()): return False
-    note = root/'earth.json'
-    if not note.is_file(): raise InputError(f'{root}: is not empty and holds no made land; give a new folder')
-    try: old = json.loads(note.read_text(encoding='utf-8'))
-    except ValueError: old = None
-    if old != request: raise InputError(f'{root}: holds other made land ({old}); delete it or give a new folder')
-    return True
 
 def corners_of(size:int, patches:int, stride:int) -> list:
     "Upper left pixels (row, column) of the patches, row by row on the smallest square that holds them."
     side = math.isqrt(patches - 1) + 1
     return [(p//side*stride, p%side*stride) for p in range(patches)]
 
-# %% ../nbs/08_earth.ipynb #cec6528d
+# %% ../nbs/08_earth.ipynb #2014b4f6
 def write_sen12(
     root,          # folder to make; must be new, empty, or hold this very data set
     n:int=8,       # scenes; their seasons take turns
@@ -575,7 +563,7 @@ def write_sen12(
     side = max(c for _, c in places) + size
     if side > 2048: raise InputError(f'size {size} and patches {patches}: a scene of {side} pixels is too large, at most 2048; give fewer or smaller patches')
     request = dict(layout='sen12', recipe=1, n=int(n), seed=int(seed), size=int(size), patches=int(patches), stride=int(stride))
-    if already(root, request): return Path(root)
+    if already(root, request, 'earth.json', 'made land'): return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for i in tqdm(range(n), desc='scenes'):

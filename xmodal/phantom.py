@@ -9,10 +9,10 @@ __all__ = ['AIR', 'FAT', 'MUSCLE', 'BONE', 'CSF', 'VENT', 'GM', 'DEEP', 'WM', 'L
            'lesion_spots', 'anatomy', 'place', 'cavity', 'tent', 'cerebrum', 'fissures', 'folds', 'mantle', 'deep',
            'cerebellum', 'hindbrain', 'inside', 'head', 'orbit', 'airways', 'outside', 'voxel_sizes', 'check_grid',
            'in_skull', 'fractions', 'labels', 'bids_grid', 'volumes', 'spoiled_gradient', 'spin_echo',
-           'inversion_recovery', 'Protocol', 'protocol', 'signal', 'rician', 'bias_field', 'scan', 'already', 'people',
-           'sidecar', 'dump', 'table', 'bids_subject', 'write_bids', 'ixi_grid', 'ixi_row', 'write_ixi']
+           'inversion_recovery', 'Protocol', 'protocol', 'signal', 'rician', 'bias_field', 'scan', 'people', 'sidecar',
+           'dump', 'table', 'bids_subject', 'write_bids', 'ixi_grid', 'ixi_row', 'write_ixi']
 
-# %% ../nbs/10_phantom.ipynb #40bed0fd
+# %% ../nbs/10_phantom.ipynb #867ad2b3
 import csv, datetime, json, math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, atomic, item_seed
+from .core import InputError, already, atomic, item_seed
 
 # %% ../nbs/10_phantom.ipynb #1884e0d1
 def number(v, lo, hi) -> bool:
@@ -563,19 +563,7 @@ def scan(
     out.header['descrip'] = f'xmodal phantom {q.site} {q.modality}'[:79].encode()
     return out
 
-# %% ../nbs/10_phantom.ipynb #b65fa96b
-def already(root, request:dict) -> bool: # True if the folder holds exactly this data set
-    "Is the data set there? Raises `InputError` if `root` holds anything else."
-    root = Path(root)
-    if root.exists() and not root.is_dir(): raise InputError(f'{root}: is a file; give a folder to write to')
-    if not root.is_dir() or not any(root.iterdir()): return False
-    note = root/'phantom.json'
-    if not note.is_file(): raise InputError(f'{root}: is not empty and holds no phantoms; give a new folder')
-    try: old = json.loads(note.read_text())
-    except ValueError: old = None
-    if old != request: raise InputError(f'{root}: holds other phantoms ({old}); delete it or give a new folder')
-    return True
-
+# %% ../nbs/10_phantom.ipynb #e06c4b4d
 def people(
     n:int,         # how many
     seed:int,      # of the data set
@@ -608,7 +596,7 @@ def table(path, rows, sep):
         w = csv.DictWriter(f, list(rows[0]), delimiter=sep, lineterminator='\n')
         w.writeheader(); w.writerows(rows)
 
-# %% ../nbs/10_phantom.ipynb #51d7e690
+# %% ../nbs/10_phantom.ipynb #0c118410
 def bids_subject(tmp, name, s, site, mods, voxel, seed, noise, bias):
     "Write one subject's scans, sidecars and lesion mask below `tmp`."
     import nibabel as nib
@@ -639,7 +627,7 @@ def write_bids(
     if not mods or len(set(mods)) < len(mods): raise InputError(f'modalities {mods}: give at least one, each once')
     crowd = people(n, seed, lesions); bids_grid(voxel); [protocol('HH', m) for m in mods]
     request = dict(layout='bids', recipe=1, n=n, seed=seed, modalities=mods, voxel=voxel, lesions=lesions, noise=noise, bias=bias)
-    if already(root, request): return Path(root)
+    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         rows = [dict(participant_id=f'sub-{i + 1:03d}', age=s.age, sex=s.sex, site=site) for i, (s, site) in enumerate(crowd)]
@@ -676,7 +664,7 @@ def ixi_grid(
     affine[:3, 3] = np.array(centre) + rng.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1)/2)
     return shape, affine
 
-# %% ../nbs/10_phantom.ipynb #5baa1892
+# %% ../nbs/10_phantom.ipynb #cf2a120e
 def ixi_row(number:int, s:Subject, rng) -> dict:
     "One line of the demographics table."
     study = datetime.date(2005, 6, 1) + datetime.timedelta(int(rng.integers(0, 500)))
@@ -697,7 +685,7 @@ def write_ixi(
     from tqdm.auto import tqdm
     crowd, rng = people(n, seed), np.random.default_rng(item_seed(seed, 'ixi')); ixi_grid('T1', voxel)
     request = dict(layout='ixi', recipe=1, n=n, seed=seed, voxel=voxel, noise=noise, bias=bias)
-    if already(root, request): return Path(root)
+    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
     with atomic(root) as tmp:
         for m in ('T1', 'T2', 'PD'): (tmp/f'IXI-{m}').mkdir(parents=True)
         number, rows = 0, []
