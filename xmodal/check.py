@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
-           'small_picture', 'mask_faults', 'look', 'Finding', 'Report', 'find_exchanged', 'find_roles', 'stands_out',
-           'holds_in_parts', 'find_misplaced', 'nearest_pictures', 'find_copies', 'find_oddities', 'find_strays',
-           'find_groups', 'check', 'Looked']
+           'small_picture', 'mask_faults', 'look', 'Finding', 'Report', 'information_matrix', 'find_exchanged',
+           'find_roles', 'stands_out', 'holds_in_parts', 'find_misplaced', 'nearest_pictures', 'find_copies',
+           'find_oddities', 'find_strays', 'find_groups', 'check', 'Looked']
 
 # %% ../nbs/14_check.ipynb #4e245994
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, show_grid
-from .data import default_spacing, is_image, load_image, load_volume, meeting, open_volume, prepare_image, prepare_volume, split_records, unchanged
+from .data import check_rule, default_spacing, is_image, load_image, load_volume, meeting, open_volume, prepare_image, prepare_volume, resample, split_records, to_plane, unchanged, window_of, with_tissue
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
@@ -94,7 +94,8 @@ def look(r, p):
         else:
             ys, xs = load_volume(r.source), load_volume(r.target)
             (yv, xv) = (np.asarray(v.dataobj) for v in (ys, xs))
-            facts = dict(channels=(1, 1), depth=('volume', 'volume'), saturated=(saturation(yv), saturation(xv)), constant=(False, False), overlap=meeting(ys, xs), high=(yv.max(), xv.max()))
+            facts = dict(channels=(1, 1), depth=('volume', 'volume'), saturated=(saturation(yv), saturation(xv)), constant=(False, False), overlap=meeting(ys, xs), high=(yv.max(), xv.max()),
+                         air=(np.percentile(yv, 1), np.percentile(xv, 1)), same=yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3) and np.corrcoef(yv[::2, ::2, ::2].ravel(), xv[::2, ::2, ::2].ravel())[0, 1] > .9995)
             if facts['overlap'] < .5: return dict(r=r, error=f'{r.source}: covers only {facts["overlap"]:.0%} of {r.target}; the pair is wrong or an affine is lost')
         y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.})
     except InputError as e: return dict(r=r, error=str(e))
@@ -103,8 +104,8 @@ def look(r, p):
     use = both if len(both) else np.arange(len(y))
     pick = use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), 5).round().astype(int))]
     alive = [k for k in use if x0[k].std() > .02 and y[k].std() > .02]
-    low, reach = ([np.percentile(v, 1) for v in (y, x0)], [(float(v.min()), float(v.max())) for v in (y, x0)])
-    return dict(r=r, error=None, **facts, rule=p['windows'], low=low, reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, p.get('labels', ())) if r.mask else None,
+    reach = [(float(v.min()), float(v.max())) for v in (y, x0)]
+    return dict(r=r, error=None, **facts, rule=p['windows'], reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, p.get('labels', ())) if r.mask else None,
                 prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive])
 
 # %% ../nbs/14_check.ipynb #11597201
@@ -154,23 +155,40 @@ class Report:
         return show_grid([list(y), list(x0), over], labels=['source', 'target', 'edges of the target\non the source'], titles=[d['r'].name] + ['']*(len(y) - 1), size=1.6)
 
 # %% ../nbs/14_check.ipynb #3840001c
-def find_exchanged(looked, report, size=256, sure=0.1):
-    "Pairs whose targets fit better the other way round; nothing is said where a pair shares hardly more than two strangers."
-    if any(f.what in ('shift', 'flip') and f.text.startswith('most targets') for f in report.findings): return       # then no pair fits
-    for start in range(0, len(looked), size):
-        part = [d for d in looked[start:start + size]]
-        a, b = [quantise(d['y'][len(d['y'])//2][None]) for d in part], [quantise(d['x0'][len(d['x0'])//2][None]) for d in part]
-        I = np.array([[mutual_information(u, v) if u.shape == v.shape else 0. for v in b] for u in a])
-        strangers = I[~np.eye(len(part), dtype=bool)]
-        if len(part) < 2: continue
-        base = np.median(strangers); strength = np.median(np.diag(I)) - base; noise = 1.4826*np.median(np.abs(strangers - base))
-        if strength < .5*sure: continue
-        for i in range(len(part)):
-            for j in range(i):
-                fit = min(I[i, j], I[j, i])                                # both must look like pairs, stand out from strangers, and beat what they are now
-                if fit > base + max(.5*strength, 3.5*noise if len(part) > 4 else 0) and I[i, j] > I[i, i] + .2*strength and I[j, i] > I[j, j] + .2*strength:
-                    report.add('error' if strength > sure else 'warning', 'swapped', f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
+def information_matrix(looked, p, most=8):
+    "Which pairs are compared with which, and the information of source i with target j: images all, volumes the `most` that fit worst, resampled onto each other's grid."
+    if is_image(looked[0]['r'].source):
+        part, a, b = looked[:256], *([quantise(d[k]) for d in looked[:256]] for k in ('y', 'x0'))
+        return part, np.array([[mutual_information(u, v) if u.shape == v.shape else 0. for v in b] for u in a])
+    fit = [mutual_information(quantise(d['y']), quantise(d['x0'])) for d in looked]
+    part = [looked[k] for k in sorted(np.argsort(fit, kind='stable')[:most])]
+    files = [[load_volume(getattr(d['r'], k)) for d in part] for k in ('source', 'target')]
+    windows = [[window_of(np.asarray(v.dataobj), 'percentile') for v in side] for side in files]
+    I = np.zeros((len(part),)*2)
+    for j, (x0, w) in enumerate(zip(files[1], windows[1])):
+        target, affine = to_plane(x0, p['spacing'], p['size'], w)
+        for i, (y, v) in enumerate(zip(files[0], windows[0])):
+            source = resample(v.scale(np.asarray(y.dataobj, dtype=np.float32)), y.affine, affine, target.shape, fill=-1.)
+            use = np.flatnonzero(with_tissue(source, target)); use = use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), 5).round().astype(int))] if len(use) else use
+            if len(use): I[i, j] = mutual_information(quantise(source[use, None]), quantise(target[use, None]))
+    return part, I
 
+def find_exchanged(looked, report, p, sure=0.1):
+    "Pairs whose targets fit better the other way round: each is the other's best partner, in both directions, by a margin."
+    if any(f.what in ('shift', 'flip') and f.text.startswith('most targets') for f in report.findings) or len(looked) < 2: return       # then no pair fits
+    part, I = information_matrix(looked, p)
+    n, own, best = len(part), np.diag(I), I.max(1)
+    strength = np.median(best) - np.median(I[I < best[:, None]]) if (I < best[:, None]).any() else 0.          # a row's best may be a swapped partner: the rest are strangers
+    if strength < .02: return
+    for i in range(n):
+        for j in range(i):
+            top = [I[i].argmax() == j, I[j].argmax() == i, I[:, i].argmax() == j, I[:, j].argmax() == i]
+            gain = min(I[i, j], I[j, i]) - max(own[i], own[j])
+            if gain > (.1 if all(top) else .3)*strength and sum(top) >= (4 if n < 20 else 3):
+                report.add('error' if strength > sure else 'warning', 'swapped', f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
+
+
+# %% ../nbs/14_check.ipynb #eae0506a
 def find_roles(looked, report, bins=16, margin=0.05):
     "Pairs whose joint grey values look like those of the others with source and target exchanged."
     if len(looked) < 4 or looked[0]['channels'][0] != looked[0]['channels'][1]: return      # a grey source cannot be a colour target
@@ -180,7 +198,8 @@ def find_roles(looked, report, bins=16, margin=0.05):
     right, wrong = (np.array([float((P*t).sum()) for P, t in zip(joint, v)]) for v in (tables, [t.T for t in tables]))   # log likelihood per pixel
     usual, low = np.median(right - wrong), np.percentile(right, 10)
     for d, r, w in zip(looked, right, wrong):
-        if usual > margin and w - r > .5*usual and w > low: report.add('error', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
+        if usual > margin and w - r > .5*usual and w > low: report.add('error' if len(looked) >= 8 else 'warning', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
+
 
 # %% ../nbs/14_check.ipynb #61c6ff69
 def stands_out(gains, scale:float):
@@ -206,7 +225,8 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
     of = lambda k: np.array([t[k] for t in report.table])
     usual, n = np.median(of('information')), len(looked)
     strength = max(usual, np.median(of('information') + of('gain')), np.median(of('information') + of('flip_gain'))) - np.median(floor); report.strength = float(strength)
-    if strength < least: report.add('warning', 'shift', f'source and target share too little to judge shifts and flips ({usual:.2f} nats, {np.median(floor):.2f} by accident); look at a sheet of pairs yourself'); return
+    if strength < least: report.add('warning', 'shift', f'source and target share too little to judge shifts and flips ({usual:.2f} nats, {np.median(floor):.2f} by accident); look at a sheet of pairs yourself; exchanged pairs would not be noticed either'); return
+    if strength < .25: report.add('warning', 'sight', f'source and target share little ({strength:.2f} nats more than by accident): faults of the whole set are seen, but a single shifted, mirrored or exchanged pair may go unnoticed; look at a sheet of pairs')
     far = np.hypot(*of('shift').T)*64/looked[0]['y'].shape[-1]
     typical = np.median(of('shift')[of('gain') > .1*strength], axis=0) if (of('gain') > .1*strength).sum() > .5*n else np.zeros(2)
     together = np.mean(np.hypot(*(of('shift') - typical).T) <= 1.5) > .6, np.mean(of('flip') == max(set(of('flip')), key=list(of('flip')).count)) > .6        # a fault of the whole set has one direction, noise has many
@@ -225,7 +245,7 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
         elif a and not everybody[0]: report.add(level if f >= 3 and holds_in_parts(d, t['shift'], .1*strength) else 'warning', 'shift', f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and {t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> {t['information'] + t['gain']:.2f} nats); check the affine or crop of {d['r'].target}, or use register")
 
 # %% ../nbs/14_check.ipynb #f59b1c0f
-def nearest_pictures(D, subject, block=512, reach=0.08):
+def nearest_pictures(D, subject, block=512, reach=0.15):
     "Close pairs (i, j, distance) of normalised pictures (n, 256), and the usual distance to the nearest picture of another subject."
     close, usual, n = [], np.full(len(D), np.inf), np.arange(len(D))
     for i in range(0, len(D), block):
@@ -267,13 +287,13 @@ def find_oddities(looked, report):
         if deep and len(deep) == len(looked): report.add('warning', 'depth', f"{getattr(deep[0]['r'], what)}: a 16-bit file whose values stay below 256, as all {what} files; give {what}_window 0:255")
         full = [d for d in looked if d['saturated'][k] > (.25 if d['depth'][k] != 'volume' else .05)]
         if full: report.add('warning', 'saturated', f"{getattr(full[0]['r'], what)}: {full[0]['saturated'][k]:.0%} of the bright values are exactly the largest one" + (f' ({len(full)} such files)' if len(full) > 1 else '') + '; it was clipped, use the scan before conversion')
-        low = [d for d in looked if d['rule'][k] == 'hu' and d['low'][k] > -.5]
-        if low: report.add('error', 'range', f"{getattr(low[0]['r'], what)}: no air, the lowest values lie at {1000*low[0]['low'][k]:.0f} HU" + (f' ({len(low)} such files)' if len(low) > 1 else '') + '; the offset of -1024 is lost, or these are not Hounsfield units')
+        low = [d for d in looked if d['rule'][k] == 'hu' and d.get('air', (-1000, -1000))[k] > -500]          # file units: padding of the grid is no air
+        if low: report.add('error', 'range', f"{getattr(low[0]['r'], what)}: no air, the lowest values lie at {low[0]['air'][k]:.0f} HU" + (f' ({len(low)} such files)' if len(low) > 1 else '') + '; the offset of -1024 is lost, or these are not Hounsfield units')
         reach = max(d['reach'][k][1] for d in looked) - min(d['reach'][k][0] for d in looked)
         if reach < .2: report.add('error', 'range', f'the values of all {what} files fill only {reach/2:.1%} of their intensity window, so a constant image would score well; give {what}_window (labels 0 to 4, for example: labels:0:4)')
         flat = [d for d in looked if d['constant'][k]]
         if flat: report.add('error' if k == 0 or len(flat) > .5*len(looked) else 'warning', 'constant', f"{getattr(flat[0]['r'], what)}: a constant image" + (f' ({len(flat)} such files)' if len(flat) > 1 else ''))
-    same = [d for d in looked if d['prints'] and np.mean([np.abs(a - b).max() < .02 for a, b in d['prints']]) > .8]
+    same = [d for d in looked if d.get('same') or d['prints'] and np.mean([np.abs(a - b).max() < .02 for a, b in d['prints']]) > .8]
     if same: report.add('error', 'identical', f"{same[0]['r'].name}: source and target are the same image" + (f' ({len(same)} such pairs)' if len(same) > 1 else '') + f"; check {same[0]['r'].source} and {same[0]['r'].target}")
     part = sorted((d for d in looked if d['overlap'] < .55), key=lambda d: d['overlap'])
     if part: report.add('warning', 'overlap', f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of the smaller field of view" + (f' (and {len(part) - 1} more pairs below 55 %)' if len(part) > 1 else '') + '; what only one of them shows is left out')
@@ -296,8 +316,10 @@ def find_strays(looked, report):
 def find_groups(records, report):
     "Names that form groups, where every file counts as a subject of its own."
     if len(records) < 8 or len({r.subject for r in records}) < len(records): return
-    heads = sorted({m[1] for r in records if (m := re.match(r'(.+?)[_-]', r.name))})
-    if 1 < len(heads) <= len(records)/2: report.add('warning', 'leak', f"every file counts as a subject of its own, but the names form {len(heads)} groups ({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, people or modules, split by them: group '^(.+?)[_-]'")
+    for pattern in (r'^(.+?)[_-]', r'^(.+)[_-]'):                           # up to the first separator, or up to the last
+        heads = sorted({m[1] for r in records if (m := re.match(pattern, r.name))})
+        if 1 < len(heads) <= len(records)/2: break
+    if 1 < len(heads) <= len(records)/2: report.add('warning', 'leak', f"every file counts as a subject of its own, but the names form {len(heads)} groups ({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, people or modules, split by them: group {pattern!r}")
 
 
 # %% ../nbs/14_check.ipynb #0994d0bb
@@ -314,6 +336,10 @@ def check(
     "Check a data set before training on it; raises InputError only if nothing can be found at all."
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
+    for k, v in dict(size=size, limit=limit, workers=workers).items():
+        if not (isinstance(v, int) and v >= (16 if k == 'size' else 0)): raise InputError(f'{k} must be a whole number of {16 if k == "size" else 0} or more, got {v!r}')
+    for w in (source_window, target_window):
+        if w: check_rule(w); str(w).startswith('slice:') or window_of(np.array([0., 1.]), w, np.uint8)
     ask, trouble = dict(root=root, source=source, target=target, group=group, **made), None
     if records is None:
         try: records = find_records(dataset, **ask)
@@ -339,7 +365,7 @@ def check(
     report.looked = [v for v in every if not v['error']]
     if report.looked:
         usable = [v for v in report.looked if not any(v['constant'])]
-        find_misplaced(report.looked, report); find_exchanged(usable, report); find_roles(usable, report)
+        find_misplaced(report.looked, report); find_exchanged(usable, report, p); find_roles(usable, report)
         find_copies(report.looked, report, split); find_oddities(report.looked, report); find_strays(report.looked, report)
     return report
 

@@ -231,7 +231,11 @@ def read_png(path):
 def read_tiff(path):
     "Array of a TIFF file, any depth, through tifffile."
     import tifffile
-    try: return tifffile.imread(path)
+    try:
+        with tifffile.TiffFile(path) as f:
+            if f.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE: raise InputError(f'{path}: palette image, its numbers are colours of a table; save it as grey or RGB')
+            return f.asarray()
+    except InputError: raise
     except Exception as e: raise InputError(f'{path}: cannot be read as an image ({first_line(e)}); copy it again') from None
 
 # %% ../nbs/11_data.ipynb #23e51968

@@ -74,7 +74,7 @@ def read_table(path, key:str) -> dict:
     path = Path(path)
     if not path.is_file(): return {}
     try: t = pd.read_excel(path) if path.suffix in ('.xls', '.xlsx') else pd.read_csv(path, sep='\t' if path.suffix == '.tsv' else ',')
-    except Exception as e: raise InputError(f'{path}: cannot be read as a table ({first_line(e)})') from None
+    except Exception as e: raise InputError(f'{path}: cannot be read as a table ({first_line(e)}); save it again, or as .csv') from None
     if key not in t: raise InputError(f"{path}: has no column {key!r}, only {', '.join(map(str, t.columns))}")
     found, doubtful = {}, set()
     for row in t.to_dict('records'):
@@ -115,7 +115,7 @@ def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
 
 # %% ../nbs/13_layouts.ipynb #1fe7e61c
 brats_contrasts = ('t1', 't1ce', 't2', 'flair')
-brats_years = {r'BRATS_\d|brats_201|HGG$|LGG$': '2016 or before', r'Brats17_|Brats18_': '2017 or 2018', r'BraTS19_': '2019', r'BraTS20_': '2020', r'BraTS-[A-Z]+-\d': '2023 or later'}
+brats_years = {r'Brats17_|Brats18_': '2017 or 2018', r'BraTS19_': '2019', r'BraTS20_': '2020', r'BraTS-[A-Z]+-\d': '2023 or later', r'BRATS_\d|brats_201|HGG$|LGG$': '2016 or before'}
 
 def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
     "Records of BraTS 2021; the mask is the segmentation (0, 1, 2, 4)."
@@ -124,8 +124,8 @@ def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
         if want not in brats_contrasts: raise InputError(f"BraTS has the contrasts {', '.join(brats_contrasts)}, not {want!r}; check source and target")
     cases = sorted(p for p in [*root.glob('BraTS2021_*'), *root.glob('*/BraTS2021_*')] if p.is_dir() and re.fullmatch(r'BraTS2021_\d{5}', p.name))
     if not cases:
-        for p in sorted([*root.iterdir(), *root.glob('*/*')]):
-            for pattern, year in brats_years.items():
+        for pattern, year in brats_years.items():                           # names of cases before names of folders
+            for p in sorted([*root.iterdir(), *root.glob('*/*'), *root.glob('*/*/*')]):
                 if re.match(pattern, p.name): raise InputError(f'{p}: this is BraTS of {year}; data set brats reads 2021 (BraTS2021_00000/BraTS2021_00000_t1.nii.gz). For other years write a table and use data set csv')
     masks = {}
     for case in cases:
