@@ -11,7 +11,7 @@ import math
 import torch
 
 from .core import Noise, table_dtype
-from .sample import check_grid, markov, sample, uniform
+from .sample import ask, check_grid, markov, sample, uniform
 
 # %% ../nbs/07_grid.ipynb #2827caff
 def snr(
@@ -38,8 +38,9 @@ def error_ladder(
             yb, xb, cb = y[i:i + batch], x0[i:i + batch], None if ctx is None else ctx[i:i + batch]
             at = den.bridge.coefs(t.expand(len(yb)), yb)
             a, b, c = (v.to(yb.dtype) for v in at)
-            x = a*xb + b*yb + c*Noise(range(seed + i, seed + i + len(yb)), yb.device)(yb)
-            e = e + (den(x, t.expand(len(yb)), yb, cb) - xb).double().square().sum(0)
+            noise = Noise(range(seed + i, seed + i + len(yb)), yb.device)
+            x = a*xb + b*yb + c*noise(yb)
+            e = e + (ask(den, x, t, yb, cb, noise) - xb).double().square().sum(0)
             g = g + snr(at).double().expand(yb.shape).sum(0)
         gam.append(g/len(y)); err.append(e/len(y))
     if not torch.isfinite(torch.stack(gam)).all(): raise ValueError('this path has no noise at some of the times, so its likelihood bound is infinite; fit the grid to a metric instead')
@@ -85,6 +86,7 @@ def fit_grid(
     candidates:int=48, t_end=0.02, # ladder for 'bound'
     evaluations:int=60, # samplings spent on a metric
     batch:int=16, ctx=None,
+    sampler=None,       # sampling loop f(den, y, grid, tau, seeds, ctx) for a metric; default: `sample` of this order
 ):                      # (nfe + 1,) grid from 1 to 0
     "Fit the time grid of a trained model to a step budget; raises ValueError for an unknown objective, or one that gives no number."
     if not (isinstance(nfe, int) and nfe >= 1): raise ValueError(f'nfe must be an integer of 1 or more, got {nfe!r}')
@@ -95,14 +97,15 @@ def fit_grid(
         times = torch.linspace(1, t_end, candidates, dtype=torch.float64)
         picks = shortest_grid(step_costs(*error_ladder(den, x0, y, times, seed, batch, ctx)).cpu(), nfe)
         return check_grid(torch.cat([times[picks[:-1]], torch.zeros(1, dtype=torch.float64)]))
-    from scipy.optimize import minimize
+    from functools import partial; from scipy.optimize import minimize
+    sampler = sampler or partial(sample, order=order)
     def grid_of(v):
         share = torch.softmax(torch.tensor([0., *v], dtype=torch.float64), 0).clamp(min=1e-3)
         inner = 1 - (share/share.sum()).cumsum(0)
         return check_grid(torch.cat([torch.ones(1, dtype=torch.float64), inner[:-1], torch.zeros(1, dtype=torch.float64)]))
     tried = {}
     def loss(v):
-        parts = [sample(den, y[i:i + batch], grid_of(v), tau=tau, order=order, seeds=seed + i, ctx=None if ctx is None else ctx[i:i + batch]) for i in range(0, len(y), batch)]
+        parts = [sampler(den, y[i:i + batch], grid_of(v), tau=tau, seeds=seed + i, ctx=None if ctx is None else ctx[i:i + batch]) for i in range(0, len(y), batch)]
         value = float(metric(torch.cat(parts), x0))
         if not math.isfinite(value): raise ValueError(f'the objective gave {value} on the grid {grid_of(v).tolist()}; it must give a finite number')
         tried[tuple(v)] = -value

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from . import __version__
 from .core import InputError, atomic
 from .nets import build
-from .sample import check_grid, uniform
+from .sample import check_grid
 
 # %% ../nbs/25_store.ipynb #f626e6e8
 def save_tensors(tensors:dict, path):
@@ -107,9 +107,9 @@ def stored_grid(
     config:dict, # of a model
     steps:int,
     tau='markov', # noise rule of the sampling
-):               # the stored grid for `steps` if it was fitted under this rule, else the uniform one
-    "The grid a model is sampled with; raises InputError for a stored grid of another length."
+):               # the stored grid for `steps` if it was fitted under this rule, else None
+    "The grid fitted to a model, if there is one; raises InputError for a stored grid of another length."
     fitted = config['data'].get('grids', {}).get(str(steps))
-    if not fitted or fitted.get('tau', 'markov') != tau: return uniform(steps)
+    if not fitted or fitted.get('tau', 'markov') != tau: return None
     if len(fitted['grid']) != steps + 1: raise InputError(f"the stored grid for {steps} steps has {len(fitted['grid']) - 1}; the model folder is damaged, copy it again")
     return check_grid(fitted['grid'])

@@ -14,8 +14,8 @@ import torch
 
 from .core import InputError, atomic, item_seed
 from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_volume, to_plane, to_square, window_of
-from .methods import get_method
-from .sample import check_grid, rules, sample
+from .methods import draw, get_method
+from .sample import check_grid, rules
 from .store import check_data_section, load_config, load_model, stored_grid
 
 # %% ../nbs/50_translate.ipynb #eab650f8
@@ -42,6 +42,7 @@ class Translator:
         steps=None, seed=0, tau=None, batch=8,
         names=None,  # what identifies each image; its seed hangs on it. Default: its number
         progress=False,
+        **options,   # of the method's sampler; default: those stored with the model
     ):               # (N, C, H, W) float32 array, scaled
         "Translate scaled images."
         from tqdm.auto import tqdm
@@ -52,11 +53,12 @@ class Translator:
         if not given and not (isinstance(steps, int) and steps >= 1): raise InputError(f'steps must be a whole number of 1 or more, or a grid of times, got {steps!r}')
         if not (isinstance(batch, int) and batch >= 1): raise InputError(f'batch must be a whole number of 1 or more, got {batch!r}')
         grid = check_grid(steps) if given else stored_grid(self.config, steps, tau)
+        how = dict(steps=None if given else steps, tau=tau, grid=grid, **{**d.get('options', {}), **options})
         y, names, out = np.asarray(y, dtype=np.float32), range(len(y)) if names is None else names, []
         with tqdm(total=len(y), desc='translating', unit='slice', disable=not progress, leave=False) as bar:
             for i in range(0, len(y), batch):
                 yb = torch.from_numpy(y[i:i + batch]).to(self.device)
-                out.append(sample(self.den, yb, grid, tau=rules[tau], seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]]).float().cpu().numpy())
+                out.append(draw(m, self.den, yb, seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]], **how).float().cpu().numpy())
                 bar.update(len(yb))
         out = np.concatenate(out) if out else np.zeros_like(y)
         if not np.isfinite(out).all(): raise InputError('the translation holds NaN or infinite values: the weights are damaged, or the input is far outside what the model can take')
