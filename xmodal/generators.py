@@ -42,10 +42,10 @@ def small_init(module, std:float=0.02):
         elif isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, std)
     return module
 
-# %% ../nbs/20_generators.ipynb #12c849d4
+# %% ../nbs/20_generators.ipynb #6d0ddfe2
 class UNet256(nn.Module):
     "pix2pix's generator: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1). Only the source y is looked at."
-    latent = 0
+    latent, blind = 0, True   # no random input; state and time are not looked at
     def __init__(self,
         channels:int=1,       # C of the images
         ch:int=64,            # width of the first level
@@ -229,7 +229,7 @@ class CBAM(nn.Module):
         h = h*(self.mlp(h.mean((2, 3), keepdim=True)) + self.mlp(h.amax((2, 3), keepdim=True))).sigmoid()
         return self.out(h*self.place(torch.cat([h.mean(1, keepdim=True), h.amax(1, keepdim=True)], 1)).sigmoid())
 
-# %% ../nbs/20_generators.ipynb #406c65b3
+# %% ../nbs/20_generators.ipynb #bb11d04a
 def conv_block(cin:int, cout:int, norm:str, size:int=3, stride:int=1):
     "Reflection padding, convolution, normalisation, ReLU."
     return nn.Sequential(nn.ReflectionPad2d(size//2), nn.Conv2d(cin, cout, size, stride), norm_layer(norm, cout), nn.ReLU())
@@ -240,7 +240,7 @@ def up_block(cin:int, cout:int, norm:str):
 
 class DTFNet(nn.Module):
     "DTF-Net for one source: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1). Only the source y is looked at."
-    latent = 0
+    latent, blind = 0, True   # no random input; state and time are not looked at
     def __init__(self,
         channels:int=1,     # C of the images
         ch:int=64,          # width of the first level
