@@ -224,13 +224,14 @@ def unmatched(den, y, grid, tau=markov, seeds=0, ctx=None, x=None, bridge=None, 
         if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return finish(out, x0_hat, x)
 
-# %% ../nbs/18_solvers.ipynb #bb5bf11c
+# %% ../nbs/18_solvers.ipynb #3908383b
 @dataclass(frozen=True)
 class Sampler:
     "A sampling loop and its price."
     run: Callable     # f(den, y, grid, tau, seeds, ctx, x, bridge, out, callback, **options) -> images
     calls: Callable   # (steps, **options) -> network calls
+    ruled: bool = True # does it ask the noise rule `tau`?
 
 each = lambda n, **o: n
-samplers = dict(step=Sampler(sample, each), dossr=Sampler(dossr, each), dbim=Sampler(dbim, each), euler=Sampler(euler, each), score=Sampler(score, each), unmatched=Sampler(unmatched, each),
-                dual=Sampler(dual, lambda n, **o: max(1, 2*n - 2)), heun=Sampler(heun, lambda n, churn=.33, **o: 3*n - 1 if churn else 2*n - 1))
+samplers = dict(step=Sampler(sample, each), dossr=Sampler(dossr, each), dbim=Sampler(dbim, each), euler=Sampler(euler, each, False), score=Sampler(score, each, False), unmatched=Sampler(unmatched, each),
+                dual=Sampler(dual, lambda n, **o: max(1, 2*n - 2), False), heun=Sampler(heun, lambda n, churn=.33, **o: 3*n - 1 if churn else 2*n - 1, False))

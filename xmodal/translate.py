@@ -53,7 +53,8 @@ class Translator:
         if not given and not (isinstance(steps, int) and steps >= 1): raise InputError(f'steps must be a whole number of 1 or more, or a grid of times, got {steps!r}')
         if not (isinstance(batch, int) and batch >= 1): raise InputError(f'batch must be a whole number of 1 or more, got {batch!r}')
         grid = check_grid(steps) if given else stored_grid(self.config, steps, tau)
-        how = dict(steps=None if given else steps, tau=tau, grid=grid, **{**d.get('options', {}), **options})
+        options = {**d.get('options', {}), **options}
+        how = {**options, 'steps': None if given else steps, 'tau': tau, 'grid': options.get('grid') if grid is None else grid}
         y, names, out = np.asarray(y, dtype=np.float32), range(len(y)) if names is None else names, []
         with tqdm(total=len(y), desc='translating', unit='slice', disable=not progress, leave=False) as bar:
             for i in range(0, len(y), batch):
