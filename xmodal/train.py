@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups',
-           'Log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema', 'train_step', 'check_finite',
+           'Denoising', 'Log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema', 'check_finite',
            'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
@@ -126,23 +126,25 @@ def checkpoints(folder) -> list:
 def save_checkpoint(
     folder,     # folder of checkpoints
     step:int,   # finished optimiser steps
-    den, opt, ema, # denoiser, optimiser, EMAModel or None
+    den, opts:dict, ema, # denoiser, optimisers by name, EMAModel or None
     recipe, model:dict, # what was started
     origin:dict=None,   # what the data were: must agree when the run is continued
     seconds:float=0.,   # training time so far
+    aside:dict=None,    # further networks by name
 ):
     "Write checkpoint `step` atomically, then delete older ones."
     old = checkpoints(folder)
     with atomic(Path(folder)/f'step-{step:06d}') as tmp:
         Path(tmp).mkdir()
         save_tensors(den.state_dict(), Path(tmp)/'model.safetensors')
-        save_tensors(pack_optimizer(opt), Path(tmp)/'optim.safetensors')
+        for k, opt in opts.items(): save_tensors(pack_optimizer(opt), Path(tmp)/f'{k}.safetensors')
+        for k, net in (aside or {}).items(): save_tensors(net.state_dict(), Path(tmp)/f'{k}.safetensors')
         if ema: save_tensors({f'{i:05d}': v for i, v in enumerate(ema.shadow_params)}, Path(tmp)/'ema.safetensors')
         (Path(tmp)/'state.json').write_text(json.dumps(dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {}), indent=1))
     for o in old:
         if o.name != f'step-{step:06d}': shutil.rmtree(o, ignore_errors=True)
 
-def load_checkpoint(folder, den, opt, ema, recipe, model, origin=None):
+def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None):
     "Continue from the newest checkpoint; returns finished steps and seconds spent (0, 0 if there is none). Raises InputError if recipe, model or data differ."
     found = checkpoints(folder)
     if not found:
@@ -156,7 +158,8 @@ def load_checkpoint(folder, den, opt, ema, recipe, model, origin=None):
             was, is_ = state[part].get(k), now[part].get(k)
             if was != is_: raise InputError(f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use the same value, another run name, or resume False to start over')
     load_weights(den, path/'model.safetensors')
-    unpack_optimizer(opt, load_tensors(path/'optim.safetensors'))
+    for k, opt in opts.items(): unpack_optimizer(opt, load_tensors(path/f'{k}.safetensors'))
+    for k, net in (aside or {}).items(): load_weights(net, path/f'{k}.safetensors')
     if ema:
         shadow = load_tensors(path/'ema.safetensors')
         ema.shadow_params, ema.optimization_step = [shadow[k].to(p.device) for k, p in zip(sorted(shadow), ema.shadow_params)], state['step']
@@ -218,12 +221,39 @@ def param_groups(den, r):
     groups = [dict(params=[p for p in den.parameters() if id(p) not in mine], factor=1.)]
     return groups + ([dict(params=bridge, factor=r.mix_lr)] if bridge else [])
 
+class Denoising:
+    "One optimiser step of the denoising loss."
+    columns, aside = (), {}
+    def __init__(self, den, m, r, data):
+        self.den, self.m, self.r = den, m, r
+        self.opts = dict(optim=torch.optim.AdamW(param_groups(den, r), lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay))
+
+    def prepare(self, acc):
+        "Wrap for the device and the processes; called once, after a checkpoint was loaded."
+        self.acc = acc
+        self.loss_fn, self.opts['optim'] = acc.prepare(PairLoss(self.den, self.m.loss, self.m.weight), self.opts['optim'])
+
+    def step(self, k, b) -> dict:
+        "Loss and gradient norm of step k on batch b, as tensors on the device."
+        acc, opt = self.acc, self.opts['optim']
+        torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
+        x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
+        for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
+        noise = Noise(b['noise'].tolist(), acc.device)
+        eps, z = noise(x0), noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
+        with acc.autocast(): loss = self.loss_fn(x0, y, t, eps, z)
+        opt.zero_grad(set_to_none=True)
+        acc.backward(loss)
+        norm = acc.clip_grad_norm_(self.den.parameters(), self.r.clip)
+        opt.step()
+        return dict(loss=loss.detach(), grad_norm=norm)
+
 # %% ../nbs/30_train.ipynb #c4bad956
 class Log:
     "Rows of numbers in a CSV file; continuing drops the rows after `step`."
     names = ('step', 'loss', 'lr', 'grad_norm', 'mix_shift', 'mix_spread', 'seconds', 'val_psnr')
-    def __init__(self, path, step=0):
-        self.path = Path(path)
+    def __init__(self, path, step=0, more=()):
+        self.path, self.names = Path(path), (*self.names, *more)
         kept = [l for l in self.path.read_text().splitlines()[1:] if int(l.split(',')[0]) <= step] if step and self.path.is_file() else []
         with atomic(self.path) as tmp: Path(tmp).write_text('\n'.join([','.join(self.names), *kept]) + '\n')
     def add(self, **row):
@@ -252,6 +282,7 @@ def train(
     device=None,         # 'cpu', 'cuda', ...; default: what accelerate finds
     progress:bool=True,
     options:dict=None,   # of the sampler that validates
+    trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
     import pandas as pd
@@ -259,34 +290,35 @@ def train(
     m, r, out, acc = get_method(method), recipe, Path(out), accelerator(recipe.precision, device)
     if r.channels_last: den.net.to(memory_format=torch.channels_last)
     den.to(acc.device).train()
-    opt = torch.optim.AdamW(param_groups(den, r), lr=r.lr, betas=r.betas, weight_decay=r.weight_decay)
+    work = trainer(den, m, r, data)
     ema = make_ema(den, r)
     ckpt = out/'checkpoints'
     if not resume and acc.is_main_process: shutil.rmtree(ckpt, ignore_errors=True)
     acc.wait_for_everyone()
-    (start, spent), begun = load_checkpoint(ckpt, den, opt, ema, r, model or {}, origin) if resume else (0, 0.), time.perf_counter()
-    log = Log(out/'log.csv', start) if acc.is_main_process else None
-    loss_fn, opt = acc.prepare(PairLoss(den, m.loss, m.weight), opt)
+    (start, spent), begun = load_checkpoint(ckpt, den, work.opts, ema, r, model or {}, origin, work.aside) if resume else (0, 0.), time.perf_counter()
+    log = Log(out/'log.csv', start, work.columns) if acc.is_main_process else None
+    work.prepare(acc)
     loader = make_loader(acc, data, r, m.times, start, workers)
-    first_bad, total, seen, clock = torch.full((), -1, device=acc.device), torch.zeros((), device=acc.device), 0, time.perf_counter()
+    first_bad, sums, began, clock = torch.full((), -1, device=acc.device), {}, start, time.perf_counter()
     bar = tqdm(total=r.steps, initial=start, desc=f'training {method}', disable=not (progress and acc.is_main_process))
     with stop_flag() as stop:
         for k, b in enumerate(loader, start):
-            loss, norm = train_step(acc, loss_fn, opt, den, r, k, b)
+            got = work.step(k, b)
+            norm, done = got.pop('grad_norm'), k + 1
             if ema: ema.step(den.parameters())
-            first_bad = torch.where((first_bad < 0) & ~loss.isfinite(), k, first_bad)
-            total, seen, done = total + loss, seen + 1, k + 1
+            first_bad = torch.where((first_bad < 0) & ~sum(got.values()).isfinite(), k, first_bad)
+            for n, v in got.items(): sums.setdefault(n, []).append(v)
             if done % log_every == 0 or done == r.steps or stop:
-                total, first_bad = acc.reduce(total, 'mean'), acc.gather(first_bad.reshape(1)).max()
+                means, first_bad = {n: f"{float(acc.reduce(torch.stack(v).mean(), 'mean')):.6g}" for n, v in sums.items()}, acc.gather(first_bad.reshape(1)).max()
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                row = log_row(den, done, float(total)/seen, lr_at(k, r), norm, (time.perf_counter() - clock)/seen, b['y'][:1].to(acc.device))
+                row = log_row(den, done, lr_at(k, r), norm, (time.perf_counter() - clock)/(done - began), b['y'][:1].to(acc.device)) | means
                 if val is not None and acc.is_main_process and (done == r.steps or (val_every and done % val_every == 0)): row['val_psnr'] = f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
                 bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False); bar.update(done - bar.n)
                 if log: log.add(**row)
-                total, seen, clock = torch.zeros_like(total), 0, time.perf_counter()
+                sums, began, clock = {}, done, time.perf_counter()
             if acc.is_main_process and (done == r.steps or stop or (save_every and done % save_every == 0)):
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                save_checkpoint(ckpt, done, den, opt.optimizer, ema, r, model or {}, origin, spent + time.perf_counter() - begun)
+                save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside)
             if stop: break
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
@@ -313,30 +345,16 @@ def make_loader(acc, data, r, times, start, workers):
     return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch, acc.process_index, acc.num_processes),
                       num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0)
 
-def log_row(den, step, loss, lr, norm, seconds, y) -> dict:
+def log_row(den, step, lr, norm, seconds, y) -> dict:
     "One row of the log, with the state of the mixing field if there is one."
     field = mix_stats(den.bridge.mix, y) if hasattr(den.bridge, 'mix') else {}
-    return dict(step=step, loss=f'{loss:.6g}', lr=f'{lr:.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{seconds:.4g}', **{n: f'{float(v):.5g}' for n, v in field.items()})
+    return dict(step=step, lr=f'{lr:.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{seconds:.4g}', **{n: f'{float(v):.5g}' for n, v in field.items()})
 
 def make_ema(den, r):
     "diffusers' EMAModel over all parameters, or None."
     if not r.ema: return None
     from diffusers.training_utils import EMAModel
     return EMAModel(den.parameters(), decay=r.ema)
-
-def train_step(acc, loss_fn, opt, den, r, k, b):
-    "One optimiser step; returns the loss and the gradient norm as tensors on the device."
-    torch.manual_seed(item_seed(r.seed, 'step', k, acc.process_index))
-    x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
-    for g in opt.param_groups: g['lr'] = lr_at(k, r)*g['factor']
-    noise = Noise(b['noise'].tolist(), acc.device)
-    eps, z = noise(x0), noise(x0.new_empty(len(x0), den.latent)) if den.latent else None
-    with acc.autocast(): loss = loss_fn(x0, y, t, eps, z)
-    opt.zero_grad(set_to_none=True)
-    acc.backward(loss)
-    norm = acc.clip_grad_norm_(den.parameters(), r.clip)
-    opt.step()
-    return loss.detach(), norm
 
 def check_finite(first_bad, lr, ckpt):
     "Raise if some step had a non-finite loss."
