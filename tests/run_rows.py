@@ -33,10 +33,11 @@ def row(method, run):
     "Train, then resume; raises if the second start changed the weights."
     words = dict(method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4)
     start = lambda **more: papermill.execute_notebook(ROOT/'nbs'/'train.ipynb', None, parameters={**words, **more}, engine_name='one', kernel_name='python3', progress_bar=False, cwd=ROOT)
-    model = ROOT/'runs'/run/'model'/'model.safetensors'
-    start(); first = model.read_bytes(); model.unlink()
+    run = ROOT/'runs'/run
+    def weights(): return {f.relative_to(run): f.read_bytes() for part in ('model', 'checkpoints') for f in (run/part).rglob('*.safetensors')}
+    start(); first = weights(); (run/'model'/'model.safetensors').unlink()
     start(resume=True)
-    assert model.read_bytes() == first, 'a finished run, started again with resume, gave other weights'
+    assert weights() == first, 'a finished run, started again with resume, gave other weights'
 
 
 if __name__ == '__main__':
