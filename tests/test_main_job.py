@@ -6,6 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from xmodal.methods import methods
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 REAL = ROOT.parent/'shared'/'data'/'brain'
@@ -77,33 +79,49 @@ def test_resume_and_change_of_recipe(run_name):
     assert r.returncode == 1 and 'started with lr' in r.stderr
 
 
-@pytest.mark.parametrize('method', ['cdtsde_channel', 'cdtsde_linear', 'cdtsde_square', 'cdtsde_released', 'dossr', 'diffusion', 'regression'])
-def test_every_method_trains_saves_and_translates(method, run_name):
-    from xmodal.translate import Translator
-    r = papermill(('method', method), ('smoke', 'true'), ('name', run_name), ('baseline', 'False'), ('steps', 4))
-    assert r.returncode == 0, r.stderr[-3000:]
-    tr = Translator.from_pretrained(ROOT/'runs'/run_name/'model', 'cpu')
-    volume = nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 3)).astype(np.float32)*100, np.diag([5., 5, 6, 1]))
-    assert tr.translate(volume).shape == volume.shape
+@pytest.fixture(scope='module')
+def rows(request, tmp_path_factory):
+    "Every method that a selected test asks for, trained and resumed by papermill in one process; method -> (run, what went wrong)."
+    names = sorted({i.callspec.params['method'] for i in request.session.items if i.originalname == 'test_every_method_trains_resumes_and_translates'})
+    runs, report = {n: f'test-row-{n}' for n in names}, tmp_path_factory.mktemp('rows')/'report.json'
+    r = subprocess.run([sys.executable, str(ROOT/'tests'/'run_rows.py'), str(report), *[f'{n}={v}' for n, v in runs.items()]], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+    said = json.loads(report.read_text()) if report.exists() else {}
+    yield {n: (ROOT/'runs'/v, said.get(n, r.stderr[-3000:] or 'was not reached')) for n, v in runs.items()}
+    for v in runs.values(): shutil.rmtree(ROOT/'runs'/v, ignore_errors=True)
 
 
-@pytest.mark.parametrize('method', ['pix2pix', 'selfrdb', 'syndiff', 'syndiff_cycle', 'dtfnet'])
-def test_every_adversarial_method_trains_resumes_and_translates(method, run_name):
-    "Critics are in the checkpoint and not in the model folder; a finished run continued is finished; the model is opened by its folder alone."
-    from safetensors.torch import load_file
+@pytest.mark.parametrize('method', sorted(methods))
+def test_every_method_trains_resumes_and_translates(method, rows):
+    "The model folder says everything: the translator is told nothing, and does what the run was evaluated with."
+    from xmodal.methods import calls
     from xmodal.translate import Translator
-    words = (('method', method), ('smoke', 'true'), ('name', run_name), ('baseline', 'False'), ('check', 'False'), ('steps', 2))
-    r = papermill(*words); assert r.returncode == 0, r.stderr[-3000:]
-    run = ROOT/'runs'/run_name; kept = run/'checkpoints'/'step-000002'
-    before = {f.name: f.read_bytes() for f in kept.glob('*.safetensors')}; assert {'critics.safetensors', 'optim_critics.safetensors'} <= set(before)
-    assert set(load_file(run/'model'/'model.safetensors')) == set(load_file(kept/'model.safetensors'))
-    head, row = (run/'log.csv').read_text().splitlines()[:2]; assert {'loss_g', 'loss_d', 'r1'} <= set(head.split(',')) and row.split(',')[head.split(',').index('loss_d')]
-    if method == 'pix2pix':                                  # the others continue bit for bit in nbs/31_gan.ipynb, in seconds
-        r = papermill(*words, ('resume', 'True')); assert r.returncode == 0, r.stderr[-3000:]
-    assert {f.name: f.read_bytes() for f in kept.glob('*.safetensors')} == before
+    run, wrong = rows[method]
+    assert not wrong, wrong
+    m, config = json.loads((run/'metrics.json').read_text()), json.loads((run/'model'/'config.json').read_text())
+    assert m['parameters']['method'] == method == config['model']['method'] and m['nfe'] == calls(method, m['steps'])
+    if methods[method].adversarial:                                                     # critics are in the checkpoint and not in the model folder
+        from safetensors.torch import load_file
+        kept = run/'checkpoints'/'step-000004'; assert {'critics.safetensors', 'optim_critics.safetensors'} <= {f.name for f in kept.iterdir()}
+        assert set(load_file(run/'model'/'model.safetensors')) == set(load_file(kept/'model.safetensors'))
+        head, row = (run/'log.csv').read_text().splitlines()[:2]; assert {'loss_g', 'loss_d', 'r1'} <= set(head.split(',')) and row.split(',')[head.split(',').index('loss_d')]
     tr = Translator.from_pretrained(run/'model', 'cpu')
     volume = nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 3)).astype(np.float32)*100, np.diag([5., 5, 6, 1]))
-    assert tr.translate(volume).shape == volume.shape
+    out = tr.translate(volume); assert out.shape == volume.shape and np.isfinite(out.get_fdata()).all()
+    assert np.array_equal(out.get_fdata(), tr.translate(volume, batch=2).get_fdata()) or np.allclose(out.get_fdata(), tr.translate(volume, batch=2).get_fdata(), atol=1e-3*abs(out.get_fdata()).max())
+
+
+def test_options_reach_the_model_folder(run_name):
+    "One text for bridge and sampler; stored, and used by the translator."
+    from xmodal.translate import Translator
+    r = papermill(('method', 'bbdm'), ('options', 'schedule=sin,eta=0.0'), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'), ('steps', 2), ('sample_steps', 3), ('check', 'False'))
+    assert r.returncode == 0, r.stderr[-3000:]
+    config = json.loads((ROOT/'runs'/run_name/'model'/'config.json').read_text())
+    assert config['model']['bridge'] == {'schedule': 'sin'} and config['data']['options'] == {'eta': 0.0} and config['data']['steps'] == 3
+    tr = Translator.from_pretrained(ROOT/'runs'/run_name/'model', 'cpu')
+    assert abs(float(tr.den.bridge.coefs(1/1000)[1]) - 5.7e-4) < 1e-5
+    y = np.random.default_rng(0).random((1, 1, 16, 16)).astype(np.float32)
+    assert np.array_equal(tr.run(y, seed=0), tr.run(y, seed=1))                          # from the source, without noise: no seed matters
+    assert not np.array_equal(tr.run(y, seed=0, eta=1.), tr.run(y, seed=1, eta=1.))
 
 
 def test_a_papers_own_network_is_chosen_by_name(run_name):
@@ -177,6 +195,7 @@ def test_data_check_names_the_faulty_file(tmp_path):
     ([('dataset', 'oasis')], ["unknown data set 'oasis'", 'phantom, bids, ixi, brats']),
     ([('dataset', 'ixi')], ['brain-development.org', 'CC BY-SA 3.0', 'data/ixi', 'phantom needs nothing']),
     ([('method', 'cdstde')], ["unknown method 'cdstde'", 'cdtsde_linear']),
+    ([('method', 'ddbm_vp'), ('options', 'eta=0.5')], ["'eta'", 'churn', 'guidance']),
     ([('steps', 'many')], ['steps must be a whole number', "'many'"]),
     ([('smoke', 'maybe')], ['smoke must be True or False']),
     ([('dataset', 'bids'), ('root', '/no/such/place')], ['/no/such/place', 'no such folder']),

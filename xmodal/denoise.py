@@ -17,10 +17,10 @@ from .core import check_same_shape
 # %% ../nbs/05_denoise.ipynb #75eb31d4
 @dataclass(frozen=True)
 class Scale:
-    "Constants of the parametrisations: standard deviations and covariance of the pair, and a bridge's total variance."
-    s0: float = .5    # standard deviation of the target
-    sT: float = .5    # standard deviation of the source
-    cov: float = 0.   # covariance of the two
+    "Constants of the parametrisations: second moments of the pair, and a bridge's total variance."
+    s0: float = .5    # root mean square of the target
+    sT: float = .5    # root mean square of the source
+    cov: float = 0.   # mean product of the two
     total: float = 1. # I2SB: S, the sum of its variances
 
 def pred_x0(a, b, c, k):
@@ -57,7 +57,7 @@ def pred_i2sb(a, b, c, k):
     return torch.ones_like(c), torch.zeros_like(c), -(b*k.total).sqrt(), torch.ones_like(c)
 
 def pred_ddbm(a, b, c, k):
-    "DDBM's preconditioning: input and answer of unit variance."
+    "DDBM's preconditioning: input and answer of unit size."
     A = b**2*k.sT**2 + a**2*k.s0**2 + 2*a*b*k.cov + c**2
     left = b**2*(k.sT**2*k.s0**2 - k.cov**2) + k.s0**2*c**2
     return (a*k.s0**2 + b*k.cov)/A, torch.zeros_like(c), (left/A).sqrt(), A.rsqrt()

@@ -53,13 +53,12 @@ def measure_scale(
     data,          # dataset of dicts with 'y' and 'x0'
     limit:int=200, # look at this many images
 ) -> dict:         # s0, sT, cov
-    "Standard deviations and covariance of target and source over the pixels of the training set."
+    "Root mean squares of target and source and their mean product, over the pixels of the training set: constants of denoise.Scale."
     if len(data) == 0: raise InputError('there is not a single training image')
     some = [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())]
     x0, y = (np.concatenate([np.asarray(s[k], dtype=np.float64).ravel() for s in some]) for k in ('x0', 'y'))
-    c = np.cov(x0, y, bias=True)
-    if min(c[0, 0], c[1, 1]) < 1e-8: raise InputError('the training images are constant: nothing can be learned from them')
-    return dict(s0=float(c[0, 0]**.5), sT=float(c[1, 1]**.5), cov=float(c[0, 1]))
+    if min(x0.std(), y.std()) < 1e-4: raise InputError('the training images are constant: nothing can be learned from them')
+    return dict(s0=float((x0*x0).mean()**.5), sT=float((y*y).mean()**.5), cov=float((x0*y).mean()))
 
 # %% ../nbs/30_train.ipynb #b0c9e6f5
 class StepBatches:

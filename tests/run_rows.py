@@ -1,0 +1,52 @@
+"""Run nbs/train.ipynb through papermill once per method, all in this one process: imports and made data are paid for once.
+
+    python tests/run_rows.py REPORT.json NAME=RUN ...        NAME a row of the table of methods, RUN a name under runs/
+
+papermill finds, checks and injects the parameters as ever; only the kernel is replaced, by `exec` in a fresh namespace for each notebook. Each row is trained for a
+few steps, and then started again with `resume`, which must find it finished and unchanged. The report maps each method to '' or to what went wrong.
+"""
+import json, sys, time, traceback
+from pathlib import Path
+
+import matplotlib; matplotlib.use('Agg')
+import papermill
+from papermill.engines import Engine, papermill_engines
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class OneProcess(Engine):
+    "Executes the cells of a notebook in this process."
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **kw):
+        import matplotlib.pyplot as plt
+        space = {'__name__': '__main__'}
+        for index, cell in enumerate(nb_man.nb.cells):
+            if cell.cell_type != 'code': continue
+            nb_man.cell_start(cell, index)
+            exec(compile(cell.source, f'train.ipynb, cell {index}', 'exec'), space)
+            nb_man.cell_complete(cell, index)
+        plt.close('all')
+
+
+def row(method, run):
+    "Train, then resume; raises if the second start changed the weights."
+    words = dict(method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4)
+    start = lambda **more: papermill.execute_notebook(ROOT/'nbs'/'train.ipynb', None, parameters={**words, **more}, engine_name='one', kernel_name='python3', progress_bar=False, cwd=ROOT)
+    run = ROOT/'runs'/run
+    def weights(): return {f.relative_to(run): f.read_bytes() for part in ('model', 'checkpoints') for f in (run/part).rglob('*.safetensors')}
+    start(); first = weights(); (run/'model'/'model.safetensors').unlink()
+    start(resume=True)
+    assert weights() == first, 'a finished run, started again with resume, gave other weights'
+
+
+if __name__ == '__main__':
+    papermill_engines.register('one', OneProcess)
+    report = {}
+    for pair in sys.argv[2:]:
+        method, run = pair.split('=')
+        begun = time.perf_counter()
+        try: row(method, run); report[method] = ''
+        except Exception: report[method] = traceback.format_exc()[-3000:]
+        print(f'{method:16s} {time.perf_counter() - begun:5.1f} s {"failed" if report[method] else ""}', flush=True)
+    Path(sys.argv[1]).write_text(json.dumps(report))
