@@ -176,6 +176,7 @@ def make_grid(m, bridge, steps, grid=None, **options):
     takes = inspect.signature(grids[row]).parameters
     return check_grid(grids[row](steps, bridge, **{k: v for k, v in options.items() if k in takes}))
 
+# %% ../nbs/19_methods.ipynb #79e521c5
 def draw(
     method,      # row of `methods` by name, or a Method
     den,         # Denoiser

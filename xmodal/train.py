@@ -6,7 +6,7 @@
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups',
            'Denoising', 'Log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema', 'check_finite',
-           'validate']
+           'validate', 'finish']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -285,7 +285,6 @@ def train(
     trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
-    import pandas as pd
     from tqdm.auto import tqdm
     m, r, out, acc = get_method(method), recipe, Path(out), accelerator(recipe.precision, device)
     if r.channels_last: den.net.to(memory_format=torch.channels_last)
@@ -323,11 +322,7 @@ def train(
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     acc.wait_for_everyone()
-    if ema: ema.copy_to(den.parameters())
-    den.eval()
-    frame = pd.read_csv(out/'log.csv')
-    frame.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']   # all parts of a continued run
-    return frame
+    return finish(out, ckpt, den, ema)
 
 # %% ../nbs/30_train.ipynb #654e22d4
 def accelerator(precision='no', device=None):
@@ -372,3 +367,12 @@ def validate(den, ema, val, m, device, **options) -> float:
     den.train()
     if ema: ema.restore(den.parameters())
     return got
+
+def finish(out, ckpt, den, ema):
+    "Averaged weights into the denoiser, which is set to eval mode; the log, with the seconds of all parts of a continued run."
+    import pandas as pd
+    if ema: ema.copy_to(den.parameters())
+    den.eval()
+    frame = pd.read_csv(out/'log.csv')
+    frame.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']
+    return frame
