@@ -59,7 +59,7 @@ def test_a_half_bright_copy_is_not_perfect(folders):
     (lambda d: shutil.copy(next(d.iterdir()), d/'sub-999_T1w.nii.gz'), ['sub-999', 'has no truth']),
     (lambda d: change(d, lambda v, a: (v[:-1], a)), ['shape', 'one grid']),
     (lambda d: change(d, lambda v, a: (v, a + np.outer([5, 0, 0, 0], [0, 0, 0, 1]))), ['5.00 mm away']),
-    (lambda d: change(d, lambda v, a: (v*5000, a)), ['values span', 'another unit']),
+    (lambda d: change(d, lambda v, a: (v*10, a)), ['values span', 'another unit']),
     (lambda d: change(d, lambda v, a: (np.where(v > 0, np.nan, v), a)), ['NaN']),
     (lambda d: [p.write_bytes(p.read_bytes()[:-100]) for p in d.iterdir()], ['damaged']),
     (lambda d: [p.unlink() for p in d.iterdir()], ['holds no']),
@@ -107,3 +107,9 @@ def test_notebook_on_folders_and_report(folders):
         out = xmodal('report', run); assert out.returncode == 0 and 'protocol fixed' in out.stdout and {'report.md', 'report.csv', 'report.tex'} <= {p.name for p in run.iterdir()}
     finally: shutil.rmtree(run, ignore_errors=True)
     r = xmodal('report', folders); assert r.returncode == 1 and 'metrics.json' in r.stderr and r.stderr.count('\n') == 1
+
+
+def test_options_with_a_minus_and_runs_that_must_not_be_overwritten(folders, tmp_path, capsys):
+    code, out, lines = here(capsys, 'evaluate', folders/'good', folders/'truth', '--window', '-1:2000'); assert code == 0 and 'scaled by -1:2000' in out, lines
+    (tmp_path/'run'/'model').mkdir(parents=True)
+    code, _, lines = here(capsys, 'evaluate', folders/'good', folders/'truth', '--out', tmp_path/'run'); assert code == 1 and 'holds a training run' in lines[0] and not (tmp_path/'run'/'metrics.json').exists()

@@ -130,6 +130,17 @@ def papermill_ready(root, tmp):
     return complaints
 
 
+def notebooks_parse(root, tmp):
+    "Every code cell is Python (papermill notebooks are not run by nbdev_test)."
+    complaints = []
+    for p in notebooks(root):
+        for c in load(root/p)['cells']:
+            code = '\n'.join('' if re.match(r'\s*[%!]', l) else l for l in source(c).split('\n'))
+            try: c['cell_type'] == 'code' and ast.parse(code)
+            except SyntaxError as e: complaints.append(f'{p}: {e.msg} in the cell {source(c)[:50]!r}')
+    return complaints
+
+
 def parameters_survive(root, tmp):
     "nbdev_clean keeps the tag `parameters`: settings.ini allows it, and it is seen to."
     ini = ConfigParser(delimiters=['=']); ini.read(root/'settings.ini', encoding='utf-8')
@@ -173,7 +184,7 @@ def test_cards_in_sync():
     assert done.returncode == 0, done.stderr
 
 
-RULES = [export_in_sync, notebooks_clean, readme_in_sync, imports_point_down, papermill_ready, parameters_survive, literate, no_traces]
+RULES = [export_in_sync, notebooks_clean, readme_in_sync, imports_point_down, papermill_ready, notebooks_parse, parameters_survive, literate, no_traces]
 
 @pytest.mark.parametrize('rule', RULES, ids=lambda r: r.__name__)
 def test_rule_holds(rule, tmp_path):
@@ -290,6 +301,7 @@ BREAKS = [
     (papermill_ready, '2 cells tagged', lambda r: write(r, 'evaluate.ipynb', *[('code', 'steps = 5', ['parameters'])]*2)),
     (papermill_ready, "kernel 'conda-me'", lambda r: write(r, 'translate.ipynb', ('code', 'x = 1', ['parameters']), kernel='conda-me')),
     (papermill_ready, 'experiments', lambda r: ((r/'nbs/experiments').mkdir(), write(r, 'experiments/table1.ipynb', ('code', 'steps = 5')))),
+    (notebooks_parse, 'train.ipynb', lambda r: write(r, 'train.ipynb', ('code', "steps = f'a\n'", ['parameters']))),
     (parameters_survive, 'must hold tags', lambda r: edit(r/'settings.ini', 'allowed_cell_metadata_keys = tags', 'allowed_cell_metadata_keys =')),
     (parameters_survive, 'train.ipynb loses', lambda r: edit(r/'settings.ini', 'allowed_cell_metadata_keys = tags', '')),
     (literate, 'cell of 61 lines', lambda r: module(r, '00_low.ipynb', '\n'.join(f'x{i} = {i}' for i in range(61)), PROSE*9)),

@@ -43,6 +43,7 @@ def first_line(e) -> str: return (str(e).strip() or type(e).__name__).splitlines
 
 def load_volume(
     source, # path of a .nii or .nii.gz file, folder of a DICOM series, or a nibabel image
+    constant=False, # allow a volume of one value
 ):          # nibabel Nifti1Image, float32, axes in canonical (RAS+) order
     "Read and check a 3-D volume; raises InputError."
     import nibabel as nib
@@ -58,7 +59,7 @@ def load_volume(
     try: data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
     except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e: raise InputError(f'{name}: voxels cannot be read, the file is cut short or damaged ({first_line(e)}); copy it again') from None
     if not np.isfinite(data).all(): raise InputError(f'{name}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite; replace them before use')
-    if data.min() == data.max(): raise InputError(f'{name}: constant volume (every voxel is {data.flat[0]:g}); the scan is empty')
+    if data.min() == data.max() and not constant: raise InputError(f'{name}: constant volume (every voxel is {data.flat[0]:g}); the scan is empty')
     zooms = np.sqrt((np.asarray(img.affine)[:3, :3]**2).sum(0))
     if not np.isfinite(img.affine).all() or (zooms == 0).any() or abs(np.linalg.det(img.affine[:3, :3]/zooms)) < 1e-4: raise InputError(f'{name}: the affine cannot be inverted; the file has no usable orientation')
     return nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
