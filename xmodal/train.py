@@ -281,7 +281,7 @@ def train(
     workers:int=0,       # loader processes
     device=None,         # 'cpu', 'cuda', ...; default: what accelerate finds
     progress:bool=True,
-    options:dict=None,   # of the sampler that validates
+    options:dict=None,   # of the sampler that validates, and its steps and tau
     trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
@@ -358,12 +358,12 @@ def check_finite(first_bad, lr, ckpt):
         raise RuntimeError(f'the loss became NaN or infinite at step {int(first_bad) + 1} (learning rate {lr:.2g}); '
                            f"last whole checkpoint: {last[-1] if last else 'none yet'}. Look for images with extreme values, or lower lr, or use precision 'no'")
 
-def validate(den, ema, val, m, device, **options) -> float:
+def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:
     "PSNR of sampled translations of the first 16 validation images, with the averaged weights if there are any."
     if ema: ema.store(den.parameters()); ema.copy_to(den.parameters())
     den.eval()
     some = [val[i] for i in range(min(16, len(val)))]
-    got = psnr_of(predict(den, some, m.steps, m.tau, m, device=device, progress=False, **options), np.stack([np.asarray(s['x0']) for s in some]))
+    got = psnr_of(predict(den, some, steps or m.steps, tau or m.tau, m, device=device, progress=False, **options), np.stack([np.asarray(s['x0']) for s in some]))
     den.train()
     if ema: ema.restore(den.parameters())
     return got
