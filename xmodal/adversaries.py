@@ -6,7 +6,7 @@
 __all__ = ['PatchCritic', 'patch_layers', 'minibatch_std', 'CriticBlock', 'TimeCritic', 'critic_blocks', 'residual',
            'ResnetTranslator']
 
-# %% ../nbs/22_adversaries.ipynb #600d7f1a
+# %% ../nbs/22_adversaries.ipynb #5d6e9aa4
 import math
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from .core import mend_torchvision
-from .generators import norm_layer, pad_to, small_init
+from .generators import fir_half, norm_layer, pad_to, small_init
 
 # %% ../nbs/22_adversaries.ipynb #bac93cdf
 class PatchCritic(nn.Module):
@@ -42,7 +42,7 @@ def patch_layers(
     "Layers of stride 2 of a PatchCritic that still leave something to judge."
     return max(1, min(most, int(math.log2(size)) - 2))
 
-# %% ../nbs/22_adversaries.ipynb #a0e4c685
+# %% ../nbs/22_adversaries.ipynb #46eef5ad
 def minibatch_std(
     h,           # (B, C, H, W)
     group:int=4, # largest group size; the largest divisor of B up to it is used
@@ -60,10 +60,8 @@ class CriticBlock(nn.Module):
         self.conv1, self.time, self.conv2, self.skip = nn.Conv2d(cin, cout, 3, 1, 1), nn.Linear(temb, cout), nn.Conv2d(cout, cout, 3, 1, 1), nn.Conv2d(cin, cout, 1, bias=False)
         nn.init.zeros_(self.conv2.weight)
     def forward(self, h, e):
-        from diffusers.models.downsampling import downsample_2d
-        half = lambda v: downsample_2d(v, kernel=(1, 3, 3, 1))
         v = self.conv1(nnf.leaky_relu(h, .2)) + self.time(e)[..., None, None]
-        return (self.conv2(half(nnf.leaky_relu(v, .2))) + self.skip(half(h)))/math.sqrt(2)
+        return (self.conv2(fir_half(nnf.leaky_relu(v, .2))) + self.skip(fir_half(h)))/math.sqrt(2)
 
 # %% ../nbs/22_adversaries.ipynb #7d8a2990
 class TimeCritic(nn.Module):

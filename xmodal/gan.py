@@ -250,7 +250,7 @@ def variant(name, **options):
 objectives['selfrdb_released'] = variant('selfrdb', pair='independent', r1_at='condition', r1_every=5, reduction='sum')
 objectives['dtfnet_released'] = variant('dtfnet', sign='released', detached=True, ssim_range=1.)
 
-# %% ../nbs/31_gan.ipynb #7323724a
+# %% ../nbs/31_gan.ipynb #6a472aeb
 class Adversarial:
     "Alternating updates of critics and generator; see `train.Denoising` for what the loop expects."
     columns = ('loss_g', 'loss_d', 'r1')
@@ -265,7 +265,6 @@ class Adversarial:
             self.helpers = nn.ModuleDict(self.o.helpers(den, self.o.options) if self.o.helpers else {})
         groups = param_groups(den, r)
         groups[0]['params'] = groups[0]['params'] + list(self.helpers.parameters())
-        self.mine = [p for g in groups for p in g['params']]
         make = dict(adam=partial(torch.optim.Adam, betas=tuple(r.betas)), rmsprop=torch.optim.RMSprop)[self.o.optimiser]
         self.opts = dict(optim=make(groups, lr=r.lr, weight_decay=r.weight_decay), optim_critics=make([dict(params=list(self.critics.parameters()), factor=self.o.rate)], lr=r.lr))
         self.aside = {k: v for k, v in dict(critics=self.critics, helpers=self.helpers).items() if len(v)}
@@ -280,9 +279,10 @@ class Adversarial:
                 for p in (*module.parameters(), *module.buffers()): p.data.copy_(broadcast(p.data))
         self.opts = {k: acc.prepare(v) for k, v in self.opts.items()}
 
-    def update(self, loss, name, params, k):
-        "Gradient, average over processes, clip, step; returns the norm."
+    def update(self, loss, name, k):
+        "Gradient of one player, average over processes, clip, step; returns the norm."
         opt = self.opts[name]
+        params = [p for g in opt.param_groups for p in g['params']]
         for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
         opt.zero_grad(set_to_none=True)
         self.acc.backward(loss)
@@ -297,7 +297,7 @@ class Adversarial:
         "One step of both players, see `alternate`."
         return alternate(self, k, b)
 
-# %% ../nbs/31_gan.ipynb #f36f8254
+# %% ../nbs/31_gan.ipynb #f99e0d5e
 def find_objective(name, options=None) -> Objective:
     "The row `name` with other options; raises InputError for names and options that do not exist."
     if name not in objectives: raise InputError(f"unknown objective {name!r}: use one of {', '.join(objectives)}")
@@ -321,7 +321,7 @@ def critic_step(self, scene, made, k):
     made = {n: v.detach() for n, v in made.items()}
     with self.acc.autocast(): loss = self.o.critic(scene, made)
     r1 = self.o.penalty(scene, made) if self.o.penalty and k % self.o.options['r1_every'] == 0 else None
-    self.update(loss if r1 is None else loss + r1, 'optim_critics', list(self.critics.parameters()), k)
+    self.update(loss if r1 is None else loss + r1, 'optim_critics', k)
     if self.o.clip:
         with torch.no_grad(): [p.clamp_(-self.o.clip, self.o.clip) for p in self.critics.parameters()]
     return loss.detach(), None if r1 is None else r1.detach()
@@ -330,7 +330,7 @@ def generator_step(self, scene, made, k):
     "Update the generator against frozen critics; returns its loss, the L1 of the estimate and the gradient norm."
     self.critics.requires_grad_(False)
     with self.acc.autocast(): loss, rec = self.o.generator(scene, made)
-    norm = self.update(loss, 'optim', self.mine, k)
+    norm = self.update(loss, 'optim', k)
     return loss.detach(), rec.detach(), norm
 
 def alternate(self, k, b) -> dict:
