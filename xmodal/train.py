@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups',
-           'Denoising', 'Log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema', 'check_finite',
-           'validate']
+           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema',
+           'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -259,6 +259,13 @@ class Log:
     def add(self, **row):
         with self.path.open('a') as f: f.write(','.join(str(row.get(k, '')) for k in self.names) + '\n')
 
+def read_log(out):
+    "The log of a run as a DataFrame; attrs['seconds'] counts all parts of a continued run."
+    import pandas as pd
+    frame = pd.read_csv(Path(out)/'log.csv')
+    frame.attrs['seconds'] = json.loads((checkpoints(Path(out)/'checkpoints')[-1]/'state.json').read_text())['seconds']
+    return frame
+
 def psnr_of(pred, truth):
     "Mean PSNR over images for the range [-1, 1], in dB."
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
@@ -285,7 +292,6 @@ def train(
     trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
-    import pandas as pd
     from tqdm.auto import tqdm
     m, r, out, acc = get_method(method), recipe, Path(out), accelerator(recipe.precision, device)
     if r.channels_last: den.net.to(memory_format=torch.channels_last)
@@ -325,9 +331,7 @@ def train(
     acc.wait_for_everyone()
     if ema: ema.copy_to(den.parameters())
     den.eval()
-    frame = pd.read_csv(out/'log.csv')
-    frame.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']   # all parts of a continued run
-    return frame
+    return read_log(out)
 
 # %% ../nbs/30_train.ipynb #654e22d4
 def accelerator(precision='no', device=None):
