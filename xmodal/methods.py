@@ -164,6 +164,7 @@ def check_options(method, options:dict):
     if options.get('start', 'source') not in ('source', 'marginal'): raise InputError(f"start must be 'source' or 'marginal', got {options['start']!r}")
     if not isinstance(options.get('clip', False), bool): raise InputError(f"clip must be True or False, got {options['clip']!r}")
 
+# %% ../nbs/19_methods.ipynb #704b5c7c
 def merged(m, options) -> dict:
     "The row's options under the caller's; with another sampler only those of the row's that it knows."
     kept = m.options if options.get('sampler', m.sampler) == m.sampler else {k: v for k, v in m.options.items() if k in known_options(m, options)}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups',
-           'Denoising', 'Log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema', 'check_finite',
-           'validate', 'finish']
+           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema',
+           'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -259,6 +259,13 @@ class Log:
     def add(self, **row):
         with self.path.open('a') as f: f.write(','.join(str(row.get(k, '')) for k in self.names) + '\n')
 
+def read_log(out):
+    "The log of a run as a DataFrame; attrs['seconds'] counts all parts of a continued run."
+    import pandas as pd
+    frame = pd.read_csv(Path(out)/'log.csv')
+    frame.attrs['seconds'] = json.loads((checkpoints(Path(out)/'checkpoints')[-1]/'state.json').read_text())['seconds']
+    return frame
+
 def psnr_of(pred, truth):
     "Mean PSNR over images for the range [-1, 1], in dB."
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
@@ -322,7 +329,9 @@ def train(
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     acc.wait_for_everyone()
-    return finish(out, ckpt, den, ema)
+    if ema: ema.copy_to(den.parameters())
+    den.eval()
+    return read_log(out)
 
 # %% ../nbs/30_train.ipynb #654e22d4
 def accelerator(precision='no', device=None):
@@ -368,11 +377,3 @@ def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float
     if ema: ema.restore(den.parameters())
     return got
 
-def finish(out, ckpt, den, ema):
-    "Averaged weights into the denoiser, which is set to eval mode; the log, with the seconds of all parts of a continued run."
-    import pandas as pd
-    if ema: ema.copy_to(den.parameters())
-    den.eval()
-    frame = pd.read_csv(out/'log.csv')
-    frame.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']
-    return frame
