@@ -45,8 +45,8 @@ def pred_ysubx(a, b, c, k):
     return torch.zeros_like(c), torch.ones_like(c), -torch.ones_like(c), torch.ones_like(c)
 
 def pred_flow(a, b, c, k):
-    "Velocity of a straight path: x0_hat = x - b F (rectified flow)."
-    return torch.ones_like(c), torch.zeros_like(c), -b, torch.ones_like(c)
+    "Velocity of a straight path from the source (c = 0) or from noise (b = 0): x0_hat = x - (b + c) F (rectified flow)."
+    return torch.ones_like(c), torch.zeros_like(c), -(b + c), torch.ones_like(c)
 
 def pred_noise(a, b, c, k):
     "The true noise: x0_hat = (x - b y - c F)/a; infinite where a = 0."

@@ -20,7 +20,7 @@ from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import check_grid, rules, scaled
 from .denoise import Clip, losses, predictions
-from .families import SoftPrior, big_steps, DDBM, ScoreBrownian, bbdm, ddpm, i2sb
+from .families import SoftPrior, big_steps, DDBM, NoiseFlow, ScoreBrownian, bbdm, ddpm, i2sb
 from .solvers import grids, samplers
 
 # %% ../nbs/19_methods.ipynb #7b78917a
@@ -97,7 +97,8 @@ methods.update(
     dbim=dbim_row(1), dbim2=dbim_row(2), dbim3=dbim_row(3),
     i2sb=Method('I2SB, Schroedinger bridge between images (Liu et al., ICML 2023)', lambda channels, **kw: i2sb(**kw), **I2SB),
     i2sb_ode=Method('I2SB without noise: OT-ODE', lambda channels, **kw: i2sb(noise=False, **kw), sampler='euler', show_y=False, **I2SB),
-    flow=Method('rectified flow from source to target (Liu et al., ICLR 2023)', lambda channels: Rectified(), pred='flow', weight='net', sampler='euler', show_y=False, steps=10),
+    flow=Method('rectified flow from source to target, without noise (Liu et al., ICLR 2023)', lambda channels: Rectified(), pred='flow', weight='net', sampler='euler', show_y=False, steps=10),
+    flow_noise=Method('rectified flow from noise to target, given the source', lambda channels: NoiseFlow(), pred='flow', weight='net', tau='zero', steps=10),
     ddpm=Method('conditional DDPM with its published table (Ho et al., 2020)', lambda channels, **kw: ddpm(**kw), weight='net', times=1000, options=dict(clip=True), steps=50, paper_steps=1000),
     dualdb_like=Method("reconstruction of 'dual-domain alignment' on DDBM's bridge; not DualDB", vp_bridge, pred='ddbm', loss='aligned', times=(1e-4, 1.), sampler='dbim', grid='dbim', options=dict(eta=0., clip=True), steps=10),
 )
@@ -163,6 +164,7 @@ def check_options(method, options:dict):
     if options.get('start', 'source') not in ('source', 'marginal'): raise InputError(f"start must be 'source' or 'marginal', got {options['start']!r}")
     if not isinstance(options.get('clip', False), bool): raise InputError(f"clip must be True or False, got {options['clip']!r}")
 
+# %% ../nbs/19_methods.ipynb #704b5c7c
 def merged(m, options) -> dict:
     "The row's options under the caller's; with another sampler only those of the row's that it knows."
     kept = m.options if options.get('sampler', m.sampler) == m.sampler else {k: v for k, v in m.options.items() if k in known_options(m, options)}

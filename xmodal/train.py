@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups',
-           'Denoising', 'Log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema', 'check_finite',
-           'validate', 'finish']
+           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema',
+           'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -259,6 +259,13 @@ class Log:
     def add(self, **row):
         with self.path.open('a') as f: f.write(','.join(str(row.get(k, '')) for k in self.names) + '\n')
 
+def read_log(out):
+    "The log of a run as a DataFrame; attrs['seconds'] counts all parts of a continued run."
+    import pandas as pd
+    frame = pd.read_csv(Path(out)/'log.csv')
+    frame.attrs['seconds'] = json.loads((checkpoints(Path(out)/'checkpoints')[-1]/'state.json').read_text())['seconds']
+    return frame
+
 def psnr_of(pred, truth):
     "Mean PSNR over images for the range [-1, 1], in dB."
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
@@ -281,7 +288,7 @@ def train(
     workers:int=0,       # loader processes
     device=None,         # 'cpu', 'cuda', ...; default: what accelerate finds
     progress:bool=True,
-    options:dict=None,   # of the sampler that validates
+    options:dict=None,   # of the sampler that validates, and its steps and tau
     trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
@@ -322,7 +329,9 @@ def train(
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     acc.wait_for_everyone()
-    return finish(out, ckpt, den, ema)
+    if ema: ema.copy_to(den.parameters())
+    den.eval()
+    return read_log(out)
 
 # %% ../nbs/30_train.ipynb #654e22d4
 def accelerator(precision='no', device=None):
@@ -358,21 +367,12 @@ def check_finite(first_bad, lr, ckpt):
         raise RuntimeError(f'the loss became NaN or infinite at step {int(first_bad) + 1} (learning rate {lr:.2g}); '
                            f"last whole checkpoint: {last[-1] if last else 'none yet'}. Look for images with extreme values, or lower lr, or use precision 'no'")
 
-def validate(den, ema, val, m, device, **options) -> float:
+def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:
     "PSNR of sampled translations of the first 16 validation images, with the averaged weights if there are any."
     if ema: ema.store(den.parameters()); ema.copy_to(den.parameters())
     den.eval()
     some = [val[i] for i in range(min(16, len(val)))]
-    got = psnr_of(predict(den, some, m.steps, m.tau, m, device=device, progress=False, **options), np.stack([np.asarray(s['x0']) for s in some]))
+    got = psnr_of(predict(den, some, steps or m.steps, tau or m.tau, m, device=device, progress=False, **options), np.stack([np.asarray(s['x0']) for s in some]))
     den.train()
     if ema: ema.restore(den.parameters())
     return got
-
-def finish(out, ckpt, den, ema):
-    "Averaged weights into the denoiser, which is set to eval mode; the log, with the seconds of all parts of a continued run."
-    import pandas as pd
-    if ema: ema.copy_to(den.parameters())
-    den.eval()
-    frame = pd.read_csv(out/'log.csv')
-    frame.attrs['seconds'] = json.loads((checkpoints(ckpt)[-1]/'state.json').read_text())['seconds']
-    return frame
