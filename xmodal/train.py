@@ -376,4 +376,3 @@ def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float
     den.train()
     if ema: ema.restore(den.parameters())
     return got
-
