@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rules', 'step', 'zero', 'safe_ratio', 'markov', 'vp', 'scaled', 'half', 'extrapolate', 'uniform', 'check_grid', 'ask',
-           'sample', 'GaussianOracle']
+           'begin', 'sample', 'GaussianOracle']
 
 # %% ../nbs/03_sample.ipynb #c2ffca46
 import torch
@@ -99,6 +99,17 @@ def ask(den, x, t, y, ctx, noise):
     n = getattr(den, 'latent', 0)
     return den(x, t.expand(len(y)), y, ctx, **(dict(z=noise(y.new_empty(len(y), n))) if n else {}))
 
+def begin(den, y, grid, seeds, bridge, x, out):
+    "What every sampler starts from: bridge, times, coefficients at them, source of noise, first state."
+    if out not in ('x0_hat', 'state'): raise ValueError(f"out must be 'x0_hat' or 'state', got {out!r}")
+    bridge, grid = bridge or den.bridge, check_grid(grid)
+    seeds = range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds
+    noise, times = Noise(seeds, y.device), grid.to(y.device, table_dtype(y.device))
+    at = [bridge.coefs(t, y) for t in times]
+    if x is None: x = at[0][1].to(y.dtype)*y + at[0][2].to(y.dtype)*noise(y)
+    check_same_shape(x=x, y=y)
+    return bridge, times, at, noise, x
+
 @torch.no_grad()
 def sample(
     den,            # denoiser: den(x, t, y, ctx) -> x0_hat; its attribute `bridge` is used unless given
@@ -115,19 +126,13 @@ def sample(
 ):                  # (B, C, *spatial)
     "Sample the target given the source, step by step down the grid."
     if order not in (1, 2): raise ValueError(f'order must be 1 or 2, got {order!r}')
-    if out not in ('x0_hat', 'state'): raise ValueError(f"out must be 'x0_hat' or 'state', got {out!r}")
-    bridge, grid = bridge or den.bridge, check_grid(grid)
-    seeds = range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds
-    noise, times = Noise(seeds, y.device), grid.to(y.device, table_dtype(y.device))
-    coefs = [bridge.coefs(t, y) for t in times]
-    if x is None: x = coefs[0][1].to(y.dtype)*y + coefs[0][2].to(y.dtype)*noise(y)
-    check_same_shape(x=x, y=y)
+    bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     last = None
-    for i in range(len(grid) - 1):
+    for i in range(len(times) - 1):
         x0_hat = ask(den, x, times[i], y, ctx, noise)
-        best = x0_hat if order == 1 or last is None else extrapolate(x0_hat, last, *coefs[i - 1:i + 2])
-        x, last = step(x, best, y, coefs[i], coefs[i + 1], tau(coefs[i], coefs[i + 1]), noise(y)), x0_hat
-        if callback: callback(dict(i=i, t=grid[i].item(), s=grid[i + 1].item(), x=x, x0_hat=x0_hat))
+        best = x0_hat if order == 1 or last is None else extrapolate(x0_hat, last, *at[i - 1:i + 2])
+        x, last = step(x, best, y, at[i], at[i + 1], tau(at[i], at[i + 1]), noise(y)), x0_hat
+        if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/03_sample.ipynb #6e59444e
