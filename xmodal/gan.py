@@ -22,7 +22,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from .core import InputError, Noise, item_seed, mend_torchvision
-from .adversaries import PatchCritic, ResnetTranslator, TimeCritic, critic_blocks, patch_layers
+from .adversaries import PatchCritic, ResnetTranslator, TimeCritic, halvings
 from .bridge import diffuse
 from .denoise import Denoiser, l1
 from .generators import DTFNet
@@ -97,7 +97,7 @@ def make_image(s):
 
 def patch_critic(channels, ch, size, o):
     "One PatchGAN on source and image."
-    return dict(patch=PatchCritic(2*channels, ch, patch_layers(size, o['layers']), o['norm']))
+    return dict(patch=PatchCritic(2*channels, ch, halvings(size, o['layers']), o['norm']))
 
 def patches(s, x): return s.critics['patch'](torch.cat([s.y, x], 1))
 
@@ -134,7 +134,7 @@ def real_pair(s, made):
 # %% ../nbs/31_gan.ipynb #d1cb59c3
 def time_critic(channels, ch, size, o):
     "One critic of steps, `width` times as wide as the generator."
-    return dict(step=TimeCritic(channels, ch*o['width'], critic_blocks(size), o['group']))
+    return dict(step=TimeCritic(channels, ch*o['width'], halvings(size, 6), o['group']))
 
 def step_critic(s, made):
     x_s, x_t = real_pair(s, made)
@@ -154,7 +154,7 @@ def step_generator(s, made):
 # %% ../nbs/31_gan.ipynb #4bb3c732
 def cycle_critics(channels, ch, size, o):
     "Two critics of steps, two of patches."
-    patch = lambda: PatchCritic(channels, ch, patch_layers(size), 'instance')
+    patch = lambda: PatchCritic(channels, ch, halvings(size, 3), 'instance')
     step = lambda: time_critic(channels, ch, size, o)['step']
     return dict(step=step(), step_y=step(), patch=patch(), patch_y=patch())
 
