@@ -3,6 +3,7 @@ import itertools
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
@@ -46,10 +47,11 @@ def test_rules_on_random_fields(seed, times, squash):
 
 axes48 = [np.array([[p[i], f[i]] for i in range(3)]) for p in itertools.permutations(range(3)) for f in itertools.product([1, -1], repeat=3)]
 
-@settings(deadline=None, max_examples=60)
-@given(st.sampled_from(axes48), st.tuples(*[st.integers(1, 14)]*3), st.tuples(*[st.floats(-0.6, 0.6)]*3), st.floats(0.4, 4.), st.floats(0.4, 9.), st.integers(0, 10**6))
+@pytest.mark.parametrize('axes', axes48, ids=lambda a: ''.join(f'{"+" if f > 0 else "-"}{i}' for i, f in a))
+@settings(deadline=None, max_examples=8)
+@given(st.tuples(*[st.integers(1, 14)]*3), st.tuples(*[st.floats(-0.6, 0.6)]*3) | st.just((0., 0., 0.)), st.floats(0.4, 4.), st.floats(0.4, 9.), st.integers(0, 10**6))
 def test_a_volume_returns_from_the_plane(axes, shape, angles, pixel, thickness, seed):
-    "Any orientation, oblique or not, odd sizes, one slice: with pixels of the voxels' size the way there and back is exact."
+    "Each of the 48 orientations, oblique or not, odd sizes, one slice: with pixels of the voxels' size the way there and back is exact (float32 rounding of the intensity scale)."
     data = np.random.default_rng(seed).random(shape).astype(np.float32)
     if data.min() == data.max(): return
     R = np.eye(3)
@@ -62,7 +64,7 @@ def test_a_volume_returns_from_the_plane(axes, shape, angles, pixel, thickness, 
     spacing = float(np.sqrt((canonical.affine[:3, 0]**2).sum()))
     if not np.allclose(np.sqrt((canonical.affine[:3, :2]**2).sum(0)), spacing, rtol=1e-5): return   # pixels not square in this plane
     planes, affine = to_plane(canonical, spacing, 16, Window(0., 1.))
-    np.testing.assert_allclose(Window(0., 1.).unscale(from_plane(planes, affine, img)), np.asarray(img.dataobj), atol=2e-5)
+    np.testing.assert_allclose(Window(0., 1.).unscale(from_plane(planes, affine, img)), np.asarray(img.dataobj), atol=2e-7)
 
 
 @settings(max_examples=100)

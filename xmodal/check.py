@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
-           'small_picture', 'mask_faults', 'look', 'Finding', 'Report', 'information_matrix', 'find_exchanged',
-           'find_roles', 'stands_out', 'holds_in_parts', 'find_misplaced', 'nearest_pictures', 'find_copies',
-           'find_oddities', 'find_strays', 'find_groups', 'check', 'Looked']
+           'small_picture', 'mask_faults', 'some_of', 'look', 'Finding', 'Report', 'information_matrix',
+           'find_exchanged', 'find_roles', 'stands_out', 'holds_in_parts', 'find_misplaced', 'nearest_pictures',
+           'find_copies', 'find_oddities', 'find_strays', 'find_groups', 'check', 'Looked']
 
 # %% ../nbs/14_check.ipynb #4e245994
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, show_grid
-from .data import check_rule, default_spacing, is_image, load_image, load_volume, meeting, open_volume, prepare_image, prepare_volume, resample, split_records, to_plane, unchanged, window_of, with_tissue
+from .data import check_rule, default_spacing, is_image, load_image, load_volume, meeting, prepare_image, prepare_volume, resample, split_records, to_plane, unchanged, window_of, with_tissue
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
@@ -71,18 +71,19 @@ def small_picture(x):
     v = (x[:h, :w].reshape(16, h//16, 16, w//16).mean((1, 3)) if min(h, w) >= 16 else x).ravel()
     return (v - v.mean())/max(v.std(), 1e-6)
 
-def mask_faults(r, labels=()):
-    "What is wrong with the mask of a record: (level, text), or None."
+def mask_faults(r, target, labels=()):
+    "What is wrong with the mask of a record beside its target (canonical volume, or image array): (level, text), or None."
     try:
-        if is_image(r.mask): values, same = load_image(r.mask)[0], load_image(r.mask)[0].shape[1:] == load_image(r.target)[0].shape[1:]
-        else:
-            m, t = open_volume(r.mask), open_volume(r.target); values = np.asarray(m.dataobj)
-            same = m.shape[:3] == t.shape[:3] and np.allclose(m.affine, t.affine, atol=1e-2)
+        if is_image(r.mask): values = load_image(r.mask)[0]; same = values.shape[1:] == target.shape[1:]
+        else: m = load_volume(r.mask, constant=True); values = np.asarray(m.dataobj); same = m.shape == target.shape and np.allclose(m.affine, target.affine, atol=1e-2)
     except InputError as e: return 'error', str(e)
-    except Exception as e: return 'error', f'{r.mask}: cannot be read to its end ({str(e).splitlines()[0][:120] if str(e) else type(e).__name__}); copy it again'
-    found = np.unique(values); bad = [v for v in found if not np.isfinite(v) or v != np.round(v) or (labels and v not in labels)]
+    found = np.unique(values); bad = [v for v in found if v != np.round(v) or (labels and v not in labels)]
     if bad: return 'error', f"{r.mask}: holds the values {', '.join(f'{v:g}' for v in bad[:5])}{' ...' if len(bad) > 5 else ''}; documented are {', '.join(map(str, labels)) or 'whole numbers'}"
     return None if same else ('warning', f'{r.mask}: lies on another grid than {r.target}; regions measured with it need resampling first')
+
+def some_of(use, n=5):
+    "At most `n` of the slice numbers `use`, evenly spread over their middle."
+    return use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), n).round().astype(int))] if len(use) else use
 
 def look(r, p):
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
@@ -102,10 +103,10 @@ def look(r, p):
     tissue = [(v > -.8).mean(axis=(1, 2, 3)) >= .05 for v in (y, x0)]; both = np.flatnonzero(tissue[0] & tissue[1])
     facts['lonely'] = float((tissue[0] != tissue[1]).sum()/max(1, (tissue[0] | tissue[1]).sum())) if not image else 0.
     use = both if len(both) else np.arange(len(y))
-    pick = use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), 5).round().astype(int))]
+    pick = some_of(use)
     alive = [k for k in use if x0[k].std() > .02 and y[k].std() > .02]
     reach = [(float(v.min()), float(v.max())) for v in (y, x0)]
-    return dict(r=r, error=None, **facts, rule=p['windows'], reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, p.get('labels', ())) if r.mask else None,
+    return dict(r=r, error=None, **facts, rule=p['windows'], reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, xs, p.get('labels', ())) if r.mask else None,
                 prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive])
 
 # %% ../nbs/14_check.ipynb #11597201
@@ -169,7 +170,7 @@ def information_matrix(looked, p, most=8):
         target, affine = to_plane(x0, p['spacing'], p['size'], w)
         for i, (y, v) in enumerate(zip(files[0], windows[0])):
             source = resample(v.scale(np.asarray(y.dataobj, dtype=np.float32)), y.affine, affine, target.shape, fill=-1.)
-            use = np.flatnonzero(with_tissue(source, target)); use = use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), 5).round().astype(int))] if len(use) else use
+            use = some_of(np.flatnonzero(with_tissue(source, target)))
             if len(use): I[i, j] = mutual_information(quantise(source[use, None]), quantise(target[use, None]))
     return part, I
 

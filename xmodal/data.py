@@ -114,6 +114,7 @@ def resample(
     m = np.linalg.inv(affine) @ to_affine
     m = np.where(np.abs(m - np.round(m)) < 1e-4, np.round(m), m)           # header rounding is not geometry
     if np.array_equal(m, np.eye(4)) and tuple(data.shape) == tuple(to_shape): return np.array(data, dtype=np.float32)
+    if np.array_equal(m, np.round(m)) and (np.abs(m[:3, :3]).sum(1) == 1).all(): order = 0           # voxels on voxels: nothing to interpolate
     factor = np.maximum(np.abs(m[:3, :3]).max(axis=1), 1)
     data = np.asarray(data, dtype=np.float32)
     if order and (factor > 1).any(): data = ndimage.gaussian_filter(data, (factor - 1)/2, mode='nearest')
