@@ -123,7 +123,7 @@ def evaluate(a) -> int:
     "xmodal evaluate"
     from pathlib import Path
     from xmodal.core import InputError
-    from xmodal.cohort import evaluate_cases, evaluate_mask_cases, match
+    from xmodal.cohort import evaluate_cases, evaluate_mask_cases, left_out, match
     from xmodal.masks import format_masks
     from xmodal.metrics import summary
     from xmodal.report import environment, write_json
@@ -131,7 +131,7 @@ def evaluate(a) -> int:
     if a.masks and (a.mask or a.hu or a.protocol != 'fixed'): raise InputError('--masks has a protocol of its own; leave --mask, --hu and --protocol away')
     if a.out and any((Path(a.out)/n).exists() for n in ('model', 'checkpoints')): raise InputError(f'{a.out}: holds a training run; give --out another folder')
     cases = match(a.pred, a.truth, mask=a.mask, group=a.group, partial=a.partial)
-    missing = len(match(a.truth, a.truth, group=a.group)) - len(cases)
+    missing = left_out(a.truth, cases)
     if a.masks:
         try: classes = {int(k): v for k, v in (w.split(':') for w in a.classes.split(','))} if a.classes else None
         except ValueError: raise InputError(f'--classes must look like 1:dark,2:cross, got {a.classes!r}') from None

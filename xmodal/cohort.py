@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUBJECT', 'ENDINGS', 'KINDS', 'stem_of', 'files_of', 'common_names', 'Case', 'subject_in', 'match', 'read_one',
-           'check_grids', 'fixed_window', 'read_case', 'read_one_mask', 'slices_of', 'evaluate_cases',
-           'evaluate_mask_cases', 'read_mask_file', 'error_by_label']
+           'check_grids', 'fixed_window', 'read_case', 'left_out', 'slices_of', 'evaluate_cases', 'evaluate_mask_cases',
+           'read_masks', 'error_by_label']
 
-# %% ../nbs/45_cohort.ipynb #321b6dae
+# %% ../nbs/45_cohort.ipynb #eabea0e0
 import re, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ import numpy as np
 
 from .core import InputError
 from .data import IMAGE_ENDINGS, Window, is_image, load_image, load_volume, window_of
-from .metrics import mae
-from .masks import evaluate_masks, threshold
+from .metrics import mae, measure_cases
+from .masks import mask_protocol, measure_labels, threshold
 from .protocols import Evaluation, evaluate
 
 
-# %% ../nbs/45_cohort.ipynb #6a8067c5
+# %% ../nbs/45_cohort.ipynb #33759405
 SUBJECT = r'(sub-[A-Za-z0-9]+|IXI\d+|BraTS2021_\d+|\d+_\d+_P)'
 ENDINGS = ('.nii', '.nii.gz', *IMAGE_ENDINGS)
 
@@ -61,7 +61,7 @@ def common_names(one:dict, other:dict) -> tuple:
     return tuple(short)
 
 
-# %% ../nbs/45_cohort.ipynb #523f9875
+# %% ../nbs/45_cohort.ipynb #f56688fb
 @dataclass(frozen=True)
 class Case:
     "A translation and what it is compared with."
@@ -104,19 +104,20 @@ def match(
     return [Case(subject_in(stem_of(pairs[1][n]), group), n or stem_of(pairs[1][n]), pairs[0][n], pairs[1][n], **{k: v[n] for k, v in extra.items()}) for n in names]
 
 
-# %% ../nbs/45_cohort.ipynb #5701f5a1
+# %% ../nbs/45_cohort.ipynb #d7cd6094
 def read_one(path, constant=False):
     "Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the canonical image; raises InputError. `constant`: a volume of one value is allowed."
     if is_image(path): return (*load_image(path), None)
     img = load_volume(path, constant=constant)
     return np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0)[:, ::-1, ::-1], np.dtype('float32'), img
 
-def check_grids(case, one, other, name_one, name_other):
-    "Raise InputError unless two results of `read_one` have one shape, one kind of number, one affine."
+def check_grids(one, other, name_one, name_other, mask=False):
+    "Raise InputError unless two results of `read_one` have one shape, one kind of number, one affine; a mask may have other channels and numbers."
     (a, da, ia), (b, db, ib) = one, other
-    if a.shape != b.shape: raise InputError(f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid')
+    if (ia is None) != (ib is None): raise InputError(f'{name_one}: an image and a volume cannot be compared ({name_other})')
+    if a.shape != b.shape and not (mask and ia is None and a.shape[1:] == b.shape[1:]): raise InputError(f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid')
     if ia is None:
-        if da != db: raise InputError(f'{name_one}: {da}, but {name_other} is {db}; save both in one kind of number')
+        if da != db and not mask: raise InputError(f'{name_one}: {da}, but {name_other} is {db}; save both in one kind of number')
         return
     corners = np.array([[i, j, k, 1] for i in (0, ia.shape[0] - 1) for j in (0, ia.shape[1] - 1) for k in (0, ia.shape[2] - 1)]) @ (ia.affine - ib.affine).T
     far, voxel = np.sqrt((corners[:, :3]**2).sum(1)).max(), np.sqrt((ia.affine[:3, :3]**2).sum(0)).min()
@@ -129,7 +130,7 @@ def fixed_window(rule):
     except (ZeroDivisionError, InputError): raise InputError(f'pred_window {rule!r}: state two fixed numbers LO:HI, or hu; a window found on each translation would hide its errors') from None
 
 
-# %% ../nbs/45_cohort.ipynb #a0744519
+# %% ../nbs/45_cohort.ipynb #2ac6bb36
 def read_case(
     case,             # a Case
     window=None,      # rule for the truth: percentile, minmax, dtype, hu, LO:HI; default percentile (volumes), dtype (images)
@@ -137,8 +138,7 @@ def read_case(
 ) -> dict:            # pred, truth, [source, mask, labels]: (S, H, W) or (C, H, W); window: of the truth
     "Read one case, scaled to [-1, 1] by stated windows; raises InputError for whatever does not fit."
     truth, pred = read_one(case.truth), read_one(case.pred, constant=True)          # a translation that is all one value is wrong, not missing
-    if is_image(case.truth) != is_image(case.pred): raise InputError(f'{case.pred}: an image and a volume cannot be compared ({case.truth})')
-    check_grids(case, pred, truth, case.pred, case.truth)
+    check_grids(pred, truth, case.pred, case.truth)
     try: w = window_of(truth[0], window or ('dtype' if is_image(case.truth) else 'percentile'), truth[1])
     except InputError as e: raise InputError(f'{case.truth}: {e}') from None
     v = fixed_window(pred_window) or w
@@ -149,26 +149,19 @@ def read_case(
     if abs(off) > .5: warnings.warn(f'{case.pred.name}: the darkest values lie {abs(off)/2:.0%} of the window {"above" if off > 0 else "below"} those of the truth; another offset?')
     for k in ('mask', 'labels'):
         if getattr(case, k) is None: continue
-        m = read_one_mask(getattr(case, k), truth, case.truth)
-        if k == 'labels' and (m != np.round(m)).any(): raise InputError(f'{case.labels}: labels must be whole numbers')
+        path = getattr(case, k); m = read_one(path, constant=True)
+        check_grids(m, truth, path, case.truth, mask=True); m = m[0][0] if is_image(path) else m[0]
+        if k == 'labels' and (m != np.round(m)).any(): raise InputError(f'{path}: labels must be whole numbers')
         out[k] = m != 0 if k == 'mask' else m.astype(int)
     if case.source is not None: s = read_one(case.source); out['source'] = s[0] if s[0].shape == truth[0].shape else None
     return out
 
-def read_one_mask(path, truth, name):
-    "A mask or label map on the grid of the truth, (H, W) for images; a mask without a single pixel is allowed here."
-    import nibabel as nib
-    if is_image(path):
-        m, _ = load_image(path)
-        if m.shape[1:] != truth[0].shape[1:]: raise InputError(f'{path}: {m.shape[1:]} pixels, but {name} has {truth[0].shape[1:]}')
-        return m[0]
-    try: img = nib.as_closest_canonical(nib.load(path)); m = np.asarray(img.dataobj)
-    except Exception as e: raise InputError(f'{path}: cannot be read as a NIfTI volume ({str(e).splitlines()[0][:120]})') from None
-    if m.shape != truth[2].shape or np.abs(img.affine - truth[2].affine).max() > 1e-2: raise InputError(f'{path}: is not on the grid of {name}; resample it first')
-    return m.transpose(2, 1, 0)[:, ::-1, ::-1]
 
+# %% ../nbs/45_cohort.ipynb #bea8ca2a
+def left_out(truth, cases) -> int:
+    "How many truths have no translation among the cases."
+    return len(files_of(truth, 'truth')) - len(cases)
 
-# %% ../nbs/45_cohort.ipynb #11c80375
 def slices_of(case, per='image', min_foreground=0.05, **windows):
     "Yields (pred, truth, mask, slice number or None) of one case: its slices, the whole volume, or the image."
     d = read_case(case, **windows); m = d.get('mask')
@@ -185,7 +178,7 @@ def evaluate_cases(
     protocol:str='fixed', # row of protocols.protocols
     window=None, pred_window=None, # see `read_case`
     per=None,             # 'image': slices or images; 'volume': whole volumes; default: 'volume' for synthrad, else 'image'
-    missing:int=0,        # truths without a translation, for the label
+    missing:int=0,        # truths without a translation (see `left_out`), for the label
     progress=True,
     **options,            # of the protocol: crop, hu
 ) -> Evaluation:
@@ -207,7 +200,7 @@ def evaluate_cases(
     return replace(e, label=f"{e.label.replace('per image', f'per {unit}')}; {scale}")
 
 
-# %% ../nbs/45_cohort.ipynb #293e1f80
+# %% ../nbs/45_cohort.ipynb #23fd01b1
 def evaluate_mask_cases(
     cases,              # from `match`
     tolerance:float=2,  # of lines, in pixels (images) or mm (volumes)
@@ -216,35 +209,26 @@ def evaluate_mask_cases(
 ):                      # DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol']
     "Measure masks against masks; grey translations of binary masks are cut at the middle of the truth's range. Raises InputError naming the file."
     from tqdm.auto import tqdm
-    preds, truths, spacing = [], [], []
-    for c in tqdm(cases, desc='reading masks', disable=not progress, leave=False):
-        if is_image(c.truth) != is_image(c.pred): raise InputError(f'{c.pred}: an image and a volume cannot be compared ({c.truth})')
-        t, p = (read_mask_file(q) for q in (c.truth, c.pred))
-        if p[0].shape != t[0].shape: raise InputError(f'{c.pred}: shape {p[0].shape}, but {c.truth} has {t[0].shape}; compare on one grid')
-        if t[1] is not None and np.abs(p[1] - t[1]).max() > 1e-2: raise InputError(f'{c.pred}: not on the grid of {c.truth}; resample it first')
-        if classes is None:
-            try: w = window_of(t[0], 'binary', t[0].dtype)
-            except InputError as e: raise InputError(f'{c.truth}: {e}; or give classes') from None
-            top = 255. if w.hi == 1 and p[0].max() > 1 else w.hi                              # 0 and 1, or 0 and 255
-            t, p = (t[0] > 0, t[1]), (threshold(p[0].astype(np.float32), (0., top), volume=t[1] is not None), p[1])
-        preds.append(p[0]); truths.append(t[0])
-        spacing.append(None if t[1] is None else tuple(np.sqrt((t[1][:3, :3]**2).sum(0))[::-1]))
-    each = None if spacing[0] is None else list(spacing)
-    df = evaluate_masks(preds, truths, [c.subject for c in cases], each, tolerance, classes)
-    df.insert(2, 'name', [cases[i].name for i in df['image']])
+    volume = not is_image(cases[0].truth)
+    pairs = (read_masks(c, classes) for c in tqdm(cases, desc='measuring masks', disable=not progress, leave=False))
+    df = measure_cases(((p, t, c.subject, step) for c, (p, t, step) in zip(cases, pairs)), lambda p, t, step: measure_labels(p, t, step, tolerance, classes))
+    df.insert(2, 'name', [cases[i].name for i in df['image']]); df.attrs['protocol'] = mask_protocol(1. if volume else None, tolerance)
     return df
 
-def read_mask_file(path):
-    "Array (H, W) or (S, H, W) in the numbers of the file, and the canonical affine (None for images); raises InputError."
-    import nibabel as nib
-    if is_image(path):
-        v, dtype = load_image(path)
-        return v.mean(0).astype(dtype if dtype != bool and len(v) == 1 else np.uint8 if dtype == bool else np.float32), None
-    try: img = nib.as_closest_canonical(nib.load(path)); v = np.asarray(img.dataobj)
-    except Exception as e: raise InputError(f'{path}: cannot be read as a NIfTI volume ({str(e).splitlines()[0][:120]})') from None
-    if not np.isfinite(v).all(): raise InputError(f'{path}: holds NaN or infinite values')
-    whole = (v == np.round(v)).all()
-    return (v.astype(np.int32) if whole else v.astype(np.float32)).transpose(2, 1, 0)[:, ::-1, ::-1], img.affine
+def read_masks(case, classes=None):
+    "Translation and truth of one case as masks (boolean, or whole numbers with `classes`), and the voxel size in mm (None for images)."
+    p, t = read_one(case.pred, constant=True), read_one(case.truth, constant=True)
+    check_grids(p, t, case.pred, case.truth, mask=True)
+    step = None if t[2] is None else tuple(np.sqrt((t[2].affine[:3, :3]**2).sum(0))[::-1])
+    flat = lambda v: v.mean(0) if step is None else v
+    if classes:
+        for path, v in ((case.pred, p[0]), (case.truth, t[0])):
+            if (v != np.round(v)).any(): raise InputError(f'{path}: label maps hold whole numbers; without classes, grey values are cut at the middle of their range')
+        return flat(p[0]).astype(int), flat(t[0]).astype(int), step
+    try: w = window_of(t[0], 'binary', t[1])
+    except InputError as e: raise InputError(f'{case.truth}: {e}; or give classes') from None
+    top = 255. if w.hi == 1 and p[0].max() > 1 else w.hi                              # 0 and 1, or 0 and 255
+    return threshold(p[0], (0., top), volume=step is not None), flat(t[0]) > 0, step
 
 def error_by_label(
     cases,       # from `match`, with labels

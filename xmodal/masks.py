@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['threshold', 'as_plain', 'as_binary', 'check_masks', 'as_spacing', 'diagonal', 'empty_case', 'overlap', 'surface',
            'nearest', 'distances', 'pieces', 'thin_again', 'skeleton', 'harmonic', 'kept_pairs', 'lines',
-           'measure_masks', 'one_class', 'evaluate_masks', 'mask_protocol', 'count_empty', 'format_masks']
+           'measure_masks', 'one_class', 'measure_labels', 'evaluate_masks', 'mask_protocol', 'count_empty',
+           'format_masks']
 
 # %% ../nbs/42_masks.ipynb #00000002
-import itertools, math, warnings
+import math, warnings
 from numbers import Real
 
 import numpy as np
 
 from .core import InputError
-from .metrics import as_image, as_range, summary
+from .metrics import as_array, as_image, as_range, in_step, measure_cases, summary
 
 # %% ../nbs/42_masks.ipynb #00000005
 def threshold(
@@ -35,8 +36,7 @@ def threshold(
 def as_plain(mask, name:str) -> np.ndarray:
     "Array of booleans or whole numbers with two or three axes; InputError for anything else."
     if isinstance(mask, np.ma.MaskedArray): raise InputError(f'{name}: a masked array; give {name}.filled(0)')
-    if hasattr(mask, 'detach'): mask = mask.detach().cpu(); mask = mask.double() if mask.is_floating_point() else mask
-    a = np.asarray(mask)
+    a = as_array(mask)
     if a.dtype.kind not in 'biu': raise InputError(f'{name}: dtype {a.dtype} is no mask; make one with threshold(), or by a comparison such as {name} > 0.5')
     if a.ndim not in (2, 3): raise InputError(f'{name}: shape {a.shape}; give one mask (H, W) or one volume (S, H, W), not a batch')
     if not a.size: raise InputError(f'{name}: shape {a.shape} holds no pixel')
@@ -202,6 +202,11 @@ def one_class(labels, value, classes, name):
     if other: raise InputError(f'{name}: holds the value {other[0]}, which classes does not name ({", ".join(f"{k}: {v}" for k, v in classes.items())})')
     return a == value
 
+def measure_labels(pred, truth, spacing=None, tolerance=2, classes=None):
+    "What `measure_masks` says of one pair; of label maps one dict per class, with its name as label."
+    if not classes: return measure_masks(pred, truth, tolerance, spacing)
+    return [dict(label=label) | measure_masks(*[one_class(m, value, classes, n) for m, n in ((pred, 'pred'), (truth, 'truth'))], tolerance, spacing) for value, label in classes.items()]
+
 def evaluate_masks(
     preds,             # iterable of binary masks, or of label maps of whole numbers if `classes` is given
     truths,            # iterable of the same length and shapes
@@ -211,22 +216,10 @@ def evaluate_masks(
     classes:dict=None, # value -> name, for label maps; 0 is background unless named
 ):                     # pandas.DataFrame: subject, image (running number), [label,] the columns of `measure_masks`; .attrs['protocol'] says how
     "Measure each mask against its truth, one row per image (and class). InputError names the image that cannot be measured."
-    import pandas as pd
-    from tqdm.auto import tqdm
-    if isinstance(subjects, str): raise InputError(f'subjects: {subjects!r} is one text; give a list with one subject per image')
-    rows, end, each = [], object(), isinstance(spacing, list)
-    lists = [preds, truths, subjects] + ([spacing] if each else [])
-    total = len(subjects) if hasattr(subjects, '__len__') else None
-    for i, (p, t, s, *sp) in enumerate(tqdm(itertools.zip_longest(*lists, fillvalue=end), total=total, delay=2, leave=False)):
-        if any(v is end for v in (p, t, s, *sp)): raise InputError(f'preds, truths, subjects and spacings differ in length: one of them ends before image {i}')
-        if s is None or s != s or s == '': raise InputError(f'image {i}: subject {s!r}; every image needs a subject')
-        try:
-            for value, label in (classes or {1: None}).items():
-                pair = [one_class(m, value, classes, n) for m, n in ((p, 'pred'), (t, 'truth'))] if classes else (p, t)
-                rows.append(dict(subject=s, image=i) | (dict(label=label) if classes else {}) | measure_masks(*pair, tolerance, sp[0] if each else spacing))
-        except InputError as e: raise InputError(f'image {i} (subject {s}): {e}') from None
-    if not rows: raise InputError('preds, truths and subjects are empty: nothing to measure')
-    df = pd.DataFrame(rows); df.attrs['protocol'] = mask_protocol(spacing, tolerance)
+    lists = dict(preds=preds, truths=truths, subjects=subjects, **({'spacings': spacing} if isinstance(spacing, list) else {}))
+    cases = ((p, t, s, sp[0] if sp else spacing) for p, t, s, *sp in in_step(lists))
+    df = measure_cases(cases, lambda p, t, sp: measure_labels(p, t, sp, tolerance, classes), len(subjects) if hasattr(subjects, '__len__') else None)
+    df.attrs['protocol'] = mask_protocol(spacing, tolerance)
     return df
 
 def mask_protocol(spacing=None, tolerance=2) -> str:
