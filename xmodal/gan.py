@@ -8,7 +8,7 @@ __all__ = ['STEP', 'adam_rate', 'objectives', 'Scene', 'Objective', 'says_real',
            'real_pair', 'time_critic', 'step_critic', 'step_penalty', 'step_generator', 'cycle_critics',
            'cycle_helpers', 'make_cycle', 'cycle_critic', 'cycle_penalty', 'cycle_generator', 'sobel', 'ssim',
            'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'variant', 'Adversarial', 'find_objective', 'scenes',
-           'critic_step', 'generator_step', 'alternate', 'fit']
+           'critic_step', 'generator_step', 'alternate', 'fit', 'share_options']
 
 # %% ../nbs/31_gan.ipynb #3f2cfa94
 import math
@@ -26,7 +26,7 @@ from .adversaries import PatchCritic, ResnetTranslator, TimeCritic, halvings
 from .bridge import diffuse
 from .denoise import Denoiser, l1
 from .generators import DTFNet
-from .methods import get_method, time_of
+from .methods import get_method, split_options, time_of
 from .sample import rules, step
 from .train import lr_at, param_groups, train
 
@@ -304,6 +304,8 @@ def find_objective(name, options=None) -> Objective:
     o = objectives[name]
     for k in options or {}:
         if k not in o.options: raise InputError(f"unknown option {k!r} of objective {name}; known: {', '.join(o.options)}")
+        kinds = (str,) if isinstance(o.options[k], str) else (bool,) if isinstance(o.options[k], bool) else (int, float)
+        if not isinstance(options[k], kinds) or (kinds[0] is int and isinstance(options[k], bool)): raise InputError(f"option {k} of objective {name} must be of the kind of {o.options[k]!r}, got {options[k]!r}")
     return replace(o, options={**o.options, **(options or {})})
 
 def scenes(self, b):
@@ -364,3 +366,18 @@ def fit(
         return train(den, data, out, method, recipe, model, **kw)
     find_objective(m.adversarial, objective)
     return train(den, data, out, method, recipe, {**(model or {}), 'objective': objective or {}}, trainer=partial(Adversarial, options=objective), **kw)
+
+# %% ../nbs/31_gan.ipynb #1481dd3c
+def share_options(
+    method,       # row of `methods`
+    options:dict, # from `methods.parse_options`
+    channels:int=1,
+):                # (options of the sampler, of the bridge, of the objective)
+    "Whose options are they? Raises InputError for one that is nobody's, or a value that does not fit."
+    m = get_method(method)
+    known = objectives[m.adversarial].options if m.adversarial else {}
+    mine = {k: v for k, v in options.items() if k in known}
+    if mine: find_objective(m.adversarial, mine)
+    try: sampler, bridge = split_options(method, {k: v for k, v in options.items() if k not in known}, channels)
+    except InputError as e: raise InputError(f"{e}; options of its objective are {', '.join(known)}" if known else str(e)) from None
+    return sampler, bridge, mine
