@@ -72,13 +72,14 @@ class TimeCritic(nn.Module):
         blocks:int=6,   # halvings
         group:int=4,    # of the minibatch standard deviation; 1: none
         temb:int=256,   # length of the time embedding
+        patch:bool=False, # True: one logit for each place left after the halvings, (B, H', W')
     ):
         super().__init__()
         mend_torchvision()
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
         if blocks < 1 or ch < 1 or group < 1: raise ValueError(f'blocks, ch and group must be 1 or more, got blocks={blocks}, ch={ch}, group={group}')
         w = [ch*min(2**i, 4) for i in range(blocks + 1)]
-        self.group, self.wave, self.embed = group, Timesteps(temb, flip_sin_to_cos=False, downscale_freq_shift=1), TimestepEmbedding(temb, temb)
+        self.patch, self.group, self.wave, self.embed = patch, group, Timesteps(temb, flip_sin_to_cos=False, downscale_freq_shift=1), TimestepEmbedding(temb, temb)
         self.enter = nn.Conv2d(2*channels, w[0], 1)
         self.blocks = nn.ModuleList([CriticBlock(a, b, temb) for a, b in zip(w, w[1:])])
         self.last, self.out = nn.Conv2d(w[-1] + 1, w[-1], 3, 1, 1), nn.Linear(w[-1], 1)
@@ -90,7 +91,7 @@ class TimeCritic(nn.Module):
         h = self.enter(h)
         for block in self.blocks: h = block(h, e)
         h = nnf.leaky_relu(self.last(minibatch_std(h, self.group)), .2)
-        return self.out(h.sum((2, 3)))[:, 0]
+        return self.out(h.permute(0, 2, 3, 1))[..., 0] if self.patch else self.out(h.sum((2, 3)))[:, 0]
 
 
 # %% ../nbs/22_adversaries.ipynb #21971464

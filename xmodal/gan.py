@@ -7,8 +7,9 @@ __all__ = ['STEP', 'adam_rate', 'objectives', 'Scene', 'Objective', 'says_real',
            'patch_critic', 'patches', 'pix2pix_critic', 'pix2pix_generator', 'walk', 'take_step', 'make_step',
            'real_pair', 'time_critic', 'step_critic', 'step_penalty', 'step_generator', 'cycle_critics',
            'cycle_helpers', 'make_cycle', 'cycle_critic', 'cycle_penalty', 'cycle_generator', 'sobel', 'ssim',
-           'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'variant', 'Adversarial', 'find_objective', 'scenes',
-           'critic_step', 'generator_step', 'alternate', 'fit', 'share_options']
+           'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'patch_time_critic', 'metadb_helpers', 'metadb_generator',
+           'metadb_watch', 'variant', 'Adversarial', 'find_objective', 'scenes', 'critic_step', 'generator_step',
+           'alternate', 'fit', 'share_options']
 
 # %% ../nbs/31_gan.ipynb #3f2cfa94
 import math
@@ -28,6 +29,7 @@ from .denoise import Denoiser, l1
 from .generators import DTFNet
 from .methods import get_method, split_options, time_of
 from .sample import rules, step
+from .steer import SRNet, semantic_loss
 from .train import lr_at, param_groups, train
 
 # %% ../nbs/31_gan.ipynb #55e258c1
@@ -47,11 +49,11 @@ class Scene:
     options: dict             # of the objective
     ctx: object = None        # conditioning for the network
 
-    def estimate(self, x, t, y, den=None):
+    def estimate(self, x, t, y, den=None, ctx=None):
         "x0_hat of `den`, with a fresh latent if its network takes one."
         den = den or self.den
         more = dict(z=self.noise(x.new_empty(len(x), den.latent))) if den.latent else {}
-        return den(x, t, y, self.ctx, **more)
+        return den(x, t, y, self.ctx if ctx is None else ctx, **more)
 
 # %% ../nbs/31_gan.ipynb #35742163
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Objective:
     rate: float = 1.               # critics' learning rate over the generator's
     optimiser: str = 'adam'        # 'adam' or 'rmsprop'
     clip: float = 0.               # critics' weights are clipped to +-clip; 0: not
+    watch: Callable = None         # (Scene, made) -> dict of further numbers for the log
     options: dict = field(default_factory=dict) # named choices with their defaults
 
 # %% ../nbs/31_gan.ipynb #24e9345d
@@ -143,13 +146,13 @@ def step_critic(s, made):
     return says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s'], made['x_t'], s.t))
 
 def step_penalty(s, made):
-    return gradient_penalty(lambda u, v: s.critics['step'](u, v, s.t), *made['real'], s.options['gamma'], s.options['r1_at'])
+    return gradient_penalty(lambda u, v: s.critics['step'](u, v, s.t).reshape(len(u), -1).mean(1), *made['real'], s.options['gamma'], s.options['r1_at'])
 
 def step_generator(s, made):
     rec = l1(made['x0_hat'], s.x0).mean()
     if s.options['reduction'] not in ('mean', 'sum'): raise InputError(f"reduction must be 'mean' or 'sum', got {s.options['reduction']!r}")
     whole = s.batch*s.x0[0].numel() if s.options['reduction'] == 'sum' else 1
-    return says_real(s.critics['step'](made['x_s'], made['x_t'], s.t)) + s.options['l1']*whole*rec, rec
+    return s.options['adversarial']*says_real(s.critics['step'](made['x_s'], made['x_t'], s.t)) + s.options['l1']*whole*rec, rec
 
 # %% ../nbs/31_gan.ipynb #4bb3c732
 def cycle_critics(channels, ch, size, o):
@@ -170,7 +173,8 @@ def make_cycle(s):
     out = dict(made_y=made_y, made_x=made_x, cycle_x=h['to_x'](made_y), cycle_y=h['to_y'](made_x))
     for k, den, x, src in (('', s.den, s.x0, made_y), ('_y', Denoiser(h['back'], s.den.bridge, s.den.pred), y, made_x)):
         x_t = diffuse(s.den.bridge, x, src.detach(), s.t, s.noise(x))
-        x0_hat = s.estimate(x_t, s.t, src, den)
+        ctx = None if s.ctx is None or k == '' else s.ctx[:, [1, 0, 2]]      # the other direction: the prompts change places
+        x0_hat = s.estimate(x_t, s.t, src, den, ctx)
         out |= {'x_t' + k: x_t, 'x0_hat' + k: x0_hat, 'x_s' + k: take_step(s, x_t, x0_hat, src, s.t, s.noise(x))}
     return out
 
@@ -232,8 +236,31 @@ def dtfnet_generator(s, made):
     if 'texture' in made: loss = loss + nnf.huber_loss(made['texture'], sobel(s.x0))
     return loss - patches(s, image.detach() if o['detached'] else image).mean(), rec
 
+# %% ../nbs/31_gan.ipynb #08eede28
+def patch_time_critic(channels, ch, size, o):
+    "One critic of steps that judges patches."
+    return dict(step=TimeCritic(channels, ch*o['width'], halvings(size, o['layers']), o['group'], patch=True))
+
+def metadb_helpers(den, o):
+    "SR-Net, if its loss has a weight. Raises InputError where the network has no prompts."
+    if not o['semantic']: return {}
+    cfg = den.net.config
+    if not cfg.get('text'): raise InputError('the semantic loss of MetaDB needs prompts: choose a conditioning (text both), or switch it off (option semantic 0)')
+    return dict(recover=SRNet(cfg['channels'], cfg['text']))
+
+def metadb_generator(s, made):
+    loss, rec = step_generator(s, made)
+    if 'recover' not in s.helpers: return loss, rec
+    made['semantic'] = semantic_loss(s.helpers['recover'](s.ctx, made['x0_hat']), s.ctx).mean()
+    return loss + s.options['semantic']*made['semantic'], rec
+
+def metadb_watch(s, made):
+    "The semantic loss, and what it is when the estimates are exchanged within the batch."
+    if 'recover' not in s.helpers: return {}
+    return dict(semantic=made['semantic'].detach(), exchanged=semantic_loss(s.helpers['recover'](s.ctx, made['x0_hat'].roll(1, 0)), s.ctx).mean())
+
 # %% ../nbs/31_gan.ipynb #e00a7255
-STEP = dict(pair='markov', gamma=1., r1_every=10, r1_at='judged', l1=.5, reduction='mean', group=4, width=1)
+STEP = dict(pair='markov', gamma=1., r1_every=10, r1_at='judged', l1=.5, reduction='mean', group=4, width=1, adversarial=1.)
 adam_rate = 1e-4/1.6e-4
 
 objectives = dict(
@@ -241,6 +268,7 @@ objectives = dict(
     selfrdb=Objective('SelfRDB: steps of a soft-prior bridge, judged in pairs', time_critic, make_step, step_critic, step_generator, step_penalty, rate=adam_rate, options=STEP),
     syndiff=Objective('SynDiff on pairs: four large diffusion steps, judged in pairs', time_critic, make_step, step_critic, step_generator, step_penalty, rate=adam_rate, options={**STEP, 'width': 2}),
     syndiff_cycle=Objective('SynDiff as published: no pairs, two directions, a cycle', cycle_critics, make_cycle, cycle_critic, cycle_generator, cycle_penalty, cycle_helpers, rate=adam_rate, options={**STEP, 'width': 2, 'blocks': 6}),
+    metadb=Objective('MetaDB: steps judged by patches, and the prompt read off the result', patch_time_critic, make_step, step_critic, metadb_generator, step_penalty, metadb_helpers, rate=adam_rate, watch=metadb_watch, options={**STEP, 'l1': 1., 'adversarial': .1, 'semantic': .01, 'layers': 3}),
     dtfnet=Objective('DTF-Net for one source: L1, SSIM, texture, Wasserstein', patch_critic, make_parts, dtfnet_critic, dtfnet_generator, fresh=False, optimiser='rmsprop', clip=.01,
                      options=dict(l1=100., ssim=100., layers=4, norm='instance', sign='right', detached=False, ssim_range=2.)),
 )
@@ -253,7 +281,7 @@ objectives['dtfnet_released'] = variant('dtfnet', sign='released', detached=True
 # %% ../nbs/31_gan.ipynb #6a472aeb
 class Adversarial:
     "Alternating updates of critics and generator; see `train.Denoising` for what the loop expects."
-    columns = ('loss_g', 'loss_d', 'r1')
+    columns = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged')
     def __init__(self, den, m, r, data, options=None):
         if r.precision == 'fp16': raise InputError("adversarial training does not run in fp16; use precision 'bf16' or 'no'")
         self.o = find_objective(m.adversarial, options)
@@ -310,10 +338,10 @@ def find_objective(name, options=None) -> Objective:
 
 def scenes(self, b):
     "An endless row of scenes of one batch, each with its own time; their noise goes on where the last one stopped."
-    x0, y, t = (b[n].to(self.acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
+    x0, y, t, ctx = (b[n].to(self.acc.device, non_blocking=True) if n in b else None for n in ('x0', 'y', 't', 'ctx'))
     noise = Noise(b['noise'].tolist(), self.acc.device)
     while True:
-        yield Scene(self.den, self.critics, self.helpers, x0, y, t, noise, self.m.steps, rules[self.m.tau], len(x0)*self.acc.num_processes, self.o.options)
+        yield Scene(self.den, self.critics, self.helpers, x0, y, t, noise, self.m.steps, rules[self.m.tau], len(x0)*self.acc.num_processes, self.o.options, ctx)
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
         t = torch.tensor([time_of(self.m.times, max(v, 1e-9)) for v in u], dtype=t.dtype, device=t.device)
 
@@ -329,11 +357,12 @@ def critic_step(self, scene, made, k):
     return loss.detach(), None if r1 is None else r1.detach()
 
 def generator_step(self, scene, made, k):
-    "Update the generator against frozen critics; returns its loss, the L1 of the estimate and the gradient norm."
+    "Update the generator against frozen critics; returns its loss, the L1 of the estimate, the gradient norm and what is watched."
     self.critics.requires_grad_(False)
     with self.acc.autocast(): loss, rec = self.o.generator(scene, made)
     norm = self.update(loss, 'optim', k)
-    return loss.detach(), rec.detach(), norm
+    with torch.no_grad(), self.acc.autocast(): seen = self.o.watch(scene, made) if self.o.watch else {}
+    return loss.detach(), rec.detach(), norm, seen
 
 def alternate(self, k, b) -> dict:
     "One step of both players; returns what the log shows."
@@ -345,8 +374,8 @@ def alternate(self, k, b) -> dict:
     if self.o.fresh:
         scene = next(row)
         with self.acc.autocast(): made = self.o.make(scene)
-    loss_g, rec, norm = generator_step(self, scene, made, k)
-    return dict(loss=rec, loss_g=loss_g, loss_d=loss_d, grad_norm=norm, **({} if r1 is None else dict(r1=r1)))
+    loss_g, rec, norm, seen = generator_step(self, scene, made, k)
+    return dict(loss=rec, loss_g=loss_g, loss_d=loss_d, grad_norm=norm, **({} if r1 is None else dict(r1=r1)), **seen)
 
 # %% ../nbs/31_gan.ipynb #8eee4a94
 def fit(

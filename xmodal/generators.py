@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from .core import mend_torchvision
+from .steer import check_context, listen
 
 # %% ../nbs/20_generators.ipynb #0bf27ac7
 def pad_to(
@@ -131,10 +132,12 @@ class NCSNpp(nn.Module):
         attention:bool=True,         # on the last but one level and in the middle
         images:int=2,                # images side by side in the input: state and source; 3: a previous estimate x_r too
         latent:int=100,              # length of z; 0: none
+        text:int=0,                  # length of a prompt's embedding; 0: no prompts
+        by:str='both',               # row of steer.conditionings, if there are prompts
     ):
         super().__init__()
         mend_torchvision()
-        self.config = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers, attention=attention, images=images, latent=latent)
+        self.config = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers, attention=attention, images=images, latent=latent, text=text, by=by)
         w, n, e = [ch*m for m in mults], len(mults), 4*ch
         if n < 1 or layers < 1 or min(w) < 4: raise ValueError(f'every width must be 4 or more and layers 1 or more, got ch={ch}, mults={tuple(mults)}, layers={layers}')
         self.latent, self.multiple, self.embed = latent, 2**(n - 1), Embedding(ch, e, latent)
@@ -152,6 +155,7 @@ class NCSNpp(nn.Module):
             if i: self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
         self.leave = nn.Sequential(nn.GroupNorm(groups_of(c), c, eps=1e-6), nn.SiLU(), nn.Conv2d(c, channels, 3, 1, 1), nn.Tanh())
         nn.init.zeros_(self.leave[2].weight); nn.init.zeros_(self.leave[2].bias)
+        if text and by != 'none': listen(self, text, by)
 
     def forward(self, x, t, y, ctx=None, x_r=None, z=None):
         "x, y, x_r: (B, C, H, W); t: (B,) in [0, 1000]; z: (B, latent)."
@@ -159,6 +163,7 @@ class NCSNpp(nn.Module):
         seen = [x, y] + ([] if x_r is None else [x_r])
         p, (rows, cols) = pad_to(torch.cat(seen, 1), self.multiple)
         e, layers, root = self.embed(t, z), self.config['layers'], math.sqrt(2)
+        if self.config['text'] and self.config['by'] != 'none': check_context(ctx, len(x), self.config['text']); e = e, ctx
         h = self.enter(p); kept = [h]
         for i in range(len(self.config['mults'])):
             for block in self.down[i*layers:(i + 1)*layers]: kept.append(h := run_stage(block, h, e))

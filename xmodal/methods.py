@@ -45,6 +45,7 @@ class Method:
     show_y: bool = True    # does the network see the source?
     adversarial: str = ''  # row of gan.objectives
     paper_steps: int = 0   # the paper's own number of steps; 0: the same as `steps'
+    text: str = ''         # row of steer.conditionings that the method is made for; empty: no prompts
 
 # %% ../nbs/19_methods.ipynb #3ab9d7f8
 def cdtsde_bridge(channels, base='cosine', keep=0.5, **mix):
@@ -117,6 +118,7 @@ methods.update(
     selfrdb=selfrdb,
     selfrdb_released=replace(selfrdb, about="SelfRDB with its release's posterior, real pairs, penalty and sum", bridge=lambda channels, posterior_std='s', **kw: SoftPrior(posterior_std=posterior_std, **kw), adversarial='selfrdb_released'),
     syndiff=syndiff,
+    metadb=replace(selfrdb, about='MetaDB: the soft prior steered by prompts of source and target, steps judged by patches (ICMR 2026)', adversarial='metadb', text='both'),
     syndiff_cycle=replace(syndiff, about='SynDiff as published: no pairs are used, a cycle stands in for them', adversarial='syndiff_cycle'),
     dtfnet=dtfnet,
     dtfnet_released=replace(dtfnet, about="DTF-Net with its release's sign error and detached adversarial term", adversarial='dtfnet_released'),

@@ -28,7 +28,7 @@ from .store import load_tensors, load_weights, save_tensors
 class Draws(Dataset):
     "Training samples by number: image, time and noise seed of sample n depend on (seed, n) alone."
     def __init__(self,
-        data,             # dataset of dicts with 'y' and 'x0'
+        data,             # dataset of dicts with 'y' and 'x0'; with prompts also 'ctx' (V, 3, dim), of whose V versions one is drawn
         seed:int=0,
         times='uniform',  # column `times` of the method, see methods.time_of
     ):
@@ -46,7 +46,8 @@ class Draws(Dataset):
     def __getitem__(self, n):
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
-        return dict(y=item['y'], x0=item['x0'], t=torch.tensor(t, dtype=torch.float64), noise=torch.tensor(item_seed(self.seed, 'noise', n)), n=torch.tensor(int(n)))
+        ctx = {} if 'ctx' not in item else dict(ctx=item['ctx'][np.random.default_rng(item_seed(self.seed, 'prompt', n)).integers(len(item['ctx']))])
+        return dict(y=item['y'], x0=item['x0'], t=torch.tensor(t, dtype=torch.float64), noise=torch.tensor(item_seed(self.seed, 'noise', n)), n=torch.tensor(int(n)), **ctx)
 
 # %% ../nbs/30_train.ipynb #96f0a4b7
 def measure_scale(
@@ -186,7 +187,7 @@ PLAIN = Method('the one step on a uniform grid', None)
 
 def predict(
     den,              # Denoiser (or anything `sample` takes)
-    data,             # dataset of dicts with 'y'
+    data,             # dataset of dicts with 'y'; with prompts also 'ctx', of whose versions the first is used
     steps=5,          # steps, or a grid of times
     tau='markov',     # noise rule by name
     method=PLAIN,     # row of `methods` by name, whose sampler and grid are used; default: the one step of 03_sample
@@ -201,8 +202,10 @@ def predict(
     out, how = [], dict(steps=steps) if isinstance(steps, int) else dict(grid=steps)
     for i in tqdm(range(0, len(data), batch), desc='translating', disable=not progress, leave=False):
         items = range(i, min(i + batch, len(data)))
-        y = torch.stack([data[j]['y'] for j in items]).to(device)
-        out.append(draw(method, den, y, tau=tau, seeds=[item_seed(seed, 'item', j) for j in items], **how, **options).float().cpu().numpy())
+        some = [data[j] for j in items]
+        y = torch.stack([v['y'] for v in some]).to(device)
+        ctx = torch.stack([v['ctx'][0] for v in some]).to(device) if 'ctx' in some[0] else None
+        out.append(draw(method, den, y, ctx=ctx, tau=tau, seeds=[item_seed(seed, 'item', j) for j in items], **how, **options).float().cpu().numpy())
     return np.concatenate(out)
 
 # %% ../nbs/30_train.ipynb #d2d58eb3
@@ -211,8 +214,8 @@ class PairLoss(nn.Module):
     def __init__(self, den, loss='mse', weight='x0'):
         super().__init__()
         self.den, self.loss, self.weight = den, loss, weight
-    def forward(self, x0, y, t, eps, z=None):
-        return loss_per_item(self.den, x0, y, t, eps, kind=self.loss, weight=self.weight, z=z).mean()
+    def forward(self, x0, y, t, eps, z=None, ctx=None):
+        return loss_per_item(self.den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
 def param_groups(den, r):
     "Network at lr, bridge at lr*mix_lr (CDTSDE 6.11)."
@@ -241,7 +244,8 @@ class Denoising:
         for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
         noise = Noise(b['noise'].tolist(), acc.device)
         eps, z = noise(x0), noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
-        with acc.autocast(): loss = self.loss_fn(x0, y, t, eps, z)
+        ctx = b['ctx'].to(acc.device, non_blocking=True) if 'ctx' in b else None
+        with acc.autocast(): loss = self.loss_fn(x0, y, t, eps, z, ctx)
         opt.zero_grad(set_to_none=True)
         acc.backward(loss)
         norm = acc.clip_grad_norm_(self.den.parameters(), self.r.clip)
