@@ -292,6 +292,7 @@ class Record:
     meta: dict = field(default_factory=dict) # age, sex, site, sidecar values, ...
     mask: Path = None                        # region or segmentation that belongs to the pair, where there is one
     split: str = ''                          # train, val or test where the data set itself says so
+    target_meta: dict = field(default_factory=dict) # the same of the target's scan, `meta` being the source's
 
 # %% ../nbs/11_data.ipynb #f9ee1b3c
 def with_tissue(y, x0, min_foreground=0.05):

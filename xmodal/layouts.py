@@ -36,7 +36,8 @@ def pair_up(
     both = sorted(set(sources) & set(targets))
     if not both: raise InputError(f'{root}: no subject has both {what[0]} and {what[1]}; check source and target')
     if lone: print(f'{len(both)} pairs; left out for want of a partner: {", ".join(lone[:8])}{" ..." if len(lone) > 8 else ""}')
-    return [Record(sources[n][0], n, sources[n][1], targets[n][1], sources[n][2], **extra.get(n, {})) for n in both]
+    known = lambda k, meta: {'modality': what[k], **meta}
+    return [Record(sources[n][0], n, sources[n][1], targets[n][1], known(0, sources[n][2]), target_meta=known(1, targets[n][2]), **extra.get(n, {})) for n in both]
 
 # %% ../nbs/13_layouts.ipynb #a78d3c4d
 def bids_file(folder, stem:str, want:str):
@@ -261,13 +262,15 @@ def made_root(
     n:int=8, seed:int=0, # subjects (people, patients, scenes, modules), seed
     voxel:float=3.,  # voxel size in mm, volumes
     pixels:int=128,  # rows and columns, images
+    vary:bool=False, # phantom and bids: every person has times of repetition and echo of their own
 ) -> Path:
     "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
     layout = 'bids' if dataset == 'phantom' else dataset
-    here = project_root()/'data'/'made'/(f'{layout}-n{n}-seed{seed}-' + (f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm'))
+    here = project_root()/'data'/'made'/(f'{layout}-n{n}-seed{seed}-' + (f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm') + ('-varied' if vary else ''))
+    if vary and layout != 'bids': raise InputError(f'made data with varied protocols exist in the layout of phantom and bids, not of {dataset}')
     if layout in ('ixi', 'bids'):
         from xmodal.phantom import write_bids, write_ixi
-        return (write_ixi if layout == 'ixi' else write_bids)(here, n=n, seed=seed, voxel=voxel)
+        return write_ixi(here, n=n, seed=seed, voxel=voxel) if layout == 'ixi' else write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
     if layout in ('brats', 'pelvis'):
         from xmodal.bodies import write_brats, write_pelvis
         return (write_brats if layout == 'brats' else write_pelvis)(here, n=n, seed=seed, voxel=voxel)
@@ -306,13 +309,13 @@ def find_records(
     source=None, target=None, # default: the data set's
     group=None,            # folder and pscde only: regular expression that finds the subject in a file name
     allow_unpaired=False,
-    n=8, seed=0, voxel=3., pixels=128, # of made data
+    n=8, seed=0, voxel=3., pixels=128, vary=False, # of made data
 ) -> list:                 # Records, sorted by name
     "Find the pairs of a data set; raises InputError with what to do."
     if dataset not in datasets: raise InputError(f"unknown data set {dataset!r}: use one of {', '.join(datasets)}")
     d = datasets[dataset]
     if source and source == target: raise InputError(f'source and target are both {source!r}; there is nothing to translate')
-    if str(root) == 'made' or (dataset == 'phantom' and not root): root, group = made_root(dataset, n, seed, voxel, pixels), group or (r'^(sub-\d+)_' if dataset == 'folder' else None)
+    if str(root) == 'made' or (dataset == 'phantom' and not root): root, group = made_root(dataset, n, seed, voxel, pixels, vary), group or (r'^(sub-\d+)_' if dataset == 'folder' else None)
     root = Path(root).expanduser() if root else project_root()/'data'/dataset
     if not root.is_absolute() and not root.exists(): root = project_root()/root       # a notebook's folder is not the project's
     if not (root.is_dir() or dataset == 'csv' and root.is_file()): raise InputError(f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} or give its place as root. Data set phantom needs nothing')

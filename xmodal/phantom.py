@@ -10,7 +10,7 @@ __all__ = ['AIR', 'FAT', 'MUSCLE', 'BONE', 'CSF', 'VENT', 'GM', 'DEEP', 'WM', 'L
            'cerebellum', 'hindbrain', 'inside', 'head', 'orbit', 'airways', 'outside', 'voxel_sizes', 'check_grid',
            'in_skull', 'fractions', 'labels', 'bids_grid', 'volumes', 'spoiled_gradient', 'spin_echo',
            'inversion_recovery', 'Protocol', 'protocol', 'signal', 'rician', 'bias_field', 'scan', 'people', 'sidecar',
-           'dump', 'table', 'bids_subject', 'write_bids', 'ixi_grid', 'ixi_row', 'write_ixi']
+           'dump', 'table', 'varied', 'bids_subject', 'write_bids', 'ixi_grid', 'ixi_row', 'write_ixi']
 
 # %% ../nbs/10_phantom.ipynb #867ad2b3
 import csv, datetime, json, math
@@ -597,14 +597,24 @@ def table(path, rows, sep):
         w.writeheader(); w.writerows(rows)
 
 # %% ../nbs/10_phantom.ipynb #0c118410
-def bids_subject(tmp, name, s, site, mods, voxel, seed, noise, bias):
+def varied(
+    q:Protocol,
+    seed:int,    # of the draw; the same for all scans of a person
+) -> Protocol:
+    "A protocol of the same site and modality with times of its own: TR and TE of T2w, PDw and FLAIR; T1w and CT stay."
+    rng = np.random.default_rng(item_seed(seed, 'times'))
+    tr, te = float(rng.uniform(2500, 9000)), dict(T2w=rng.uniform(50, 150), PDw=rng.uniform(8, 30), FLAIR=rng.uniform(80, 150))
+    if q.modality not in te: return q
+    return replace(q, te=round(float(te[q.modality]), 1), **({} if q.modality == 'FLAIR' else dict(tr=round(tr, 1))))
+
+def bids_subject(tmp, name, s, site, mods, voxel, seed, noise, bias, vary=False):
     "Write one subject's scans, sidecars and lesion mask below `tmp`."
     import nibabel as nib
     shape, affine = bids_grid(voxel)
     frac, anat = fractions(s, shape, affine), Path(tmp)/name/'anat'
     anat.mkdir(parents=True)
     for m in mods:
-        q = protocol(site, m)
+        q = varied(protocol(site, m), item_seed(seed, s.seed)) if vary else protocol(site, m)
         nib.save(scan(s, q, shape, affine, seed, noise, bias, frac), anat/f'{name}_{m}.nii.gz')
         dump(anat/f'{name}_{m}.json', sidecar(q))
     if s.lesions:
@@ -620,18 +630,19 @@ def write_bids(
     voxel:float=2.,     # mm
     lesions:bool=False, # lesions for everybody, with masks under derivatives/masks
     noise=None, bias=None, # see `scan`; None: by field strength
+    vary:bool=False,    # times of repetition and echo of their own for every person, instead of the site's
 ) -> Path:
     "Write a BIDS data set of phantoms. Raises `InputError` for bad parameters or an occupied folder."
     from tqdm.auto import tqdm
     mods = [modalities] if isinstance(modalities, str) else list(modalities)
     if not mods or len(set(mods)) < len(mods): raise InputError(f'modalities {mods}: give at least one, each once')
     crowd = people(n, seed, lesions); bids_grid(voxel); [protocol('HH', m) for m in mods]
-    request = dict(layout='bids', recipe=1, n=n, seed=seed, modalities=mods, voxel=voxel, lesions=lesions, noise=noise, bias=bias)
+    request = dict(layout='bids', recipe=1, n=n, seed=seed, modalities=mods, voxel=voxel, lesions=lesions, noise=noise, bias=bias, **(dict(vary=True) if vary else {}))
     if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         rows = [dict(participant_id=f'sub-{i + 1:03d}', age=s.age, sex=s.sex, site=site) for i, (s, site) in enumerate(crowd)]
-        for row, (s, site) in zip(tqdm(rows, desc='phantoms'), crowd): bids_subject(tmp, row['participant_id'], s, site, mods, voxel, seed, noise, bias)
+        for row, (s, site) in zip(tqdm(rows, desc='phantoms'), crowd): bids_subject(tmp, row['participant_id'], s, site, mods, voxel, seed, noise, bias, vary)
         table(tmp/'participants.tsv', rows, '\t')
         dump(tmp/'participants.json', dict(age=dict(Description='age', Units='year'), sex=dict(Levels=dict(M='male', F='female')),
              site=dict(Description='whose protocol', Levels={k: ' '.join(map(str, v)) + ' T' for k, v in sites.items()})))
