@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     t.add_argument('--seed', type=int, default=0, help='seed of the sampling noise (default 0)')
     t.add_argument('--tau', choices=['zero', 'markov', 'vp'], help="noise rule (default: the method's own)")
     t.add_argument('--batch', type=int, default=8, help='slices at a time; changes memory and speed, not the result (default 8)')
+    t.add_argument('--target', default='', help='for a model with prompts: what the translation shall be, e.g. TE=120,field=3 (ms, tesla, years, degrees)')
     t.add_argument('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
     t.add_argument('--overwrite', action='store_true', help='replace output files that exist')
     add_evaluate_parser(sub)
@@ -111,9 +112,11 @@ def main(
 
 def translate(a) -> int:
     "xmodal translate"
+    from xmodal.methods import parse_options
     from xmodal.translate import Translator, translate_paths
-    tr = Translator.from_pretrained(a.model, device=a.device)
-    bad = translate_paths(tr, a.input, a.output, overwrite=a.overwrite, steps=a.steps, seed=a.seed, tau=a.tau, batch=a.batch)
+    tr, target = Translator.from_pretrained(a.model, device=a.device), parse_options(a.target)
+    tr.context(target=target)                                             # an impossible wish is refused before the first file
+    bad = translate_paths(tr, a.input, a.output, overwrite=a.overwrite, target=target or None, steps=a.steps, seed=a.seed, tau=a.tau, batch=a.batch)
     for path, why in bad: print(f'xmodal: not translated: {why}', file=sys.stderr)
     return 1 if bad else 0
 

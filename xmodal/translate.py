@@ -15,8 +15,10 @@ import torch
 from .core import InputError, atomic, item_seed
 from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_volume, to_plane, to_square, window_of
 from .methods import draw, get_method
+from .prompts import beside, wish
 from .sample import check_grid, rules
 from .store import check_data_section, load_config, load_model, stored_grid
+from .text import find_encoder, pair_context
 
 # %% ../nbs/50_translate.ipynb #eab650f8
 class Translator:
@@ -42,6 +44,7 @@ class Translator:
         steps=None, seed=0, tau=None, batch=8,
         names=None,  # what identifies each image; its seed hangs on it. Default: its number
         progress=False,
+        ctx=None,    # (3, dim) or (N, 3, dim) from `context`, for a model that listens to prompts; default: its usual target
         **options,   # of the method's sampler; default: those stored with the model
     ):               # (N, C, H, W) float32 array, scaled
         "Translate scaled images."
@@ -55,22 +58,47 @@ class Translator:
         grid = check_grid(steps) if given else stored_grid(self.config, steps, tau)
         options = {**d.get('options', {}), **options}
         how = {**options, 'steps': None if given else steps, 'tau': tau, 'grid': options.get('grid') if grid is None else grid}
+        ctx = self.context() if ctx is None else ctx
+        if ctx is not None: ctx = ctx.expand(len(y), -1, -1) if ctx.ndim == 2 else ctx
         y, names, out = np.asarray(y, dtype=np.float32), range(len(y)) if names is None else names, []
         with tqdm(total=len(y), desc='translating', unit='slice', disable=not progress, leave=False) as bar:
             for i in range(0, len(y), batch):
                 yb = torch.from_numpy(y[i:i + batch]).to(self.device)
-                out.append(draw(m, self.den, yb, seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]], **how).float().cpu().numpy())
+                out.append(draw(m, self.den, yb, ctx=None if ctx is None else ctx[i:i + batch].to(self.device), seeds=[item_seed(seed, 'slice', n) for n in names[i:i + batch]], **how).float().cpu().numpy())
                 bar.update(len(yb))
         out = np.concatenate(out) if out else np.zeros_like(y)
         if not np.isfinite(out).all(): raise InputError('the translation holds NaN or infinite values: the weights are damaged, or the input is far outside what the model can take')
         return out
 
+    def told(self, known=None, target=None):
+        "The records (source, target) that the prompts are made of; None for a model without prompts. Raises InputError if such a model is given a wish."
+        text = self.config['data'].get('text')
+        if text: return wish({'modality': text['source'], **(known or {})}, target, text['usual'])
+        if target: raise InputError(f"this model was trained without prompts; it translates to {self.config['data'].get('target')} and cannot be told otherwise (train with text both)")
+
+    def context(self, known=None, target=None):
+        "The context (3, dim) of what is known about the source and wished of the target; None for a model without prompts."
+        pair, text = self.told(known, target), self.config['data'].get('text')
+        if pair is None: return None
+        if not hasattr(self, 'encoder'): self.encoder = find_encoder(text['encoder'], self.device)
+        return pair_context(self.encoder, *pair, tuple(text['fields']))
+
+    def window(self, known=None, target=None) -> Window:
+        "The intensity window of the target; of the wished modality, for a model of several directions."
+        d, pair = self.config['data'], self.told(known, target)
+        several = d.get('target_windows')
+        if not several: return Window(*d['target_window'])
+        return Window(*several[pair[1].modality])
+
     def translate(self,
         source,        # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor, see below
         steps:int=None, seed:int=0, tau:str=None, batch:int=8, progress:bool=False,
+        target:dict=None, # what is wished of the target, for a model with prompts: dict(modality='T2w', TE=100, field=3.); fields of text.Metadata
+        known:dict=None,  # what is known about the source; default: sidecar and participants.tsv beside a file
     ):                 # the same kind: nibabel image for a volume, array for an image, tensor for a tensor
         "Translate one volume or image. NIfTI: same grid, orientation and affine, target units. Arrays: see `translate_array`."
-        kw = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
+        if known is None and isinstance(source, (str, Path)) and self.config['data'].get('text'): known = beside(source)
+        kw = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, ctx=self.context(known, target), window=self.window(known, target))
         if isinstance(source, (str, Path)):
             if str(source).lower().endswith(IMAGE_ENDINGS): return translate_image(self, load_image(source), source, **kw)
             return translate_volume(self, source, **kw)
@@ -81,14 +109,14 @@ class Translator:
         raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL image, a numpy array or a tensor')
 
 # %% ../nbs/50_translate.ipynb #dfadf96d
-def translate_volume(tr, source, **kw):
+def translate_volume(tr, source, window, **kw):
     "Translate a volume (path or nibabel image); returns a nibabel image on its own grid."
     import nibabel as nib
     d, img, like = tr.config['data'], load_volume(source), open_volume(source) if isinstance(source, (str, Path)) else source
     if d.get('kind') != 'volume': raise InputError(f"this model was trained on {d.get('kind')}s of data set {d.get('dataset')}, not on volumes; give it PNG or TIFF images")
     y, affine = to_plane(img, d['spacing'], d['size'], window_of(np.asarray(img.dataobj), d['source_window']))
     x0_hat = tr.run(np.repeat(y[:, None], tr.config['model']['channels'], 1), **kw).mean(1)
-    out = nib.Nifti1Image(Window(*d['target_window']).unscale(from_plane(x0_hat, affine, like)).astype(np.float32).reshape(like.shape), like.affine)
+    out = nib.Nifti1Image(window.unscale(from_plane(x0_hat, affine, like)).astype(np.float32).reshape(like.shape), like.affine)
     copy_space(like.header, out.header)
     return out
 
@@ -99,7 +127,7 @@ def copy_space(src, dst):
         dst.set_xyzt_units(*src.get_xyzt_units())
 
 # %% ../nbs/50_translate.ipynb #b1eb7bc1
-def translate_image(tr, loaded, name='the image', **kw):
+def translate_image(tr, loaded, name='the image', *, window, **kw):
     "Translate (C, H, W) file-unit values of `load_image`; returns (H, W) or (H, W, 3) in target units."
     (x, dtype), d, c = loaded, tr.config['data'], tr.config['model']['channels']
     if d.get('kind') != 'image': raise InputError(f"{name}: this model was trained on volumes of data set {d.get('dataset')}; give it NIfTI files")
@@ -107,28 +135,28 @@ def translate_image(tr, loaded, name='the image', **kw):
     y = to_square(window_of(x, d['source_window'], dtype).scale(x), d['size'])
     x0_hat = tr.run(np.repeat(y, c, 0)[None] if len(y) == 1 else y[None], names=[0], **kw)[0]
     x0_hat = from_square(x0_hat if d['channels'][1] == c else x0_hat.mean(0, keepdims=True), *x.shape[1:])
-    values, kind = Window(*d['target_window']).unscale(x0_hat), np.dtype(d.get('target_dtype', 'float32'))
+    values, kind = window.unscale(x0_hat), np.dtype(d.get('target_dtype', 'float32'))
     if kind.kind in 'ub': values = np.clip(np.round(values), 0, 1 if kind.kind == 'b' else np.iinfo(kind).max)
     values = values.astype(kind).transpose(1, 2, 0)
     return values[..., 0] if values.shape[-1] == 1 else values
 
-def translate_tensor(tr, x, **kw):
+def translate_tensor(tr, x, window, **kw):
     "Translate a scaled (N, C, H, W) tensor; returns a tensor on its device."
     c = tr.config['model']['channels']
     if x.ndim != 4 or x.shape[1] != c: raise InputError(f'a tensor must be (N, {c}, H, W), scaled to [-1, 1], got {tuple(x.shape)}')
     if not (x.is_floating_point() and x.isfinite().all()): raise InputError(f'a tensor must be floating point, finite and scaled to [-1, 1], got {x.dtype}')
     return torch.from_numpy(tr.run(x.detach().cpu().numpy(), **kw)).to(x.device)
 
-def translate_array(tr, a, **kw):
+def translate_array(tr, a, window, **kw):
     "Translate an integer image (H, W[, 3]) or floating-point axial slices (H, W) or (S, H, W)."
     if a.size == 0: raise InputError(f'the array is empty: shape {a.shape}')
-    if a.dtype.kind in 'ub': return translate_image(tr, (np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype), **kw)
+    if a.dtype.kind in 'ub': return translate_image(tr, (np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype), window=window, **kw)
     if a.dtype.kind != 'f' or a.ndim not in (2, 3): raise InputError(f'an array must be unsigned integer (H, W) or (H, W, 3), or floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}')
     if not np.isfinite(a).all(): raise InputError('the array holds NaN or infinite values; replace them before use')
     d, y = tr.config['data'], a.reshape(-1, *a.shape[-2:]).astype(np.float32)
     rule = d['source_window'] if d['source_window'] != 'dtype' else 'percentile'
     y = window_of(y, rule).scale(y)[:, None].repeat(tr.config['model']['channels'], 1)
-    return Window(*d['target_window']).unscale(tr.run(y, **kw).mean(1)).reshape(a.shape).astype(np.float32)
+    return window.unscale(tr.run(y, **kw).mean(1)).reshape(a.shape).astype(np.float32)
 
 # %% ../nbs/50_translate.ipynb #d6faf05c
 def save_translation(result, path):
@@ -156,7 +184,7 @@ def translate_paths(
     tr,             # Translator
     source, output, # file and file, or folder and folder
     overwrite=False, progress=True,
-    **kw,           # steps, seed, tau, batch
+    **kw,           # steps, seed, tau, batch, target
 ) -> list:          # (path, what was wrong) of the files that failed; a single file that fails raises InputError instead
     "Translate a file or every NIfTI, PNG and TIFF file of a folder."
     from tqdm.auto import tqdm
