@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'Parts', 'load_parts', 'Row', 'read_row', 'Budget', 'clock', 'peak_memory',
-           'measure_images', 'with_prompts', 'run_row', 'measure_row', 'identity_rows', 'scores', 'score_table']
+           'measure_images', 'with_prompts', 'run_row', 'measure_row', 'identity_rows', 'run_rows', 'own_and_exchanged',
+           'scores', 'score_table']
 
 # %% ../nbs/47_compare.ipynb #bffd9d7c
 import json, math, time
@@ -22,9 +23,10 @@ from .metrics import evaluate_pairs, format_summary, psnr, sharpness, ssim, summ
 from .masks import evaluate_masks, threshold
 from .methods import calls, get_method, parse_options, steps_for
 from .nets import build, sizes_for
-from .prompts import Told, contexts
+from .prompts import Told, contexts, exchanged
 from .report import write_json
 from .steer import conditionings
+from .store import save_model
 from .text import FIELDS
 from .train import Recipe, measure_scale, predict
 
@@ -181,6 +183,7 @@ def run_row(
     resumed, begun = (folder/'checkpoints').is_dir(), clock(device)
     fit(den, train, folder, row.method, budget.recipe(row, seed), model, objective=row.objective, log_every=max(1, budget.steps//20), save_every=max(1, budget.steps//3), resume=resumed, workers=workers, device=device)
     same = dict(method=name, seed=seed, training=math.nan if resumed else clock(device) - begun, parameters=sum(q.numel() for q in den.parameters()))
+    save_model(folder/'model', den, model, dict(text=dict(by=row.text, encoder='record', fields=list(row.fields))) if dim else {}, dict(recipe=asdict(budget.recipe(row, seed)), name=name))
     frame = measure_row(den, row, tests(test) if tests else {'': test}, nfes, seed, masks, keep, folder).assign(**same)
     with atomic(folder/'rows.csv') as tmp: frame.to_csv(tmp, index=False)
     return frame
@@ -206,6 +209,28 @@ def identity_rows(test, tests=None, masks=False):
     import pandas as pd
     return pd.concat([measure_images(np.stack([v[i]['y'].numpy() for i in range(len(v))]), v, masks).assign(method='identity', seed=0, test=k, asked='own', nfe=0, steps=0, seconds=0., memory=math.nan, training=0., parameters=0)
                       for k, v in (tests(test) if tests else {'': test}).items()], ignore_index=True)
+
+# %% ../nbs/47_compare.ipynb #f1b7c218
+def run_rows(
+    names,       # of rows
+    parts:Parts, budget:Budget, out,
+    seeds=(0,),
+    tests=None, masks=False, **kw, # as in `run_row`
+):               # one DataFrame, the identity first
+    "Train and measure a list of rows; finished ones are read."
+    import pandas as pd
+    for n in names: read_row(n)                                            # a misspelt last row is refused before the first is trained
+    done = [identity_rows(parts.test, masks=masks).assign(seed=s) for s in seeds]
+    for s in seeds:
+        for n in names:
+            print(f'{n} (seed {s})', flush=True)
+            done.append(run_row(n, parts, budget, out, s, tests=tests, masks=masks, **kw))
+    return pd.concat(done, ignore_index=True)
+
+def own_and_exchanged(parts:Parts, seed=0):
+    "For `tests`: the test set with its own metadata and with that of other test subjects."
+    mine = [r for r in parts.records if r.subject in parts.split['test']]
+    return lambda test: dict(own=test, **({'exchanged': Told(test.data, exchanged(test.table, mine, seed))} if isinstance(test, Told) else {}))
 
 # %% ../nbs/47_compare.ipynb #58ae360a
 def scores(

@@ -191,7 +191,7 @@ readers = [  # pattern of a phrase -> the fields it says
     ('|'.join(sexes.values()), lambda m: dict(sex=next(s for s, w in sexes.items() if w == m[0].lower()))),
     ('without contrast agent', lambda m: dict(contrast='none')), ('contrast agent (.+)', lambda m: dict(contrast=m[1])),
     (rf"({'|'.join(map(re.escape, heads.values()))})(?: of the (.+))?", lambda m: dict(modality=m[1], region=m[2])),
-    (r'(?:(.+?) )?image(?: of the (.+))?', lambda m: dict(modality=m[1], region=m[2])),
+    ('image of the (.+)', lambda m: dict(region=m[1])), (r'(?:(.+?) )?image(?: of the (.+))?', lambda m: dict(modality=m[1], region=m[2])),
     (r'(.*\b(?:echo|recovery|planar))|(.+) sequence', lambda m: dict(sequence=m[1] or m[2])),
     (f"({'|'.join(makers)}) scanner", lambda m: dict(maker=m[1])), (f"({'|'.join(makers)}) (.+)", lambda m: dict(maker=m[1], model=m[2])),
     (r'(?:(.+?) )?scanner(?: (.+))?', lambda m: dict(maker=m[1], model=m[2]))]
