@@ -141,8 +141,7 @@ class NCSNpp(nn.Module):
         w, n, e = [ch*m for m in mults], len(mults), 4*ch
         if n < 1 or layers < 1 or min(w) < 4: raise ValueError(f'every width must be 4 or more and layers 1 or more, got ch={ch}, mults={tuple(mults)}, layers={layers}')
         self.latent, self.multiple, self.embed = latent, 2**(n - 1), Embedding(ch, e, latent)
-        cin, at = images*channels, max(0, n - 2)
-        extra = lambda i: attention_block(w[i]) if attention and i == at else None
+        cin, at = images*channels, max(0, n - 2); extra = lambda i: attention_block(w[i]) if attention and i == at else None
         self.enter, self.down, self.shrink, self.pyramid, self.up, self.grow = nn.Conv2d(cin, w[0], 3, 1, 1), *(nn.ModuleList() for _ in range(5))
         widths, c = [w[0]], w[0]                                            # widths of what the way down leaves behind
         for i in range(n):
@@ -154,14 +153,13 @@ class NCSNpp(nn.Module):
             for k in range(layers + 1): self.up.append(stage(res_block(c + widths.pop(), w[i], e), extra(i) if k == layers else None)); c = w[i]
             if i: self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
         self.leave = nn.Sequential(nn.GroupNorm(groups_of(c), c, eps=1e-6), nn.SiLU(), nn.Conv2d(c, channels, 3, 1, 1), nn.Tanh())
-        nn.init.zeros_(self.leave[2].weight); nn.init.zeros_(self.leave[2].bias)
+        for v in self.leave[2].parameters(): nn.init.zeros_(v)
         if text and by != 'none': listen(self, text, by)
 
     def forward(self, x, t, y, ctx=None, x_r=None, z=None):
         "x, y, x_r: (B, C, H, W); t: (B,) in [0, 1000]; z: (B, latent)."
         if self.latent and z is None: raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
-        seen = [x, y] + ([] if x_r is None else [x_r])
-        p, (rows, cols) = pad_to(torch.cat(seen, 1), self.multiple)
+        p, (rows, cols) = pad_to(torch.cat([x, y] + ([] if x_r is None else [x_r]), 1), self.multiple)
         e, layers, root = self.embed(t, z), self.config['layers'], math.sqrt(2)
         if self.config['text'] and self.config['by'] != 'none': check_context(ctx, len(x), self.config['text']); e = e, ctx
         h = self.enter(p); kept = [h]
