@@ -91,6 +91,21 @@ def test_options_reach_the_model_folder(run_name):
     assert not np.array_equal(tr.run(y, seed=0, eta=1.), tr.run(y, seed=1, eta=1.))
 
 
+def test_one_model_for_two_targets_takes_a_wish(run_name, tmp_path):
+    "Prompts for a plain bridge row, two directions in one model; the console command says which, and a time in the wrong unit is refused before anything is written."
+    words = (('method', 'bbdm'), ('text', 'both'), ('target', 'T2w,PDw'), ('made_varied', 'True'), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'))
+    r = papermill(*words); assert r.returncode == 0, r.stderr[-3000:]
+    told = json.loads((ROOT/'runs'/run_name/'model'/'config.json').read_text())['data']
+    assert set(told['text']['usual']) == {'T2w', 'PDw'} == set(told['target_windows']) and told['text']['usual']['T2w']['TE'] > 40 > told['text']['usual']['PDw']['TE']
+    scan = sorted((ROOT/'data'/'made').glob('bids-n4-seed0-6mm-varied/sub-*/anat/*_T1w.nii.gz'))[0]
+    def go(wish, out): return subprocess.run([str(BIN/'xmodal'), 'translate', str(ROOT/'runs'/run_name/'model'), str(scan), str(out), '--steps', '2', *(['--target', wish] if wish else [])], capture_output=True, text=True)
+    for wish, name in (('', 'a'), ('TE=140', 'b'), ('modality=PDw,TE=15', 'c')): r = go(wish, tmp_path/f'{name}.nii.gz'); assert r.returncode == 0, r.stderr
+    a, b, c = (nib.load(tmp_path/f'{n}.nii.gz').get_fdata() for n in 'abc'); assert not np.array_equal(a, b) and not np.array_equal(a, c)
+    for wish, word in (('TE=0.1', 'seconds'), ('modality=CT', 'T2w, PDw'), ('echo=3', 'echo')):
+        r = go(wish, tmp_path/'d.nii.gz'); assert r.returncode == 1 and word in r.stderr and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr and not (tmp_path/'d.nii.gz').exists(), r.stderr
+    r = papermill(*(w for w in words if w[0] != 'text')); assert r.returncode == 1 and 'has to be told which' in r.stderr
+
+
 def test_a_papers_own_network_is_chosen_by_name(run_name):
     "-p net ncsnpp: trained with its latent, stored with its name, translated; a network blind to its state is refused for a method of several steps."
     from xmodal.translate import Translator
