@@ -100,7 +100,9 @@ def context_of(tr, known=None, target=None):
     "The context (3, dim) of a Translator; see its `context`."
     pair, text = told(tr.config['data'], known, target), tr.config['data'].get('text')
     if pair is None: return None
-    tr.encoder = tr.encoder or find_encoder(text['encoder'], tr.device)
+    if tr.encoder is None:
+        tr.encoder = find_encoder(text['encoder'], tr.device)
+        if tr.encoder.fingerprint != text.get('fingerprint', tr.encoder.fingerprint): raise InputError(f"encoder {text['encoder']!r}: holds other weights than the one this model was trained with; use the same files")
     return pair_context(tr.encoder, *pair, tuple(text['fields']))
 
 def target_window(d, known=None, target=None) -> Window:
