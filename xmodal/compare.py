@@ -23,7 +23,8 @@ from .layouts import default_windows, find_records
 from .metrics import evaluate_pairs, format_summary, psnr, sharpness, ssim, summary
 from .masks import evaluate_masks, threshold
 from .methods import calls, get_method, parse_options, steps_for
-from .nets import build, sizes_for
+from .denoise import predictions
+from .nets import build, find_net, sizes_for
 from .prompts import Told, contexts, exchanged
 from .report import environment, write_json
 from .steer import conditionings
@@ -73,6 +74,7 @@ class Row:
     text: str = 'none'      # row of steer.conditionings
     fields: tuple = FIELDS  # groups of metadata that the prompts say
     lr: float = 0.          # peak learning rate; 0: the budget's
+    pred: str = None        # parametrisation; None: the method's
 
 def read_row(name:str) -> Row:
     "A row from its name; raises InputError for words that nobody knows."
@@ -82,11 +84,14 @@ def read_row(name:str) -> Row:
         k, sign, v = part.partition(':')
         if not (sign and k and v): raise InputError(f'row {name!r}: {part!r} must read like option:value')
         options.update(parse_options(f'{k}={v}'))
-    net, text, lr = options.pop('net', m.net), options.pop('text', m.text or 'none'), float(options.pop('lr', 0.))
+    net, text, lr, pred = options.pop('net', m.net), options.pop('text', m.text or 'none'), options.pop('lr', 0.), options.pop('pred', None)
+    find_net(net)
+    if isinstance(lr, (str, bool)) or lr < 0: raise InputError(f'row {name!r}: lr must be a positive number, got {lr!r}')
+    if pred and pred not in predictions: raise InputError(f"row {name!r}: pred must be one of {', '.join(predictions)}")
     fields = tuple(str(options.pop('fields', '|'.join(FIELDS))).split('|'))
     if text not in conditionings: raise InputError(f"row {name!r}: text must be one of {', '.join(conditionings)}")
     if set(fields) - set(FIELDS): raise InputError(f"row {name!r}: fields must be some of {'|'.join(FIELDS)}")
-    return Row(name, method, net, *share_options(method, options), text, fields, lr)
+    return Row(name, method, net, *share_options(method, options), text, fields, float(lr), pred)
 
 # %% ../nbs/47_compare.ipynb #f1aa33f0
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ class Budget:
         m, item = get_method(row.method), train[0]['y']
         told = dict(text=dim, by=row.text) if dim else {}
         sizes = sizes_for(row.net, min(item.shape[-2:]), ch=self.ch, mults=list(self.mults), layers=self.layers, attention=False, **told)
-        model = dict(method=row.method, channels=len(item), net=sizes, arch=row.net, bridge=row.bridge, pred=None)
-        if m.pred == 'ddbm': model['scale'] = measure_scale(train)
+        model = dict(method=row.method, channels=len(item), net=sizes, arch=row.net, bridge=row.bridge, pred=row.pred)
+        if (row.pred or m.pred) == 'ddbm': model['scale'] = measure_scale(train)
         torch.manual_seed(item_seed(seed, 'weights'))
         return build(**model), model
 
@@ -173,7 +178,7 @@ def run_row(
     "Train and measure one row, or read what was measured before. Raises InputError if that was under another budget."
     import pandas as pd
     row, folder = read_row(name), Path(out)/name.replace(':', '=')/f'seed{seed}'
-    m, mine = get_method(row.method), json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes)}))
+    m, mine = get_method(row.method), json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes), 'masks': masks, 'data': parts.data.folder.name, 'people': parts.split}))
     if (folder/'budget.json').is_file():
         old = json.loads((folder/'budget.json').read_text())
         if old != mine: raise InputError(f"{folder}: holds results of another budget ({ {k: old.get(k) for k in mine if old.get(k) != mine[k]} }); give another name, or delete it")

@@ -105,18 +105,18 @@ methods.update(
 )
 
 # %% ../nbs/19_methods.ipynb #a8139967
-def soft_prior(channels, **kw):
-    "SelfRDB; options N, gamma, posterior_std, ... of SoftPrior."
-    return SoftPrior(**kw)
+def soft_prior(channels, gamma=1., posterior_std='delta', beta_start=.1, beta_end=3.):
+    "SelfRDB's ten steps; options of SoftPrior but their number, which times and critic are made for."
+    return SoftPrior(gamma=gamma, posterior_std=posterior_std, beta_start=beta_start, beta_end=beta_end)
 
 gan_recipe = dict(lr=1.6e-4, betas=(.5, .9), weight_decay=0., clip=1e6)   # SelfRDB and SynDiff
 selfrdb = Method('SelfRDB: soft prior, two calls per estimate, steps judged by a critic', soft_prior, pred='x0', steps=10, times=10, grid='nodes', recur=2, adversarial='selfrdb', recipe=gan_recipe)
-syndiff = Method('SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)', lambda channels, **kw: big_steps(**kw), pred='x0', steps=4, times=4, grid='nodes', adversarial='syndiff', recipe=gan_recipe)
+syndiff = Method('SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)', lambda channels, beta_min=.1, beta_max=20.: big_steps(4, beta_min, beta_max), pred='x0', steps=4, times=4, grid='nodes', adversarial='syndiff', recipe=gan_recipe)
 dtfnet = Method('DTF-Net for one source: base and detail branches, Wasserstein critic', lambda channels: Rectified(), pred='x0', steps=1, times='one', net='dtfnet', adversarial='dtfnet', recipe=dict(lr=1e-4, weight_decay=0., clip=1e6))
 methods.update(
     pix2pix=Method('pix2pix: U-Net and PatchGAN (Isola et al., CVPR 2017)', lambda channels: Rectified(), pred='x0', steps=1, times='one', net='unet256', adversarial='pix2pix', recipe=dict(lr=2e-4, betas=(.5, .999), weight_decay=0., clip=1e6)),
     selfrdb=selfrdb,
-    selfrdb_released=replace(selfrdb, about="SelfRDB with its release's posterior, real pairs, penalty and sum", bridge=lambda channels, posterior_std='s', **kw: SoftPrior(posterior_std=posterior_std, **kw), adversarial='selfrdb_released'),
+    selfrdb_released=replace(selfrdb, about="SelfRDB with its release's posterior, real pairs, penalty and sum", bridge=lambda channels, posterior_std='s', **kw: soft_prior(channels, posterior_std=posterior_std, **kw), adversarial='selfrdb_released'),
     syndiff=syndiff,
     metadb=replace(selfrdb, about='MetaDB: the soft prior steered by prompts of source and target, steps judged by patches (ICMR 2026)', adversarial='metadb', text='both'),
     syndiff_cycle=replace(syndiff, about='SynDiff as published: no pairs are used, a cycle stands in for them', adversarial='syndiff_cycle'),
