@@ -25,7 +25,7 @@ from .masks import evaluate_masks, threshold
 from .methods import calls, get_method, parse_options, steps_for
 from .denoise import predictions
 from .nets import build, find_net, sizes_for
-from .prompts import Told, contexts, exchanged
+from .prompts import Told, contexts, exchanged, prompts_hash
 from .report import environment, write_json
 from .steer import conditionings
 from .store import save_model
@@ -179,12 +179,13 @@ def run_row(
     import pandas as pd
     row, folder = read_row(name), Path(out)/name.replace(':', '=')/f'seed{seed}'
     m, mine = get_method(row.method), json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes), 'masks': masks, 'data': parts.data.folder.name, 'people': parts.split}))
+    train, test, dim = with_prompts(row, parts)
+    if dim: mine['prompts'] = prompts_hash(train.table)
     if (folder/'budget.json').is_file():
         old = json.loads((folder/'budget.json').read_text())
         if old != mine: raise InputError(f"{folder}: holds results of another budget ({ {k: old.get(k) for k in mine if old.get(k) != mine[k]} }); give another name, or delete it")
         if (folder/'rows.csv').is_file(): return pd.read_csv(folder/'rows.csv', dtype=dict(test=str, asked=str), keep_default_na=True).fillna(dict(test=''))
     write_json(folder/'budget.json', mine)
-    train, test, dim = with_prompts(row, parts)
     den, model = budget.model(row, train, seed, dim)
     resumed, begun = (folder/'checkpoints').is_dir(), clock(device)
     fit(den, train, folder, row.method, budget.recipe(row, seed), model, objective=row.objective, log_every=max(1, budget.steps//20), save_every=max(1, budget.steps//3), resume=resumed, workers=workers, device=device)

@@ -36,7 +36,7 @@ def pair_up(
     both = sorted(set(sources) & set(targets))
     if not both: raise InputError(f'{root}: no subject has both {what[0]} and {what[1]}; check source and target')
     if lone: print(f'{len(both)} pairs; left out for want of a partner: {", ".join(lone[:8])}{" ..." if len(lone) > 8 else ""}')
-    known = lambda k, meta: {'modality': what[k], **meta}
+    known = lambda k, meta: {**meta, 'modality': what[k]}
     return [Record(sources[n][0], n, sources[n][1], targets[n][1], known(0, sources[n][2]), target_meta=known(1, targets[n][2]), **extra.get(n, {})) for n in both]
 
 # %% ../nbs/13_layouts.ipynb #a78d3c4d
@@ -222,7 +222,9 @@ def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
         if name in seen: raise InputError(f'{path}, line {line}: {name!r} is also in line {seen[name]}; give the pairs names of their own in a column name')
         seen[name] = line
         meta = {k: v for k, v in row.items() if k not in ('source', 'target', 'subject', 'split', 'mask', 'name') and v != ''}
-        records.append(Record(row.get('subject') or name, name, path.parent/row['source'], path.parent/row['target'], meta, path.parent/row['mask'] if row.get('mask') else None, row.get('split', '')))
+        both = {k: v for k, v in meta.items() if not k.startswith(('source_', 'target_')) and k != 'modality'}      # age, sex, scanner: of the person or the visit
+        sides = [{**both, **{k[7:]: v for k, v in meta.items() if k.startswith(f'{w}_')}} for w in ('source', 'target')]
+        records.append(Record(row.get('subject') or name, name, path.parent/row['source'], path.parent/row['target'], {**meta, **sides[0]}, path.parent/row['mask'] if row.get('mask') else None, row.get('split', ''), sides[1]))
     if not records: raise InputError(f'{path}: the table has no rows')
     return records
 

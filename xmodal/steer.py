@@ -111,7 +111,10 @@ class SRNet(nn.Module):
         self.words, self.image = nn.Linear(dim, width), nn.Linear(2*channels*sum(g*g for g in grids), width)
         self.merge = nn.Sequential(nn.SiLU(), nn.Linear(2*width, width), nn.SiLU(), nn.Linear(width, dim))
 
-    def forward(self, ctx, x0_hat): return self.merge(torch.cat([self.words(ctx[:, 2]), self.image(pyramid(x0_hat, self.grids))], 1))
+    def forward(self, ctx, x0_hat):
+        "ctx: (B, 3, dim), of which only the masked prompt is looked at; x0_hat: (B, C, H, W)."
+        if ctx.shape[1] < 3: raise ValueError(f'SR-Net needs the masked prompt too: ctx of shape (B, 3, dim), got {tuple(ctx.shape)}')
+        return self.merge(torch.cat([self.words(ctx[:, 2]), self.image(pyramid(x0_hat, self.grids))], 1))
 
 def semantic_loss(recovered, ctx):
     "1 - cos of the recovered and the full target prompt, (B,)."
