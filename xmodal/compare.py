@@ -154,7 +154,7 @@ def measure_images(
     found = evaluate_masks([threshold(np.clip(v, -1.4, 1.4)) for v in pred], [threshold(v) for v in truth], subjects)
     return rows.merge(found[['image', *MASK_MEASURES]], on='image')
 
-# %% ../nbs/47_compare.ipynb #d0cb334d
+# %% ../nbs/47_compare.ipynb #b3765d19
 def with_prompts(row, parts, cache=None):
     "Training and test set, with contexts if the row listens to prompts, and the length of an embedding."
     critics = get_method(row.method).adversarial
@@ -163,6 +163,7 @@ def with_prompts(row, parts, cache=None):
     table = contexts(parts.records, 'record', row.fields, cache=cache)
     return Told(parts.train, table), Told(parts.test, table), next(iter(table.values())).shape[-1]
 
+# %% ../nbs/47_compare.ipynb #d0cb334d
 def run_row(
     name:str,     # of the row, see `read_row`
     parts:Parts,  # from `load_parts`
