@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['limits', 'trap', 'unknown', 'makers', 'heads', 'codes', 'spellings', 'names', 'groups', 'FIELDS', 'KEY_FIELDS',
-           'keys', 'hospitals', 'sexes', 'MASK', 'NUMBER', 'readers', 'scales', 'FREQUENCIES', 'SIGNS', 'categories',
-           'BIOMEDCLIP', 'number', 'table', 'tidy', 'Metadata', 'subset', 'mask_record', 'field_of', 'reading',
-           'milliseconds', 'read_metadata', 'said', 'phrases', 'read_phrase', 'parse_prompt', 'describe',
-           'key_patterns', 'mask_prompt', 'waves', 'signs', 'RecordEncoder', 'hub', 'folder_config', 'load_clip',
-           'ClipEncoder', 'find_encoder', 'embed', 'pair_context']
+           'keys', 'sexes', 'MASK', 'NUMBER', 'readers', 'scales', 'FREQUENCIES', 'SIGNS', 'categories', 'BIOMEDCLIP',
+           'number', 'table', 'tidy', 'Metadata', 'subset', 'mask_record', 'field_of', 'reading', 'milliseconds',
+           'read_metadata', 'said', 'phrases', 'read_phrase', 'parse_prompt', 'describe', 'key_patterns', 'mask_prompt',
+           'waves', 'signs', 'RecordEncoder', 'hub', 'folder_config', 'load_clip', 'ClipEncoder', 'find_encoder',
+           'embed', 'pair_context']
 
 # %% ../nbs/24_text.ipynb #02te7ca1
 import contextlib, hashlib, itertools, json, re
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from .core import InputError, atomic, mend_torchvision, project_root
+from .layouts import ixi_scanners
 
 # %% ../nbs/24_text.ipynb #05te7ca1
 limits = dict(age=(0, 120, 'years'), field=(.001, 21, 'tesla'), TR=(1, 60_000, 'ms'), TE=(.5, 2000, 'ms'), TI=(5, 20_000, 'ms'), flip=(.01, 180, 'degrees'))
@@ -117,7 +118,6 @@ keys = dict(  # names in dictionaries, capitals and all but letters and digits d
     age='age|patientage|ageyears', sex='sex|gender|patientsex', maker='maker|manufacturer|vendor|scanner|scannermanufacturer', model='model|manufacturersmodelname|manufacturermodelname|scannermodel',
     field='field|magneticfieldstrength|fieldstrength', sequence='sequence|scanningsequence|pulsesequencetype', TR='tr|repetitiontime', TE='te|echotime', TI='ti|inversiontime', flip='flip|flipangle',
     contrast='contrast|contrastbolusagent|contrastbolusingredient', modality='modality', region='region|bodypartexamined|bodypart')
-hospitals = dict(Guys=('Philips', 1.5), HH=('Philips', 3.0), IOP=('GE', 1.5))  # IXI's sites
 
 def field_of(key) -> tuple:
     "(rank, field) of a dictionary's key; None if it means no field."
@@ -158,7 +158,7 @@ def read_metadata(
     for key, v in more.items():
         if not field_of(key): raise InputError(f"metadata {key!r}: is no field; known are {', '.join(names)}")
         found[field_of(key)[1]] = reading(field_of(key)[1], key, v)
-    for n, v in zip(('maker', 'field'), hospitals.get(str(meta.get('site', '')), ())): found.setdefault(n, v)
+    for n, v in zip(('maker', 'field'), ixi_scanners.get(str(meta.get('site', '')), ())): found.setdefault(n, v)
     made = re.fullmatch(f"({'|'.join(makers)}) (.+)", str(found.get('maker')), re.I)
     if made and found['maker'].lower() not in spellings['maker'] and not found.get('model'): found |= dict(maker=made[1], model=made[2])
     return Metadata(**found)
