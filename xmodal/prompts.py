@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from .core import InputError, item_seed
 from .layouts import read_table, sidecar
-from .text import FIELDS, Metadata, find_encoder, pair_context, read_metadata
+from .text import FIELDS, Metadata, field_of, find_encoder, pair_context, read_metadata
 
 # %% ../nbs/27_prompts.ipynb #a8b0e2b0
 def forgetful(record:Metadata, rng) -> Metadata:
@@ -109,8 +109,8 @@ def wish(
     "What the two prompts say. Raises InputError for impossible values and for words that are not fields."
     for what, v in (('source', source), ('target', target)):
         if v is not None and not isinstance(v, dict): raise InputError(f'{what}: must be a dictionary such as dict(TE=100), got {v!r}')
-    known, target = {f.name for f in fields(Metadata)}, target or {}
-    odd = [k for k in target if k not in known and not read_metadata({k: target[k]}) != Metadata()]
+    target = target or {}
+    odd = [k for k in target if not field_of(k)]
     if odd: raise InputError(f"target: {odd[0]!r} is not a field; use {', '.join(f.name for f in fields(Metadata))}")
     src, want = read_metadata(source or {}), read_metadata(target)
     if default and want.modality and want.modality not in default: raise InputError(f"target: modality {want.modality!r} was never a target in training, only {', '.join(default)}")
