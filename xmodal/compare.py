@@ -179,7 +179,7 @@ def run_row(
     "Train and measure one row, or read what was measured before. Raises InputError if that was under another budget."
     import pandas as pd
     row, folder = read_row(name), Path(out)/name.replace(':', '=')/f'seed{seed}'
-    m, mine = get_method(row.method), json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes), 'masks': masks, 'data': parts.data.folder.name, 'people': parts.split}))
+    mine = json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes), 'masks': masks, 'data': parts.data.folder.name, 'people': parts.split}))
     train, test, dim = with_prompts(row, parts)
     if dim: mine['prompts'] = prompts_hash(train.table)
     if (folder/'budget.json').is_file():
@@ -228,7 +228,7 @@ def run_rows(
     "Train and measure a list of rows; finished ones are read."
     import pandas as pd
     for n in names: read_row(n)                                            # a misspelt last row is refused before the first is trained
-    done = [identity_rows(parts.test, masks=masks).assign(seed=s) for s in seeds]
+    done = [identity_rows(parts.test, tests, masks).assign(seed=s) for s in seeds]
     for s in seeds:
         for n in names:
             print(f'{n} (seed {s})', flush=True)
