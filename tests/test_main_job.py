@@ -104,6 +104,9 @@ def test_one_model_for_two_targets_takes_a_wish(run_name, tmp_path):
     for wish, word in (('TE=0.1', 'seconds'), ('modality=CT', 'T2w, PDw'), ('echo=3', 'echo')):
         r = go(wish, tmp_path/'d.nii.gz'); assert r.returncode == 1 and word in r.stderr and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr and not (tmp_path/'d.nii.gz').exists(), r.stderr
     r = papermill(*(w for w in words if w[0] != 'text')); assert r.returncode == 1 and 'has to be told which' in r.stderr
+    def evaluate(target): return subprocess.run([str(BIN/'papermill'), str(ROOT/'nbs'/'evaluate.ipynb'), str(tmp_path/'e.ipynb'), '--no-progress-bar', '--log-level', 'ERROR', *(w for k, v in dict(model=f'runs/{run_name}/model', name=f'{run_name}-ev', target=target, steps=2, made_varied=True, made_subjects=4, made_voxel=6.0).items() for w in ('-p', k, str(v)))], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    r = evaluate(''); assert r.returncode == 1 and 'say with target which' in r.stderr
+    r = evaluate('PDw'); shutil.rmtree(ROOT/'runs'/f'{run_name}-ev', ignore_errors=True); assert r.returncode == 0, r.stderr[-2000:]
 
 
 def test_a_papers_own_network_is_chosen_by_name(run_name):
