@@ -22,7 +22,7 @@ from .core import InputError, atomic, mend_torchvision, project_root
 from .layouts import ixi_scanners
 
 # %% ../nbs/24_text.ipynb #05te7ca1
-limits = dict(age=(0, 120, 'years'), field=(.001, 21, 'tesla'), TR=(1, 60_000, 'ms'), TE=(.5, 2000, 'ms'), TI=(5, 20_000, 'ms'), flip=(.01, 180, 'degrees'))
+limits = dict(age=(0, 120, 'years'), field=(.001, 21, 'tesla'), TR=(1, 60_000, 'ms'), TE=(.5, 999, 'ms'), TI=(5, 20_000, 'ms'), flip=(.01, 180, 'degrees'))
 trap = dict(age='days or months', field='gauss or millitesla', TR='seconds or microseconds', TE='seconds or microseconds', TI='seconds or microseconds', flip='radians')
 
 def number(
@@ -116,7 +116,7 @@ def mask_record(record:Metadata) -> Metadata:
 # %% ../nbs/24_text.ipynb #18te7ca1
 keys = dict(  # names in dictionaries, capitals and all but letters and digits dropped, in order of trust
     age='age|patientage|ageyears', sex='sex|gender|patientsex', maker='maker|manufacturer|vendor|scanner|scannermanufacturer', model='model|manufacturersmodelname|manufacturermodelname|scannermodel',
-    field='field|magneticfieldstrength|fieldstrength', sequence='sequence|scanningsequence|pulsesequencetype', TR='tr|repetitiontime', TE='te|echotime', TI='ti|inversiontime', flip='flip|flipangle',
+    field='field|magneticfieldstrength|fieldstrength', sequence='sequence|scanningsequence|pulsesequencetype', TR='tr|trms|repetitiontime|repetitiontimems', TE='te|tems|echotime|echotimems', TI='ti|tims|inversiontime|inversiontimems', flip='flip|flipangle',
     contrast='contrast|contrastbolusagent|contrastbolusingredient', modality='modality', region='region|bodypartexamined|bodypart')
 
 def field_of(key) -> tuple:
@@ -129,21 +129,23 @@ def reading(
     key:str,  # as the dictionary calls it
     v,
 ):            # value in the units of Metadata
-    "A dictionary's value in our units: seconds to ms, '89+' to 89, lists to text."
+    "A dictionary's value in our units: seconds to ms, '89+' to 89, an inversion time of 0 to nothing, lists to text."
     if name in limits:
         if isinstance(v, (list, tuple)) and len(v) == 1: v = v[0]
         if name == 'age' and (m := re.fullmatch(r'[<>]?\s*(\d+(?:\.\d+)?)\s*(\+|[YMWD])?', str(v).strip().upper())): return float(m[1])/dict(M=12, W=52.18, D=365.25).get(m[2], 1)
-        if name in ('TR', 'TE', 'TI') and len(key) > 2: return milliseconds(key, v)
-        return v
+        if name in ('TR', 'TE', 'TI') and len(key) > 2 and not key.lower().endswith('ms'): v = milliseconds(key, v, *limits[name][:2])
+        return None if name == 'TI' and str(v).strip() in ('0', '0.0') else v
     if isinstance(v, (list, tuple)): v = ' '.join(map(str, v))
     v = re.sub(r'[,;\[\]\\/\'"]+' if name == 'sequence' else r'[,;\[\]]+', ' ', v) if isinstance(v, str) else v
     return None if name == 'modality' and str(v).strip().upper() in ('MR', 'MRI') else v
 
-def milliseconds(key, v):
-    "A sidecar's time in ms, None if it is not known. Raises InputError if it is no number."
+def milliseconds(key, v, low, high):
+    "A sidecar's time in ms, None if it is not known. Raises InputError if it is no number, or possible only if it is in ms already."
     if str(v).strip().lower() in unknown: return None
-    try: return 1000*round(float(v), 9)
+    try: ms = 1000*round(float(v), 9)
     except (TypeError, ValueError): raise InputError(f'{key} {v!r}: is not a number; give seconds, or leave it out if it is not known') from None
+    if ms > high and low <= ms/1000 <= high: raise InputError(f'{key} {v}: a sidecar gives seconds, as BIDS says; if it is in ms, give {ms/1e6:g}')
+    return ms
 
 # %% ../nbs/24_text.ipynb #21te7ca1
 def read_metadata(
