@@ -151,7 +151,8 @@ def fig_errors(
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     for ax in axes[::len(crops)].flat if zoom else (): ax.add_patch(Rectangle((j - .5, i - .5), zoom, zoom, fill=False, ec='C1', lw=1))
     for ax in axes[len(crops):, -1]: ax.remove()
-    fig.colorbar(bar, ax=axes[len(crops):, :-1], location='right', fraction=.03, pad=.01, label='of a range of 2')
+    free = fig.add_subplot(axes[0, 0].get_gridspec()[len(crops):, -1]); free.axis('off')
+    fig.colorbar(bar, cax=free.inset_axes([.05, .05, .14, .9]), label='of a range of 2')
     return fig
 
 # %% ../nbs/41_report.ipynb #36e29dfa
