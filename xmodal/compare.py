@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'SHOWN', 'SMOKE', 'ABOUT', 'Parts', 'load_parts', 'Row', 'read_row', 'Budget', 'clock',
-           'peak_memory', 'measure_images', 'with_prompts', 'run_row', 'measure_row', 'identity_rows', 'run_rows',
-           'own_and_exchanged', 'translate_row', 'experiment', 'scores', 'score_table']
+           'peak_memory', 'measure_images', 'by_difficulty', 'with_prompts', 'run_row', 'measure_row', 'identity_rows',
+           'run_rows', 'own_and_exchanged', 'translate_row', 'experiment', 'scores', 'score_table']
 
 # %% ../nbs/47_compare.ipynb #bffd9d7c
 import json, math, shutil, time
@@ -154,6 +154,16 @@ def measure_images(
     if not masks: return rows
     found = evaluate_masks([threshold(np.clip(v, -1.4, 1.4)) for v in pred], [threshold(v) for v in truth], subjects)
     return rows.merge(found[['image', *MASK_MEASURES]], on='image')
+
+# %% ../nbs/47_compare.ipynb #c1d2e3a2
+def by_difficulty(
+    data,     # a test set: items with 'x0' and 'y'
+    n:int=64, # at most so many
+) -> list:    # numbers of images, from the hardest to the easiest
+    "Test images evenly spread over the order of difficulty, which is the SSIM between source and target."
+    items = (data[i] for i in range(len(data)))
+    order = np.argsort([ssim(v['y'].numpy(), v['x0'].numpy(), (-1, 1)) for v in items], kind='stable')
+    return [int(order[k]) for k in np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
 
 # %% ../nbs/47_compare.ipynb #b3765d19
 def with_prompts(row, parts, cache=None):

@@ -7,6 +7,7 @@ __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'p
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'Denoiser', 'mse', 'l1', 'aligned', 'loss_per_item', 'Clip']
 
 # %% ../nbs/05_denoise.ipynb #bb000331
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,11 +76,13 @@ class Denoiser(nn.Module):
         scale=None,      # Scale: constants of the parametrisation
         twin=None,       # second network, called like the first; answers with the noise
         show_y:bool=True,# False: the network is given the state in the source's place
+        show_snr:bool=False, # True: the network is given the angle of signal and noise per pixel as x_r
     ):
         super().__init__()
         if pred not in predictions: raise ValueError(f'unknown prediction type {pred!r}: use one of {sorted(predictions)}')
         if not (isinstance(recur, int) and recur >= 1): raise ValueError(f'recur must be a whole number of 1 or more, got {recur!r}')
-        self.net, self.bridge, self.pred, self.recur, self.scale, self.twin, self.show_y = net, bridge, pred, recur, scale or Scale(), twin, show_y
+        if show_snr and recur > 1: raise ValueError('show_snr and recur both need the third image x_r; choose one')
+        self.net, self.bridge, self.pred, self.recur, self.scale, self.twin, self.show_y, self.show_snr = net, bridge, pred, recur, scale or Scale(), twin, show_y, show_snr
 
     @property
     def latent(self): return getattr(self.net, 'latent', 0)   # length of the random vector z, 0: none
@@ -102,8 +105,10 @@ class Denoiser(nn.Module):
         z=None,   # (B, latent) standard normal, for networks that take it
     ):            # x0_hat, shape and dtype of x
         if self.latent and z is None: raise ValueError(f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})')
-        skip, ysk, out, inp = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)
+        coefs = coefs or self.bridge.coefs(t, y)
+        skip, ysk, out, inp = self.factors(coefs, x.dtype)
         more, x0_hat = dict(z=z) if self.latent else {}, torch.zeros_like(x)
+        if self.show_snr: more['x_r'] = (torch.atan2(coefs[0], coefs[2])*2/math.pi).to(x.dtype).expand_as(x)
         for _ in range(self.recur):
             if self.recur > 1: more['x_r'] = x0_hat
             x0_hat = skip*x + ysk*y + out*self.net(*self.seen(x, t, y, inp), ctx, **more).to(x.dtype)

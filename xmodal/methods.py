@@ -17,7 +17,7 @@ import torch
 
 from .core import InputError
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
-from .mixing import FixedMix, SpatialMix, ChannelMix, Averaged
+from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import check_grid, rules, scaled
 from .denoise import Clip, losses, predictions
 from .families import SoftPrior, big_steps, DDBM, NoiseFlow, ScoreBrownian, bbdm, ddpm, i2sb
@@ -43,6 +43,7 @@ class Method:
     recur: int = 1         # network calls per estimate
     twin: bool = False     # a second network for the noise
     show_y: bool = True    # does the network see the source?
+    show_snr: bool = False # does the network see the signal-to-noise ratio of every pixel?
     adversarial: str = ''  # row of gan.objectives
     paper_steps: int = 0   # the paper's own number of steps; 0: the same as `steps'
     text: str = ''         # row of steer.conditionings that the method is made for; empty: no prompts
@@ -70,6 +71,7 @@ methods = dict(
     cdtsde_channel=Method('CDTSDE, one polynomial schedule per channel (its Section 6.13)', channel_bridge),
     cdtsde_linear=Method('CDTSDE, fixed linear domain shift (its ablation)', fixed_bridge),
     cdtsde_square=Method('control: the fixed schedule u = lam^2 with the same squash as cdtsde', lambda channels, power=2., squash='logistic', **kw: fixed_bridge(channels, power=power, squash=squash, **kw)),
+    cdtsde_any=Method('one network for every field: trained over random ones; sampled with the base step, or with a fitted field', lambda channels, base='cosine', keep=.5: CDTSDE(AnyMix(), base=base, keep=keep), show_snr=True),
     cdtsde_released=Method('CDTSDE close to its release: averaged field at inference, open ends', released_bridge),
     dossr=Method('DOSSR, linear domain shift with L1 loss (Cui et al., 2025)', lambda channels, base='released', **kw: fixed_bridge(channels, base=base, **kw), loss='l1', sampler='dossr'),
     diffusion=Method('conditional diffusion, b = 0, velocity prediction, zero terminal SNR', lambda channels, **kw: VP(**kw), pred='v', weight='net'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEASED_EPS', 'position_encoding', 'interpolate', 'calibrated_logistic', 'finish', 'FixedMix', 'SpatialMix',
-           'ChannelMix', 'Averaged', 'mix_stats']
+           'ChannelMix', 'Averaged', 'AnyMix', 'mix_stats']
 
 # %% ../nbs/02_mixing.ipynb #4aa66d8a
 import math
@@ -141,6 +141,27 @@ class Averaged(nn.Module):
     def forward(self, lam, y):
         field = self.mix(lam, y)
         return field if self.training else field.mean(dim=tuple(range(1, field.ndim)), keepdim=True)
+
+# %% ../nbs/02_mixing.ipynb #68dac7ca
+class AnyMix(nn.Module):
+    "In training a random field for every sample, from the digits of its lam; in eval mode the field `rest`."
+    frequencies = ((1, 0), (0, 1), (1, -1), (2, 1), (-1, 3), (4, 3), (5, -4))
+    def __init__(self,
+        rest=None, # a mixing field; None: the base step itself
+    ):
+        super().__init__()
+        self.rest = rest or FixedMix()
+    def forward(self, lam, y):
+        if not self.training: return self.rest(lam, y)
+        n, C, (h, w) = lam.numel(), y.shape[1], y.shape[-2:]
+        K = len(self.frequencies); draws = C*(K + 2)
+        big = 12345.678*torch.arange(2, draws + 2, dtype=lam.dtype, device=y.device).sqrt()*torch.arange(1, draws + 1, device=y.device)
+        phi = (lam.reshape(-1, 1)*big).frac().reshape(n, C, K + 2, 1, 1)
+        at_y, at_x = torch.linspace(-1, 1, h, dtype=lam.dtype, device=y.device)[:, None], torch.linspace(-1, 1, w, dtype=lam.dtype, device=y.device)
+        waves = torch.stack([math.pi*(fx*at_x + fy*at_y) for fx, fy in self.frequencies])
+        level, rough = 5*phi[:, :, K] - 2.5, phi[:, :, K + 1]
+        g = torch.tanh(level + rough*torch.sin(waves + 2*math.pi*phi[:, :, :K]).sum(2))
+        return finish(interpolate(lam, g), lam, 'none')
 
 # %% ../nbs/02_mixing.ipynb #54d18fdb
 @torch.no_grad()

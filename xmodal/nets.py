@@ -100,11 +100,11 @@ def build(
     m = get_method(method)
     name = arch or m.net
     if getattr(find_net(name), 'blind', False) and m.times != 'one': raise InputError(f'network {name} looks at the source alone, method {method} needs one that sees its state; use unet or ncsnpp')
-    make = lambda: nets[name](channels, **(dict(images=3) if m.recur > 1 else {}), **(net or {}))
+    make = lambda: nets[name](channels, **(dict(images=3) if m.recur > 1 or m.show_snr else {}), **(net or {}))
     try: first, second = make(), make() if m.twin else None
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e: raise InputError(f'network sizes {net} do not fit {nets[name].__name__} ({e})') from None
     if (pred or m.pred) not in predictions: raise InputError(f"unknown prediction type {pred!r}: use one of {', '.join(predictions)}")
     br = make_bridge(method, channels, **(bridge or {}))
     try: k = Scale(**{'total': getattr(br, 'total', 1.), **(scale or {})})
     except TypeError as e: raise InputError(f'scale {scale} does not fit ({e}); use s0, sT, cov') from None
-    return Denoiser(first, br, pred or m.pred, m.recur, k, second, m.show_y)
+    return Denoiser(first, br, pred or m.pred, m.recur, k, second, m.show_y, m.show_snr)
