@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'SHOWN', 'SMOKE', 'ABOUT', 'Parts', 'load_parts', 'Row', 'read_row', 'Budget', 'clock',
            'peak_memory', 'measure_images', 'by_difficulty', 'with_prompts', 'run_row', 'measure_row', 'identity_rows',
-           'run_rows', 'own_and_exchanged', 'experiment', 'scores', 'score_table']
+           'run_rows', 'own_and_exchanged', 'translate_row', 'experiment', 'scores', 'score_table']
 
 # %% ../nbs/47_compare.ipynb #bffd9d7c
 import json, math, shutil, time
@@ -28,7 +28,7 @@ from .nets import build, find_net, sizes_for
 from .prompts import Told, contexts, exchanged, prompts_hash
 from .report import environment, write_json
 from .steer import conditionings
-from .store import save_model
+from .store import load_model, save_model
 from .text import FIELDS
 from .train import Recipe, measure_scale, predict
 
@@ -250,6 +250,19 @@ def own_and_exchanged(parts:Parts, seed=0):
     "For `tests`: the test set with its own metadata and with that of other test subjects."
     mine = [r for r in parts.records if r.subject in parts.split['test']]
     return lambda test: dict(own=test, **({'exchanged': Told(test.data, exchanged(test.table, mine, seed))} if isinstance(test, Told) else {}))
+
+# %% ../nbs/47_compare.ipynb #fcd841a6
+def translate_row(
+    name:str, parts:Parts, out, seed:int=0, # as in `run_row`, which has trained it
+    items=None,   # numbers of test images; default: all
+    view=None,    # function(test set) -> test set
+    noise:int=None, # seed of the sampling; default: the one it was measured with
+    device='cpu',
+) -> np.ndarray:  # (N, C, H, W)
+    "Translations of test images by a row that was trained before."
+    row, test = read_row(name), with_prompts(read_row(name), parts)[1]
+    m, den = get_method(row.method), load_model(Path(out)/name.replace(':', '=')/f'seed{seed}'/'model', device)[0]
+    return predict(den, view(test) if view else test, m.steps, m.tau, row.method, seed=seed if noise is None else noise, device=device, progress=False, items=items, **row.sampler)
 
 # %% ../nbs/47_compare.ipynb #6346101a
 SMOKE = dict(size=32, slices=4, ch=8, mults='1,2', steps=2, batch=4, made_subjects=4, made_voxel=6., made_pixels=64)   # the smallest form of an experiment

@@ -196,17 +196,19 @@ def predict(
     seed:int=0,
     device='cpu',
     progress=True,    # show a bar
+    items=None,       # numbers of the items that are wanted; default: all
     **options,        # of the sampler
 ) -> np.ndarray:      # (N, C, H, W) float32
-    "Sample a translation for every item of a data set."
+    "Sample a translation for every item of a data set, or for some; an item's noise is the same in both."
     from tqdm.auto import tqdm
     out, how = [], dict(steps=steps) if isinstance(steps, int) else dict(grid=steps)
-    for i in tqdm(range(0, len(data), batch), desc='translating', disable=not progress, leave=False):
-        items = range(i, min(i + batch, len(data)))
-        some = [data[j] for j in items]
+    items = list(range(len(data)) if items is None else items)
+    for i in tqdm(range(0, len(items), batch), desc='translating', disable=not progress, leave=False):
+        part = items[i:i + batch]
+        some = [data[j] for j in part]
         y = torch.stack([v['y'] for v in some]).to(device)
         ctx = torch.stack([v['ctx'][0] for v in some]).to(device) if 'ctx' in some[0] else None
-        out.append(draw(method, den, y, ctx=ctx, tau=tau, seeds=[item_seed(seed, 'item', j) for j in items], **how, **options).float().cpu().numpy())
+        out.append(draw(method, den, y, ctx=ctx, tau=tau, seeds=[item_seed(seed, 'item', j) for j in part], **how, **options).float().cpu().numpy())
     return np.concatenate(out)
 
 # %% ../nbs/30_train.ipynb #d2d58eb3
