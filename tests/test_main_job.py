@@ -274,3 +274,19 @@ fit(build(**model), Waves(), sys.argv[1], sys.argv[3], Recipe(steps=12, batch=in
     for column in ('loss', 'loss_g', 'loss_d', 'r1'):
         if column in a: np.testing.assert_allclose(a[column], b[column], rtol=1e-3 if column == 'r1' else 1e-4, atol=1e-7)
     np.testing.assert_allclose(a.val_psnr.dropna(), b.val_psnr.dropna(), rtol=1e-3)
+
+
+def test_a_latent_model_from_a_prior(tmp_path, run_name):
+    "The Stable Diffusion layout, tiny and random: trained on cached latents, saved without the prior, reloaded, translated."
+    from xmodal.latent import tiny_prior
+    r = papermill(('backbone', 'latent'), ('prior', tiny_prior(tmp_path/'prior')), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'))
+    assert r.returncode == 0, r.stderr[-3000:]
+    shutil.rmtree(tmp_path/'prior')
+    model, source = ROOT/'runs'/run_name/'model', sorted((ROOT/'data'/'made').glob('bids-n4-*/sub-*/anat/*_T1w.nii.gz'))[0]
+    assert json.loads((model/'config.json').read_text())['data']['latent']['part'] == 'paper' and str(tmp_path) not in (model/'config.json').read_text()
+    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(model), str(source), str(tmp_path/'out.nii.gz'), '--steps', '2'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    out, like = nib.load(tmp_path/'out.nii.gz'), nib.load(source)
+    assert out.shape == like.shape and np.array_equal(out.affine, like.affine) and np.isfinite(out.get_fdata()).all()
+    bad = papermill(('backbone', 'latent'), ('prior', tmp_path/'nowhere'), ('smoke', 'True'), ('name', run_name))
+    assert bad.returncode and 'cannot read' in bad.stderr and 'unet/' in bad.stderr
