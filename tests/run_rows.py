@@ -21,7 +21,8 @@ class OneProcess(Engine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **kw):
         import matplotlib.pyplot as plt
-        space = {'__name__': '__main__'}
+        from IPython.display import display
+        space = {'__name__': '__main__', 'display': display}                              # what a kernel has without an import
         plt.close('all')
         for index, cell in enumerate(nb_man.nb.cells):
             if cell.cell_type != 'code': continue
