@@ -16,23 +16,36 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class OneProcess(Engine):
-    "Executes the cells of a notebook in this process."
+    "Executes the cells of a notebook in this process; `figures` counts the figures that it left open."
+    figures = 0
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **kw):
         import matplotlib.pyplot as plt
-        space = {'__name__': '__main__'}
+        from IPython.display import display
+        space = {'__name__': '__main__', 'display': display}                              # what a kernel has without an import
+        plt.close('all')
         for index, cell in enumerate(nb_man.nb.cells):
             if cell.cell_type != 'code': continue
             nb_man.cell_start(cell, index)
             exec(compile(cell.source, f'train.ipynb, cell {index}', 'exec'), space)
             nb_man.cell_complete(cell, index)
+        cls.figures = len(plt.get_fignums())
         plt.close('all')
+
+
+def execute(notebook, cwd=ROOT, **parameters) -> int:
+    "A notebook with parameters, by papermill in this process; the number of its figures. What it raises is raised here."
+    import warnings
+    said = warnings.formatwarning
+    try: papermill.execute_notebook(notebook, None, parameters=parameters, engine_name='one', kernel_name='python3', progress_bar=False, cwd=cwd)
+    finally: warnings.formatwarning = said
+    return OneProcess.figures
 
 
 def row(method, run):
     "Train, then resume; raises if the second start changed the weights."
     words = dict(method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4)
-    start = lambda **more: papermill.execute_notebook(ROOT/'nbs'/'train.ipynb', None, parameters={**words, **more}, engine_name='one', kernel_name='python3', progress_bar=False, cwd=ROOT)
+    start = lambda **more: execute(ROOT/'nbs'/'train.ipynb', **words, **more)
     run = ROOT/'runs'/run
     def weights(): return {f.relative_to(run): f.read_bytes() for part in ('model', 'checkpoints') for f in (run/part).rglob('*.safetensors')}
     start(); first = weights(); (run/'model'/'model.safetensors').unlink()
@@ -40,8 +53,9 @@ def row(method, run):
     assert weights() == first, 'a finished run, started again with resume, gave other weights'
 
 
+papermill_engines.register('one', OneProcess)
+
 if __name__ == '__main__':
-    papermill_engines.register('one', OneProcess)
     report = {}
     for pair in sys.argv[2:]:
         method, run = pair.split('=')

@@ -6,17 +6,40 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from run_rows import execute
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 REAL = ROOT.parent/'shared'/'data'/'brain'
 
 
-def papermill(*parameters, out=None, cwd=ROOT):
-    "Run nbs/train.ipynb; returns the finished process."
+def papermill(*parameters, out=None, cwd=ROOT, kernel=False):
+    "Run nbs/train.ipynb with papermill; by default in this process, where imports are paid for once, with `kernel` as a user does. Returns returncode and stderr."
+    if not kernel:
+        try: execute(ROOT/'nbs'/'train.ipynb', **{k: value_of(v) for k, v in parameters})
+        except Exception as e: return subprocess.CompletedProcess('papermill', 1, '', f'{type(e).__name__}: {e}\n')
+        return subprocess.CompletedProcess('papermill', 0, '', '')
     words = [str(BIN/'papermill'), str(ROOT/'nbs'/'train.ipynb'), *([str(out)] if out else []), '--no-progress-bar', '--log-level', 'ERROR']
     for name, value in parameters: words += ['-p', name, str(value)]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=600, env=env)
+
+
+def value_of(v):
+    "What papermill makes of a word of its command line."
+    from papermill.cli import _resolve_type
+    return _resolve_type(str(v))
+
+
+def xmodal(*words):
+    "The console command in this process; returncode and stderr. Tests of the command itself start a process."
+    import contextlib, io, warnings
+    from xmodal.cli import main
+    said, text = warnings.formatwarning, io.StringIO()
+    try:
+        with contextlib.redirect_stderr(text): code = main([str(w) for w in words])
+    finally: warnings.formatwarning = said
+    return subprocess.CompletedProcess('xmodal', code, '', text.getvalue())
 
 
 @pytest.fixture
@@ -31,7 +54,7 @@ def run_name(request):
 def ixi_run():
     "A smoke run on made data in IXI's layout, without an output notebook, started from another folder."
     name = 'test-ixi-made'
-    r = papermill(('dataset', 'ixi'), ('root', 'made'), ('smoke', 'True'), ('name', name), cwd=ROOT/'tests')
+    r = papermill(('dataset', 'ixi'), ('root', 'made'), ('smoke', 'True'), ('name', name), cwd=ROOT/'tests', kernel=True)
     assert r.returncode == 0, r.stderr[-3000:]
     yield ROOT/'runs'/name
     shutil.rmtree(ROOT/'runs'/name, ignore_errors=True)
@@ -98,15 +121,15 @@ def test_one_model_for_two_targets_takes_a_wish(run_name, tmp_path):
     told = json.loads((ROOT/'runs'/run_name/'model'/'config.json').read_text())['data']
     assert set(told['text']['usual']) == {'T2w', 'PDw'} == set(told['target_windows']) and told['text']['usual']['T2w']['TE'] > 40 > told['text']['usual']['PDw']['TE']
     scan = sorted((ROOT/'data'/'made').glob('bids-n4-seed0-6mm-varied/sub-*/anat/*_T1w.nii.gz'))[0]
-    def go(wish, out): return subprocess.run([str(BIN/'xmodal'), 'translate', str(ROOT/'runs'/run_name/'model'), str(scan), str(out), '--steps', '2', *(['--target', wish] if wish else [])], capture_output=True, text=True)
+    def go(wish, out): return xmodal('translate', ROOT/'runs'/run_name/'model', scan, out, '--steps', '2', *(['--target', wish] if wish else []))
     for wish, name in (('', 'a'), ('TE=140', 'b'), ('modality=PDw,TE=15', 'c')): r = go(wish, tmp_path/f'{name}.nii.gz'); assert r.returncode == 0, r.stderr
     a, b, c = (nib.load(tmp_path/f'{n}.nii.gz').get_fdata() for n in 'abc'); assert not np.array_equal(a, b) and not np.array_equal(a, c)
     for wish, word in (('TE=0.1', 'seconds'), ('modality=CT', 'T2w, PDw'), ('echo=3', 'echo')):
         r = go(wish, tmp_path/'d.nii.gz'); assert r.returncode == 1 and word in r.stderr and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr and not (tmp_path/'d.nii.gz').exists(), r.stderr
     r = papermill(*(w for w in words if w[0] != 'text')); assert r.returncode == 1 and 'has to be told which' in r.stderr
-    def evaluate(target): return subprocess.run([str(BIN/'papermill'), str(ROOT/'nbs'/'evaluate.ipynb'), str(tmp_path/'e.ipynb'), '--no-progress-bar', '--log-level', 'ERROR', *(w for k, v in dict(model=f'runs/{run_name}/model', name=f'{run_name}-ev', target=target, steps=2, made_varied=True, made_subjects=4, made_voxel=6.0).items() for w in ('-p', k, str(v)))], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    r = evaluate(''); assert r.returncode == 1 and 'say with target which' in r.stderr
-    r = evaluate('PDw'); shutil.rmtree(ROOT/'runs'/f'{run_name}-ev', ignore_errors=True); assert r.returncode == 0, r.stderr[-2000:]
+    def evaluate(target): execute(ROOT/'nbs'/'evaluate.ipynb', model=f'runs/{run_name}/model', name=f'{run_name}-ev', target=target, steps=2, made_varied=True, made_subjects=4, made_voxel=6.0)
+    with pytest.raises(Exception, match='say with target which'): evaluate('')
+    evaluate('PDw'); shutil.rmtree(ROOT/'runs'/f'{run_name}-ev', ignore_errors=True)
 
 
 def test_a_papers_own_network_is_chosen_by_name(run_name):
@@ -123,7 +146,7 @@ def test_a_papers_own_network_is_chosen_by_name(run_name):
 def test_image_folders_train_and_translate(run_name, tmp_path):
     "Two folders of PNG files: trained, and one file translated by the command; PNG in, PNG of the same size and depth out."
     from PIL import Image
-    r = papermill(('dataset', 'folder'), ('root', 'made'), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'))
+    r = papermill(('dataset', 'folder'), ('root', 'made'), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'), kernel=True)
     assert r.returncode == 0, r.stderr[-3000:]
     m = json.loads((ROOT/'runs'/run_name/'metrics.json').read_text())
     assert all(re.fullmatch(r'sub-\d+', s) for part in m['split'].values() for s in part)          # grouped by subject, not by slice
@@ -148,7 +171,7 @@ def test_every_layout_is_made_checked_trained_and_translated(dataset, run_name, 
     from xmodal.layouts import find_records
     q = m['parameters']; record = find_records(dataset, 'made', n=q['made_subjects'], seed=q['seed'], voxel=q['made_voxel'], pixels=q['made_pixels'])[0]
     out = tmp_path/('b.png' if record.source.suffix == '.png' else 'b.nii.gz')
-    r = subprocess.run([str(BIN/'xmodal'), 'translate', str(ROOT/'runs'/run_name/'model'), str(record.source), str(out), '--steps', '1'], capture_output=True, text=True)
+    r = xmodal('translate', ROOT/'runs'/run_name/'model', record.source, out, '--steps', '1')
     assert r.returncode == 0 and out.exists(), r.stderr
 
 
@@ -180,7 +203,7 @@ def test_data_check_names_the_faulty_file(tmp_path):
     nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
     r = subprocess.run([str(BIN/'xmodal'), 'data', 'check', 'bids', '--root', str(root), '--picture', str(tmp_path/'worst.png')], capture_output=True, text=True)
     assert r.returncode == 1 and 'shift' in r.stdout and bad.name in r.stdout and (tmp_path/'worst.png').stat().st_size > 5000
-    clean = subprocess.run([str(BIN/'xmodal'), 'data', 'check', 'phantom'], capture_output=True, text=True); assert clean.returncode == 0, clean.stdout
+    assert xmodal('data', 'check', 'bids', '--root', made_root('bids', 6, 0, 4.)).returncode == 0
 
 
 @pytest.mark.parametrize('parameters, words', [
@@ -194,7 +217,7 @@ def test_data_check_names_the_faulty_file(tmp_path):
     ([('dataset', 'bids'), ('root', '/no/such/place')], ['/no/such/place', 'no such folder']),
 ], ids=lambda v: '-'.join(str(x) for x in v[0]) if isinstance(v, list) and v and isinstance(v[0], tuple) else '')
 def test_wrong_parameters_are_named(parameters, words, run_name):
-    r = papermill(*parameters, ('name', run_name))
+    r = papermill(*parameters, ('name', run_name), kernel='datset' in dict(parameters))
     assert r.returncode == 1
     last = [l for l in r.stderr.strip().splitlines() if l.strip()][-1]
     assert 'InputError' in last, r.stderr[-2000:]
@@ -274,3 +297,19 @@ fit(build(**model), Waves(), sys.argv[1], sys.argv[3], Recipe(steps=12, batch=in
     for column in ('loss', 'loss_g', 'loss_d', 'r1'):
         if column in a: np.testing.assert_allclose(a[column], b[column], rtol=1e-3 if column == 'r1' else 1e-4, atol=1e-7)
     np.testing.assert_allclose(a.val_psnr.dropna(), b.val_psnr.dropna(), rtol=1e-3)
+
+
+def test_a_latent_model_from_a_prior(tmp_path, run_name):
+    "The Stable Diffusion layout, tiny and random: trained on cached latents, saved without the prior, reloaded, translated."
+    from xmodal.latent import tiny_prior
+    r = papermill(('backbone', 'latent'), ('prior', tiny_prior(tmp_path/'prior')), ('smoke', 'True'), ('name', run_name), ('baseline', 'False'))
+    assert r.returncode == 0, r.stderr[-3000:]
+    shutil.rmtree(tmp_path/'prior')
+    model, source = ROOT/'runs'/run_name/'model', sorted((ROOT/'data'/'made').glob('bids-n4-*/sub-*/anat/*_T1w.nii.gz'))[0]
+    assert json.loads((model/'config.json').read_text())['data']['latent']['part'] == 'paper' and str(tmp_path) not in (model/'config.json').read_text()
+    r = xmodal('translate', model, source, tmp_path/'out.nii.gz', '--steps', '2')
+    assert r.returncode == 0, r.stderr
+    out, like = nib.load(tmp_path/'out.nii.gz'), nib.load(source)
+    assert out.shape == like.shape and np.array_equal(out.affine, like.affine) and np.isfinite(out.get_fdata()).all()
+    bad = papermill(('backbone', 'latent'), ('prior', tmp_path/'nowhere'), ('smoke', 'True'), ('name', run_name))
+    assert bad.returncode and 'cannot read' in bad.stderr and 'unet/' in bad.stderr

@@ -87,6 +87,9 @@ class Denoiser(nn.Module):
     @property
     def latent(self): return getattr(self.net, 'latent', 0)   # length of the random vector z, 0: none
 
+    @property
+    def codec(self): return getattr(self.net, 'codec', None)  # autoencoder of a network that works on latents
+
     def factors(self, coefs, dtype=None):
         "skip, ysk, out, inp for (a, b, c)."
         return tuple(v.to(dtype) for v in predictions[self.pred](*coefs, self.scale))
@@ -169,5 +172,7 @@ class Clip(nn.Module):
     def bridge(self): return self.den.bridge
     @property
     def latent(self): return getattr(self.den, 'latent', 0)
+    @property
+    def codec(self): return getattr(self.den, 'codec', None)
     def forward(self, x, t, y, ctx=None, **more): return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
     def eps_hat(self, *args, **kw): return self.den.eps_hat(*args, **kw)

@@ -186,7 +186,7 @@ def make_grid(m, bridge, steps, grid=None, **options):
 def draw(
     method,      # row of `methods` by name, or a Method
     den,         # Denoiser
-    y,           # source (B, C, *spatial)
+    y,           # source (B, C, *spatial); an image also where the network works on latents, see 16_latent
     steps=None,  # number of steps; default: the row's
     tau=None,    # noise rule by name; default: the row's
     seeds=0,     # one int per image, or one int s for seeds s, s + 1, ...
@@ -208,8 +208,13 @@ def draw(
     takes = inspect.signature(run).parameters
     kw = {k: v for k, v in options.items() if k in takes}
     tau = scaled(rules[rule], float(options['eta'])) if 'eta' in options else rules[rule]
+    codec, size = getattr(den, 'codec', None), y.shape[-2:]
+    if codec is not None:
+        if options.get('clip'): raise InputError('clip keeps an estimate inside the window of images; this network works on latents, leave it out')
+        y = codec.encode(y)
     x = y if options.get('start') == 'source' else None
-    return run(Clip(den) if options.get('clip') else den, y, times, tau=tau, seeds=seeds, ctx=ctx, x=x, bridge=bridge, out=out, callback=callback, **kw)
+    got = run(Clip(den) if options.get('clip') else den, y, times, tau=tau, seeds=seeds, ctx=ctx, x=x, bridge=bridge, out=out, callback=callback, **kw)
+    return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/19_methods.ipynb #83f9af15
 def calls(method, steps:int, **options) -> int:

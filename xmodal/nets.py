@@ -14,6 +14,7 @@ from torch import nn
 from .core import InputError, mend_torchvision
 from .denoise import Denoiser, Scale, predictions
 from .generators import DTFNet, NCSNpp, UNet256, pad_to
+from .latent import LatentUNet
 from .methods import get_method, make_bridge
 from .steer import check_context, listen
 
@@ -69,7 +70,7 @@ def run_unet(unet, x, t, ctx):
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
 
 # %% ../nbs/21_nets.ipynb #da19d27f
-nets = dict(unet=UNet, ncsnpp=NCSNpp, unet256=UNet256, dtfnet=DTFNet)   # name -> class(channels, **sizes)
+nets = dict(unet=UNet, ncsnpp=NCSNpp, unet256=UNet256, dtfnet=DTFNet, latent=LatentUNet)   # name -> class(channels, **sizes)
 
 def find_net(name:str):
     "The class of network `name`; raises InputError with the list of names."
@@ -99,12 +100,14 @@ def build(
     "Build the denoiser of a method; raises InputError for unknown names and options."
     m = get_method(method)
     name = arch or m.net
+    if name == 'latent' and (m.recur > 1 or m.show_snr or m.twin or m.adversarial): raise InputError(f'network latent has one input for the state and one for the source; method {method} needs more, use unet')
     if getattr(find_net(name), 'blind', False) and m.times != 'one': raise InputError(f'network {name} looks at the source alone, method {method} needs one that sees its state; use unet or ncsnpp')
     make = lambda: nets[name](channels, **(dict(images=3) if m.recur > 1 or m.show_snr else {}), **(net or {}))
     try: first, second = make(), make() if m.twin else None
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e: raise InputError(f'network sizes {net} do not fit {nets[name].__name__} ({e})') from None
+    inside = getattr(first, 'latent_channels', channels)                    # the bridge mixes what the network sees
     if (pred or m.pred) not in predictions: raise InputError(f"unknown prediction type {pred!r}: use one of {', '.join(predictions)}")
-    br = make_bridge(method, channels, **(bridge or {}))
+    br = make_bridge(method, inside, **(bridge or {}))
     try: k = Scale(**{'total': getattr(br, 'total', 1.), **(scale or {})})
     except TypeError as e: raise InputError(f'scale {scale} does not fit ({e}); use s0, sT, cov') from None
     return Denoiser(first, br, pred or m.pred, m.recur, k, second, m.show_y, m.show_snr)

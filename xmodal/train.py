@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
-           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'param_groups',
-           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator', 'make_loader', 'log_row', 'make_ema',
-           'check_finite', 'validate']
+           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'trainable',
+           'param_groups', 'as_latents', 'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator',
+           'make_loader', 'log_row', 'make_ema', 'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -47,7 +47,8 @@ class Draws(Dataset):
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
         ctx = {} if 'ctx' not in item else dict(ctx=item['ctx'][np.random.default_rng(item_seed(self.seed, 'prompt', n)).integers(len(item['ctx']))])
-        return dict(y=item['y'], x0=item['x0'], t=torch.tensor(t, dtype=torch.float64), noise=torch.tensor(item_seed(self.seed, 'noise', n)), n=torch.tensor(int(n)), **ctx)
+        std = {} if 'x0_std' not in item else dict(x0_std=item['x0_std'])                   # latents: the target is drawn from its Gaussian
+        return dict(y=item['y'], x0=item['x0'], t=torch.tensor(t, dtype=torch.float64), noise=torch.tensor(item_seed(self.seed, 'noise', n)), n=torch.tensor(int(n)), **ctx, **std)
 
 # %% ../nbs/30_train.ipynb #96f0a4b7
 def measure_scale(
@@ -219,12 +220,22 @@ class PairLoss(nn.Module):
     def forward(self, x0, y, t, eps, z=None, ctx=None):
         return loss_per_item(self.den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
+def trainable(den) -> list:
+    "Parameters that learn; a network may keep some frozen."
+    return [p for p in den.parameters() if p.requires_grad]
+
 def param_groups(den, r):
     "Network at lr, bridge at lr*mix_lr (CDTSDE 6.11)."
     bridge = list(den.bridge.parameters())
     mine = {id(p) for p in bridge}
-    groups = [dict(params=[p for p in den.parameters() if id(p) not in mine], factor=1.)]
+    groups = [dict(params=[p for p in trainable(den) if id(p) not in mine], factor=1.)]
     return groups + ([dict(params=bridge, factor=r.mix_lr)] if bridge else [])
+
+def as_latents(den, x0, y, std, noise):
+    "The pair as the network sees it: unchanged, or for a network on latents the source's mean and a draw of the target, from images (std None) or from means in a cache."
+    if den.codec is None: return x0, y
+    if std is None: (x0, std), y = den.codec.posterior(x0), den.codec.encode(y)
+    return x0 + std.to(x0.device, non_blocking=True)*noise(x0), y
 
 class Denoising:
     "One optimiser step of the denoising loss."
@@ -245,12 +256,13 @@ class Denoising:
         x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
         for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
         noise = Noise(b['noise'].tolist(), acc.device)
+        x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
         eps, z = noise(x0), noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
         ctx = b['ctx'].to(acc.device, non_blocking=True) if 'ctx' in b else None
         with acc.autocast(): loss = self.loss_fn(x0, y, t, eps, z, ctx)
         opt.zero_grad(set_to_none=True)
         acc.backward(loss)
-        norm = acc.clip_grad_norm_(self.den.parameters(), self.r.clip)
+        norm = acc.clip_grad_norm_(trainable(self.den), self.r.clip)
         opt.step()
         return dict(loss=loss.detach(), grad_norm=norm)
 
@@ -317,7 +329,7 @@ def train(
         for k, b in enumerate(loader, start):
             got = work.step(k, b)
             norm, done = got.pop('grad_norm'), k + 1
-            if ema: ema.step(den.parameters())
+            if ema: ema.step(trainable(den))
             first_bad = torch.where((first_bad < 0) & ~sum(got.values()).isfinite(), k, first_bad)
             for n, v in got.items(): sums.setdefault(n, []).append(v)
             if done % log_every == 0 or done == r.steps or stop:
@@ -335,7 +347,7 @@ def train(
     bar.close()
     if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     acc.wait_for_everyone()
-    if ema: ema.copy_to(den.parameters())
+    if ema: ema.copy_to(trainable(den))
     den.eval()
     return read_log(out)
 
@@ -357,14 +369,15 @@ def make_loader(acc, data, r, times, start, workers):
 
 def log_row(den, step, lr, norm, seconds, y) -> dict:
     "One row of the log, with the state of the mixing field if there is one."
+    if den.codec is not None and y.shape[1] == den.codec.channels: y = den.codec.encode(y)
     field = mix_stats(den.bridge.mix, y) if hasattr(den.bridge, 'mix') else {}
     return dict(step=step, lr=f'{lr:.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{seconds:.4g}', **{n: f'{float(v):.5g}' for n, v in field.items()})
 
 def make_ema(den, r):
-    "diffusers' EMAModel over all parameters, or None."
+    "diffusers' EMAModel over all parameters that learn, or None."
     if not r.ema: return None
     from diffusers.training_utils import EMAModel
-    return EMAModel(den.parameters(), decay=r.ema)
+    return EMAModel(trainable(den), decay=r.ema)
 
 def check_finite(first_bad, lr, ckpt):
     "Raise if some step had a non-finite loss."
@@ -375,10 +388,10 @@ def check_finite(first_bad, lr, ckpt):
 
 def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:
     "PSNR of sampled translations of the first 16 validation images, with the averaged weights if there are any."
-    if ema: ema.store(den.parameters()); ema.copy_to(den.parameters())
+    if ema: ema.store(trainable(den)); ema.copy_to(trainable(den))
     den.eval()
     some = [val[i] for i in range(min(16, len(val)))]
     got = psnr_of(predict(den, some, steps or m.steps, tau or m.tau, m, device=device, progress=False, **options), np.stack([np.asarray(s['x0']) for s in some]))
     den.train()
-    if ema: ema.restore(den.parameters())
+    if ema: ema.restore(trainable(den))
     return got
