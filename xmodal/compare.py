@@ -19,7 +19,7 @@ import torch
 from .core import InputError, atomic, item_seed, project_root
 from .data import prepare, split_records
 from .gan import find_objective, fit, share_options
-from .layouts import default_windows, find_records
+from .layouts import datasets, default_windows, find_records
 from .metrics import evaluate_pairs, format_summary, mae, mse, psnr, sharpness, ssim, summary
 from .masks import evaluate_masks, threshold
 from .methods import calls, get_method, parse_options, steps_for
@@ -286,7 +286,8 @@ def experiment(
     if p.smoke:
         out = out/'smoke'; shutil.rmtree(out, ignore_errors=True)
     env = environment(); machine = env['gpu'] or f"{env['threads']} CPU thread{'s'*(env['threads'] != 1)}, {env['machine']}"
-    line = (f"{p.dataset} {p.source or ''} to {p.target or ''}: {len(parts.split['train'])} subjects train, {len(parts.split['test'])} test, {len(parts.test)} images of {p.size} x {p.size}; protocol fixed, range -1 to 1, no mask; "
+    sides = [given or getattr(datasets.get(p.dataset), side, '') for given, side in ((p.source, 'source'), (p.target, 'target'))]
+    line = (f"{p.dataset} {sides[0]} to {sides[1]}: {len(parts.split['train'])} subjects train, {len(parts.split['test'])} test, {len(parts.test)} images of {p.size} x {p.size}; protocol fixed, range -1 to 1, no mask; "
             f"{p.steps} steps of {p.batch}, lr {p.lr:g}, ema {p.ema}, UNet ch {p.ch} x {p.mults}, seeds {p.seeds}; {machine}")
     return SimpleNamespace(parts=parts, budget=budget, out=out, seeds=seeds, about={**{k: getattr(p, k) for k in ABOUT if hasattr(p, k)}, **more}, device=p.device or ('cuda' if torch.cuda.is_available() else 'cpu'), machine=machine, line=line)
 

@@ -365,8 +365,8 @@ def generator_step(self, scene, made, k):
     "Update the generator against frozen critics; returns its loss, the L1 of the estimate, the gradient norm and what is watched."
     self.critics.requires_grad_(False)
     with self.acc.autocast(): loss, rec = self.o.generator(scene, made)
+    with torch.no_grad(), self.acc.autocast(): seen = self.o.watch(scene, made) if self.o.watch else {}     # before the update: both numbers by the same weights
     norm = self.update(loss, 'optim', k)
-    with torch.no_grad(), self.acc.autocast(): seen = self.o.watch(scene, made) if self.o.watch else {}
     return loss.detach(), rec.detach(), norm, seen
 
 def alternate(self, k, b) -> dict:

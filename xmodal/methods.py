@@ -257,6 +257,7 @@ def parse_options(
     for part in text.split(','):
         name, sign, value = (v.strip() for v in part.partition('='))
         if not (sign and name.isidentifier() and value): raise InputError(f"options must read like eta=0.5,order=2 or be a JSON object; {part.strip()!r} is neither")
+        if name in found: raise InputError(f'options say {name} twice, {found[name]!r} and {value!r}; say it once')
         try: found[name] = json.loads(value.lower() if value.lower() in ('true', 'false') else value)
         except json.JSONDecodeError: found[name] = value
     return found

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['limits', 'trap', 'unknown', 'makers', 'heads', 'codes', 'spellings', 'names', 'groups', 'FIELDS', 'KEY_FIELDS',
            'keys', 'sexes', 'MASK', 'NUMBER', 'readers', 'scales', 'FREQUENCIES', 'SIGNS', 'categories', 'BIOMEDCLIP',
-           'number', 'table', 'tidy', 'Metadata', 'subset', 'mask_record', 'field_of', 'reading', 'milliseconds',
-           'read_metadata', 'said', 'phrases', 'read_phrase', 'parse_prompt', 'describe', 'key_patterns', 'mask_prompt',
-           'waves', 'signs', 'RecordEncoder', 'hub', 'folder_config', 'load_clip', 'ClipEncoder', 'find_encoder',
-           'embed', 'pair_context']
+           'number', 'table', 'tidy', 'Metadata', 'subset', 'mask_record', 'field_of', 'reading', 'in_seconds',
+           'milliseconds', 'checked', 'read_metadata', 'said', 'phrases', 'read_phrase', 'parse_prompt', 'describe',
+           'key_patterns', 'mask_prompt', 'waves', 'signs', 'RecordEncoder', 'hub', 'folder_config', 'load_clip',
+           'ClipEncoder', 'find_encoder', 'embed', 'pair_context']
 
 # %% ../nbs/24_text.ipynb #02te7ca1
 import contextlib, hashlib, itertools, json, re
@@ -89,7 +89,7 @@ class Metadata:
 
     def __post_init__(self):
         for f in dataclass_fields(self): object.__setattr__(self, f.name, tidy(f.name, getattr(self, f.name)))
-        if self.TE and self.TR and self.TE >= self.TR: raise InputError(f'TE {self.TE:g} ms: is not below TR {self.TR:g} ms; check the units of both' + (f' (TR in seconds? give {1000*self.TR:g})' if 1000*self.TR <= limits['TR'][1] else ''))
+        if self.TE and self.TR and self.TE >= self.TR: raise InputError(f'TE {self.TE:g} ms: is not below TR {self.TR:g} ms; check the units of both' + (f' (TR in seconds? give {1000*self.TR:g})' if self.TR < 20 else ''))
 
 names = tuple(f.name for f in dataclass_fields(Metadata))
 groups = dict(description=('modality', 'region', 'sequence', 'TR', 'TE', 'TI', 'flip', 'contrast'), scanner=('maker', 'model', 'field'), age=('age',), gender=('sex',))
@@ -133,21 +133,32 @@ def reading(
     if name in limits:
         if isinstance(v, (list, tuple)) and len(v) == 1: v = v[0]
         if name == 'age' and (m := re.fullmatch(r'[<>]?\s*(\d+(?:\.\d+)?)\s*(\+|[YMWD])?', str(v).strip().upper())): return float(m[1])/dict(M=12, W=52.18, D=365.25).get(m[2], 1)
-        if name in ('TR', 'TE', 'TI') and len(key) > 2 and not key.lower().endswith('ms'): v = milliseconds(key, v, *limits[name][:2])
+        if in_seconds(key): v = milliseconds(key, v, limits[name][1])
         return None if name == 'TI' and str(v).strip() in ('0', '0.0') else v
     if isinstance(v, (list, tuple)): v = ' '.join(map(str, v))
     v = re.sub(r'[,;\[\]\\/\'"]+' if name == 'sequence' else r'[,;\[\]]+', ' ', v) if isinstance(v, str) else v
     return None if name == 'modality' and str(v).strip().upper() in ('MR', 'MRI') else v
 
-def milliseconds(key, v, low, high):
+def in_seconds(key) -> bool:
+    "Is this one of BIDS's long names, whose values are in seconds?"
+    return re.sub('[^a-z]', '', key.lower()) in ('repetitiontime', 'echotime', 'inversiontime')
+
+def milliseconds(key, v, high):
     "A sidecar's time in ms, None if it is not known. Raises InputError if it is no number, or possible only if it is in ms already."
     if str(v).strip().lower() in unknown: return None
     try: ms = 1000*round(float(v), 9)
     except (TypeError, ValueError): raise InputError(f'{key} {v!r}: is not a number; give seconds, or leave it out if it is not known') from None
-    if ms > high and low <= ms/1000 <= high: raise InputError(f'{key} {v}: a sidecar gives seconds, as BIDS says; if it is in ms, give {ms/1e6:g}')
+    if ms > high >= ms/1000: raise InputError(f'{key} {v}: a sidecar gives seconds, as BIDS says; if it is in ms, give {ms/1e6:g}')
     return ms
 
 # %% ../nbs/24_text.ipynb #21te7ca1
+def checked(name, key, v, value):
+    "The value in its canonical form; an InputError names the key as the dictionary has it."
+    try: return tidy(name, value)
+    except InputError as e:
+        if in_seconds(key): raise InputError(f'{key} {v}: seconds, as BIDS says, so {value:g} ms, which is impossible; give {limits[name][0]/1000:g} to {limits[name][1]/1000:g}') from None
+        raise e if key == name else InputError(f'{key} {v!r}: {e}') from None
+
 def read_metadata(
     meta:dict, # a record's dictionary: BIDS sidecar, participants.tsv, IXI, CSV, or the names of Metadata (ms, tesla)
     **more,    # further values under the same names; they win
@@ -155,7 +166,7 @@ def read_metadata(
     "What a dictionary of any layout says. Raises InputError for impossible values and for unknown names in `more`."
     found = {}
     for key, v in meta.items():
-        if (at := field_of(key)) and (value := reading(at[1], key, v)) is not None and tidy(at[1], value) is not None: found.setdefault(at[1], {})[at[0]] = value
+        if (at := field_of(key)) and (value := reading(at[1], key, v)) is not None and checked(at[1], key, v, value) is not None: found.setdefault(at[1], {})[at[0]] = value
     found = {n: ranked[min(ranked)] for n, ranked in found.items()}
     for key, v in more.items():
         if not field_of(key): raise InputError(f"metadata {key!r}: is no field; known are {', '.join(names)}")

@@ -8,6 +8,7 @@ __all__ = ['NIFTI_ENDINGS', 'Translator', 'hears', 'heard', 'told', 'sampling', 
            'save_translation', 'kind_of', 'translate_paths', 'translate_file']
 
 # %% ../nbs/50_translate.ipynb #a590355c
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,12 +93,18 @@ def heard(d, meta:dict) -> dict:
 def told(d, known=None, target=None):
     "The records (source, target) that the prompts are made of; None for a model without prompts. `d`: the data section of a model. Raises InputError for a wish that could change nothing."
     text = d.get('text')
+    if known is not None and not isinstance(known, dict): raise InputError(f'known: must be a dictionary such as dict(age=40), got {known!r}')
     if not text:
         if target: raise InputError(f"this model was trained without prompts; it translates to {d.get('target')} and cannot be told otherwise (train with text both)")
         return None
     pair = wish({**({'modality': text['source']} if text['source'] else {}), **(known or {})}, target, text['usual'])
     deaf = [k for k, v in asdict(read_metadata(target or {})).items() if v is not None and k not in hears(d)]
     if deaf: raise InputError(f"target: this model cannot be told {deaf[0]} (prompts: {text['by']}, of {', '.join(text['fields'])}; of its training targets were known {', '.join(text.get('known', names))}), so a wish for it would change nothing but noise; leave it out")
+    for k, v in asdict(read_metadata(target or {})).items():
+        seen = text.get('seen', {}).get(k)
+        if v is None or not seen: continue
+        if isinstance(v, str) and v not in seen and text['encoder'] == 'record': raise InputError(f"target: {k} {v!r} was never a target in training, only {', '.join(map(str, seen))}; another word would change nothing but noise")
+        if not isinstance(v, str) and not seen[0] <= v <= seen[1]: warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
     return pair
 
 def sampling(config, steps=None, tau=None, **options) -> dict:
