@@ -97,6 +97,8 @@ def told(d, known=None, target=None):
     if not text:
         if target: raise InputError(f"this model was trained without prompts; it translates to {d.get('target')} and cannot be told otherwise (train with text both)")
         return None
+    said = read_metadata(known or {}).modality
+    if said and text['source'] and said != text['source']: warnings.warn(f"source: is said to be {said}, this model was trained on {text['source']}; the answer is a guess")
     pair = wish({**({'modality': text['source']} if text['source'] else {}), **(known or {})}, target, text['usual'])
     deaf = [k for k, v in asdict(read_metadata(target or {})).items() if v is not None and k not in hears(d)]
     if deaf: raise InputError(f"target: this model cannot be told {deaf[0]} (prompts: {text['by']}, of {', '.join(text['fields'])}; of its training targets were known {', '.join(text.get('known', names))}), so a wish for it would change nothing but noise; leave it out")
