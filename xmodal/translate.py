@@ -109,6 +109,8 @@ def told(d, known=None, target=None):
         if not isinstance(v, str) and not seen[0] <= v <= seen[1]: warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
     return pair
 
+
+# %% ../nbs/50_translate.ipynb #80ee0d66
 def sampling(config, steps=None, tau=None, **options) -> dict:
     "Arguments of `draw`: what was asked for, else what the model folder says. Raises InputError for impossible ones."
     d, m = config['data'], get_method(config['model']['method'])
