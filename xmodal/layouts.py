@@ -9,7 +9,7 @@ __all__ = ['ixi_scanners', 'brats_contrasts', 'brats_years', 'datasets', 'publis
            'find_records', 'Published', 'split_like']
 
 # %% ../nbs/13_layouts.ipynb #5cdbe17f
-import json, re
+import glob, json, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -74,9 +74,10 @@ def sidecar(path) -> dict:
     "What the JSON files of BIDS say about a file: the one beside it, over those that it inherits from; {} if there are none. Raises InputError for damaged ones."
     path = Path(re.sub(r'\.nii(\.gz)?$', '', str(path)))
     *entities, suffix = path.name.split('_')
+    if not path.name.startswith('sub-'): return read_json(f'{path}.json') if Path(f'{path}.json').is_file() else {}      # not BIDS: nothing is inherited
     above = [path.parent]
     while re.match('(sub|ses)-', above[-1].name) or above[-1].name == 'anat': above.append(above[-1].parent)       # up to the data set's root
-    fits = [q for folder in reversed(above) for q in sorted(folder.glob(f'*{suffix}.json'), key=lambda q: q.name.count('_')) if q.stem.split('_')[-1] == suffix and set(q.stem.split('_')[:-1]) <= set(entities)]
+    fits = [q for folder in reversed(above) for q in sorted(folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name)) if q.stem.split('_')[-1] == suffix and set(q.stem.split('_')[:-1]) <= set(entities)]
     return {k: v for q in fits for k, v in read_json(q).items()}
 
 def read_table(path, key:str) -> dict:

@@ -132,7 +132,8 @@ def wish(
     src, want = read_metadata(source or {}), read_metadata(target)
     if default and want.modality and want.modality not in default: raise InputError(f"target: modality {want.modality!r} was never a target in training, only {', '.join(default)}")
     defaults = default
-    said, default = {k: v for k, v in asdict(want).items() if v is not None or k in target}, default.get(want.modality or next(iter(default), None), {})   # None: not to be said
+    named = {field_of(k)[1] for k in target}
+    said, default = {k: v for k, v in asdict(want).items() if v is not None or k in named}, default.get(want.modality or next(iter(default), None), {})   # None: not to be said
     kept = {k: getattr(src, k) for k in KEPT if getattr(src, k) is not None and not (k == 'model' and 'maker' in said)}                                # another maker: the source's model is not its
     try: asked = Metadata(**{**default, **kept, **said})
     except InputError as e: raise InputError(f"target: {e} (asked for: {', '.join(f'{k} {v}' for k, v in said.items()) or 'nothing'}; the rest is the usual target, {', '.join(f'{k} {v}' for k, v in default.items())})") from None
@@ -142,7 +143,7 @@ def wish(
 # %% ../nbs/27_prompts.ipynb #2eec4de6
 def beside(path) -> dict:
     "What a file's sidecar and its data set's participants.tsv say; {} if there is neither. Raises InputError for damaged ones."
-    path = Path(path).resolve()
+    path = Path(path).absolute()                                                    # not resolved: an annexed file is a link into .git
     person = next((m[0] for v in (path.name, *reversed(path.parts[:-1])) if (m := re.match(r'sub-[A-Za-z0-9]+(?=_|$)', v))), path.name.split('_')[0])
     tables = [q/'participants.tsv' for q in path.parents if (q/'participants.tsv').is_file()][:1]
     return {**(read_table(tables[0], 'participant_id').get(person, {}) if tables else {}), **(sidecar(path) if str(path).endswith(('.nii', '.nii.gz')) else {})}

@@ -134,7 +134,8 @@ def reading(
         if isinstance(v, (list, tuple)) and len(v) == 1: v = v[0]
         if name == 'age' and (m := re.fullmatch(r'[<>]?\s*(\d+(?:\.\d+)?)\s*(\+|[YMWD])?', str(v).strip().upper())): return float(m[1])/dict(M=12, W=52.18, D=365.25).get(m[2], 1)
         if in_seconds(key): v = milliseconds(key, v, limits[name][1])
-        return None if name == 'TI' and str(v).strip() in ('0', '0.0') else v
+        if name == 'flip' and isinstance(v, (list, tuple)): return None                              # it varied during the scan
+        return None if name == 'TI' and str(v).strip().lstrip('-') in ('0', '0.0') else v
     if isinstance(v, (list, tuple)): v = ' '.join(map(str, v))
     v = re.sub(r'[,;\[\]\\/\'"]+' if name == 'sequence' else r'[,;\[\]]+', ' ', v) if isinstance(v, str) else v
     return None if name == 'modality' and str(v).strip().upper() in ('MR', 'MRI') else v

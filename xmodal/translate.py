@@ -105,8 +105,8 @@ def told(d, known=None, target=None):
     for k, v in asdict(read_metadata(target or {})).items():
         seen = text.get('seen', {}).get(k)
         if v is None or not seen: continue
-        if isinstance(v, str) and v not in seen and text['encoder'] == 'record': raise InputError(f"target: {k} {v!r} was never a target in training, only {', '.join(map(str, seen))}; another word would change nothing but noise")
-        if not isinstance(v, str) and not seen[0] <= v <= seen[1]: warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
+        if isinstance(v, str) and v.casefold() not in [str(w).casefold() for w in seen] and text['encoder'] == 'record': raise InputError(f"target: {k} {v!r} was never a target in training, only {', '.join(map(str, seen))}; another word would change nothing but noise")
+        if not isinstance(v, str) and not seen[0]*(1 - 1e-6) <= v <= seen[1]*(1 + 1e-6): warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
     return pair
 
 
