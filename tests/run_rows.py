@@ -27,7 +27,7 @@ class OneProcess(Engine):
         for index, cell in enumerate(nb_man.nb.cells):
             if cell.cell_type != 'code': continue
             nb_man.cell_start(cell, index)
-            exec(compile(cell.source, f'train.ipynb, cell {index}', 'exec'), space)
+            exec(compile(cell.source, f"{Path(nb_man.nb.metadata.get('papermill', {}).get('input_path', 'notebook')).name}, cell {index}", 'exec'), space)
             nb_man.cell_complete(cell, index)
         cls.figures = len(plt.get_fignums())
         plt.close('all')

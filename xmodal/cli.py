@@ -112,11 +112,9 @@ def main(
 
 def translate(a) -> int:
     "xmodal translate"
-    from xmodal.core import InputError
     from xmodal.methods import parse_options
     from xmodal.translate import Translator, translate_paths
-    try: target = parse_options(a.target)
-    except InputError as e: raise InputError(f"--target {a.target!r} must read like TE=120,field=3" + (f': {e}' if 'twice' in str(e) else '')) from None
+    target = parse_options(a.target, '--target', 'TE=120,field=3')
     tr = Translator.from_pretrained(a.model, device=a.device)
     tr.context(target=target)                                             # an impossible wish is refused before the first file
     bad = translate_paths(tr, a.input, a.output, overwrite=a.overwrite, target=target or None, steps=a.steps, seed=a.seed, tau=a.tau, batch=a.batch)

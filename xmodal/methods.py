@@ -246,18 +246,19 @@ def time_of(
 # %% ../nbs/19_methods.ipynb #f082574e
 def parse_options(
     text:str, # '', 'eta=0.5,sums=inclusive' or '{"eta": 0.5}'
+    what='options', like='eta=0.5,order=2', # how an error calls them, and an example
 ) -> dict:
     "Options from a text; raises InputError."
     text = text.strip()
     if not text: return {}
     if text.startswith('{'):
         try: return json.loads(text)
-        except json.JSONDecodeError as e: raise InputError(f'options {text!r} is not valid JSON ({e})') from None
+        except json.JSONDecodeError as e: raise InputError(f'{what} {text!r} is not valid JSON ({e})') from None
     found = {}
     for part in text.split(','):
         name, sign, value = (v.strip() for v in part.partition('='))
-        if not (sign and name.isidentifier() and value): raise InputError(f"options must read like eta=0.5,order=2 or be a JSON object; {part.strip()!r} is neither")
-        if name in found: raise InputError(f'options say {name} twice, {found[name]!r} and {value!r}; say it once')
+        if not (sign and name.isidentifier() and value): raise InputError(f"{what} must read like {like} or be a JSON object; {part.strip()!r} is neither")
+        if name in found: raise InputError(f'{what} must say {name} once, got {found[name]!r} and {value!r}')
         try: found[name] = json.loads(value.lower() if value.lower() in ('true', 'false') else value)
         except json.JSONDecodeError: found[name] = value
     return found
