@@ -18,6 +18,7 @@ from .core import expand, table_dtype, check_same_shape
 # %% ../nbs/01_bridge.ipynb #da1787ee
 class Bridge(nn.Module):
     "A Gaussian path x_t = a x0 + b y + c eps. Subclasses give `coefs`."
+    kept = None             # what `table` has made last
 
     def coefs(self,
         t,      # time in [0, 1]: a number or shape (B,)
@@ -32,6 +33,24 @@ class Bridge(nn.Module):
             t = torch.tensor(float(t), dtype=torch.float64)
         if y is None: return t.to(table_dtype(t.device))
         return expand(t.to(y.device, table_dtype(y.device)), y)
+
+    def table(self,
+        grid, # times (n,), on the CPU
+        y,    # source
+    ) -> list:# (a, b, c) at every time
+        "`coefs` along a grid. In eval mode they are kept for the next call, unless the field looks at the source."
+        at = lambda: [self.coefs(t, y) for t in grid.to(y.device, table_dtype(y.device))]
+        mix = getattr(self, 'mix', None)
+        if self.training or torch.is_grad_enabled() or not (mix is None or isinstance(mix, nn.Module)) or any(getattr(m, 'sees_y', False) for m in self.modules()): return at()
+        key = tuple(grid.tolist()), tuple(y.shape[1:]), y.device, [(p.data_ptr(), p._version) for p in self.parameters()]
+        if self.kept is None or self.kept[0] is not mix or self.kept[1] != key: self.kept = mix, key, at()
+        return self.kept[2]
+
+    def train(self, mode=True):
+        "As for any module; what was kept is forgotten."
+        self.kept = None
+        return super().train(mode)
+
 
 # %% ../nbs/01_bridge.ipynb #aa9e3a59
 def diffuse(

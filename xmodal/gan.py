@@ -30,7 +30,7 @@ from .generators import DTFNet
 from .methods import draw, get_method, make_bridge, split_options, time_of
 from .sample import rules, step
 from .steer import SRNet, semantic_loss
-from .train import lr_at, param_groups, train
+from .train import lr_at, param_groups, same_weights, train
 
 # %% ../nbs/31_gan.ipynb #55e258c1
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ objectives['dtfnet_released'] = variant('dtfnet', sign='released', detached=True
 # %% ../nbs/31_gan.ipynb #6a472aeb
 class Adversarial:
     "Alternating updates of critics and generator; see `train.Denoising` for what the loop expects."
-    columns = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged')
+    columns, splits = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged'), False
     def __init__(self, den, m, r, data, options=None):
         if r.precision == 'fp16': raise InputError("adversarial training does not run in fp16; use precision 'bf16' or 'no'")
         self.o = find_objective(m.adversarial, options)
@@ -297,14 +297,11 @@ class Adversarial:
         self.opts = dict(optim=make(groups, lr=r.lr, weight_decay=r.weight_decay), optim_critics=make([dict(params=list(self.critics.parameters()), factor=self.o.rate)], lr=r.lr))
         self.aside = {k: v for k, v in dict(critics=self.critics, helpers=self.helpers).items() if len(v)}
 
-    def prepare(self, acc):
+    def prepare(self, acc, accumulate=1):
         "Move to the device, share the first process's weights."
         self.acc = acc
         for v in self.aside.values(): v.to(acc.device).train()
-        if acc.num_processes > 1:
-            from accelerate.utils import broadcast
-            for module in (self.den, *self.aside.values()):
-                for p in (*module.parameters(), *module.buffers()): p.data.copy_(broadcast(p.data))
+        same_weights(acc, *self.aside.values())
         self.opts = {k: acc.prepare(v) for k, v in self.opts.items()}
 
     def update(self, loss, name, k):

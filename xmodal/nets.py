@@ -31,6 +31,7 @@ class UNet(nn.Module):
         images:int=2,          # images side by side in the input: state and source; 3: the previous estimate too
         text:int=0,            # length of a prompt's embedding; 0: no prompts
         by:str='both',         # row of steer.conditionings, if there are prompts
+        checkpointing:bool=False, # forget activations and compute them again on the way back: less memory, more time
     ):
         super().__init__()
         mend_torchvision()
@@ -45,6 +46,7 @@ class UNet(nn.Module):
             up_block_types=['AttnUpBlock2D' if attention else 'UpBlock2D'] + ['UpBlock2D']*(n - 1),
             add_attention=attention, attention_head_dim=min(64, widths[-1]), norm_num_groups=math.gcd(8, *widths))
         if text and by != 'none': listen(self.unet, text, by)
+        if checkpointing: self.unet.enable_gradient_checkpointing()
 
     def forward(self, x, t, y, ctx=None, x_r=None):
         "x, y, and the previous estimate x_r if the network takes one: (B, C, H, W); t: (B,); ctx: (B, 2 or 3, text) if the network is steered by prompts."

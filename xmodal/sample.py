@@ -94,10 +94,10 @@ def check_grid(grid):
     return grid
 
 # %% ../nbs/03_sample.ipynb #7c13b8e0
-def ask(den, x, t, y, ctx, noise):
-    "The denoiser's estimate at time t (0-d tensor); a latent vector, if it takes one, is drawn from `noise`."
-    n = getattr(den, 'latent', 0)
-    return den(x, t.expand(len(y)), y, ctx, **(dict(z=noise(y.new_empty(len(y), n))) if n else {}))
+def ask(den, x, t, y, ctx, noise, bridge=None, at=None):
+    "The denoiser's estimate at time t (0-d tensor), where `bridge` has the coefficients `at`; a latent vector, if it takes one, is drawn from `noise`."
+    n, same = getattr(den, 'latent', 0), at is not None and getattr(den, 'takes_coefs', False) and den.bridge is bridge
+    return den(x, t.expand(len(y)), y, ctx, **(dict(z=noise(y.new_empty(len(y), n))) if n else {}), **(dict(coefs=at) if same else {}))
 
 def begin(den, y, grid, seeds, bridge, x, out):
     "What every sampler starts from: bridge, times, coefficients at them, source of noise, first state."
@@ -105,7 +105,7 @@ def begin(den, y, grid, seeds, bridge, x, out):
     bridge, grid = bridge or den.bridge, check_grid(grid)
     seeds = range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds
     noise, times = Noise(seeds, y.device), grid.to(y.device, table_dtype(y.device))
-    at = [bridge.coefs(t, y) for t in times]
+    at = bridge.table(grid, y)
     if x is None: x = at[0][1].to(y.dtype)*y + at[0][2].to(y.dtype)*noise(y)
     check_same_shape(x=x, y=y)
     return bridge, times, at, noise, x
@@ -129,7 +129,7 @@ def sample(
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     last = None
     for i in range(len(times) - 1):
-        x0_hat = ask(den, x, times[i], y, ctx, noise)
+        x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
         best = x0_hat if order == 1 or last is None else extrapolate(x0_hat, last, *at[i - 1:i + 2])
         x, last = step(x, best, y, at[i], at[i + 1], tau(at[i], at[i + 1]), noise(y)), x0_hat
         if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))

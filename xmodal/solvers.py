@@ -23,7 +23,7 @@ def multistep(correction, den, y, grid, tau, seeds, ctx, x, bridge, out, callbac
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     history, n = [], len(times) - 1
     for i in range(n):
-        x0_hat = ask(den, x, times[i], y, ctx, noise)
+        x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
         history = [(x0_hat, at[i]), *history][:3]
         x = step(x, x0_hat, y, at[i], at[i + 1], tau(at[i], at[i + 1]), noise(y))
         more = correction(i, n, history, at[i + 1])
@@ -86,13 +86,14 @@ def dual(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0
     "ABridge's sampler (Xiao et al., CVPR 2025): two networks, no noise after the first step. `tau` is not used."
     if factor not in ('consistent', 'released'): raise InputError(f"factor must be 'consistent' or 'released', got {factor!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
+    grid = check_grid(grid).tolist()
+    if any((b == 0).any() for _, b, _ in at[:-1]): raise InputError('this sampler needs a bridge that holds the source on its whole way (b > 0)')
     for i in range(len(times) - 1):
         (a_t, b_t, c_t), (a_s, b_s, c_s) = at[i], at[i + 1]
-        if (b_t == 0).any(): raise InputError('this sampler needs a bridge that holds the source on its whole way (b > 0)')
-        x0_hat, q, eps, f = ask(den, x, times[i], y, ctx, noise), b_s/b_t, 0., 1.
-        if twin and times[i + 1] > 0:
+        x0_hat, q, eps, f = ask(den, x, times[i], y, ctx, noise, bridge, at[i]), b_s/b_t, 0., 1.
+        if twin and grid[i + 1] > 0:
             eps = noise(y) if i == 0 else den.eps_hat(x, times[i].expand(len(y)), y, ctx)
-            if factor == 'released': f = times[i]/times[i + 1]
+            if factor == 'released': f = grid[i]/grid[i + 1]
         k, k0, ke = (v.to(x.dtype) for v in (q, a_s - q*a_t, f*(c_s - q*c_t)))
         x = k*x + k0*x0_hat + ke*eps
         if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
@@ -123,7 +124,8 @@ def heun(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0
     if not hasattr(bridge, 'process'): raise InputError(f'the Heun sampler needs the drift and noise of a DDBM bridge, not {type(bridge).__name__}')
     if not 0 <= churn < 1: raise InputError(f'churn must lie in [0, 1), got {churn!r}')
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
-    if times[0] >= 1: raise InputError('the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras')
+    grid = check_grid(grid).tolist()
+    if grid[0] >= 1: raise InputError('the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras')
     slope = lambda x, t, sde=False: (lambda e: (e, *ddbm_slope(x, e, y, t, bridge, guidance, sde)))(ask(den, x, t, y, ctx, noise))
     for i in range(len(times) - 1):
         t, s = times[i], times[i + 1]
@@ -135,7 +137,7 @@ def heun(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0
         du = ((s - t)*bridge.u_max).to(x.dtype)
         x0_hat, d1, _ = slope(x, t)
         x1 = x + d1*du
-        if s > 0: x0_hat, d2, _ = slope(x1, s); x1 = x + (d1 + d2)/2*du
+        if grid[i + 1] > 0: x0_hat, d2, _ = slope(x1, s); x1 = x + (d1 + d2)/2*du
         x = x1
         if callback: callback(dict(i=i, t=times[i].item(), s=s.item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
@@ -178,11 +180,11 @@ grids = dict(uniform=lambda n, bridge=None: uniform(n), karras=karras, dbim=dbim
 @torch.no_grad()
 def score(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None):
     "A-Bridge's sampler over all T indices; `grid` must be uniform, its number of steps is T. `tau` is not used."
-    bridge, times, _, noise, x = begin(den, y, grid, seeds, bridge, x, out)
+    bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     T = len(times) - 1
     if (check_grid(grid) - uniform(T)).abs().max() > 1e-9: raise InputError('this sampler walks over every index: its grid must be uniform')
     for i, n in enumerate(range(T, 0, -1)):
-        x0_hat = ask(den, x, times[i], y, ctx, noise)
+        x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
         d, z = x - x0_hat, noise(y) if n > 2 else torch.zeros_like(y)
         if n == 1: x = x0_hat
         else:
@@ -201,9 +203,10 @@ def unmatched(den, y, grid, tau=markov, seeds=0, ctx=None, x=None, bridge=None, 
     "Released behaviour: the one step with its noise multiplied, its mean left as it is."
     if not (amplitude == 'abridge' or isinstance(amplitude, (int, float))): raise InputError(f"amplitude must be a number or 'abridge', got {amplitude!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
+    grid = check_grid(grid).tolist()
     for i in range(len(times) - 1):
-        x0_hat = ask(den, x, times[i], y, ctx, noise)
-        f = float((times[i]/times[i + 1]).sqrt()) if amplitude == 'abridge' and times[i + 1] > 0 else 1. if amplitude == 'abridge' else float(amplitude)
+        x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
+        f = math.sqrt(grid[i]/grid[i + 1]) if amplitude == 'abridge' and grid[i + 1] > 0 else 1. if amplitude == 'abridge' else float(amplitude)
         x = step(x, x0_hat, y, at[i], at[i + 1], tau(at[i], at[i + 1]), f*noise(y))
         if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
-           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'predict', 'PairLoss', 'trainable',
-           'param_groups', 'as_latents', 'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator',
-           'make_loader', 'log_row', 'make_ema', 'check_finite', 'validate']
+           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'agreed', 'predict', 'join_processes',
+           'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log',
+           'read_log', 'psnr_of', 'train', 'accelerator', 'check_shares', 'make_loader', 'log_row', 'same_weights',
+           'make_ema', 'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
-import contextlib, json, math, shutil, signal, threading, time
+import contextlib, datetime, json, math, os, shutil, signal, threading, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class StepBatches:
 class Recipe:
     "What decides a training run, apart from model and data."
     steps:int=1000             # optimiser steps
-    batch:int=8                # images per step and process
+    batch:int=8                # images per optimiser step, over all processes together
     lr:float=5e-4              # peak learning rate of the network
     mix_lr:float=10.           # the bridge's parameters learn at lr*mix_lr
     weight_decay:float=0.01    # AdamW
@@ -170,18 +171,21 @@ def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=No
 # %% ../nbs/30_train.ipynb #050e38ee
 @contextlib.contextmanager
 def stop_flag():
-    "Yields a list that becomes non-empty on the first Ctrl-C; the second one interrupts as usual."
+    "Yields a list that becomes non-empty on the first Ctrl-C or SIGTERM; another one, more than a second later, interrupts as usual."
     flag = []
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    old = signal.getsignal(signal.SIGINT)
     def on(sig, frame):
-        if flag: raise KeyboardInterrupt
-        flag.append(sig)
-    signal.signal(signal.SIGINT, on)
+        if flag and time.monotonic() - flag[0] > 1: raise KeyboardInterrupt
+        if not flag: flag.append(time.monotonic())
+    old = {s: signal.signal(s, on) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield flag
-    finally: signal.signal(signal.SIGINT, old)
+    finally: [signal.signal(s, h) for s, h in old.items()]
+
+def agreed(acc, flag) -> bool:
+    "Has any process been told to stop? The same answer in all of them; they ask at the same step."
+    return bool(flag) if acc.num_processes == 1 else bool(acc.reduce(torch.tensor(float(bool(flag)), device=acc.device), 'sum') > 0)
 
 # %% ../nbs/30_train.ipynb #90c8af1c
 PLAIN = Method('the one step on a uniform grid', None)
@@ -211,6 +215,30 @@ def predict(
         out.append(draw(method, den, y, ctx=ctx, tau=tau, seeds=[item_seed(seed, 'item', j) for j in part], **how, **options).float().cpu().numpy())
     return np.concatenate(out)
 
+# %% ../nbs/30_train.ipynb #31a1d08f
+def join_processes(device=None):
+    "accelerate's state of the processes that a launcher has started, or None where this one is alone; device 'cpu' keeps them off GPUs."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return None
+    mend_torchvision()
+    from accelerate.state import PartialState
+    return PartialState(cpu=str(device) == 'cpu' or not torch.accelerator.is_available(), timeout=datetime.timedelta(days=1))
+
+def is_first() -> bool:
+    "Is this the process that prints and writes?"
+    return int(os.environ.get('RANK', 0)) == 0
+
+def shared(
+    n:int, # things to do
+    f,     # f(list of numbers) -> one result per number, in that order
+) -> list: # results of 0, 1, ..., n - 1
+    "Do n things on all processes together, each of them once; every process gets all results, so every one has to call this."
+    if not (together := join_processes()): return list(f(list(range(n))))
+    from accelerate.utils import gather_object
+    mine = list(range(together.process_index, n, together.num_processes))
+    got = dict(gather_object(list(zip(mine, f(mine))) if mine else []))
+    return [got[i] for i in range(n)]
+
+
 # %% ../nbs/30_train.ipynb #d2d58eb3
 class PairLoss(nn.Module):
     "The denoising loss of a batch as a module, for accelerate to wrap."
@@ -237,34 +265,47 @@ def as_latents(den, x0, y, std, noise):
     if std is None: (x0, std), y = den.codec.posterior(x0), den.codec.encode(y)
     return x0 + std.to(x0.device, non_blocking=True)*noise(x0), y
 
+def in_parts(b:dict, n:int) -> list:
+    "A batch as n smaller ones."
+    return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
+
 class Denoising:
     "One optimiser step of the denoising loss."
-    columns, aside = (), {}
+    columns, aside, splits = (), {}, True       # further columns of the log, further networks, can a batch be done in parts?
     def __init__(self, den, m, r, data):
         self.den, self.m, self.r = den, m, r
         self.opts = dict(optim=torch.optim.AdamW(param_groups(den, r), lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay))
 
-    def prepare(self, acc):
+    def prepare(self, acc, accumulate=1):
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
-        self.acc = acc
+        self.acc, self.parts = acc, accumulate
         self.loss_fn, self.opts['optim'] = acc.prepare(PairLoss(self.den, self.m.loss, self.m.weight), self.opts['optim'])
 
-    def step(self, k, b) -> dict:
-        "Loss and gradient norm of step k on batch b, as tensors on the device."
-        acc, opt = self.acc, self.opts['optim']
-        torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
+    def loss(self, b):
+        "Mean loss of a batch."
+        acc = self.acc
         x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
-        for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
         noise = Noise(b['noise'].tolist(), acc.device)
         x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
         eps, z = noise(x0), noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
         ctx = b['ctx'].to(acc.device, non_blocking=True) if 'ctx' in b else None
-        with acc.autocast(): loss = self.loss_fn(x0, y, t, eps, z, ctx)
+        with acc.autocast(): return self.loss_fn(x0, y, t, eps, z, ctx)
+
+    def step(self, k, b) -> dict:
+        "Loss and gradient norm of step k on batch b, as tensors on the device."
+        acc, opt, total = self.acc, self.opts['optim'], 0.
+        torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
+        for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
         opt.zero_grad(set_to_none=True)
-        acc.backward(loss)
+        parts = in_parts(b, self.parts)
+        for i, part in enumerate(parts):                 # gradients are averaged over the processes in the last part only
+            with acc.no_sync(self.loss_fn) if i < len(parts) - 1 else contextlib.nullcontext():
+                loss = self.loss(part)*(len(part['t'])/len(b['t']))
+                acc.backward(loss)
+            total = total + loss.detach()
         norm = acc.clip_grad_norm_(trainable(self.den), self.r.clip)
         opt.step()
-        return dict(loss=loss.detach(), grad_norm=norm)
+        return dict(loss=total, grad_norm=norm)
 
 # %% ../nbs/30_train.ipynb #c4bad956
 class Log:
@@ -308,22 +349,26 @@ def train(
     progress:bool=True,
     options:dict=None,   # of the sampler that validates, and its steps and tau
     trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
+    accumulate:int=1,    # parts in which a process goes through its share of a batch; less memory, the same result
+    compile:bool=False,  # compile the network (torch.compile); the first step takes long
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
     from tqdm.auto import tqdm
     m, r, out, acc = get_method(method), recipe, Path(out), accelerator(recipe.precision, device)
-    if r.channels_last: den.net.to(memory_format=torch.channels_last)
     den.to(acc.device).train()
     work = trainer(den, m, r, data)
+    check_shares(r.batch, acc.num_processes, accumulate, work, method)
+    den.fast(channels_last=r.channels_last, compile=compile)          # precision is accelerate's affair
+    same_weights(acc, den)
     ema = make_ema(den, r)
     ckpt = out/'checkpoints'
     if not resume and acc.is_main_process: shutil.rmtree(ckpt, ignore_errors=True)
     acc.wait_for_everyone()
     (start, spent), begun = load_checkpoint(ckpt, den, work.opts, ema, r, model or {}, origin, work.aside) if resume else (0, 0.), time.perf_counter()
     log = Log(out/'log.csv', start, work.columns) if acc.is_main_process else None
-    work.prepare(acc)
+    work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
-    first_bad, sums, began, clock = torch.full((), -1, device=acc.device), {}, start, time.perf_counter()
+    first_bad, sums, began, clock, ending = torch.full((), -1, device=acc.device), {}, start, time.perf_counter(), False
     bar = tqdm(total=r.steps, initial=start, desc=f'training {method}', disable=not (progress and acc.is_main_process))
     with stop_flag() as stop:
         for k, b in enumerate(loader, start):
@@ -332,21 +377,23 @@ def train(
             if ema: ema.step(trainable(den))
             first_bad = torch.where((first_bad < 0) & ~sum(got.values()).isfinite(), k, first_bad)
             for n, v in got.items(): sums.setdefault(n, []).append(v)
-            if done % log_every == 0 or done == r.steps or stop:
+            now = done % log_every == 0 or done == r.steps
+            ending = agreed(acc, stop) if now or acc.num_processes == 1 else False
+            if now or ending:
                 means, first_bad = {n: f"{float(acc.reduce(torch.stack(v).mean(), 'mean')):.6g}" for n, v in sums.items()}, acc.gather(first_bad.reshape(1)).max()
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
                 row = log_row(den, done, lr_at(k, r), norm, (time.perf_counter() - clock)/(done - began), b['y'][:1].to(acc.device)) | means
-                if val is not None and acc.is_main_process and (done == r.steps or (val_every and done % val_every == 0)): row['val_psnr'] = f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
+                if val is not None and (done == r.steps or (val_every and done % val_every == 0)): row['val_psnr'] = f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
                 bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False); bar.update(done - bar.n)
                 if log: log.add(**row)
                 sums, began, clock = {}, done, time.perf_counter()
-            if acc.is_main_process and (done == r.steps or stop or (save_every and done % save_every == 0)):
+            if acc.is_main_process and (done == r.steps or ending or (save_every and done % save_every == 0)):
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
                 save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside)
-            if stop: break
+            if ending: break
     bar.close()
-    if stop: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     acc.wait_for_everyone()
+    if ending: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     if ema: ema.copy_to(trainable(den))
     den.eval()
     return read_log(out)
@@ -362,9 +409,15 @@ def accelerator(precision='no', device=None):
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
 
+def check_shares(batch, processes, accumulate, work, method):
+    "Can a batch be spread like this? Raises InputError."
+    if not (isinstance(accumulate, int) and accumulate >= 1): raise InputError(f'accumulate must be a whole number of 1 or more, got {accumulate!r}')
+    if accumulate > 1 and not work.splits: raise InputError(f'accumulate = {accumulate}: method {method} has critics, which look at a whole batch; use accumulate 1 and a smaller batch')
+    if batch % (processes*accumulate): raise InputError(f'batch = {batch} cannot be spread evenly over {processes} process{"es"*(processes != 1)} and accumulate = {accumulate}; use a multiple of {processes*accumulate}')
+
 def make_loader(acc, data, r, times, start, workers):
     "The batches of this process from step `start` on."
-    return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch, acc.process_index, acc.num_processes),
+    return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch//acc.num_processes, acc.process_index, acc.num_processes),
                       num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0)
 
 def log_row(den, step, lr, norm, seconds, y) -> dict:
@@ -372,6 +425,13 @@ def log_row(den, step, lr, norm, seconds, y) -> dict:
     if den.codec is not None and y.shape[1] == den.codec.channels: y = den.codec.encode(y)
     field = mix_stats(den.bridge.mix, y) if hasattr(den.bridge, 'mix') else {}
     return dict(step=step, lr=f'{lr:.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{seconds:.4g}', **{n: f'{float(v):.5g}' for n, v in field.items()})
+
+def same_weights(acc, *modules):
+    "Give every process the first one's weights."
+    if acc.num_processes == 1: return
+    from accelerate.utils import broadcast
+    for module in modules:
+        for p in (*module.parameters(), *module.buffers()): p.data.copy_(broadcast(p.data))
 
 def make_ema(den, r):
     "diffusers' EMAModel over all parameters that learn, or None."
@@ -387,11 +447,17 @@ def check_finite(first_bad, lr, ckpt):
                            f"last whole checkpoint: {last[-1] if last else 'none yet'}. Look for images with extreme values, or lower lr, or use precision 'no'")
 
 def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:
-    "PSNR of sampled translations of the first 16 validation images, with the averaged weights if there are any."
+    "PSNR of sampled translations of the first 16 validation images, by all processes together, with the averaged weights if there are any."
     if ema: ema.store(trainable(den)); ema.copy_to(trainable(den))
     den.eval()
-    some = [val[i] for i in range(min(16, len(val)))]
-    got = psnr_of(predict(den, some, steps or m.steps, tau or m.tau, m, device=device, progress=False, **options), np.stack([np.asarray(s['x0']) for s in some]))
+    def some(mine): return [psnr_of(got[None], np.asarray(val[i]['x0'])[None]) for i, got in zip(mine, predict(den, val, steps or m.steps, tau or m.tau, m, device=device, progress=False, items=mine, **options))]
+    got = float(np.mean(shared(min(16, len(val)), some)))
     den.train()
     if ema: ema.restore(trainable(den))
     return got
+
+# %% ../nbs/30_train.ipynb #8dda2c2b
+#| eval: false
+if __name__ == '__main__':
+    import sys; from xmodal.job import main
+    sys.exit(main())

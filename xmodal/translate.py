@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NIFTI_ENDINGS', 'Translator', 'hears', 'heard', 'told', 'sampling', 'context_of', 'target_window', 'translate_any',
            'translate_volume', 'copy_space', 'translate_image', 'translate_tensor', 'translate_array',
-           'save_translation', 'kind_of', 'translate_paths', 'translate_file']
+           'save_translation', 'kind_of', 'translate_paths', 'problem', 'translate_file']
 
 # %% ../nbs/50_translate.ipynb #a590355c
 import warnings
@@ -22,6 +22,7 @@ from .prompts import beside, wish
 from .sample import check_grid, rules
 from .store import check_data_section, load_config, load_model, stored_grid
 from .text import find_encoder, groups, names, pair_context, read_metadata
+from .train import is_first, shared
 
 # %% ../nbs/50_translate.ipynb #eab650f8
 class Translator:
@@ -33,6 +34,7 @@ class Translator:
     def from_pretrained(cls,
         folder,      # model folder, e.g. runs/phantom-cdtsde/model
         device=None, # default: a GPU if there is one
+        **fast,      # precision, channels_last, compile: see denoise.Denoiser.fast
     ):               # a Translator
         "Open a model folder; raises InputError with one line if it cannot be used."
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -41,7 +43,9 @@ class Translator:
             torch.ones(1, device=device).sum().item()
         except (RuntimeError, AssertionError, ValueError, NotImplementedError): raise InputError(f'device {device!r} cannot be used here; try cpu') from None
         check_data_section(load_config(folder), Path(folder)/'config.json')
-        return cls(*load_model(folder, device), device)
+        den, config = load_model(folder, device)
+        try: return cls(den.fast(**fast), config, device)
+        except ValueError as e: raise InputError(str(e)) from None
 
     def run(self,
         y,           # (N, C, H, W) scaled source images
@@ -229,7 +233,7 @@ def translate_paths(
 ) -> list:          # (path, what was wrong) of the files that failed; a single file that fails raises InputError instead
     "Translate a file or every NIfTI, PNG and TIFF file of a folder."
     from tqdm.auto import tqdm
-    source, output = Path(source), Path(output)
+    source, output, progress = Path(source), Path(output), progress and is_first()
     if not source.exists(): raise InputError(f'{source}: no such file or folder')
     if source.is_file():
         if output.is_dir(): output = output/source.name
@@ -242,11 +246,14 @@ def translate_paths(
     if files and left and progress: print(f'not translated, because they are folders or other kinds of file: {", ".join(left[:8])}{" ..." if len(left) > 8 else ""}')
     if not files: raise InputError(f"{source}: holds no {', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)} file")
     if output.is_file(): raise InputError(f'{output}: is a file; a folder is translated into a folder')
-    bad = []
-    for p in tqdm(files, desc='files', unit='file', disable=not progress):
-        try: translate_file(tr, p, output/p.name, overwrite, progress=progress, **kw)
-        except InputError as e: bad.append((p, str(e)))
-    return bad
+    def some(mine): return [problem(tr, files[k], output/files[k].name, overwrite, progress=progress, **kw) for k in tqdm(mine, desc='files', unit='file', disable=not progress)]
+    return [(p, why) for p, why in zip(files, shared(len(files), some)) if why]
+
+def problem(tr, source, output, overwrite, **kw) -> str:
+    "Translate one file into another; returns what was wrong, or nothing."
+    try: translate_file(tr, source, output, overwrite, **kw)
+    except InputError as e: return str(e)
+    return ''
 
 def translate_file(tr, source, output, overwrite=False, **kw):
     "Translate one file into another."
