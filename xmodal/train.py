@@ -6,8 +6,8 @@
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'agreed', 'predict', 'join_processes',
            'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log',
-           'read_log', 'psnr_of', 'train', 'accelerator', 'check_shares', 'make_loader', 'log_row', 'same_weights',
-           'make_ema', 'check_finite', 'validate']
+           'read_log', 'psnr_of', 'train', 'accelerator', 'begin_at', 'check_shares', 'make_loader', 'log_row',
+           'same_weights', 'make_ema', 'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, datetime, json, math, os, shutil, signal, threading, time
@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError, Noise, atomic, item_seed, mend_torchvision
-from .denoise import loss_per_item
+from .denoise import fast, loss_per_item
 from .methods import Method, draw, get_method, time_of
 from .mixing import mix_stats
 from .store import load_tensors, load_weights, save_tensors
@@ -265,6 +265,7 @@ def as_latents(den, x0, y, std, noise):
     if std is None: (x0, std), y = den.codec.posterior(x0), den.codec.encode(y)
     return x0 + std.to(x0.device, non_blocking=True)*noise(x0), y
 
+# %% ../nbs/30_train.ipynb #4cb0cc8a
 def in_parts(b:dict, n:int) -> list:
     "A batch as n smaller ones."
     return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
@@ -340,17 +341,13 @@ def train(
     model:dict=None,     # arguments of `build`, stored with the checkpoints
     origin:dict=None,    # where the data come from (source, target, split, ...): a run is continued only with the same
     val=None,            # data set to sample during training; first 16 items
-    val_every:int=0,     # steps between validations; 0: only at the end
-    save_every:int=0,    # steps between checkpoints; 0: only at the end
+    val_every:int=0, save_every:int=0, # steps between validations and between checkpoints; 0: only at the end
     log_every:int=20,
     resume:bool=False,   # continue from the newest checkpoint in `out`
-    workers:int=0,       # loader processes
-    device=None,         # 'cpu', 'cuda', ...; default: what accelerate finds
-    progress:bool=True,
+    workers:int=0, device=None, progress:bool=True, # loader processes; 'cpu', 'cuda', ... (default: what accelerate finds); a bar
     options:dict=None,   # of the sampler that validates, and its steps and tau
     trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
-    accumulate:int=1,    # parts in which a process goes through its share of a batch; less memory, the same result
-    compile:bool=False,  # compile the network (torch.compile); the first step takes long
+    accumulate:int=1, compile:bool=False, # parts in which a process goes through its share of a batch; torch.compile
 ):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
     from tqdm.auto import tqdm
@@ -358,13 +355,11 @@ def train(
     den.to(acc.device).train()
     work = trainer(den, m, r, data)
     check_shares(r.batch, acc.num_processes, accumulate, work, method)
-    den.fast(channels_last=r.channels_last, compile=compile)          # precision is accelerate's affair
+    fast(den, channels_last=r.channels_last, compile=compile)        # precision is accelerate's affair
     same_weights(acc, den)
     ema = make_ema(den, r)
     ckpt = out/'checkpoints'
-    if not resume and acc.is_main_process: shutil.rmtree(ckpt, ignore_errors=True)
-    acc.wait_for_everyone()
-    (start, spent), begun = load_checkpoint(ckpt, den, work.opts, ema, r, model or {}, origin, work.aside) if resume else (0, 0.), time.perf_counter()
+    (start, spent), begun = begin_at(acc, resume, ckpt, den, work.opts, ema, r, model or {}, origin, work.aside), time.perf_counter()
     log = Log(out/'log.csv', start, work.columns) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
@@ -409,6 +404,13 @@ def accelerator(precision='no', device=None):
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
 
+def begin_at(acc, resume, folder, *what):
+    "Finished steps and seconds spent: from the newest checkpoint, or none, and then what an older run has left is removed."
+    if resume: return load_checkpoint(folder, *what)
+    if acc.is_main_process: shutil.rmtree(folder, ignore_errors=True)
+    acc.wait_for_everyone()
+    return 0, 0.
+
 def check_shares(batch, processes, accumulate, work, method):
     "Can a batch be spread like this? Raises InputError."
     if not (isinstance(accumulate, int) and accumulate >= 1): raise InputError(f'accumulate must be a whole number of 1 or more, got {accumulate!r}')
@@ -420,6 +422,7 @@ def make_loader(acc, data, r, times, start, workers):
     return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch//acc.num_processes, acc.process_index, acc.num_processes),
                       num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0)
 
+# %% ../nbs/30_train.ipynb #13bdf0c3
 def log_row(den, step, lr, norm, seconds, y) -> dict:
     "One row of the log, with the state of the mixing field if there is one."
     if den.codec is not None and y.shape[1] == den.codec.channels: y = den.codec.encode(y)
@@ -459,5 +462,5 @@ def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float
 # %% ../nbs/30_train.ipynb #8dda2c2b
 #| eval: false
 if __name__ == '__main__':
-    import sys; from xmodal.job import main
-    sys.exit(main())
+    import sys; from importlib import import_module
+    sys.exit(import_module('xmodal.job').main())

@@ -17,6 +17,7 @@ import torch
 
 from .core import InputError, atomic, item_seed
 from .data import IMAGE_ENDINGS, Window, from_plane, from_square, load_image, load_volume, open_volume, to_plane, to_square, window_of
+from .denoise import fast as faster
 from .methods import draw, get_method
 from .prompts import beside, wish
 from .sample import check_grid, rules
@@ -34,7 +35,7 @@ class Translator:
     def from_pretrained(cls,
         folder,      # model folder, e.g. runs/phantom-cdtsde/model
         device=None, # default: a GPU if there is one
-        **fast,      # precision, channels_last, compile: see denoise.Denoiser.fast
+        **fast,      # precision, channels_last, compile: see denoise.fast
     ):               # a Translator
         "Open a model folder; raises InputError with one line if it cannot be used."
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -44,7 +45,7 @@ class Translator:
         except (RuntimeError, AssertionError, ValueError, NotImplementedError): raise InputError(f'device {device!r} cannot be used here; try cpu') from None
         check_data_section(load_config(folder), Path(folder)/'config.json')
         den, config = load_model(folder, device)
-        try: return cls(den.fast(**fast), config, device)
+        try: return cls(faster(den, **fast), config, device)
         except ValueError as e: raise InputError(str(e)) from None
 
     def run(self,
