@@ -20,8 +20,8 @@ def make_parser() -> argparse.ArgumentParser:
     t = sub.add_parser('translate', help='translate a file or a folder of files', description='Translate NIfTI volumes or PNG/TIFF images with a trained model. '
                        'A NIfTI file comes out on the grid, orientation and affine it had, in units of the target.')
     t.add_argument('model', help='model folder, as written by training: runs/NAME/model')
-    t.add_argument('input', help='a .nii, .nii.gz, .png or .tif file, or a folder of them')
-    t.add_argument('output', help='file to write, or folder if IN is a folder; file names are kept')
+    t.add_argument('input', help='a .nii, .nii.gz, .png or .tif file, a folder of them, or a BIDS data set (--bids)')
+    t.add_argument('output', help='file to write, or folder if the input is a folder; file names are kept, finished files are skipped')
     t.add_argument('--steps', type=int, help="network calls per image (default: the method's own)")
     t.add_argument('--seed', type=int, default=0, help='seed of the sampling noise (default 0)')
     t.add_argument('--tau', choices=['zero', 'markov', 'vp'], help="noise rule (default: the method's own)")
@@ -31,6 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     t.add_argument('--precision', choices=['no', 'bf16'], default='no', help='bf16: faster on GPUs, see the benchmark for what it costs')
     t.add_argument('--channels-last', action='store_true', help='memory format; faster on GPUs')
     t.add_argument('--compile', action='store_true', help='compile the network: a minute at first, faster after; for whole cohorts')
+    t.add_argument('--bids', action='store_true', help='the input is a BIDS data set; the output becomes a derivative of it')
+    t.add_argument('--participant-label', nargs='+', default=[], metavar='LABEL', help='with --bids: these participants only')
+    t.add_argument('--samples', type=int, default=1, help='draw so many translations; writes their mean, and their standard deviation beside it (_std)')
+    t.add_argument('--noise', choices=['shared', 'independent'], default='shared', help='slices of a volume share their noise (default), or each has its own')
+    t.add_argument('--save-mix', action='store_true', help='also write the share of the source along the path, for CDTSDE the mixing field (_mix)')
+    t.add_argument('--force', action='store_true', help='translate input that does not fit the model; the notes beside the output say so')
     t.add_argument('--overwrite', action='store_true', help='replace output files that exist')
     add_evaluate_parser(sub)
     add_data_parser(sub)
@@ -117,12 +123,13 @@ def translate(a) -> int:
     "xmodal translate"
     from xmodal.methods import parse_options
     from xmodal.train import is_first, join_processes
-    from xmodal.translate import Translator, translate_paths
+    from xmodal.folders import translate_paths
+    from xmodal.translate import Translator
     join_processes(a.device)                                                # before a device is chosen
     target = parse_options(a.target, '--target', 'TE=120,field=3')
     tr = Translator.from_pretrained(a.model, device=a.device, precision=a.precision, channels_last=a.channels_last, compile=a.compile)
     tr.context(target=target)                                             # an impossible wish is refused before the first file
-    bad = translate_paths(tr, a.input, a.output, overwrite=a.overwrite, target=target or None, steps=a.steps, seed=a.seed, tau=a.tau, batch=a.batch)
+    bad = translate_paths(tr, a.input, a.output, bids=a.bids, labels=a.participant_label, overwrite=a.overwrite, target=target or None, steps=a.steps, seed=a.seed, tau=a.tau, batch=a.batch, samples=a.samples, noise=a.noise, mix=a.save_mix, force=a.force)
     for path, why in bad if is_first() else []: print(f'xmodal: not translated: {why}', file=sys.stderr)
     return 1 if bad else 0
 

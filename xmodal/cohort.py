@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBJECT', 'ENDINGS', 'KINDS', 'stem_of', 'files_of', 'common_names', 'Case', 'subject_in', 'match', 'read_one',
            'check_grids', 'fixed_window', 'read_case', 'left_out', 'slices_of', 'evaluate_cases', 'evaluate_mask_cases',
-           'read_masks', 'error_by_label']
+           'read_masks', 'error_by_label', 'calibration']
 
 # %% ../nbs/45_cohort.ipynb #eabea0e0
 import re, warnings
@@ -72,6 +72,7 @@ class Case:
     source: Path = None
     mask: Path = None    # what is measured: not 0
     labels: Path = None  # whole numbers: error by class
+    std: Path = None     # standard deviation over several draws, in the translation's units
 
 def subject_in(name:str, group=None) -> str:
     "The subject in a file name; raises InputError if `group` is no regular expression or finds nothing."
@@ -85,6 +86,7 @@ def match(
     source=None, mask=None, labels=None,  # further folders, matched by the same names
     group=None,                           # regular expression that finds the subject in a name
     partial:bool=False,                   # leave out truths that have no translation, instead of refusing
+    std=None,                             # folder of standard deviations over several draws
 ) -> list:                                # Cases, sorted by name
     "Pair two folders by name; raises InputError naming the first file without a partner."
     extra, pairs = {}, common_names(files_of(pred, 'translations'), files_of(truth, 'truth'))
@@ -93,7 +95,7 @@ def match(
         lone = sorted(set(sides[one]) - set(sides[other]))
         if lone and not (partial and one == 'truth'): raise InputError(f'{sides[one][lone[0]]}: has no {other}' + (f' (and {len(lone) - 1} more)' if len(lone) > 1 else '') + ('; a missing translation must not leave the mean: translate it, or say partial' if one == 'truth' else '; remove it, or name the files of both folders alike'))
     names = sorted(set(pairs[0]) & set(pairs[1]))
-    for k, root in dict(source=source, mask=mask, labels=labels).items():
+    for k, root in dict(source=source, mask=mask, labels=labels, std=std).items():
         if root is None: continue
         found = files_of(root, k); mine, theirs = common_names({stem_of(pairs[1][n]): pairs[1][n] for n in names}, found)
         back = {str(p): n for n, p in mine.items()}; extra[k] = {n: theirs.get(back[str(pairs[1][n])]) for n in names}
@@ -153,6 +155,9 @@ def read_case(
         check_grids(m, truth, path, case.truth, mask=True); m = m[0][0] if is_image(path) else m[0]
         if k == 'labels' and (m != np.round(m)).any(): raise InputError(f'{path}: labels must be whole numbers')
         out[k] = m != 0 if k == 'mask' else m.astype(int)
+    if case.std is not None:
+        m = read_one(case.std, constant=True); check_grids(m, pred, case.std, case.pred); out['std'] = 2*m[0]/(v.hi - v.lo)
+        if (m[0] < 0).any(): raise InputError(f'{case.std}: holds negative numbers, which are no standard deviations')
     if case.source is not None: s = read_one(case.source); out['source'] = s[0] if s[0].shape == truth[0].shape else None
     return out
 
@@ -245,3 +250,26 @@ def error_by_label(
         for k in np.unique(lab): rows.append(dict(subject=c.subject, name=c.name, label=(names or {}).get(int(k), str(int(k))), share=float((lab == k).mean()), mae=mae(d['pred'], d['truth'], (-1, 1), lab == k), bias=float((d['pred'] - d['truth'])[lab == k].mean()/2)))
     return pd.DataFrame(rows)
 
+
+# %% ../nbs/45_cohort.ipynb #2b94e8ec
+def calibration(
+    cases,       # from `match`, with std
+    samples:int, # draws that mean and standard deviation were made of
+    bins:int=10,
+    progress=True, **windows, # window, pred_window of `read_case`
+):               # DataFrame: subject, bin, spread, error (root mean squares, shares of the range), n, ratio, covered
+    "Error against the spread of several draws, in bins of voxels with equal spread; raises InputError."
+    import pandas as pd
+    from tqdm.auto import tqdm
+    if samples < 2: raise InputError(f'samples: {samples}; a standard deviation needs two draws or more')
+    rows, seen = [], []
+    for c in tqdm(cases, desc='calibration', disable=not progress, leave=False):
+        if c.std is None: raise InputError(f'{c.pred}: has no standard deviation beside it; translate with several samples, and give their folder as std')
+        v = read_case(c, **windows); keep = np.broadcast_to(v.get('mask', True), v['truth'].shape)
+        seen.append((c.subject, v['std'][keep]/2*np.sqrt(1 + 1/samples), np.abs(v['pred'] - v['truth'])[keep]/2))
+    some = np.concatenate([s[::max(1, s.size//100_000)] for _, s, _ in seen]); edges = np.quantile(some, np.linspace(0, 1, bins + 1)[1:-1])
+    for who in dict.fromkeys(s for s, _, _ in seen):
+        s, e = (np.concatenate([v[k] for v in seen if v[0] == who]) for k in (1, 2)); at = np.searchsorted(edges, s, side='right')
+        whole = dict(ratio=float(np.sqrt((e**2).mean()/max((s**2).mean(), 1e-20))), covered=float((e <= 1.96*s).mean()))
+        for b in np.unique(at): rows.append(dict(subject=who, bin=int(b), spread=float(np.sqrt((s[at == b]**2).mean())), error=float(np.sqrt((e[at == b]**2).mean())), n=int((at == b).sum()), **whole))
+    return pd.DataFrame(rows)

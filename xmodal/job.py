@@ -297,6 +297,10 @@ def about_data(p, d, den) -> dict:
                              known=sorted({k for r in learnt for k, v in asdict(read_metadata(r.target_meta)).items() if v is not None}))
     if len(p.targets) > 1: about['target_windows'] = {read_metadata(dict(modality=w)).modality: middle([r for r in used if r['name'].endswith(f'_to-{w}')]) for w in p.targets}
     if den.codec is not None: about['latent'] = dict(prior=str(d.prior) if not Path(str(d.prior)).exists() else Path(d.prior).name, part=p.part, horizon=sizes_of(p, d)['horizon'], round_trip_psnr=d.ceiling)
+    seen = {}
+    for i in range(len(d.parts['train'])): seen.setdefault(d.parts['train'].info(i)['record'], []).append(d.parts['train'][i]['y'].numpy())
+    each = [(float(np.mean(v)), float(np.std(v))) for v in seen.values()]
+    about['source_values'] = {k: [min(v), max(v)] for k, v in zip(('mean', 'spread'), zip(*each))}
     if about['kind'] == 'image': about['target_dtype'] = d.data.index['records'][0]['dtypes'][1]
     return about
 
