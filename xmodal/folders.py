@@ -16,7 +16,7 @@ import numpy as np
 
 from . import __version__
 from .core import InputError, atomic
-from .data import IMAGE_ENDINGS
+from .data import IMAGE_ENDINGS, first_line
 from .latent import fingerprint
 from .layouts import read_json
 from .methods import calls, get_method
@@ -167,6 +167,8 @@ def translate_task(tr, task, settings, overwrite=False, folder_note=None, force=
         save_translation(got['mean'], task.output)
     except InputError as e: return str(e) if str(task.source) in str(e) or str(task.output) in str(e) else f'{task.source}: {e}'
     except MemoryError: return f'{task.source}: does not fit into memory; use a smaller --batch, or a machine with more'
+    except OSError: raise                                                                  # a full disk: the next file would not fare better
+    except Exception as e: return f'{task.source}: cannot be translated, for a reason that was not foreseen ({type(e).__name__}: {first_line(e)}); please report it with the file'
     return ''
 
 def note_folder(folder, settings, overwrite) -> dict:

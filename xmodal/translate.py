@@ -255,7 +255,8 @@ def copy_space(src, dst):
     "Carry the sform and qform codes, units and voxel sizes of one NIfTI header to another (a header of another format has none)."
     if hasattr(src, 'get_sform'):
         dst.set_sform(src.get_sform(), int(src['sform_code'])); dst.set_qform(src.get_qform(), int(src['qform_code']))
-        dst.set_xyzt_units(*src.get_xyzt_units())
+        try: dst.set_xyzt_units(*src.get_xyzt_units())
+        except KeyError: pass                                                              # units that do not exist
 
 # %% ../nbs/50_translate.ipynb #b1eb7bc1
 def translate_image(tr, loaded, window, name='the image', force=False, **kw):
