@@ -216,5 +216,5 @@ An [xmodal](https://github.com/xmodal/xmodal) model. Open it with `xmodal transl
 {scores}
 
 ## Limits
-Trained for research and never examined for diagnosis: **not for clinical use**. It paints what is typical of its training data; lesions, implants, other scanners, ages or body regions than those it saw may be removed or invented. Inputs unlike the training data are translated all the same.
+Trained for research and never examined for diagnosis: **not for clinical use**. It paints what is typical of its training data; lesions, implants, other scanners, ages or body regions than those it saw may be removed or invented. Inputs unlike the training data are refused or warned about where that can be noticed (another modality, grey values or voxels far from those of the training), and translated all the same where it cannot.
 """

@@ -21,18 +21,18 @@ from .denoise import fast as faster
 from .methods import draw, get_method, make_grid
 from .prompts import beside, wish
 from .sample import check_grid, rules
-from .store import check_data_section, load_config, load_model, stored_grid
+from .store import check_data_section, find_model, load_config, load_model, push_model, stored_grid
 from .text import find_encoder, groups, names, pair_context, read_metadata, spellings
 
 # %% ../nbs/50_translate.ipynb #eab650f8
 class Translator:
     "A trained model, ready to translate files, images and arrays."
-    encoder = None
+    encoder = folder = None
     def __init__(self, den, config:dict, device='cpu'): self.den, self.config, self.device = den, config, device
 
     @classmethod
     def from_pretrained(cls,
-        folder,      # model folder, e.g. runs/phantom-cdtsde/model
+        folder,      # model folder, e.g. runs/phantom-cdtsde/model, or NAME/REPOSITORY on the Hugging Face hub
         device=None, # default: a GPU if there is one
         **fast,      # precision, channels_last, compile: see denoise.fast
     ):               # a Translator
@@ -42,10 +42,16 @@ class Translator:
             if str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'): raise RuntimeError
             torch.ones(1, device=device).sum().item()
         except (RuntimeError, AssertionError, ValueError, NotImplementedError): raise InputError(f'device {device!r} cannot be used here; try cpu') from None
-        check_data_section(load_config(folder), Path(folder)/'config.json')
+        folder = find_model(folder); check_data_section(load_config(folder), folder/'config.json')
         den, config = load_model(folder, device)
-        try: return cls(faster(den, **fast), config, device)
+        try: tr = cls(faster(den, **fast), config, device)
         except ValueError as e: raise InputError(str(e)) from None
+        tr.folder = folder
+        return tr
+
+    def push_to_hub(self, name:str, private=True, token=None) -> str:
+        "Upload the model folder to the Hugging Face hub as NAME/REPOSITORY; returns its address."
+        return push_model(self.folder, name, private, token)
 
     def run(self,
         y,           # (N, C, H, W) scaled source images
