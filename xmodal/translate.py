@@ -207,7 +207,7 @@ def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong 
     "What speaks against a volume, by its header and by what is known about it. d: data section of a model; img: canonical; like: as it is in the file."
     out, header = [], getattr(like, 'header', None)
     is_, should = read_metadata(known).modality, read_metadata(dict(modality=d.get('source') or '')).modality
-    if is_ and should and is_ != should: out.append((True, f'is a {is_}, and this model translates {should}; give it {should} scans'))
+    if is_ and should in spellings['modality'].values() and is_ != should: out.append((True, f'is a {is_}, and this model translates {should}; give it {should} scans'))
     if hasattr(header, 'get_sform') and int(header['sform_code']) == 0 and int(header['qform_code']) == 0: out.append((True, 'its header has no orientation (sform and qform codes are 0); convert it again from DICOM, or set them'))
     plane, reach = np.sqrt((img.affine[:3, :2]**2).sum(0)), d['spacing']*d['size']
     for v in plane:
