@@ -30,11 +30,13 @@ def stem_of(path) -> str:
     return re.sub(r'_desc-[^_]+', '', re.sub(r'(\.nii(\.gz)?|\.[^.]+)$', '', Path(path).name, flags=re.I))
 
 def files_of(root, what:str) -> dict:
-    "Name -> path of the NIfTI, PNG and TIFF files at or below `root`; raises InputError if there are none, or a name occurs twice."
+    "Name -> path of the NIfTI, PNG and TIFF files at or below `root`, without maps beside a translation; raises InputError if there are none, or a name occurs twice."
     root, found = Path(root), {}
     if not root.exists(): raise InputError(f'{root}: no such file or folder ({what})')
-    for p in [root] if root.is_file() else sorted(q for q in root.rglob('*') if q.is_file() and not any(v.startswith('.') for v in q.relative_to(root).parts)):
-        if not p.name.lower().endswith(ENDINGS): continue
+    files = [root] if root.is_file() else sorted(q for q in root.rglob('*') if q.is_file() and q.name.lower().endswith(ENDINGS) and not any(v.startswith('.') for v in q.relative_to(root).parts))
+    bare = lambda q: q.parent/re.sub(r'(\.nii(\.gz)?|\.[^.]+)$', '', q.name, flags=re.I); there = {bare(q) for q in files}
+    for p in files:
+        if len(files) > 1 and what != 'std' and (re.search('_desc-synth(Std|Mix)_', p.name) or (m := re.fullmatch('(.+)_(std|mix)', bare(p).name)) and p.parent/m[1] in there): continue
         if stem_of(p) in found: raise InputError(f'{p}: {found[stem_of(p)]} has the same name; give folders in which each name occurs once')
         found[stem_of(p)] = p
     if not found: raise InputError(f"{root}: holds no {', '.join(ENDINGS)} file ({what})")
@@ -156,7 +158,7 @@ def read_case(
         if k == 'labels' and (m != np.round(m)).any(): raise InputError(f'{path}: labels must be whole numbers')
         out[k] = m != 0 if k == 'mask' else m.astype(int)
     if case.std is not None:
-        m = read_one(case.std, constant=True); check_grids(m, pred, case.std, case.pred); out['std'] = 2*m[0]/(v.hi - v.lo)
+        m = read_one(case.std, constant=True); check_grids(m, pred, case.std, case.pred, mask=True); out['std'] = 2*m[0]/(v.hi - v.lo)
         if (m[0] < 0).any(): raise InputError(f'{case.std}: holds negative numbers, which are no standard deviations')
     if case.source is not None: s = read_one(case.source); out['source'] = s[0] if s[0].shape == truth[0].shape else None
     return out
@@ -265,8 +267,9 @@ def calibration(
     rows, seen = [], []
     for c in tqdm(cases, desc='calibration', disable=not progress, leave=False):
         if c.std is None: raise InputError(f'{c.pred}: has no standard deviation beside it; translate with several samples, and give their folder as std')
-        v = read_case(c, **windows); keep = np.broadcast_to(v.get('mask', True), v['truth'].shape)
-        seen.append((c.subject, v['std'][keep]/2*np.sqrt(1 + 1/samples), np.abs(v['pred'] - v['truth'])[keep]/2))
+        v = read_case(c, **windows); keep = np.array(np.broadcast_to(v.get('mask', True), v['truth'].shape))
+        if not is_image(c.truth): keep &= ((v['truth'] > -.8).mean((1, 2)) >= .05)[:, None, None]                          # the slices that are measured
+        seen.append((c.subject, (v['std'][keep]/2*float(np.sqrt(1 + 1/samples))).astype(np.float32), np.abs(v['pred'] - v['truth'])[keep].astype(np.float32)/2))
     some = np.concatenate([s[::max(1, s.size//100_000)] for _, s, _ in seen]); edges = np.quantile(some, np.linspace(0, 1, bins + 1)[1:-1])
     for who in dict.fromkeys(s for s, _, _ in seen):
         s, e = (np.concatenate([v[k] for v in seen if v[0] == who]) for k in (1, 2)); at = np.searchsorted(edges, s, side='right')

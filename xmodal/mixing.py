@@ -59,6 +59,7 @@ def finish(
 # %% ../nbs/02_mixing.ipynb #9e25cb04
 class FixedMix(nn.Module):
     "A field without parameters: u = lam**power in every pixel, squashed or not. Power 1 without squash is DOSSR's linear domain shift."
+    sees_y = False
     def __init__(self, power:float=1., squash='none', eps:float=RELEASED_EPS):
         super().__init__()
         self.power, self.squash, self.eps = power, squash, eps
@@ -111,6 +112,7 @@ class SpatialMix(nn.Module):
 # %% ../nbs/02_mixing.ipynb #c03acc6e
 class ChannelMix(nn.Module):
     "One polynomial of the base step per channel, the same in every pixel (CDTSDE 6.13)."
+    sees_y = False
     def __init__(self,
         channels:int,
         degree:int=5,
@@ -138,6 +140,8 @@ class Averaged(nn.Module):
     def __init__(self, mix):
         super().__init__()
         self.mix = mix
+    @property
+    def sees_y(self): return getattr(self.mix, 'sees_y', True)
     def forward(self, lam, y):
         field = self.mix(lam, y)
         return field if self.training else field.mean(dim=tuple(range(1, field.ndim)), keepdim=True)
@@ -151,6 +155,8 @@ class AnyMix(nn.Module):
     ):
         super().__init__()
         self.rest = rest or FixedMix()
+    @property
+    def sees_y(self): return getattr(self.rest, 'sees_y', True)
     def forward(self, lam, y):
         if not self.training: return self.rest(lam, y)
         n, C, (h, w) = lam.numel(), y.shape[1], y.shape[-2:]

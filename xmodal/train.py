@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
-           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'agreed', 'predict', 'join_processes',
-           'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log',
-           'read_log', 'psnr_of', 'train', 'accelerator', 'begin_at', 'check_shares', 'make_loader', 'log_row',
-           'same_weights', 'make_ema', 'check_finite', 'validate']
+           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'agreed', 'asking', 'predict',
+           'join_processes', 'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts',
+           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator', 'begin_at', 'check_shares', 'deaf',
+           'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'health', 'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, datetime, json, math, os, shutil, signal, threading, time
@@ -187,6 +187,11 @@ def agreed(acc, flag) -> bool:
     "Has any process been told to stop? The same answer in all of them; they ask at the same step."
     return bool(flag) if acc.num_processes == 1 else bool(acc.reduce(torch.tensor(float(bool(flag)), device=acc.device), 'sum') > 0)
 
+def asking(acc, seconds) -> int:
+    "Ask for a stop every so many steps: each step for one process, else about every five seconds, the same in all."
+    return 1 if acc.num_processes == 1 else max(1, int(5/max(float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean')), 1e-6)))
+
+
 # %% ../nbs/30_train.ipynb #90c8af1c
 PLAIN = Method('the one step on a uniform grid', None)
 
@@ -363,31 +368,30 @@ def train(
     log = Log(out/'log.csv', start, work.columns) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
-    first_bad, sums, began, clock, ending = torch.full((), -1, device=acc.device), {}, start, time.perf_counter(), False
+    first_bad, sums, began, clock, ending, ask = torch.full((), -1, device=acc.device), {}, start, time.perf_counter(), False, 1
     bar = tqdm(total=r.steps, initial=start, desc=f'training {method}', disable=not (progress and acc.is_main_process))
     with stop_flag() as stop:
         for k, b in enumerate(loader, start):
             got = work.step(k, b)
-            norm, done = got.pop('grad_norm'), k + 1
-            if ema: ema.step(trainable(den))
-            first_bad = torch.where((first_bad < 0) & ~sum(got.values()).isfinite(), k, first_bad)
+            norm, done, _ = got.pop('grad_norm'), k + 1, ema and ema.step(trainable(den))
+            first_bad = torch.where((first_bad < 0) & ~health(got, norm, r).isfinite(), k, first_bad)
             for n, v in got.items(): sums.setdefault(n, []).append(v)
-            now = done % log_every == 0 or done == r.steps
-            ending = agreed(acc, stop) if now or acc.num_processes == 1 else False
+            validating = val is not None and (done == r.steps or (val_every and done % val_every == 0))
+            now = done % log_every == 0 or done == r.steps or validating
+            ending = agreed(acc, stop) if now or done % ask == 0 else False
             if now or ending:
                 means, first_bad = {n: f"{float(acc.reduce(torch.stack(v).mean(), 'mean')):.6g}" for n, v in sums.items()}, acc.gather(first_bad.reshape(1)).max()
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
                 row = log_row(den, done, lr_at(k, r), norm, (time.perf_counter() - clock)/(done - began), b['y'][:1].to(acc.device)) | means
-                if val is not None and (done == r.steps or (val_every and done % val_every == 0)): row['val_psnr'] = f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
+                if validating: row['val_psnr'] = f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
                 bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False); bar.update(done - bar.n)
                 if log: log.add(**row)
-                sums, began, clock = {}, done, time.perf_counter()
-            if acc.is_main_process and (done == r.steps or ending or (save_every and done % save_every == 0)):
-                check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside)
+                ask, sums, began, clock = asking(acc, (time.perf_counter() - clock)/(done - began)), {}, done, time.perf_counter()
+            if done == r.steps or ending or (save_every and done % save_every == 0):
+                first_bad = acc.gather(first_bad.reshape(1)).max(); check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
+                if acc.is_main_process: save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside)
             if ending: break
-    bar.close()
-    acc.wait_for_everyone()
+    bar.close(); acc.wait_for_everyone()
     if ending: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
     if ema: ema.copy_to(trainable(den))
     den.eval()
@@ -417,10 +421,14 @@ def check_shares(batch, processes, accumulate, work, method):
     if accumulate > 1 and not work.splits: raise InputError(f'accumulate = {accumulate}: method {method} has critics, which look at a whole batch; use accumulate 1 and a smaller batch')
     if batch % (processes*accumulate): raise InputError(f'batch = {batch} cannot be spread evenly over {processes} process{"es"*(processes != 1)} and accumulate = {accumulate}; use a multiple of {processes*accumulate}')
 
+def deaf(worker):
+    "A loader process leaves signals to the one that trains, which finishes its step and saves."
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+
 def make_loader(acc, data, r, times, start, workers):
     "The batches of this process from step `start` on."
     return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch//acc.num_processes, acc.process_index, acc.num_processes),
-                      num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0)
+                      num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0, worker_init_fn=deaf)
 
 # %% ../nbs/30_train.ipynb #13bdf0c3
 def log_row(den, step, lr, norm, seconds, y) -> dict:
@@ -442,11 +450,18 @@ def make_ema(den, r):
     from diffusers.training_utils import EMAModel
     return EMAModel(trainable(den), decay=r.ema)
 
+class NotFinite(RuntimeError):
+    "A training whose loss or gradient is no number any more."
+
+def health(got:dict, norm, r):
+    "A number that is finite if losses and gradient are (in fp16 an infinite gradient is a step left out, not a fault)."
+    return sum(got.values()) + (0 if r.precision == 'fp16' else torch.as_tensor(norm))
+
 def check_finite(first_bad, lr, ckpt):
     "Raise if some step had a non-finite loss."
     if int(first_bad) >= 0:
         last = checkpoints(ckpt)
-        raise RuntimeError(f'the loss became NaN or infinite at step {int(first_bad) + 1} (learning rate {lr:.2g}); '
+        raise NotFinite(f'the loss became NaN or infinite at step {int(first_bad) + 1} (learning rate {lr:.2g}); '
                            f"last whole checkpoint: {last[-1] if last else 'none yet'}. Look for images with extreme values, or lower lr, or use precision 'no'")
 
 def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Translator', 'draws', 'path_times', 'shares', 'hears', 'heard', 'told', 'sampling', 'context_of', 'target_window',
-           'translate_any', 'doubts_of_volume', 'doubts_of_values', 'modality_beside', 'settle_doubts',
+           'translate_any', 'doubts_of_volume', 'doubts_of_values', 'modality_of', 'modality_beside', 'settle_doubts',
            'translate_volume', 'copy_space', 'translate_image', 'translate_tensor', 'translate_array']
 
 # %% ../nbs/50_translate.ipynb #a590355c
@@ -22,7 +22,7 @@ from .methods import draw, get_method, make_grid
 from .prompts import beside, wish
 from .sample import check_grid, rules
 from .store import check_data_section, find_model, load_config, load_model, push_model, stored_grid
-from .text import find_encoder, groups, names, pair_context, read_metadata, spellings
+from .text import field_of, find_encoder, groups, names, pair_context, read_metadata, spellings
 
 # %% ../nbs/50_translate.ipynb #eab650f8
 class Translator:
@@ -193,7 +193,7 @@ def translate_any(tr, source, known=None, target=None, force=False, noise='share
     if known is None and isinstance(source, (str, Path)) and tr.config['data'].get('text'): known = beside(source)
     kw, window = dict(kw, ctx=tr.context(known, target)), target_window(tr.config['data'], known, target)
     known = known or {}
-    if isinstance(source, (str, Path)) and not read_metadata(known).modality: known = {**known, 'modality': modality_beside(source)}
+    if isinstance(source, (str, Path)) and not modality_of(known): known = {**known, 'modality': modality_beside(source)}
     if isinstance(source, (str, Path)) and str(source).lower().endswith(IMAGE_ENDINGS): return translate_image(tr, load_image(source), window, source, force=force, **kw)
     if isinstance(source, (str, Path)) or hasattr(source, 'affine') and hasattr(source, 'get_fdata'): return translate_volume(tr, source, window, known, force, noise, **kw)
     if hasattr(source, 'getbands'): source = np.asarray(source)                       # a PIL image
@@ -206,7 +206,7 @@ def translate_any(tr, source, known=None, target=None, force=False, noise='share
 def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong and what to do)
     "What speaks against a volume, by its header and by what is known about it. d: data section of a model; img: canonical; like: as it is in the file."
     out, header = [], getattr(like, 'header', None)
-    is_, should = read_metadata(known).modality, read_metadata(dict(modality=d.get('source') or '')).modality
+    is_, should = modality_of(known), modality_of(dict(modality=d.get('source') or ''))
     if is_ and should in spellings['modality'].values() and is_ != should: out.append((True, f'is a {is_}, and this model translates {should}; give it {should} scans'))
     if hasattr(header, 'get_sform') and int(header['sform_code']) == 0 and int(header['qform_code']) == 0: out.append((True, 'its header has no orientation (sform and qform codes are 0); convert it again from DICOM, or set them'))
     plane, reach = np.sqrt((img.affine[:3, :2]**2).sum(0)), d['spacing']*d['size']
@@ -215,22 +215,27 @@ def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong 
     there = np.asarray(img.dataobj); there = there > there.mean()
     for axis in (0, 1):
         at = np.flatnonzero(there.any(axis=tuple({0, 1, 2} - {axis}))); long = (at[-1] - at[0] + 1)*plane[axis] if len(at) else 0
-        if long > 1.05*reach: out.append((False, f'is {long:.0f} mm wide, and the model sees {reach:.0f} mm; the outer parts are left empty')); break
+        if long > 1.05*reach: out.append((False, f'is {long:.0f} mm wide, and the model was trained on planes of {reach:.0f} mm')); break
     return out
 
 def doubts_of_values(d, y) -> list:
     "What speaks against scaled slices (S, H, W): grey values unlike those of every training subject."
-    out = []
+    out, tissue = [], (y > -.8).mean((-1, -2)) >= .05                                    # slices as training has them
+    y = y[tissue] if tissue.any() else y
     for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
         seen = (d.get('source_values') or {}).get(k)
         if seen and not seen[0] - max(.1, (seen[1] - seen[0])/2) <= v <= seen[1] + max(.1, (seen[1] - seen[0])/2): out.append((False, f'grey values are unlike the training (scaled {k} {v:.2f}, there {seen[0]:.2f} to {seen[1]:.2f}); the answer is a guess'))
     return out
 
+def modality_of(meta:dict):
+    "The modality that metadata names, whatever else stands there; None if they name none."
+    return read_metadata({k: v for k, v in meta.items() if (f := field_of(k)) and f[1] == 'modality'}).modality
+
 def modality_beside(path) -> str:
     "The modality that a file's name ends in (..._T2w, ...-T1), else what its sidecar says; '' if neither does."
     stem = re.sub(r'\.(nii|nii\.gz)$', '', Path(path).name)
     last = re.split(r'[_\-. ]', stem)[-1].casefold()
-    return spellings['modality'][last] if last in spellings['modality'] else (read_metadata(beside(path)).modality or '') if Path(path).name != stem else ''
+    return spellings['modality'][last] if last in spellings['modality'] else (modality_of(beside(path)) or '') if Path(path).name != stem else ''
 
 def settle_doubts(doubts, name, force=False):
     "Warn, or raise InputError for what is refused unless forced."
