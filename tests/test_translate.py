@@ -78,7 +78,7 @@ def test_killed_and_started_again(model, tmp_path):
     words = lambda out: command('translate', model, tmp_path/'in', tmp_path/out, '--steps', '3', '--samples', '2', '--device', 'cpu')
     assert subprocess.run(words('whole'), env=ENV, capture_output=True).returncode == 0
     rng, kills, out = np.random.default_rng(0), 0, tmp_path/'out'
-    for _ in range(12):
+    for _ in range(5):
         one = subprocess.Popen(words('out'), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); before, deadline = len(list(out.glob('*.nii.gz'))) if out.is_dir() else 0, time.time() + 60
         while one.poll() is None and time.time() < deadline and (len(list(out.glob('*.nii.gz'))) if out.is_dir() else 0) <= before: time.sleep(.01)     # it has begun to write
         time.sleep(rng.uniform(0, .25))
