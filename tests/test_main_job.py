@@ -313,3 +313,5 @@ def test_a_latent_model_from_a_prior(tmp_path, run_name):
     assert out.shape == like.shape and np.array_equal(out.affine, like.affine) and np.isfinite(out.get_fdata()).all()
     bad = papermill(('backbone', 'latent'), ('prior', tmp_path/'nowhere'), ('smoke', 'True'), ('name', run_name))
     assert bad.returncode and 'cannot read' in bad.stderr and 'unet/' in bad.stderr
+    other = tiny_prior(tmp_path/'other'); (other/'scheduler').mkdir(); (other/'scheduler'/'scheduler_config.json').write_text('{"prediction_type": "v_prediction"}')
+    bad = papermill(('backbone', 'latent'), ('prior', other), ('smoke', 'True'), ('name', run_name)); assert bad.returncode and 'use pred v' in bad.stderr

@@ -21,7 +21,7 @@ from .check import check as check_data
 from .core import InputError, convert, item_seed, project_root, show_grid
 from .data import first_line, prepare, split_records
 from .gan import fit, share_options
-from .latent import PARTS, SD21, encode_data, load_codec, read_prior, warm_start
+from .latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior, warm_start
 from .layouts import datasets, default_windows, find_records, split_like
 from .methods import calls, get_method, parse_options
 from .metrics import evaluate_pairs, format_summary, summary
@@ -130,8 +130,10 @@ def plan(
 ):     # the same as a namespace, with m, sampler_options, bridge_options, objective, run, nfe
     "Check the parameters and work out what follows from them; raises InputError."
     p = SimpleNamespace(**{k: getattr(p, k) for k in defaults})
+    together = int(os.environ.get('WORLD_SIZE', p.processes))*max(1, p.accumulate)
+    if p.batch % together: raise InputError(f'batch = {p.batch} cannot be spread evenly over the processes and accumulate = {p.accumulate}; use a multiple of {together}')
     if p.smoke:
-        p.size, p.ch, p.mults, p.layers, p.steps, p.batch, p.limit = min(p.size, 32), 8, '1,2', 1, min(p.steps, 20), 4, 0 if p.split else 4
+        p.size, p.ch, p.mults, p.layers, p.steps, p.batch, p.limit = min(p.size, 32), 8, '1,2', 1, min(p.steps, 20), -(-4//together)*together, 0 if p.split else 4
         p.made_subjects, p.made_voxel, p.made_pixels, p.val_every, p.save_every = p.made_subjects if p.split else 4, 6., 64, 10, 10
     p.m = m = get_method(p.method)
     p.sampler_options, p.bridge_options, p.objective = share_options(p.method, parse_options(p.options))
@@ -145,7 +147,6 @@ def plan(
     if p.tau not in rules: raise InputError(f"unknown noise rule tau = {p.tau!r}: use one of {', '.join(rules)}")
     if Path(p.name).name != p.name or p.name.startswith('.'): raise InputError(f'name must be a plain folder name under runs/, got {p.name!r}')
     check_backbone(p)
-    if p.batch % (p.processes*p.accumulate): raise InputError(f'batch = {p.batch} cannot be spread evenly over processes = {p.processes} and accumulate = {p.accumulate}; use a multiple of {p.processes*p.accumulate}')
     if p.accumulate > 1 and m.adversarial: raise InputError(f'accumulate = {p.accumulate}: method {p.method} has critics, which look at a whole batch; use accumulate 1 and a smaller batch')
     recipe_of(p, p.method)
     p.run, p.nfe = project_root()/'runs'/p.name, calls(p.method, p.sample_steps, **p.sampler_options)
@@ -202,6 +203,8 @@ def gather(
         d.records, d.split, windows = find_pairs(p)
         d.data = d.fed = prepare(d.records, p.size, p.spacing or None, *windows, slices=p.slices, fit=p.fit, register=p.register, workers=p.workers)
         if p.backbone == 'latent':
+            says, does = prediction_of(d.prior), p.pred or p.m.pred
+            if says and {says, does} == {'eps', 'v'}: raise InputError(f'{d.prior}: its scheduler says that it predicts {says}, and this run predicts {does}; use pred {says}')
             d.network, d.codec = read_prior(d.prior), load_codec(d.data.channels, d.prior).to(device)
             few = torch.stack([d.data[int(i)]['x0'] for i in np.linspace(0, len(d.data) - 1, min(16, len(d.data))).round()]).to(device)
             d.ceiling = float((10*torch.log10(4/(d.codec.round_trip(few) - few).flatten(1).square().mean(1))).mean())
