@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'HOW', 'PARAMETER', 'defaults', 'meanings', 'Job', 'say', 'first_alone', 'plan', 'recipe_of', 'names',
-           'check_backbone', 'find_pairs', 'gather', 'show_batch', 'start_over', 'sizes_of', 'trained', 'train_all',
+           'sizes_of', 'check_backbone', 'find_pairs', 'gather', 'show_batch', 'start_over', 'trained', 'train_all',
            'show_training', 'show_mixing', 'examine', 'show_panels', 'source_values', 'about_data', 'keep',
            'train_only', 'launch', 'environment_of', 'free_port', 'run', 'main']
 
@@ -25,14 +25,14 @@ from .latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_pr
 from .layouts import datasets, default_windows, find_records, split_like
 from .methods import calls, get_method, parse_options
 from .metrics import evaluate_pairs, format_summary, summary
-from .nets import build, sizes_for
+from .nets import build, check_net, sizes_for
 from .prompts import Told, contexts, prompts_hash, seen_values, usual
 from .report import environment, fig_mix, fig_panels, fig_training, model_card, save_figure, write_json
 from .sample import rules
 from .steer import conditionings
 from .store import save_model
 from .text import FIELDS, describe, find_encoder, read_metadata, subset
-from .train import NotFinite, Recipe, is_first, join_processes, measure_scale, predict, shared
+from .train import NotFinite, Recipe, check_device, is_first, join_processes, measure_scale, predict, shared
 
 # %% ../nbs/48_job.ipynb #9dd5082a
 DATA = r"""
@@ -146,6 +146,7 @@ def plan(
     if set(p.told_fields) - set(FIELDS) or not p.told_fields: raise InputError(f"fields must be some of {', '.join(FIELDS)}, got {p.fields!r}")
     if p.tau not in rules: raise InputError(f"unknown noise rule tau = {p.tau!r}: use one of {', '.join(rules)}")
     if Path(p.name).name != p.name or p.name.startswith('.'): raise InputError(f'name must be a plain folder name under runs/, got {p.name!r}')
+    check_device(p.device or None)
     check_backbone(p)
     if p.accumulate > 1 and m.adversarial: raise InputError(f'accumulate = {p.accumulate}: method {p.method} has critics, which look at a whole batch; use accumulate 1 and a smaller batch')
     recipe_of(p, p.method)
@@ -163,6 +164,15 @@ def names(s) -> list:
     "Words separated by commas."
     return [v.strip() for v in s.split(',') if v.strip()]
 
+# %% ../nbs/48_job.ipynb #19cc3b18
+def sizes_of(p, d) -> dict:
+    "Sizes of the network."
+    prompts = dict(text=d.hears.dim, by=p.text) if d.hears else {}
+    try: sizes = sizes_for(p.arch, p.size, ch=p.ch, mults=[int(v) for v in p.mults.split(',')], layers=p.layers, attention=p.attention, checkpointing=p.checkpointing, **prompts)
+    except ValueError: raise InputError(f"mults must be whole numbers separated by commas, such as 1,2,2, got {p.mults!r}") from None
+    if p.arch != 'latent': return sizes
+    return dict(p.network, horizon=p.horizon or (p.bridge_options.get('keep', .5) if p.method.startswith(('cdtsde', 'dossr')) else 1.), part=p.part, checkpointing=p.checkpointing, **{k: sizes[k] for k in prompts})
+
 def check_backbone(p):
     "Do the parameters of network and latents fit each other? Raises InputError."
     if p.backbone not in ('pixel', 'latent'): raise InputError(f"backbone must be pixel or latent, got {p.backbone!r}")
@@ -170,7 +180,13 @@ def check_backbone(p):
     if p.backbone == 'pixel' and (p.prior or p.part != 'paper' or p.horizon or not p.cache_latents): raise InputError('prior, part, horizon and cache_latents are about latents; choose them with backbone latent')
     if p.backbone == 'latent' and p.net not in ('', 'latent'): raise InputError(f'net {p.net!r} works on pixels; leave it empty with backbone latent')
     p.arch = 'latent' if p.backbone == 'latent' else p.net or p.m.net      # the baseline gets the same network
+    check_net(p.arch, p.method, p.pred)
     if p.checkpointing and p.arch not in ('unet', 'latent'): raise InputError(f'checkpointing is for the networks unet and latent, this run has {p.arch}')
+    if p.backbone == 'pixel': build(p.method, net=sizes_of(p, SimpleNamespace(hears=SimpleNamespace(dim=8) if p.text != 'none' else None)), arch=p.arch, bridge=p.bridge_options, pred=p.pred or None)      # do the sizes fit? built once and thrown away
+    else:
+        p.prior = p.prior or SD21; says, does = prediction_of(p.prior), p.pred or p.m.pred
+        if says and {says, does} == {'eps', 'v'}: raise InputError(f'{p.prior}: its scheduler says that it predicts {says}, and this run predicts {does}; use pred {says}')
+        p.network = read_prior(p.prior)
 
 # %% ../nbs/48_job.ipynb #87e04695
 def find_pairs(p):
@@ -195,17 +211,15 @@ def find_pairs(p):
 # %% ../nbs/48_job.ipynb #8c6d686d
 def gather(
     p, # from `plan`
-):     # namespace: records, split, data, fed, parts, hears, codec, prior, network, ceiling
+):     # namespace: records, split, data, fed, parts, hears, codec, ceiling
     "Prepare the data of a job; raises InputError."
-    d = SimpleNamespace(hears=None, codec=None, prior=p.prior or SD21, network=None, ceiling=None)
+    d = SimpleNamespace(hears=None, codec=None, ceiling=None)
     device = p.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     with first_alone(p.device):
         d.records, d.split, windows = find_pairs(p)
         d.data = d.fed = prepare(d.records, p.size, p.spacing or None, *windows, slices=p.slices, fit=p.fit, register=p.register, workers=p.workers)
         if p.backbone == 'latent':
-            says, does = prediction_of(d.prior), p.pred or p.m.pred
-            if says and {says, does} == {'eps', 'v'}: raise InputError(f'{d.prior}: its scheduler says that it predicts {says}, and this run predicts {does}; use pred {says}')
-            d.network, d.codec = read_prior(d.prior), load_codec(d.data.channels, d.prior).to(device)
+            d.codec = load_codec(d.data.channels, p.prior).to(device)
             few = torch.stack([d.data[int(i)]['x0'] for i in np.linspace(0, len(d.data) - 1, min(16, len(d.data))).round()]).to(device)
             d.ceiling = float((10*torch.log10(4/(d.codec.round_trip(few) - few).flatten(1).square().mean(1))).mean())
             say(f'latents of {d.codec.latents} channels, {d.codec.factor} times smaller; the autoencoder alone keeps {d.ceiling:.2f} dB of the targets: no translation through it can be better')
@@ -227,21 +241,13 @@ def start_over(p):
     "Remove an older run of this name, unless it is to be continued."
     for old in ('model', 'metrics.json', 'checkpoints', 'regression', 'log.csv') if not p.resume and is_first() else []: shutil.rmtree(p.run/old) if (p.run/old).is_dir() else (p.run/old).unlink(missing_ok=True)
 
-def sizes_of(p, d) -> dict:
-    "Sizes of the network."
-    prompts = dict(text=d.hears.dim, by=p.text) if d.hears else {}
-    try: sizes = sizes_for(p.arch, p.size, ch=p.ch, mults=[int(v) for v in p.mults.split(',')], layers=p.layers, attention=p.attention, checkpointing=p.checkpointing, **prompts)
-    except ValueError: raise InputError(f"mults must be whole numbers separated by commas, such as 1,2,2, got {p.mults!r}") from None
-    if p.arch != 'latent': return sizes
-    return dict(d.network, horizon=p.horizon or (p.bridge_options.get('keep', .5) if p.method.startswith(('cdtsde', 'dossr')) else 1.), part=p.part, checkpointing=p.checkpointing, **{k: sizes[k] for k in prompts})
-
 def trained(p, d, method, out, **given):
     "One row of the job: trained denoiser, arguments of `build`, log."
     learn = d.fed.select(d.split['train']); mine = method == p.method
     model = dict(method=method, channels=d.data.channels, net=sizes_of(p, d), arch=p.arch, **given)
     if (given.get('pred') or get_method(method).pred) == 'ddbm': model['scale'] = measure_scale(learn)
     torch.manual_seed(item_seed(p.seed, 'weights')); den = build(**model)
-    if p.arch == 'latent': warm_start(den.net, d.prior)
+    if p.arch == 'latent': warm_start(den.net, p.prior)
     origin = dict(dataset=p.dataset, source=p.source, target=p.target, prepared=d.data.folder.name, **d.split, **(dict(encoder=p.encoder, fields=list(p.told_fields), forget=p.forget, prompts=prompts_hash(d.data.table)) if d.hears else {}))
     log = fit(den, learn, out, method, recipe_of(p, method), model, objective=p.objective if mine else None, origin=origin, val=d.parts['val'] if len(d.parts['val']) else None, options=dict(p.sampler_options, steps=p.sample_steps, tau=p.tau) if mine else None,
               log_every=max(1, min(20, p.steps//20)), val_every=p.val_every, save_every=p.save_every, resume=p.resume, workers=p.workers, device=p.device or None, accumulate=p.accumulate, compile=p.compile)
@@ -309,7 +315,7 @@ def about_data(p, d, den) -> dict:
         about['text'] = dict(by=p.text, encoder=p.encoder, fingerprint=d.hears.fingerprint, fields=list(p.told_fields), source=read_metadata(d.records[0].meta).modality or '', usual=usual(learnt), seen=seen_values(learnt),
                              known=sorted({k for r in learnt for k, v in asdict(read_metadata(r.target_meta)).items() if v is not None}))
     if len(p.targets) > 1: about['target_windows'] = {read_metadata(dict(modality=w)).modality: middle([r for r in used if r['name'].endswith(f'_to-{w}')]) for w in p.targets}
-    if den.codec is not None: about['latent'] = dict(prior=str(d.prior) if not Path(str(d.prior)).exists() else Path(d.prior).name, part=p.part, horizon=sizes_of(p, d)['horizon'], round_trip_psnr=d.ceiling)
+    if den.codec is not None: about['latent'] = dict(prior=p.prior if not Path(p.prior).exists() else Path(p.prior).name, part=p.part, horizon=sizes_of(p, d)['horizon'], round_trip_psnr=d.ceiling)
     about['source_values'] = source_values(d.parts['train'])
     if about['kind'] == 'image': about['target_dtype'] = d.data.index['records'][0]['dtypes'][1]
     return about
@@ -324,7 +330,7 @@ def keep(
     training = dict(recipe=asdict(recipe_of(p, p.method)), objective=p.objective, n_train_subjects=len(d.split['train']), n_train_images=len(d.parts['train']), seconds=seconds, machine=(f'{processes} processes, ' if processes > 1 else '') + (env['gpu'] or f"{env['threads']} CPU threads"), subjects=d.split)
     protocol = f'{len(d.split["test"])} held-out subjects, {len(test)} images of {p.size} x {p.size}; scaled to [-1, 1], range 2, no mask; {p.sample_steps} steps, {p.nfe} network calls, tau {p.tau}; mean ± std over subjects'
     save_model(p.run/'model', den, model, about, training, model_card(model, about, training, found.table.to_markdown() + f'\n\n{protocol}'))
-    given = {k: getattr(p, k) for k in defaults}
+    given = {**{k: getattr(p, k) for k in defaults}, 'processes': processes}
     write_json(p.run/'metrics.json', dict(name=p.name, scores=found.scores, protocol=protocol, nfe=p.nfe, steps=p.sample_steps, seconds_per_image=found.seconds, training_seconds=seconds, memory_gb=(torch.cuda.max_memory_allocated()/1e9 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6), steps_done=int(log.step.iloc[-1]), split=d.split,
                                           mix={k: float(log[k].dropna().iloc[-1]) for k in ('mix_shift', 'mix_spread') if log[k].notna().any()}, parameters=given, environment=env))
     print(f'runs/{p.name}/model written; {found.seconds:.2f} s per image with {p.nfe} network calls')

@@ -6,8 +6,9 @@
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
            'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'agreed', 'asking', 'predict',
            'join_processes', 'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts',
-           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'accelerator', 'begin_at', 'check_shares', 'deaf',
-           'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'health', 'check_finite', 'validate']
+           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'check_device', 'accelerator', 'begin_at',
+           'check_shares', 'deaf', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'health',
+           'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, datetime, json, math, os, shutil, signal, threading, time
@@ -134,6 +135,7 @@ def save_checkpoint(
     origin:dict=None,   # what the data were: must agree when the run is continued
     seconds:float=0.,   # training time so far
     aside:dict=None,    # further networks by name
+    scaler=None,        # of fp16 gradients
 ):
     "Write checkpoint `step` atomically, then delete older ones."
     old = checkpoints(folder)
@@ -143,11 +145,11 @@ def save_checkpoint(
         for k, opt in opts.items(): save_tensors(pack_optimizer(opt), Path(tmp)/f'{k}.safetensors')
         for k, net in (aside or {}).items(): save_tensors(net.state_dict(), Path(tmp)/f'{k}.safetensors')
         if ema: save_tensors({f'{i:05d}': v for i, v in enumerate(ema.shadow_params)}, Path(tmp)/'ema.safetensors')
-        (Path(tmp)/'state.json').write_text(json.dumps(dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {}), indent=1))
+        (Path(tmp)/'state.json').write_text(json.dumps(dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {}, scaler=scaler.state_dict() if scaler else {}), indent=1))
     for o in old:
         if o.name != f'step-{step:06d}': shutil.rmtree(o, ignore_errors=True)
 
-def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None):
+def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None, scaler=None):
     "Continue from the newest checkpoint; returns finished steps and seconds spent (0, 0 if there is none). Raises InputError if recipe, model or data differ."
     found = checkpoints(folder)
     if not found:
@@ -163,6 +165,7 @@ def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=No
     load_weights(den, path/'model.safetensors')
     for k, opt in opts.items(): unpack_optimizer(opt, load_tensors(path/f'{k}.safetensors'))
     for k, net in (aside or {}).items(): load_weights(net, path/f'{k}.safetensors')
+    if scaler and state.get('scaler'): scaler.load_state_dict(state['scaler'])
     if ema:
         shadow = load_tensors(path/'ema.safetensors')
         ema.shadow_params, ema.optimization_step = [shadow[k].to(p.device) for k, p in zip(sorted(shadow), ema.shadow_params)], state['step']
@@ -364,7 +367,7 @@ def train(
     same_weights(acc, den)
     ema = make_ema(den, r)
     ckpt = out/'checkpoints'
-    (start, spent), begun = begin_at(acc, resume, ckpt, den, work.opts, ema, r, model or {}, origin, work.aside), time.perf_counter()
+    (start, spent), begun = begin_at(acc, resume, ckpt, den, work.opts, ema, r, model or {}, origin, work.aside, acc.scaler), time.perf_counter()
     log = Log(out/'log.csv', start, work.columns) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
@@ -389,7 +392,7 @@ def train(
                 ask, sums, began, clock = asking(acc, (time.perf_counter() - clock)/(done - began)), {}, done, time.perf_counter()
             if done == r.steps or ending or (save_every and done % save_every == 0):
                 first_bad = acc.gather(first_bad.reshape(1)).max(); check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                if acc.is_main_process: save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside)
+                if acc.is_main_process: save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside, acc.scaler)
             if ending: break
     bar.close(); acc.wait_for_everyone()
     if ending: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
@@ -398,13 +401,19 @@ def train(
     return read_log(out)
 
 # %% ../nbs/30_train.ipynb #654e22d4
+def check_device(device):
+    "Is there such a device? Raises InputError."
+    mend_torchvision()
+    if device is not None and str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'): raise InputError(f"device must be 'cpu', 'cuda', 'mps' or 'xpu', got {device!r}")
+    from accelerate.utils import is_cuda_available                        # asks the driver; torch.cuda.is_available would forbid a later fork
+    if str(device).startswith('cuda') and not is_cuda_available(): raise InputError("device 'cuda' was asked for, but torch sees no GPU here; use -p device cpu")
+
 def accelerator(precision='no', device=None):
     "A fresh accelerate.Accelerator; device None lets accelerate choose."
     mend_torchvision()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    if device is not None and str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'): raise InputError(f"device must be 'cpu', 'cuda', 'mps' or 'xpu', got {device!r}")
-    if str(device).startswith('cuda') and not torch.cuda.is_available(): raise InputError("device 'cuda' was asked for, but torch sees no GPU here; use -p device cpu")
+    check_device(device)
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
 
