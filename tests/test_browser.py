@@ -5,7 +5,7 @@
 The path of the browser is taken from XMODAL_BROWSER, else found as chromium, chromium-browser or google-chrome.
 Screenshots go to runs/browser/.
 """
-import os, shutil, socket, subprocess, sys, time, urllib.request
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -30,11 +30,51 @@ def lab(tmp_path_factory):
     server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.token=', '--ServerApp.password=', f'--ServerApp.root_dir={copy/"nbs"}', '--LabApp.news_url=None'],
                               env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f'http://127.0.0.1:{port}'
+    set_parameters(copy/'nbs'/'translate.ipynb')
     for _ in range(120):
         try: urllib.request.urlopen(f'{url}/api', timeout=2); break
         except OSError: time.sleep(.5)
     yield url
     server.terminate(); server.wait(20)
+
+
+def set_parameters(notebook):
+    "The viewer looks at a held-out real scan if there is a model of it (README, Real scans), else at a small made one."
+    model, scans = ROOT/'runs'/'brain'/'model', ROOT.parent/'shared'/'data'/'brain'/'sub-cs19'/'anat'
+    given = dict(model=str(model), source=str(scans/'sub-cs19_T1w.nii.gz'), truth=str(scans/'sub-cs19_T2w.nii.gz')) if model.is_dir() and scans.is_dir() else dict(smoke=True)
+    nb = json.loads(notebook.read_text()); cell = next(c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    cell['source'] = [next((f'{k} = {v!r}\n' for k, v in given.items() if line.startswith(f'{k} = ')), line) for line in cell['source']]
+    notebook.write_text(json.dumps(nb))
+
+
+def run_all(page, address, seconds=300):
+    "Open a notebook and run it from top to bottom; nothing may fail."
+    page.goto(address, wait_until='domcontentloaded', timeout=60_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
+    for attempt in range(4):                                   # a menu clicked before the kernel is there does nothing
+        page.click('text="Run"'); page.click('text="Run All Cells"')
+        try: page.wait_for_function("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].some(e => /[*\\d]/.test(e.textContent))", timeout=20_000); break
+        except Exception: page.keyboard.press('Escape')
+    # done when no cell is waiting ([*]) and the last code cell has a number
+    done = "() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent); return !p.some(v => v.includes('*')) && /\\d/.test(p.at(-1)); }"
+    page.wait_for_function(done, timeout=1000*seconds)
+    failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    assert not failed.count(), failed.first.inner_text()[-2000:]
+
+
+def move(page, slider, picture, key, n):
+    "Press an arrow key on a slider until the picture changes; returns seconds."
+    before = picture.get_attribute('src'); slider.focus()
+    start = time.perf_counter()
+    for _ in range(n): page.keyboard.press(key)
+    for _ in range(100):
+        try:
+            if picture.get_attribute('src', timeout=2000) != before: break
+        except Exception: pass                                  # between two pictures there is none
+        time.sleep(.05)
+    else: raise AssertionError('the picture did not change')
+    return time.perf_counter() - start
 
 
 @pytest.mark.parametrize('notebook', ['01_bridge', '02_mixing', '03_sample', '04_energy'])
@@ -44,29 +84,29 @@ def test_a_slider_changes_the_picture(lab, notebook):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=FLAGS)
         page = browser.new_page(viewport=dict(width=1300, height=1000))
-        page.goto(f'{lab}/lab/tree/{notebook}.ipynb?reset', wait_until='domcontentloaded', timeout=60_000)
-        page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=90_000)
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
-        for attempt in range(4):                                   # a menu clicked before the kernel is there does nothing
-            page.click('text="Run"'); page.click('text="Run All Cells"')
-            try: page.wait_for_function("() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].some(e => /[*\\d]/.test(e.textContent))", timeout=20_000); break
-            except Exception: page.keyboard.press('Escape')
-        # done when no cell is waiting ([*]) and the last code cell has a number
-        done = "() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent); return !p.some(v => v.includes('*')) && /\\d/.test(p.at(-1)); }"
-        page.wait_for_function(done, timeout=300_000)
-        failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-        assert not failed.count(), failed.first.inner_text()[-2000:]
+        run_all(page, f'{lab}/lab/tree/{notebook}.ipynb?reset')
         picture = page.locator('.widget-interact img').first
         picture.scroll_into_view_if_needed(timeout=20_000)
-        before, slider = picture.get_attribute('src'), page.locator('.widget-interact [role="slider"], .widget-interact .noUi-handle').first
-        slider.focus()
-        start = time.perf_counter()
-        for _ in range(4): page.keyboard.press('ArrowLeft')
-        for _ in range(100):
-            if picture.get_attribute('src') != before: break
-            time.sleep(.05)
-        seconds = time.perf_counter() - start
-        page.screenshot(path=str(shots/f'{notebook}.png'))
-        assert picture.get_attribute('src') != before, 'the picture did not change'
+        try: seconds = move(page, page.locator('.widget-interact [role="slider"], .widget-interact .noUi-handle').first, picture, 'ArrowLeft', 4)
+        finally: page.screenshot(path=str(shots/f'{notebook}.png'))
         print(f'{notebook}: picture changed {seconds:.2f} s after the slider moved')
+        browser.close()
+
+
+def test_the_viewer_moves_through_a_scan(lab):
+    "nbs/translate.ipynb: another slice by the slider, another side by a button; the screenshot in the README is this one."
+    from playwright.sync_api import sync_playwright
+    shots = ROOT/'runs'/'browser'; shots.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        page = browser.new_page(viewport=dict(width=1500, height=760))
+        run_all(page, f'{lab}/lab/tree/translate.ipynb?reset', 900)
+        picture = page.locator('.jupyter-widgets.widget-vbox img').last
+        picture.scroll_into_view_if_needed(timeout=20_000)
+        slider = page.locator('.jupyter-widgets.widget-vbox .noUi-handle').first
+        seconds = move(page, slider, picture, 'ArrowRight', 6)
+        print(f'viewer: picture changed {seconds:.2f} s after the slider moved'); time.sleep(2)
+        page.screenshot(path=str(shots/'viewer.png'))
+        before = picture.get_attribute('src'); page.locator('.widget-toggle-button').first.click(); time.sleep(3)
+        assert picture.get_attribute('src') != before, 'another side is the same picture'
         browser.close()
