@@ -75,11 +75,11 @@ ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 def test_killed_and_started_again(model, tmp_path):
     "Killed at random moments and restarted: nothing half-written is ever visible, nothing is lost, and the end is that of an undisturbed run."
-    for k in range(8): scan(tmp_path/'in'/f's{k}.nii.gz', k)
+    for k in range(6): scan(tmp_path/'in'/f's{k}.nii.gz', k)
     words = lambda out: command('translate', model, tmp_path/'in', tmp_path/out, '--steps', '3', '--samples', '2', '--device', 'cpu')
     assert subprocess.run(words('whole'), env=ENV, capture_output=True).returncode == 0
     rng, kills, out = np.random.default_rng(0), 0, tmp_path/'out'
-    for _ in range(5):
+    for _ in range(3):
         one = subprocess.Popen(words('out'), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); before, deadline = len(list(out.glob('*.nii.gz'))) if out.is_dir() else 0, time.time() + 60
         while one.poll() is None and time.time() < deadline and (len(list(out.glob('*.nii.gz'))) if out.is_dir() else 0) <= before: time.sleep(.01)     # it has begun to write
         time.sleep(rng.uniform(0, .25))
@@ -88,7 +88,7 @@ def test_killed_and_started_again(model, tmp_path):
         for p in out.glob('[!.]*.nii.gz'): np.asarray(nib.load(p).dataobj)                                                       # whatever can be seen is whole
     assert kills >= 2
     assert subprocess.run(words('out'), env=ENV, capture_output=True).returncode == 0
-    names = sorted(p.name for p in (tmp_path/'whole').iterdir()); assert sorted(p.name for p in out.iterdir() if not p.name.startswith('.')) == names and len(names) == 24
+    names = sorted(p.name for p in (tmp_path/'whole').iterdir()); assert sorted(p.name for p in out.iterdir() if not p.name.startswith('.')) == names and len(names) == 18
     for n in names:
         if n.endswith('.nii.gz'): assert np.array_equal(nib.load(out/n).get_fdata(), nib.load(tmp_path/'whole'/n).get_fdata())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError
-from .data import IMAGE_ENDINGS, Window, is_image, load_image, load_volume, window_of
+from .data import IMAGE_ENDINGS, NIFTI_ENDINGS, Window, is_image, load_image, load_volume, window_of
 from .metrics import mae, measure_cases
 from .masks import mask_protocol, measure_labels, threshold
 from .protocols import Evaluation, evaluate
@@ -23,7 +23,7 @@ from .protocols import Evaluation, evaluate
 
 # %% ../nbs/45_cohort.ipynb #33759405
 SUBJECT = r'(sub-[A-Za-z0-9]+|IXI\d+|BraTS2021_\d+|\d+_\d+_P)'
-ENDINGS = ('.nii', '.nii.gz', *IMAGE_ENDINGS)
+ENDINGS = (*NIFTI_ENDINGS, *IMAGE_ENDINGS)
 
 def stem_of(path) -> str:
     "File name without its ending and without a BIDS desc entity."
