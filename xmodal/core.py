@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'project_root', 'item_seed', 'Noise', 'expand', 'table_dtype', 'check_same_shape', 'atomic', 'already',
-           'mend_torchvision', 'near', 'show_grid', 'snapshot', 'settle', 'convert']
+           'mend_torchvision', 'near', 'show_grid', 'snapshot', 'settle', 'convert', 'numbers']
 
 # %% ../nbs/00_core.ipynb #501b8bb4
 import contextlib, hashlib, json, os, shutil, tempfile
@@ -196,3 +196,16 @@ def convert(name, value, default):
             if kind is float or number == int(number): return kind(number)
         except (TypeError, ValueError, OverflowError): pass
     raise InputError(f"parameter {name} must be {dict(bool='True or False', int='a whole number', float='a number')[kind.__name__]}, got {value!r}")
+
+# %% ../nbs/00_core.ipynb #c590f133
+def numbers(
+    text,     # such as '1,2,5'; a single number will do
+    name:str, # of the parameter
+    kind=int, # int or float
+    low=None, # the smallest that makes sense
+) -> list:
+    "Numbers separated by commas; raises InputError."
+    try: found = [kind(v) for v in str(text).split(',') if v.strip()]
+    except ValueError: raise InputError(f"{name} must be {'whole ' if kind is int else ''}numbers separated by commas, got {text!r}") from None
+    if low is not None and any(v < low for v in found): raise InputError(f'{name}: every number must be {low} or more, got {text!r}')
+    return found

@@ -159,6 +159,7 @@ def forest_plot(
     ax.axvline(0, color='.5', lw=.8)
     ax.hlines(y, r['diff_low'], r['diff_high'], color='C0'); ax.plot(r['diff'], y, 'D', color='C0', ms=5)
     for i, p, e in zip(y, r['p_holm'], r['effect']): ax.text(1.02, i, f'p = {p:.3f}, r = {e:+.2f}', transform=ax.get_yaxis_transform(), va='center', fontsize=8)
+    ax.text(1.02, len(r) - .45, 'p after Holm, rank-biserial r', transform=ax.get_yaxis_transform(), va='bottom', fontsize=7, color='.4'); ax.locator_params(axis='x', nbins=5)
     ax.set(yticks=y, yticklabels=r['method'], ylim=(-.6, len(r) - .4), xlabel=f"{a['metric']}: difference from {a['baseline']} ({a['level']:.0%} interval, n = {r['n'].iloc[0]} subjects)")
     return ax
 
