@@ -148,11 +148,11 @@ def show_grid(
     bars=(),         # columns that get a colour bar
     size:float=1.9,  # inches per panel
 ):                   # the figure
-    "Draw rows of images, one intensity window per column."
+    "Draw rows of images, one intensity window per column; a line below says which, if it is one for all."
     import matplotlib.pyplot as plt
     n, m = len(rows), len(rows[0])
     windows, cmaps = windows or [(-1, 1)]*m, cmaps or ['gray']*m
-    fig, axes = plt.subplots(n, m, figsize=(size*m + 0.3*len(bars), size*n + 0.3), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(n, m, figsize=(size*m + 0.3*len(bars), size*n + 0.45), squeeze=False, layout='constrained')
     for i, row in enumerate(rows):
         for j, img in enumerate(row):
             a, (lo, hi) = np.asarray(img.detach().float().cpu() if torch.is_tensor(img) else img, dtype=float), windows[j]
@@ -161,6 +161,7 @@ def show_grid(
             axes[i, j].set(xticks=[], yticks=[])
             if i == 0 and titles: axes[i, j].set_title(titles[j], fontsize=9)
             if j == 0 and labels: axes[i, j].set_ylabel(labels[i], fontsize=8)
+    if len(set(map(tuple, windows))) == 1 and set(cmaps) == {'gray'}: fig.supxlabel(f'{a.shape[1]} x {a.shape[0]} pixels; all panels from {lo:g} (black) to {hi:g} (white)', fontsize=7)
     for j in bars: fig.colorbar(axes[-1, j].images[0], ax=axes[:, j], fraction=0.05, pad=0.02)
     return fig
 

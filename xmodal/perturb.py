@@ -15,21 +15,22 @@ from torch.utils.data import Dataset
 from .core import InputError, item_seed
 
 # %% ../nbs/26_perturb.ipynb #712d0844
-def shift(y, amount, gen, edge=False):
-    "Move by `amount` pixels in a random direction; what comes in from outside is -1, or with `edge` the outermost pixel again."
+def shift(y, amount, gen, mirror=False):
+    "Move by `amount` pixels in a random direction; what comes in from outside is -1, or with `mirror` the mirrored image."
     h, w = y.shape[-2:]; n = math.ceil(amount)
     if n >= min(h, w): raise InputError(f'a shift of {amount} pixels leaves nothing of an image of {h} x {w}')
     every = [(i, j) for i in range(-n, n + 1) for j in range(-n, n + 1)]; miss = [abs(math.hypot(*v) - amount) for v in every]
     near_ones = [v for v, m in zip(every, miss) if m < min(miss) + 1e-9]
     i, j = near_ones[int(torch.randint(len(near_ones), (), generator=gen))]
-    if edge: return y[..., (torch.arange(h) - i).clamp(0, h - 1), :][..., (torch.arange(w) - j).clamp(0, w - 1)]
+    back = lambda n, k: n - 1 - (n - 1 - (torch.arange(n) - k).abs()).abs()              # where each pixel comes from, mirrored at both ends
+    if mirror: return y[..., back(h, i), :][..., back(w, j)]
     out = torch.full_like(y, -1.)
     out[..., max(0, i):h + min(0, i), max(0, j):w + min(0, j)] = y[..., max(0, -i):h + min(0, -i), max(0, -j):w + min(0, -j)]
     return out
 
 def slide(y, amount, gen):
     "`shift` without a black border."
-    return shift(y, amount, gen, edge=True)
+    return shift(y, amount, gen, mirror=True)
 
 def noise(y, amount, gen):
     "Add Gaussian noise of standard deviation `amount` on the scale 0 to 255; channels that are copies of one another get the same noise."
