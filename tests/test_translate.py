@@ -166,3 +166,24 @@ def test_forced_and_said_so(model, tmp_path):
     r = run(); assert r.returncode == 1 and 'is a T2w' in r.stderr and not (tmp_path/'out.nii.gz').exists()
     r = run('--force'); assert r.returncode == 0, r.stderr
     notes = json.loads((tmp_path/'out.json').read_text()); assert notes['Forced'] and 'T2w' in notes['Doubts'][0]
+
+
+def test_finished_means_finished(model, tmp_path):
+    "Another source under the old name, a map that is gone, maps of an older run, scans with a contrast agent, a broken link, an image with a telling name."
+    from xmodal.core import InputError
+    from xmodal.folders import translate_paths
+    tr, (a, b), out = Translator.from_pretrained(model, 'cpu'), (tmp_path/'a', tmp_path/'b'), tmp_path/'out'
+    go = lambda src=a, to=out, **how: translate_paths(tr, src, to, progress=False, **{**dict(steps=1, samples=2), **how}); there = lambda: {p.name for p in out.glob('*.nii.gz')}
+    scan(a/'s.nii.gz', 0); assert go() == [] and there() == {'s.nii.gz', 's_std.nii.gz'}
+    when = (out/'s.nii.gz').stat().st_mtime_ns; assert go() == [] and (out/'s.nii.gz').stat().st_mtime_ns == when
+    (out/'s_std.nii.gz').unlink(); assert go() == [] and there() == {'s.nii.gz', 's_std.nii.gz'}
+    scan(a/'s.nii.gz', 1); (_, why), = go(); assert 'made from another s.nii.gz' in why
+    assert go(samples=1, overwrite=True) == [] and there() == {'s.nii.gz'}                                # no old map beside a new image
+    (a/'gone.nii.gz').symlink_to(tmp_path/'nowhere.nii.gz'); (p, why), = go(samples=1); assert p.name == 'gone.nii.gz' and 'no such' in why.lower()
+    for n in ('sub-1_T1w', 'sub-1_ce-gado_T1w'): scan(b/'sub-1'/'anat'/f'{n}.nii.gz')
+    assert go(b, tmp_path/'d', bids=True, labels=['1', 'sub-1']) == [] and [p.name for p in (tmp_path/'d').rglob('*synth_T2w.nii.gz')] == ['sub-1_desc-synth_T2w.nii.gz']
+    with pytest.raises(InputError, match='is a participant'): go(b/'sub-1', tmp_path/'e', bids=True)
+    assert not (tmp_path/'e').exists()
+    with pytest.raises(InputError, match='is a T2w'): tr.translate(nib.load(scan(tmp_path/'sub-9_T2w.nii.gz')), steps=1)
+    with pytest.raises(InputError, match='reaches 255'): tr.translate(torch.full((1, 1, 16, 16), 255.), steps=1)
+    nib.save(nib.Nifti2Image(np.ones((14, 16, 6), np.int16)*np.arange(6, dtype=np.int16)*100, np.diag([3., 3, 4, 1])), tmp_path/'two.nii.gz'); assert isinstance(tr.translate(nib.load(tmp_path/'two.nii.gz'), steps=1, force=True), nib.Nifti2Image)

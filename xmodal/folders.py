@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENTITY', 'kind_of', 'split_ending', 'beside_output', 'alive', 'save_translation', 'Task', 'file_tasks', 'suffix_of',
-           'target_of', 'bids_output', 'bids_tasks', 'describe_derivative', 'settings_of', 'notes_of', 'finished',
-           'translate_task', 'note_folder', 'check_unique', 'translate_paths']
+           'target_of', 'bids_output', 'bids_tasks', 'describe_derivative', 'settings_of', 'notes_of', 'digest',
+           'finished', 'translate_task', 'note_folder', 'check_unique', 'translate_paths']
 
 # %% ../nbs/52_folders.ipynb #6a1c80bd
-import datetime, json, os, re, warnings
+import hashlib, datetime, json, os, re, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def file_tasks(source, output) -> list:
         if kind_of(output) != kind_of(source): raise InputError(f"{output}: the output of {source.name} must end in {' or '.join(NIFTI_ENDINGS if kind_of(source) == 'volume' else IMAGE_ENDINGS)}")
         if output.exists() and output.resolve() == source.resolve(): raise InputError(f'{output}: is the input itself; choose another name')
         return [Task(source, output)]
-    files = sorted(p for p in source.iterdir() if p.is_file() and kind_of(p) and not p.name.startswith('.'))
+    files = sorted(p for p in source.iterdir() if (p.is_file() or p.is_symlink() and not p.exists()) and kind_of(p) and not p.name.startswith('.'))
     left = sorted(p.name for p in source.iterdir() if not p.name.startswith('.') and p not in files and p.suffix != '.json')
     if not files: raise InputError(f"{source}: holds no {', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)} file" + ('; for a BIDS data set use --bids' if (source/'dataset_description.json').is_file() else ''))
     if left and is_first(): print(f'not translated, because they are folders or other kinds of file: {", ".join(left[:8])}{" ..." if len(left) > 8 else ""}')
@@ -113,15 +113,19 @@ def bids_output(source, suffix) -> str:
 def bids_tasks(root, output, model_data, labels=(), target=None) -> list:
     "All scans of the model's source modality in a BIDS data set, or of some participants; raises InputError."
     root, output = Path(root), Path(output)
+    if root.is_file(): raise InputError(f'{root}: is a file; --bids takes a whole data set')
     if not root.is_dir(): raise InputError(f'{root}: no such folder')
+    if root.resolve().name.startswith('sub-'): raise InputError(f'{root}: is a participant; give the data set that it belongs to, and --participant-label')
     if output.is_file() or output.exists() and output.resolve() == root.resolve(): raise InputError(f'{output}: choose a folder of its own, such as {root}/derivatives/xmodal')
     have, want = suffix_of(model_data.get('source')), target_of(model_data, target)
     people = sorted(p.name for p in root.glob('sub-*') if p.is_dir())
     if not people: raise InputError(f'{root}: holds no folder sub-...; is this a BIDS data set?')
-    asked = [f"sub-{v.removeprefix('sub-')}" for v in labels]
+    asked = list(dict.fromkeys(f"sub-{v.removeprefix('sub-')}" for v in labels))
     for v in asked:
         if v not in people: raise InputError(f"participant {v.removeprefix('sub-')!r} is not in {root}; there are {', '.join(p.removeprefix('sub-') for p in people[:8])}{' ...' if len(people) > 8 else ''}")
     files = sorted(f for p in (asked or people) for pattern in ('anat', 'ses-*/anat') for f in root.glob(f'{p}/{pattern}/{p}_*{have}.nii*') if split_ending(f.name)[0].split('_')[-1] == have and f.name.endswith(NIFTI_ENDINGS))
+    enhanced = [f for f in files if '_ce-' in f.name and '_ce-' not in (model_data.get('source') or '')]; files = [f for f in files if f not in enhanced]
+    if enhanced and is_first(): print(f'left out, taken with a contrast agent: {", ".join(f.name for f in enhanced[:8])}{" ..." if len(enhanced) > 8 else ""}; translate them one by one if you must')
     if not files: raise InputError(f"{root}: holds no {have} scan" + (f" of {', '.join(labels)}" if labels else '') + '; this model translates nothing else')
     return [Task(f, output/f.relative_to(root).parent/bids_output(f, want), dict(Sources=[f'bids:raw:{f.relative_to(root).as_posix()}']), {'modality': have, **beside(f)}) for f in files]
 
@@ -147,25 +151,31 @@ def settings_of(tr, target=None, **how) -> dict:
 def notes_of(tr, task, settings, doubts, forced) -> dict:
     "The sidecar of a translated volume."
     d = tr.config['data']
-    return dict(Description=f"{target_of(d, settings['target'])} made from {suffix_of(d.get('source'))} by xmodal; not acquired, not for clinical use", **task.notes, SpatialReference='orig', Source=task.source.name, GeneratedBy=dict(Name='xmodal', Version=__version__),
+    return dict(Description=f"{target_of(d, settings['target'])} made from {suffix_of(d.get('source'))} by xmodal; not acquired, not for clinical use", **task.notes, SpatialReference='orig', Source=task.source.name, SourceDigest=digest(task.source), GeneratedBy=dict(Name='xmodal', Version=__version__),
                 xmodal=settings, Doubts=doubts, Forced=bool(forced and doubts))
 
-def finished(output, settings, folder_note=None) -> bool:
-    "Is this output there, made as asked for? Raises InputError if it is there and was made otherwise, or by somebody else."
+def digest(path) -> str:
+    "What a file holds, in sixteen letters."
+    with open(path, 'rb') as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+def finished(output, settings, folder_note=None, source=None) -> bool:
+    "Is this output there with its maps, made as asked for? Raises InputError if it is there and was made otherwise, or by somebody else."
     if not output.exists(): return False
     note = beside_output(output, 'json')
-    try: old = (json.loads(note.read_text(encoding='utf-8')) if kind_of(output) == 'volume' else folder_note or {}).get('xmodal')
-    except (OSError, ValueError, AttributeError): old = None
+    try: words = json.loads(note.read_text(encoding='utf-8')) if kind_of(output) == 'volume' else folder_note or {}; old = words.get('xmodal')
+    except (OSError, ValueError, AttributeError): words, old = {}, None
     if old is None: raise InputError(f'{output}: exists, and nothing says that xmodal has made it; remove it, choose another name, or use --overwrite')
     differ = [k for k in settings if old.get(k) != settings[k]]
     if differ: raise InputError(f"{output}: exists and was made otherwise ({', '.join(f'{k} {old.get(k)!r}, now {settings[k]!r}' for k in differ[:3])}); choose another name, or use --overwrite")
-    return True
+    if source and 'SourceDigest' in words and words['SourceDigest'] != digest(source): raise InputError(f'{output}: exists and was made from another {Path(source).name} than the one that is there now; choose another name, or use --overwrite')
+    return all(beside_output(output, k).exists() for k, wanted in (('std', settings['samples'] > 1), ('mix', settings['mix'])) if wanted)
 
 # %% ../nbs/52_folders.ipynb #ecbe73df
 def translate_task(tr, task, settings, overwrite=False, folder_note=None, force=False, target=None, **how) -> str:
     "Translate one file, with its maps and notes; returns what was wrong, or '', or 'finished' if it was there."
     try:
-        if not overwrite and finished(task.output, settings, folder_note): return 'finished'
+        done = lambda: not overwrite and finished(task.output, settings, folder_note, task.source)
+        if done(): return 'finished'
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
             got = tr.maps(task.source, known=task.known, target=target, force=force, **how)
@@ -174,6 +184,9 @@ def translate_task(tr, task, settings, overwrite=False, folder_note=None, force=
         ours = beside_output(task.output, 'json') if kind_of(task.output) == 'volume' else None
         for path in [beside_output(task.output, k) for k in set(got) - {'mean'}] + ([ours] if ours else []):
             if path.exists() and not overwrite and not (ours and ours.exists() and 'xmodal' in read_json(ours)) and not folder_note: raise InputError(f'{path}: exists, and nothing says that xmodal has made it; choose another name for the output, or use --overwrite')
+        if done(): return 'finished'                                    # by another run, meanwhile
+        for k in {'std', 'mix'} - set(got):
+            if overwrite: beside_output(task.output, k).unlink(missing_ok=True)
         task.output.unlink(missing_ok=True)                             # from here on it is not finished, whatever its notes say
         for k in set(got) - {'mean'}: save_translation(got[k], beside_output(task.output, k))
         if ours:
@@ -223,9 +236,9 @@ def translate_paths(
     if labels and not bids: raise InputError('participants are chosen in a BIDS data set only; use --bids')
     tasks = bids_tasks(source, output, d, labels, target) if bids else file_tasks(source, output)
     settings, single = settings_of(tr, target, **how), not bids and Path(source).is_file()
-    if bids and is_first(): describe_derivative(source, output, d, target)
     images = [t for t in tasks if kind_of(t.output) == 'image']
     check_unique(tasks)
+    if bids and is_first(): describe_derivative(source, output, d, target)
     note = note_folder(output, images, settings, overwrite) if images and not single else None
     one = lambda t: translate_task(tr, t, settings, overwrite, note, target=target, progress=progress and (single or len(tasks) < 4), **how)
     if single:

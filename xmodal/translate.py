@@ -190,10 +190,11 @@ def target_window(d, known=None, target=None) -> Window:
 
 def translate_any(tr, source, known=None, target=None, force=False, noise='shared', **kw):
     "Translate whatever `source` is; see `Translator.maps`. Raises InputError for what cannot be translated."
-    if known is None and isinstance(source, (str, Path)) and tr.config['data'].get('text'): known = beside(source)
+    where = source if isinstance(source, (str, Path)) else getattr(source, 'get_filename', lambda: None)()
+    if known is None and where and tr.config['data'].get('text'): known = beside(where)
     kw, window = dict(kw, ctx=tr.context(known, target)), target_window(tr.config['data'], known, target)
     known = known or {}
-    if isinstance(source, (str, Path)) and not modality_of(known): known = {**known, 'modality': modality_beside(source)}
+    if where and not modality_of(known): known = {**known, 'modality': modality_beside(where)}
     if isinstance(source, (str, Path)) and str(source).lower().endswith(IMAGE_ENDINGS): return translate_image(tr, load_image(source), window, source, force=force, **kw)
     if isinstance(source, (str, Path)) or hasattr(source, 'affine') and hasattr(source, 'get_fdata'): return translate_volume(tr, source, window, known, force, noise, **kw)
     if hasattr(source, 'getbands'): source = np.asarray(source)                       # a PIL image
@@ -257,7 +258,7 @@ def translate_volume(tr, source, window, known={}, force=False, noise='shared', 
     out = dict(mean=window.unscale(back(got['mean'].mean(1), -1.)).reshape(like.shape))
     if 'std' in got: out['std'] = (back(got['std'].mean(1), 0.).clip(min=0)*(window.hi - window.lo)/2).reshape(like.shape)
     if 'mix' in got: out['mix'] = np.stack([back(x, 0.).clip(0, 1) for x in got['mix'].swapaxes(0, 1)], -1)
-    images = {k: nib.Nifti1Image(v.astype(np.float32), like.affine) for k, v in out.items()}
+    images = {k: (nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image)(v.astype(np.float32), like.affine) for k, v in out.items()}
     for k, v in images.items(): copy_space(like.header, v.header)
     images['mean'].set_data_dtype(like.get_data_dtype())
     return images
@@ -293,13 +294,16 @@ def translate_tensor(tr, x, **kw):
     c = tr.config['model']['channels']
     if x.ndim != 4 or x.shape[1] != c: raise InputError(f'a tensor must be (N, {c}, H, W), scaled to [-1, 1], got {tuple(x.shape)}')
     if not (x.is_floating_point() and x.isfinite().all()): raise InputError(f'a tensor must be floating point, finite and scaled to [-1, 1], got {x.dtype}')
+    if not x.numel(): raise InputError(f'the tensor is empty: shape {tuple(x.shape)}')
+    if x.abs().max() > 3: raise InputError(f'a tensor must be scaled to [-1, 1], this one reaches {float(x.abs().max()):g}; scale it by the window of the source, or give an array')
     return {k: torch.from_numpy(v).to(x.device) for k, v in draws(tr, x.detach().cpu().numpy(), **kw).items()}
 
 def translate_array(tr, a, window, noise='shared', **kw):
-    "Translate an integer image (H, W[, 3]) or floating-point axial slices (H, W) or (S, H, W)."
+    "Translate an unsigned integer image (H, W[, 3]), or signed or floating-point axial slices (H, W) or (S, H, W), rows from front to back; `get_fdata()` of nibabel has another order, give the image itself."
     if a.size == 0: raise InputError(f'the array is empty: shape {a.shape}')
     if a.dtype.kind in 'ub': return translate_image(tr, (np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype), window, **kw)
-    if a.dtype.kind != 'f' or a.ndim not in (2, 3): raise InputError(f'an array must be unsigned integer (H, W) or (H, W, 3), or floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}')
+    if a.dtype.kind == 'i': a = a.astype(np.float32)
+    if a.dtype.kind != 'f' or a.ndim not in (2, 3): raise InputError(f'an array must be unsigned integer (H, W) or (H, W, 3), or signed or floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}')
     if not np.isfinite(a).all(): raise InputError('the array holds NaN or infinite values; replace them before use')
     d, y = tr.config['data'], a.reshape(-1, *a.shape[-2:]).astype(np.float32)
     rule = d['source_window'] if d['source_window'] != 'dtype' else 'percentile'
