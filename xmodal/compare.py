@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .core import InputError, atomic, item_seed, project_root
+from .core import InputError, atomic, item_seed, numbers, project_root
 from .data import prepare, split_records
 from .gan import find_objective, fit, share_options
 from .layouts import datasets, default_windows, find_records
@@ -276,8 +276,8 @@ def experiment(
     "What a notebook's parameters mean. Raises InputError for numbers that are none, and as `load_parts` does."
     if p.smoke:
         for k, v in SMOKE.items(): setattr(p, k, v)
-    try: seeds, mults = ([int(v) for v in str(w).split(',')] for w in (p.seeds, p.mults))
-    except ValueError: raise InputError(f'seeds and mults must be whole numbers separated by commas, got {p.seeds!r}, {p.mults!r}') from None
+    seeds, mults = numbers(p.seeds, 'seeds', low=0), numbers(p.mults, 'mults', low=1)
+    if not seeds or not mults: raise InputError(f'seeds and mults must hold a number each, got {p.seeds!r}, {p.mults!r}')
     get = lambda k, other='': getattr(p, k, other)
     budget = Budget(p.steps, p.batch, p.lr, p.ema, p.ch, tuple(mults), p.layers, p.precision, p.channels_last)
     parts = load_parts(p.dataset, p.root, p.source, p.target, p.size, get('slices', 0), get('fit', 'shrink'), get('group'), get('source_window'), get('target_window'), p.train_subjects, p.test_subjects,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .check import check as check_data
-from .core import InputError, convert, item_seed, project_root, show_grid
+from .core import InputError, convert, item_seed, numbers, project_root, show_grid
 from .data import first_line, prepare, split_records
 from .gan import fit, share_options
 from .latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior, warm_start
@@ -168,8 +168,7 @@ def names(s) -> list:
 def sizes_of(p, d) -> dict:
     "Sizes of the network."
     prompts = dict(text=d.hears.dim, by=p.text) if d.hears else {}
-    try: sizes = sizes_for(p.arch, p.size, ch=p.ch, mults=[int(v) for v in p.mults.split(',')], layers=p.layers, attention=p.attention, checkpointing=p.checkpointing, **prompts)
-    except ValueError: raise InputError(f"mults must be whole numbers separated by commas, such as 1,2,2, got {p.mults!r}") from None
+    sizes = sizes_for(p.arch, p.size, ch=p.ch, mults=numbers(p.mults, 'mults'), layers=p.layers, attention=p.attention, checkpointing=p.checkpointing, **prompts)
     if p.arch != 'latent': return sizes
     return dict(p.network, horizon=p.horizon or (p.bridge_options.get('keep', .5) if p.method.startswith(('cdtsde', 'dossr')) else 1.), part=p.part, checkpointing=p.checkpointing, **{k: sizes[k] for k in prompts})
 
