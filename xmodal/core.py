@@ -30,7 +30,6 @@ LIMITS = dict(
     extra_bytes=2**26, # of a NIfTI file between header and voxels
     unpacked=2**40,    # bytes of an archive, inflated
     members=10**6,     # of an archive
-    weights=2**33,     # numbers in a network
 )
 
 def limit(
