@@ -28,8 +28,11 @@ from .text import hub
 
 # %% ../nbs/25_store.ipynb #f626e6e8
 def save_tensors(tensors:dict, path):
-    "Write name -> tensor to a safetensors file, atomically."
-    with atomic(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
+    "Write name -> tensor to a safetensors file, atomically; raises OSError if the disk is full."
+    path = Path(path)
+    with atomic(path) as tmp:
+        try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
+        except SafetensorError as e: raise OSError(f'{path.name}: {first_line(e)}') from None       # a full disk
 
 def sha256(path) -> str:
     "The digest of a file."
