@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer',
-           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'stop_flag', 'agreed', 'asking', 'predict',
-           'join_processes', 'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts',
-           'Denoising', 'Log', 'read_log', 'psnr_of', 'train', 'check_device', 'accelerator', 'begin_at',
-           'check_shares', 'deaf', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'health',
-           'check_finite', 'validate']
+           'checkpoints', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_average',
+           'stop_flag', 'agreed', 'asking', 'predict', 'join_processes', 'is_first', 'shared', 'PairLoss', 'trainable',
+           'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of',
+           'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'deaf', 'make_loader', 'log_row',
+           'same_weights', 'make_ema', 'NotFinite', 'health', 'check_finite', 'validate']
 
 # %% ../nbs/30_train.ipynb #94e27247
 import contextlib, datetime, json, math, os, shutil, signal, threading, time
@@ -20,11 +20,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from .core import InputError, Noise, atomic, item_seed, mend_torchvision
+from .core import InputError, Noise, atomic, clear_left, item_seed, mend_torchvision
+from .data import first_line
 from .denoise import fast, loss_per_item
 from .methods import Method, draw, get_method, time_of
 from .mixing import mix_stats
-from .store import load_tensors, load_weights, save_tensors
+from .store import is_number, load_tensors, load_weights, save_tensors, sha256
 
 # %% ../nbs/30_train.ipynb #ecb7871d
 class Draws(Dataset):
@@ -114,17 +115,21 @@ def pack_optimizer(opt) -> dict:
     "State of a torch optimiser as flat name -> tensor."
     return {f'{i}.{k}': torch.as_tensor(v) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
 
-def unpack_optimizer(opt, tensors):
-    "Put `pack_optimizer`'s tensors back."
-    state = {}
+def unpack_optimizer(opt, tensors, path='the optimizer'):
+    "Put `pack_optimizer`'s tensors back; raises InputError if they belong to other parameters."
+    state, groups = {}, opt.state_dict()['param_groups']
+    shapes = dict(zip((i for g in groups for i in g['params']), (q.shape for g in opt.param_groups for q in g['params'])))
     for key, v in tensors.items():
-        i, k = key.split('.', 1)
+        i, _, k = key.partition('.')
+        fits = i.isdecimal() and int(i) in shapes and (v.ndim == 0 or v.shape == shapes[int(i)])
+        if not fits: raise InputError(f'{path}: {key} does not belong to this training; delete this checkpoint, or start over')
         state.setdefault(int(i), {})[k] = v
-    opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()['param_groups']))
+    opt.load_state_dict(dict(state=state, param_groups=groups))
 
 def checkpoints(folder) -> list:
     "Whole checkpoints of a run, oldest first."
-    return sorted(Path(folder).glob('step-*'))
+    found = [q for q in Path(folder).glob('step-*') if q.is_dir() and q.name[5:].isdecimal()]
+    return sorted(found, key=lambda q: int(q.name[5:]))
 
 # %% ../nbs/30_train.ipynb #336d2aab
 def save_checkpoint(
@@ -137,39 +142,73 @@ def save_checkpoint(
     aside:dict=None,    # further networks by name
     scaler=None,        # of fp16 gradients
 ):
-    "Write checkpoint `step` atomically, then delete older ones."
-    old = checkpoints(folder)
-    with atomic(Path(folder)/f'step-{step:06d}') as tmp:
-        Path(tmp).mkdir()
-        save_tensors(den.state_dict(), Path(tmp)/'model.safetensors')
-        for k, opt in opts.items(): save_tensors(pack_optimizer(opt), Path(tmp)/f'{k}.safetensors')
-        for k, net in (aside or {}).items(): save_tensors(net.state_dict(), Path(tmp)/f'{k}.safetensors')
-        if ema: save_tensors({f'{i:05d}': v for i, v in enumerate(ema.shadow_params)}, Path(tmp)/'ema.safetensors')
-        (Path(tmp)/'state.json').write_text(json.dumps(dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {}, scaler=scaler.state_dict() if scaler else {}), indent=1))
+    "Write checkpoint `step` atomically, then delete older ones; raises InputError if it cannot be written, the older ones stay then."
+    old, path = checkpoints(folder), Path(folder)/f'step-{step:06d}'
+    state = dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {}, scaler=scaler.state_dict() if scaler else {})
+    try:
+        with atomic(path) as tmp:
+            Path(tmp).mkdir()
+            save_tensors(den.state_dict(), tmp/'model.safetensors')
+            for k, opt in opts.items(): save_tensors(pack_optimizer(opt), tmp/f'{k}.safetensors')
+            for k, net in (aside or {}).items(): save_tensors(net.state_dict(), tmp/f'{k}.safetensors')
+            if ema: save_tensors({f'{i:05d}': v for i, v in enumerate(ema.shadow_params)}, tmp/'ema.safetensors')
+            state['sha256'] = {q.name: sha256(q) for q in sorted(tmp.glob('*.safetensors'))}
+            (tmp/'state.json').write_text(json.dumps(state, indent=1), encoding='utf-8')
+    except OSError as e:
+        kept = f'the one of step {int(old[-1].name[5:])} is whole' if old else 'there is none before it'
+        raise InputError(f'{path}: the checkpoint cannot be written ({e.strerror or first_line(e)}); {kept}: free space and continue with resume') from None
     for o in old:
-        if o.name != f'step-{step:06d}': shutil.rmtree(o, ignore_errors=True)
+        if o != path: shutil.rmtree(o, ignore_errors=True)
 
-def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None, scaler=None):
-    "Continue from the newest checkpoint; returns finished steps and seconds spent (0, 0 if there is none). Raises InputError if recipe, model or data differ."
-    found = checkpoints(folder)
-    if not found:
-        print(f'nothing to resume in {folder}: starting from the beginning')
-        return 0, 0.
-    path = found[-1]
-    state = json.loads((path/'state.json').read_text())
+# %% ../nbs/30_train.ipynb #76663c61
+def read_state(path) -> dict:
+    "What a checkpoint says about itself; raises InputError if it is damaged."
+    path = Path(path)
+    try: state = json.loads((path/'state.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as e: state, why = None, first_line(e)
+    else: why = 'it lacks what a checkpoint must say, or says it wrongly'
+    kinds = dict(recipe=dict, model=dict, data=dict, scaler=dict, sha256=dict)
+    whole = isinstance(state, dict) and all(isinstance(state.get(k, {}), v) for k, v in kinds.items())
+    whole = whole and {'recipe', 'model', 'data'} <= set(state) and is_number(state.get('seconds')) and state['seconds'] >= 0
+    if not whole or isinstance(state.get('step'), bool) or state.get('step') != int(path.name[5:]):
+        raise InputError(f"{path/'state.json'}: damaged ({why}); delete the folder {path.name}, to continue from an older checkpoint or to start over")
+    return state
+
+def check_same_run(path, state:dict, recipe, model, origin):
+    "Raise InputError if recipe, model or data are others than those that a run was started with."
     now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
     for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
             if was != is_: raise InputError(f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use the same value, another run name, or resume False to start over')
-    load_weights(den, path/'model.safetensors')
-    for k, opt in opts.items(): unpack_optimizer(opt, load_tensors(path/f'{k}.safetensors'))
-    for k, net in (aside or {}).items(): load_weights(net, path/f'{k}.safetensors')
-    if scaler and state.get('scaler'): scaler.load_state_dict(state['scaler'])
-    if ema:
-        shadow = load_tensors(path/'ema.safetensors')
-        ema.shadow_params, ema.optimization_step = [shadow[k].to(p.device) for k, p in zip(sorted(shadow), ema.shadow_params)], state['step']
+
+def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None, scaler=None):
+    "Continue from the newest checkpoint; returns finished steps and seconds spent (0, 0 if there is none). Raises InputError if it is damaged, or if recipe, model or data differ."
+    clear_left(folder)
+    found = checkpoints(folder)
+    if not found:
+        print(f'nothing to resume in {folder}: starting from the beginning')
+        return 0, 0.
+    path = found[-1]
+    state = read_state(path)
+    check_same_run(path, state, recipe, model, origin)
+    digest = lambda name: str(state.get('sha256', {}).get(f'{name}.safetensors', ''))
+    read = lambda name: load_tensors(path/f'{name}.safetensors', digest(name))
+    load_weights(den, path/'model.safetensors', digest('model'))
+    for k, opt in opts.items(): unpack_optimizer(opt, read(k), path/f'{k}.safetensors')
+    for k, net in (aside or {}).items(): load_weights(net, path/f'{k}.safetensors', digest(k))
+    if scaler and state.get('scaler'):
+        try: scaler.load_state_dict(state['scaler'])
+        except (RuntimeError, KeyError, TypeError) as e: raise InputError(f"{path/'state.json'}: damaged (scaler: {first_line(e)}); delete the folder {path.name}, or start over") from None
+    if ema: load_average(ema, read('ema'), path/'ema.safetensors', state['step'])
     return state['step'], state['seconds']
+
+def load_average(ema, shadow:dict, path, step:int):
+    "Put averaged weights back; raises InputError if they belong to another model."
+    if [tuple(shadow[k].shape) for k in sorted(shadow)] != [tuple(q.shape) for q in ema.shadow_params]:
+        raise InputError(f'{path}: averaged weights do not belong to this model; delete this checkpoint, or start over')
+    ema.shadow_params = [shadow[k].to(q.device) for k, q in zip(sorted(shadow), ema.shadow_params)]
+    ema.optimization_step = step
 
 # %% ../nbs/30_train.ipynb #050e38ee
 @contextlib.contextmanager
@@ -193,7 +232,6 @@ def agreed(acc, flag) -> bool:
 def asking(acc, seconds) -> int:
     "Ask for a stop every so many steps: each step for one process, else about every five seconds, the same in all."
     return 1 if acc.num_processes == 1 else max(1, int(5/max(float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean')), 1e-6)))
-
 
 # %% ../nbs/30_train.ipynb #90c8af1c
 PLAIN = Method('the one step on a uniform grid', None)
@@ -245,7 +283,6 @@ def shared(
     mine = list(range(together.process_index, n, together.num_processes))
     got = dict(gather_object(list(zip(mine, f(mine))) if mine else []))
     return [got[i] for i in range(n)]
-
 
 # %% ../nbs/30_train.ipynb #d2d58eb3
 class PairLoss(nn.Module):
@@ -322,16 +359,53 @@ class Log:
     names = ('step', 'loss', 'lr', 'grad_norm', 'mix_shift', 'mix_spread', 'seconds', 'val_psnr')
     def __init__(self, path, step=0, more=()):
         self.path, self.names = Path(path), (*self.names, *more)
-        kept = [l for l in self.path.read_text().splitlines()[1:] if int(l.split(',')[0]) <= step] if step and self.path.is_file() else []
-        with atomic(self.path) as tmp: Path(tmp).write_text('\n'.join([','.join(self.names), *kept]) + '\n')
-    def add(self, **row):
-        with self.path.open('a') as f: f.write(','.join(str(row.get(k, '')) for k in self.names) + '\n')
+        kept, lost = old_rows(self.path, step) if step else ([], '')
+        if step and (lost or not kept): print(f"{self.path}: {lost or 'holds no rows'}; the log goes on from step {step}")
+        if step and not kept: kept = [dict(step=step)]
+        self.write([','.join(self.names), *map(self.line, kept)], whole=True)
+
+    def line(self, row:dict) -> str: return ','.join(str(row.get(k, '')) for k in self.names)
+
+    def write(self, lines, whole=False):
+        "Add lines, or write the file anew; raises InputError if the disk is full."
+        try:
+            if not whole:
+                with self.path.open('a', encoding='utf-8') as f: f.write('\n'.join(lines) + '\n')
+                return
+            with atomic(self.path) as tmp: Path(tmp).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+        except OSError as e:
+            raise InputError(f'{self.path}: cannot be written ({e.strerror or first_line(e)}); free space and continue with resume') from None
+
+    def add(self, **row): self.write([self.line(row)])
+
+def old_rows(
+    path,     # log.csv of a run that is continued
+    step:int, # finished steps
+):            # rows up to `step` as dicts, what was lost in words
+    "The rows of an earlier log that can be used: whole, of numbers, in rising order."
+    try: text = Path(path).read_text(encoding='utf-8', errors='replace').replace('\0', '?')
+    except OSError as e: return [], f'cannot be read ({e.strerror})'
+    header, *rows = [line.split(',') for line in text.splitlines()] or [[]]
+    if 'step' not in header: return [], 'is damaged, its rows are lost'
+    kept, bad, last = [], 0, 0
+    for row in rows:
+        one = dict(zip(header, row))
+        whole = len(row) == len(header) and one['step'].isdecimal() and all(map(is_entry, row))
+        if not whole or int(one['step']) <= last: bad += 1
+        elif int(one['step']) <= step: kept.append(one)
+        last = int(one['step']) if whole else last
+    return kept, f'{bad} damaged rows are left out' if bad else ''
+
+def is_entry(text:str) -> bool:
+    "Is this a number, or nothing?"
+    try: return text == '' or len(text) < 40 and float(text) is not None
+    except ValueError: return False
 
 def read_log(out):
     "The log of a run as a DataFrame; attrs['seconds'] counts all parts of a continued run."
     import pandas as pd
     frame = pd.read_csv(Path(out)/'log.csv')
-    frame.attrs['seconds'] = json.loads((checkpoints(Path(out)/'checkpoints')[-1]/'state.json').read_text())['seconds']
+    frame.attrs['seconds'] = read_state(checkpoints(Path(out)/'checkpoints')[-1])['seconds']
     return frame
 
 def psnr_of(pred, truth):
