@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['scales', 'Facts', 'small', 'some_values', 'spread_of', 'facts_of', 'some_names', 'find_equal', 'find_few_values',
            'relation', 'other_scale', 'factor_text', 'find_scale', 'placed', 'usual_one', 'find_place',
-           'pairs_information', 'exchanged_of', 'find_exchanged', 'local_agreement', 'find_contrast', 'find_faults']
+           'pairs_information', 'exchanged_of', 'find_exchanged', 'above', 'local_agreement', 'find_contrast',
+           'find_faults']
 
 # %% ../nbs/39_faults.ipynb #18325ca7
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def facts_of(
         same(truth, source) and not flat, mark, str(kind), float(truth.max()), some_values(truth),
         (a[1] - a[0])/units[0]/wide if wide else np.nan, (*b, *a))
 
-# %% ../nbs/39_faults.ipynb #73f67377
+# %% ../nbs/39_faults.ipynb #5a832f0e
 def some_names(names, most=3) -> str:
     "A few names and how many more there are."
     names = list(names)
@@ -110,10 +111,8 @@ def find_equal(facts) -> list:
                    f' ({len(twice)} such groups): one of them counts twice')
     return out
 
-def find_few_values(facts, masks=False, stated=False) -> list:
+def find_few_values(facts, stated=False) -> list:
     "Grey truths that are masks or label maps, and truths that use less than half of their number type."
-    if masks:
-        return []
     few = [f for f in facts if f.values]
     if len(few) == len(facts) and max(len(f.values) for f in few) > 1:
         found = sorted({v for f in few for v in f.values})
@@ -134,11 +133,11 @@ def find_few_values(facts, masks=False, stated=False) -> list:
             f' decibels count from the full range and come out {gain:.0f} dB too high;'
             f' state the range that is used: --window 0:{hi}']
 
-# %% ../nbs/39_faults.ipynb #ffe5dded
+# %% ../nbs/39_faults.ipynb #1c5a55f6
 scales = {v: k for k, v in {
     '255': 255., '1/255': 1/255, '257': 257., '1/257': 1/257, '65535': 65535., '1/65535': 1/65535,
     '16': 16., '1/16': 1/16, '1000': 1e3, '1/1000': 1e-3, '100': 100., '1/100': .01,
-    '10': 10., '1/10': .1, '2': 2., '1/2': .5}.items()}
+    '4': 4., '1/4': .25, '10': 10., '1/10': .1, '2': 2., '1/2': .5}.items()}
 
 def relation(f) -> tuple:
     "Correlation of a small translation with its truth, ratio of their spreads, offset over the rest (in spreads of the rest), offset in file units."
@@ -163,7 +162,7 @@ def factor_text(ratio, r) -> str:
     near_by = abs(np.log(usual/ratio)) < .03 - np.log(r)
     return f'{ratio:.3g}' + (f' (about {scales[usual]})' if near_by else '')
 
-def find_scale(facts, stated=False) -> list:
+def find_scale(facts) -> list:
     "Translations that are the truth times a factor, or plus a constant."
     about = [relation(f) for f in facts]
     r, ratio, far, offset = (np.array(v) for v in zip(*about))
@@ -284,15 +283,23 @@ def find_exchanged(facts) -> tuple:
     return [f'{len(found)} of {tried} translations fit the truth of another subject better than their own:'
             f' {text}{more}; exchanged names, or files in another order?'], {a.name for a, *_ in found}
 
-# %% ../nbs/39_faults.ipynb #0a4068a6
-def local_agreement(f, size=7) -> tuple:
+# %% ../nbs/39_faults.ipynb #9890f71f
+def above(v, share=.1):
+    "1. where a picture is above a share of its range, else 0."
+    lo, hi = np.percentile(v, [1, 99])
+    return (v > lo + share*(hi - lo)).astype(float)
+
+def local_agreement(f, size=5) -> tuple:
     "Correlation in small windows, weighted by the contrast in both pictures: mean, and mean of its amount."
     from scipy.ndimage import uniform_filter
     p, t = (np.asarray(v[:, 0], float) for v in (f.pred, f.truth))
     mean = lambda v: uniform_filter(v, (0, size, size))
     dp, dt = p - mean(p), t - mean(t)
     vp, vt, both = mean(dp*dp), mean(dt*dt), mean(dp*dt)
-    weight = np.sqrt(np.maximum(vp*vt, 0))
+    inside = mean(above(p)*above(t)) > 1 - .5/size**2
+    if inside.sum() < 100:
+        return 1., 0.
+    weight = np.sqrt(np.maximum(vp*vt, 0))*inside
     if not weight.sum() > 0:
         return 1., 0.
     r = np.where(weight > 1e-9*weight.max(), both/np.maximum(weight, 1e-30), 0.)
@@ -304,24 +311,28 @@ def find_contrast(facts) -> list:
     if not facts:
         return []
     r, amount = np.array([local_agreement(f) for f in facts]).T
-    odd = (amount > .4) & (r < .4*amount)
+    odd = (amount > .4) & (r < .35*amount) | (amount > .3) & (r < -.1)
     if odd.mean() <= .5:
         return []
     return [f'the translations have the structure of the truth in other grey values ({odd.sum()} of {len(facts)} files:'
             f' correlation {np.median(amount[odd]):.2f} in small windows without its sign, {np.median(r[odd]):+.2f} with it):'
             f' is one of the two folders another contrast or modality, or inverted?']
 
-# %% ../nbs/39_faults.ipynb #95e5e455
+# %% ../nbs/39_faults.ipynb #e7fdfe0e
 def find_faults(
     facts,               # list of Facts, one per case
     masks:bool=False,    # pictures of masks: 0 and 1
-    stated:bool=False,   # the window was given as numbers
+    stated:bool=False,   # a window was given: how much of the number type is used is known
+    scaled:bool=False,   # the translations have a stated scale of their own: factors and offsets are meant
     most:int=200,        # pictures are compared of so many cases, evenly chosen
 ) -> list:               # one line per fault, gravest first
     "Ask all questions of a cohort."
     if not facts:
         return []
-    out = find_equal(facts) + find_few_values(facts, masks, stated)
+    equal = find_equal(facts)
+    out = equal + find_few_values(facts, stated)
+    if masks:                                                     # two masks may well be equal
+        out = equal[:1] if all(f.equal or not f.print for f in facts) else []
     if all(f.equal for f in facts):
         return out
     pick = np.unique(np.linspace(0, len(facts) - 1, most).round().astype(int)) if len(facts) > most else range(len(facts))
@@ -333,5 +344,5 @@ def find_faults(
     if masks:
         return out
     grey = [f for f in facts if not f.values]
-    out += find_scale(grey, stated) if grey else []
+    out += find_scale(grey) if grey and not scaled else []
     return out + (find_contrast(some) if not everywhere and len(who) < .3*len(facts) else [])
