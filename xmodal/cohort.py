@@ -353,7 +353,9 @@ def evaluate_cases(
     per = per or ('volume' if protocol == 'synthrad' and not is_image(cases[0].truth) else 'image')
     if per not in ('image', 'volume'): raise InputError(f"per: {per!r}; give 'image' or 'volume'")
     line, short = subject_hint(cases)
-    notes = [*[line]*bool(line), *(notes_on(cases, window, pred_window, hu, progress) if look else [])]
+    notes = [line]*bool(line)
+    if look:
+        notes += notes_on(cases, window, pred_window, hu, progress)
     where = []
     def every():
         for c in tqdm(cases, desc=f'measuring ({protocol})', disable=not progress, leave=False):
@@ -388,9 +390,9 @@ def evaluate_mask_cases(
     df = measure_cases(every(), lambda p, t, step: measure_labels(p, t, step, tolerance, classes))
     df.insert(2, 'name', [cases[i].name for i in df['image']])
     line, short = subject_hint(cases)
-    df.attrs['protocol'] = mask_protocol(1. if volume else None, tolerance)
-    df.attrs['protocol'] += f'; {coding.text}'*bool(coding and coding.text) + f'; {short}'*bool(short)
-    df.attrs['notes'] = [*[line]*bool(line), *(coding.notes if coding else []), *mask_notes(facts, agree, classes, df)]
+    said = [mask_protocol(1. if volume else None, tolerance), coding.text if coding else '', short]
+    notes = [line, *(coding.notes if coding else []), *mask_notes(facts, agree, classes, df)]
+    df.attrs.update(protocol='; '.join(filter(None, said)), notes=list(filter(None, notes)))
     return df
 
 def as_stack(v, volume):
