@@ -56,7 +56,7 @@ def grey(root, f=lambda p, i: p, n=6, ending='.png', form=bytes_of, name='sub-{:
 def brains(root, f=lambda v, a, i: (v, a), n=4, ending='.nii.gz', kind=np.float32):
     "The same of small volumes."
     for i in range(n):
-        t = 1000*scene(i, 40, 44, 24)
+        t = 1000*np.clip(scene(i, 40, 44, 24) - .3, 0, None)
         p, a = f(t + 20*np.random.default_rng(90 + i).normal(size=t.shape), np.diag([2., 2., 2., 1.]), i)
         save(root/'t'/f'sub-{i:02d}_T2w.nii.gz', t.astype(np.float32))
         (root/'p').mkdir(exist_ok=True)

@@ -32,7 +32,8 @@ SUBJECT = (
     r'|Bra[Tt][Ss]1\d_[A-Za-z0-9]+_[A-Za-z0-9]+_\d+|TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}|\d+_\d+_P'
     r'|(?<![A-Za-z])(?i:case|patient|subject|subj|sub|pat|pt)[-_]?\d+)')
 ENDINGS = (*NIFTI_ENDINGS, *IMAGE_ENDINGS)
-OTHER_ENDINGS = tuple('.jpg .jpeg .bmp .gif .webp .jp2 .mha .mhd .nrrd .mgz .npy .npz .dcm .h5 .mat'.split())
+OTHER_ENDINGS = tuple(
+    '.jpg .jpeg .bmp .gif .webp .jp2 .mha .mhd .nrrd .mgz .npy .npz .dcm .h5 .mat'.split())
 
 def bare(path):
     "Path without its image ending."
@@ -54,8 +55,10 @@ def is_map(path, there) -> bool:
     m = re.fullmatch('(.+)_(std|mix)', bare(path).name)
     return bool(m) and path.parent/m[1] in there
 
+# %% ../nbs/45_cohort.ipynb #627dd28c
 def files_of(root, what:str) -> dict:
-    "Name -> path of the NIfTI, PNG and TIFF files at or below `root`, without maps beside a translation; raises InputError if there are none, or a name occurs twice."
+    """Name -> path of the NIfTI, PNG and TIFF files at or below `root`, without maps beside a
+    translation; raises InputError if there are none, or a name occurs twice."""
     root, found = Path(root), {}
     if not root.exists():
         raise InputError(f'{root}: no such file or folder ({what})')
@@ -67,19 +70,25 @@ def files_of(root, what:str) -> dict:
             continue
         name = stem_of(p)
         if name in found:
-            raise InputError(f'{p}: {found[name]} has the same name; give folders in which each name occurs once')
+            raise InputError(
+                f'{p}: {found[name]} has the same name; give folders in which each name occurs '
+                f'once')
         found[name] = p
     if not found:
         raise InputError(f"{root}: holds no {', '.join(ENDINGS)} file ({what})")
     other = [q for q in every if q.name.lower().endswith(OTHER_ENDINGS)]
     if other and root.is_dir():
-        warnings.warn(f'{root}: {len(other)} files of kinds that are not read here are left out (first: {other[0].name}); convert them to PNG, TIFF or NIfTI')
+        warnings.warn(
+            f'{root}: {len(other)} files of kinds that are not read here are left out (first: '
+            f'{other[0].name}); convert them to PNG, TIFF or NIfTI')
     return found
 
 KINDS = r'[_-](T1w?|T2w?|T1ce|PDw?|FLAIR|CT|CBCT|MRI?|PET|SAR|optical|image|mask|d?seg|labels?|synth|pred|truth)$'
 
+# %% ../nbs/45_cohort.ipynb #7b28631f
 def common_names(one:dict, other:dict) -> tuple:
-    "Both tables under names that they share: whole names, or names without the word for the kind of image; raises InputError where that is ambiguous."
+    """Both tables under names that they share: whole names, or names without the word for the
+    kind of image; raises InputError where that is ambiguous."""
     if set(one) & set(other) or not one or not other: return one, other
     if len(one) == len(other) == 1:
         (a, p), (b, q) = *one.items(), *other.items()
@@ -91,7 +100,10 @@ def common_names(one:dict, other:dict) -> tuple:
         less = {}
         for name, p in table.items():
             key = re.sub(KINDS, '', name, flags=re.I)
-            if key in less: raise InputError(f'{p} and {less[key].name}: both would be {key!r}; name the files of both folders alike')
+            if key in less:
+                raise InputError(
+                    f'{p} and {less[key].name}: both would be {key!r}; name the files of both '
+                    f'folders alike')
             less[key] = p
         short.append(less)
     return tuple(short)
@@ -111,10 +123,15 @@ class Case:
     grouped: bool = False # the subject was found by a `group` that was given
 
 def subject_in(name:str, group=None) -> str:
-    "The subject in a file name; raises InputError if `group` is no regular expression or finds nothing."
+    """The subject in a file name; raises InputError if `group` is no regular expression or finds
+    nothing."""
     try: m = re.search(group or SUBJECT, name)
-    except re.error as e: raise InputError(f'group {group!r} is not a regular expression ({e})') from None
-    if group and not (m and m.groups() and m[1]): raise InputError(f'{name}: group {group!r} does not find a subject in this name; it needs one group in parentheses that matches')
+    except re.error as e:
+        raise InputError(f'group {group!r} is not a regular expression ({e})') from None
+    if group and not (m and m.groups() and m[1]):
+        raise InputError(
+            f'{name}: group {group!r} does not find a subject in this name; it needs one group '
+            f'in parentheses that matches')
     return m[1] if m else name
 
 def translated(path) -> bool:
@@ -126,21 +143,30 @@ def translated(path) -> bool:
     return note.is_file() and 'xmodal' in read_json(note)
 
 def check_order(preds:dict, truths:dict):
-    "Raise InputError if the truth was made by xmodal and the translations were not; warn if names say that the two are of different kinds."
+    """Raise InputError if the truth was made by xmodal and the translations were not; warn if
+    names say that the two are of different kinds."""
     made = [any(translated(p) for p in list(side.values())[:3]) for side in (preds, truths)]
     first = next(iter(truths.values()))
     if made == [False, True]:
-        raise InputError(f'{first}: given as truth, but it is a translation made by xmodal; the order is translations first, then the truth')
+        raise InputError(
+            f'{first}: given as truth, but it is a translation made by xmodal; the order is '
+            f'translations first, then the truth')
     if all(made):
-        warnings.warn(f'{first}: the truth is a translation made by xmodal too; this compares two translations')
+        warnings.warn(
+            f'{first}: the truth is a translation made by xmodal too; this compares two '
+            f'translations')
     for name in set(preds) & set(truths):
         kinds = [re.search(KINDS, stem_of(side[name]), flags=re.I) for side in (preds, truths)]
         if '_desc-synth' in preds[name].name and all(kinds) and kinds[0][1].lower() != kinds[1][1].lower():
-            warnings.warn(f'{preds[name].name}: its name says {kinds[0][1]}, that of its truth {kinds[1][1]} ({truths[name].name}): the wrong modality as truth?')
+            warnings.warn(
+                f'{preds[name].name}: its name says {kinds[0][1]}, that of its truth '
+                f'{kinds[1][1]} ({truths[name].name}): the wrong modality as truth?')
             return
 
+# %% ../nbs/45_cohort.ipynb #25f5f1fa
 def subject_hint(cases) -> tuple:
-    "A line if files that count as a subject each have names of fewer, and the same in short; ('', '') otherwise."
+    """A line if files that count as a subject each have names of fewer, and the same in short;
+    ('', '') otherwise."""
     own = [c.name for c in cases if c.subject == c.name and not c.grouped]
     for pattern in (r'^(.+)[_-][A-Za-z]*\d+$', r'^(.+?)[_-]', r'^(.*\d.*[A-Za-z])\d+$'):
         heads = [m[1] for n in own if (m := re.match(pattern, n))]
@@ -149,11 +175,14 @@ def subject_hint(cases) -> tuple:
             continue
         if any(re.search(r'\d', h) for h in some) or len(some) >= 5:
             shown = ', '.join(some[:3]) + ', ...'*(len(some) > 3)
-            return (f'{len(own)} files count as {len(own)} subjects, but their names look like {len(some)} ({shown}); '
+            return (
+                f'{len(own)} files count as {len(own)} subjects, but their names look like '
+                f'{len(some)} ({shown}); '
                     f'if those are people, scenes or modules, n and ± are wrong: give group {pattern!r} (--group)',
                     f'{len(own)} FILES COUNT AS {len(own)} SUBJECTS, NAMES LOOK LIKE {len(some)}')
     return '', ''
 
+# %% ../nbs/45_cohort.ipynb #0126a1ad
 def match(
     pred, truth,                          # folders (searched with everything below) or single files
     source=None, mask=None, labels=None,  # further folders, matched by the same names
@@ -163,54 +192,77 @@ def match(
 ) -> list:                                # Cases, sorted by name
     "Pair two folders by name; raises InputError naming the first file without a partner."
     if Path(pred).exists() and Path(pred).resolve() == Path(truth).resolve():
-        raise InputError(f'{pred}: given as translations and as truth; give two folders, translations first')
+        raise InputError(
+            f'{pred}: given as translations and as truth; give two folders, translations first')
     extra, pairs = {}, common_names(files_of(pred, 'translations'), files_of(truth, 'truth'))
     check_order(*pairs)
     sides = dict(zip(('translation', 'truth'), pairs))
     for one, other in (('translation', 'truth'), ('truth', 'translation')):
         lone = sorted(set(sides[one]) - set(sides[other]))
-        if lone and not (partial and one == 'truth'): raise InputError(f'{sides[one][lone[0]]}: has no {other}' + (f' (and {len(lone) - 1} more)' if len(lone) > 1 else '') + ('; a missing translation must not leave the mean: translate it, or say partial' if one == 'truth' else '; remove it, or name the files of both folders alike'))
+        if lone and not (partial and one == 'truth'):
+            raise InputError(
+                f'{sides[one][lone[0]]}: has no {other}' + (f' (and {len(lone) - 1} more)' if len(lone) > 1 else '') + (
+                '; a missing translation must not leave the mean: translate it, or say '
+                'partial' if one == 'truth' else
+                    '; remove it, or name the files of both folders alike'))
     names = sorted(set(pairs[0]) & set(pairs[1]))
     for k, root in dict(source=source, mask=mask, labels=labels, std=std).items():
         if root is None: continue
         found = files_of(root, k); mine, theirs = common_names({stem_of(pairs[1][n]): pairs[1][n] for n in names}, found)
         back = {str(p): n for n, p in mine.items()}; extra[k] = {n: theirs.get(back[str(pairs[1][n])]) for n in names}
         gone = [n for n in names if extra[k][n] is None]
-        if gone: raise InputError(f'{root}: holds no {k} for {pairs[1][gone[0]].name}' + (f' (and {len(gone) - 1} more)' if len(gone) > 1 else '') + '; add it, or leave the folder away')
+        if gone:
+            raise InputError(
+                f'{root}: holds no {k} for {pairs[1][gone[0]].name}' + (f' (and {len(gone) - 1} more)' if len(gone) > 1 else '') + '; add it, or leave the folder away')
     return [Case(subject_in(stem_of(pairs[1][n]), group), n or stem_of(pairs[1][n]), pairs[0][n], pairs[1][n], **{k: v[n] for k, v in extra.items()}, grouped=bool(group)) for n in names]
 
 # %% ../nbs/45_cohort.ipynb #d7cd6094
 def read_one(path, constant=False):
-    "Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the canonical image; raises InputError. `constant`: a volume of one value is allowed."
+    """Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the
+    canonical image; raises InputError. `constant`: a volume of one value is allowed."""
     if is_image(path): return (*load_image(path), None)
     img = load_volume(path, constant=constant)
     return np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0)[:, ::-1, ::-1], np.dtype('float32'), img
 
 def check_grids(one, other, name_one, name_other, mask=False):
-    "Raise InputError unless two results of `read_one` have one shape, one kind of number, one affine; a mask may have other channels and numbers."
+    """Raise InputError unless two results of `read_one` have one shape, one kind of number, one
+    affine; a mask may have other channels and numbers."""
     (a, da, ia), (b, db, ib) = one, other
-    if (ia is None) != (ib is None): raise InputError(f'{name_one}: an image and a volume cannot be compared ({name_other})')
-    if a.shape != b.shape and not (mask and ia is None and a.shape[1:] == b.shape[1:]): raise InputError(f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid')
+    if (ia is None) != (ib is None):
+        raise InputError(f'{name_one}: an image and a volume cannot be compared ({name_other})')
+    if a.shape != b.shape and not (mask and ia is None and a.shape[1:] == b.shape[1:]):
+        raise InputError(
+            f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid')
     if ia is None:
-        if da != db and not mask: raise InputError(f'{name_one}: {da}, but {name_other} is {db}; save both in one kind of number')
+        if da != db and not mask:
+            raise InputError(
+                f'{name_one}: {da}, but {name_other} is {db}; save both in one kind of number')
         return
     corners = np.array([[i, j, k, 1] for i in (0, ia.shape[0] - 1) for j in (0, ia.shape[1] - 1) for k in (0, ia.shape[2] - 1)]) @ (ia.affine - ib.affine).T
     far, voxel = np.sqrt((corners[:, :3]**2).sum(1)).max(), np.sqrt((ia.affine[:3, :3]**2).sum(0)).min()
-    if far > .01*voxel + 1e-3: raise InputError(f'{name_one}: the affine places voxels up to {far:.2f} mm away from those of {name_other}; one of the two headers is wrong, or resample first')
+    if far > .01*voxel + 1e-3:
+        raise InputError(
+            f'{name_one}: the affine places voxels up to {far:.2f} mm away from those of '
+            f'{name_other}; one of the two headers is wrong, or resample first')
 
 def one_channel(v, path, any_of=False):
     "(C, H, W) mask or label map as (H, W): channels must be alike, or (masks) any of them counts."
     if any_of:
         return v.any(0)
     if (v != v[:1]).any():
-        raise InputError(f'{path}: a colour image, whose channels differ, is no label map; save the values as one channel')
+        raise InputError(
+            f'{path}: a colour image, whose channels differ, is no label map; save the values '
+            f'as one channel')
     return v[0]
 
 def fixed_window(rule):
     "The Window of a rule that needs no image: LO:HI or hu; raises InputError for any other."
     if rule is None or isinstance(rule, Window): return rule
     try: return window_of(np.zeros(1), rule) if rule == 'hu' or re.fullmatch(r'-?[\d.]+(e-?\d+)?:-?[\d.]+(e-?\d+)?', str(rule)) else 1/0
-    except (ZeroDivisionError, InputError): raise InputError(f'pred_window {rule!r}: state two fixed numbers LO:HI, or hu; a window found on each translation would hide its errors') from None
+    except (ZeroDivisionError, InputError):
+        raise InputError(
+            f'pred_window {rule!r}: state two fixed numbers LO:HI, or hu; a window found on '
+            f'each translation would hide its errors') from None
 
 # %% ../nbs/45_cohort.ipynb #2ac6bb36
 def truth_window(case, truth, window=None) -> Window:
@@ -220,13 +272,17 @@ def truth_window(case, truth, window=None) -> Window:
     except InputError as e:
         raise InputError(f'{case.truth}: {e}') from None
 
+# %% ../nbs/45_cohort.ipynb #fc54f879
 def read_case(
     case,             # a Case
     window=None,      # rule for the truth: percentile, minmax, dtype, hu, LO:HI; default percentile (volumes), dtype (images)
     pred_window=None, # LO:HI or hu: the translation's own scale; default: the window of the truth
-) -> dict:            # pred, truth, [source, mask, labels]: (S, H, W) or (C, H, W); window: of the truth
-    "Read one case, scaled to [-1, 1] by stated windows; raises InputError for whatever does not fit."
-    truth, pred = read_one(case.truth), read_one(case.pred, constant=True)          # a translation that is all one value is wrong, not missing
+# pred, truth, [source, mask, labels]: (S, H, W) or (C, H, W); window: of the truth
+) -> dict:
+    """Read one case, scaled to [-1, 1] by stated windows; raises InputError for whatever does
+    not fit."""
+    # a translation that is all one value is wrong, not missing
+    truth, pred = read_one(case.truth), read_one(case.pred, constant=True)
     check_grids(pred, truth, case.pred, case.truth)
     w = truth_window(case, truth, window)
     v = fixed_window(pred_window) or w
@@ -241,11 +297,14 @@ def read_case(
         out[k] = m != 0 if k == 'mask' else m.astype(int)
     if case.std is not None:
         m = read_one(case.std, constant=True); check_grids(m, pred, case.std, case.pred, mask=True); out['std'] = 2*m[0]/(v.hi - v.lo)
-        if (m[0] < 0).any(): raise InputError(f'{case.std}: holds negative numbers, which are no standard deviations')
-    if case.source is not None: s = read_one(case.source); out['source'] = s[0] if s[0].shape == truth[0].shape else None
+        if (m[0] < 0).any():
+            raise InputError(
+                f'{case.std}: holds negative numbers, which are no standard deviations')
+    if case.source is not None:
+        s = read_one(case.source); out['source'] = s[0] if s[0].shape == truth[0].shape else None
     return out
 
-# %% ../nbs/45_cohort.ipynb #84559760
+# %% ../nbs/45_cohort.ipynb #c903975f
 def is_stated(window) -> bool:
     "Is the window of the truth two numbers, which no image has a say in?"
     return window is not None and (window == 'hu' or ':' in str(window).removeprefix('slice:'))
@@ -266,7 +325,9 @@ def hu_rule(hu, window, pred_window) -> str:
         except InputError:
             same = False
         if not same:
-            raise InputError(f'{name} {given}: with hu the files are in Hounsfield units and {lo:g}:{hi:g} is their window; leave {name} away')
+            raise InputError(
+                f'{name} {given}: with hu the files are in Hounsfield units and {lo:g}:{hi:g} '
+                f'is their window; leave {name} away')
     return f'{lo!r}:{hi!r}'
 
 def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list:
@@ -277,7 +338,9 @@ def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list
         truth, pred = read_one(c.truth), read_one(c.pred, constant=True)
         check_grids(pred, truth, c.pred, c.truth)
         if hu and truth[1].kind in 'ub':
-            raise InputError(f'{c.truth}: {truth[1]} holds no numbers below 0, so these are no Hounsfield units; save them as TIFF (int16, float32) or NIfTI')
+            raise InputError(
+                f'{c.truth}: {truth[1]} holds no numbers below 0, so these are no Hounsfield '
+                f'units; save them as TIFF (int16, float32) or NIfTI')
         w = truth_window(c, truth, window)
         v = fixed_window(pred_window) or w
         source = None if c.source is None else read_one(c.source, constant=True)[0]
@@ -286,27 +349,40 @@ def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list
             (v.hi - v.lo, w.hi - w.lo)))
     return out
 
+# %% ../nbs/45_cohort.ipynb #90ffa021
 def check_spans(facts, cases, stated=False) -> list:
-    "Lines about translations that span far more or less than their truth; raises InputError if most do and no units are stated."
+    """Lines about translations that span far more or less than their truth; raises InputError if
+    most do and no units are stated."""
     spans = np.array([f.span for f in facts])
     odd = (spans > 5) | (spans > 0) & (spans < 1/20)
     if stated or not odd.any():
         return []
     first = int(np.flatnonzero(odd)[0])
     if odd.mean() <= .5:
-        return [f'{cases[k].pred.name}: values span {spans[k]:.3g} times those of its truth, unlike the other files; is it a nearly uniform one, or of another unit?'
+        return [
+            f'{cases[k].pred.name}: values span {spans[k]:.3g} times those of its truth, '
+            f'unlike the other files; is it a nearly uniform one, or of another unit?'
                 for k in np.flatnonzero(odd)]
     lo, hi, a, b = np.median([f.reach for f in facts], axis=0)
-    numbers = ' '.join(f'--{n} {u:.4g}:{max(v, np.nextafter(u, np.inf)):.4g}' for n, u, v in (('window', lo, hi), ('pred-window', a, b)))
-    raise InputError(f'{cases[first].pred}: values span {spans[first]:.3g} times those of {cases[first].truth} (as in {odd.sum()} of {len(facts)} files); another unit? state the scales of truth and translation with window and pred_window, such as {numbers}')
+    numbers = ' '.join(
+        f'--{n} {u:.4g}:{max(v, np.nextafter(u, np.inf)):.4g}' for n, u, v in (('window', lo, hi), ('pred-window', a, b)))
+    raise InputError(
+        f'{cases[first].pred}: values span {spans[first]:.3g} times those of '
+        f'{cases[first].truth} (as in {odd.sum()} of {len(facts)} files); another unit? state '
+        f'the scales of truth and translation with window and pred_window, such as {numbers}')
 
+# %% ../nbs/45_cohort.ipynb #e2b60ed4
 def notes_on(cases, window=None, pred_window=None, hu=None, progress=True) -> list:
-    "Lines that belong beside the result of these cases; raises InputError for what is certainly wrong."
+    """Lines that belong beside the result of these cases; raises InputError for what is
+    certainly wrong."""
     facts = survey(cases, window, pred_window, hu, progress)
     stated = is_stated(window)
     out = check_spans(facts, cases, stated) + find_faults(facts, stated=window is not None, scaled=pred_window is not None)
     if hu and not is_image(cases[0].truth) and min(f.reach[0] for f in facts) > -500:
-        out.insert(0, f'no truth holds air (their lowest values lie at {min(f.reach[0] for f in facts):.0f} HU): an offset of 1024 is lost, or these are no Hounsfield units')
+        out.insert(0,
+            f'no truth holds air (their lowest values lie at '
+            f'{min(f.reach[0] for f in facts):.0f} HU): an offset of 1024 is lost, or these '
+            f'are no Hounsfield units')
     return out
 
 # %% ../nbs/45_cohort.ipynb #bea8ca2a
@@ -315,24 +391,36 @@ def left_out(truth, cases) -> int:
     return len(files_of(truth, 'truth')) - len(cases)
 
 def slices_of(case, per='image', min_foreground=0.05, **windows):
-    "Yields (pred, truth, mask, slice number or None) of one case: its slices, the whole volume, or the image."
+    """Yields (pred, truth, mask, slice number or None) of one case: its slices, the whole
+    volume, or the image."""
     d = read_case(case, **windows); m = d.get('mask')
-    if m is not None and not m.any(): raise InputError(f'{case.mask}: no pixel is marked, so there is nothing to measure; leave this case out')
+    if m is not None and not m.any():
+        raise InputError(
+            f'{case.mask}: no pixel is marked, so there is nothing to measure; leave this case '
+            f'out')
     if is_image(case.truth) or per == 'volume':
         yield d['pred'], d['truth'], m, None
         return
     keep = ((d['truth'] > -.8).mean((1, 2)) >= min_foreground) & (True if m is None else m.any((1, 2)))
-    if not keep.any(): raise InputError(f'{case.truth}: no slice shows anything (5 % of the pixels above a tenth of the window' + (', inside the mask)' if m is not None else ')') + '; check the window')
-    for k in np.flatnonzero(keep): yield d['pred'][k], d['truth'][k], None if m is None else m[k], int(k)
+    if not keep.any():
+        raise InputError(
+            f'{case.truth}: no slice shows anything (5 % of the pixels above a tenth of the '
+            f'window' + (', inside the mask)' if m is not None else ')') + '; check the window')
+    for k in np.flatnonzero(keep):
+        yield d['pred'][k], d['truth'][k], None if m is None else m[k], int(k)
 
+# %% ../nbs/45_cohort.ipynb #071e8678
 def check_cases(cases):
     "Raise InputError if there are no cases, or images and volumes together."
     if not cases:
         raise InputError('no translation has a truth of the same name: nothing to measure')
     odd = [c for c in cases if is_image(c.truth) != is_image(cases[0].truth)]
     if odd:
-        raise InputError(f'{odd[0].truth}: images and volumes in one folder ({cases[0].truth.name}); evaluate them apart')
+        raise InputError(
+            f'{odd[0].truth}: images and volumes in one folder ({cases[0].truth.name}); '
+            f'evaluate them apart')
 
+# %% ../nbs/45_cohort.ipynb #01ad66c9
 def evaluate_cases(
     cases,                # from `match`
     protocol:str='fixed', # row of protocols.protocols
@@ -343,7 +431,8 @@ def evaluate_cases(
     look:bool=True,       # look at the pictures for faults (`notes_on`) before measuring
     **options,            # of the protocol: crop, hu
 ) -> Evaluation:
-    "Measure cases under a protocol; raises InputError naming the file that cannot be measured. Faults that are likely stand in `.notes`."
+    """Measure cases under a protocol; raises InputError naming the file that cannot be measured.
+    Faults that are likely stand in `.notes`."""
     from dataclasses import replace
     from tqdm.auto import tqdm
     check_cases(cases)
@@ -364,7 +453,9 @@ def evaluate_cases(
     e = evaluate(every(), (-1, 1), protocol, **options)
     for i, col in enumerate(('name', 'slice')): e.rows.insert(2 + i, col, [w[i] for w in where])
     rule = window or ('dtype' if is_image(cases[0].truth) else 'percentile')
-    scale = f'scaled by {rule} of each truth' + (f', translations by {pred_window}' if pred_window else '') + (f'; {missing} truths without a translation left out' if missing else '')
+    scale = f'scaled by {rule} of each truth' + (
+        f', translations by {pred_window}' if pred_window else '') + (
+        f'; {missing} truths without a translation left out' if missing else '')
     unit = 'image' if is_image(cases[0].truth) else 'volume' if per == 'volume' else 'slice'
     label = f"{e.label.replace('per image', f'per {unit}')}; {scale}" + f'; {short}'*bool(short)
     return replace(e, label=label, notes=tuple(notes))
@@ -375,8 +466,10 @@ def evaluate_mask_cases(
     tolerance:float=2,  # of lines, in pixels (images) or mm (volumes)
     classes:dict=None,  # value -> name, for label maps
     progress=True,
-):                      # DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol']
-    "Measure masks against masks; raises InputError naming the file. How grey translations were cut stands in the protocol, faults that are likely in .attrs['notes']."
+# DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol']
+):
+    """Measure masks against masks; raises InputError naming the file. How grey translations were
+    cut stands in the protocol, faults that are likely in .attrs['notes']."""
     from tqdm.auto import tqdm
     check_cases(cases)
     volume, facts, agree = not is_image(cases[0].truth), [], []
@@ -395,6 +488,7 @@ def evaluate_mask_cases(
     df.attrs.update(protocol='; '.join(filter(None, said)), notes=list(filter(None, notes)))
     return df
 
+# %% ../nbs/45_cohort.ipynb #e79608e7
 def as_stack(v, volume):
     "A mask as (S, H, W), or (1, H, W)."
     v = np.asarray(v, dtype=np.float32)
@@ -403,16 +497,22 @@ def as_stack(v, volume):
 def mask_notes(facts, agree, classes, df) -> list:
     "What is likely wrong with the masks of a cohort."
     if not any(f.truth.any() for f in facts):
-        return ['all truths are empty: there is nothing to find, and an empty translation is perfect']
+        return [
+            'all truths are empty: there is nothing to find, and an empty translation is '
+            'perfect']
     if not classes and np.median(agree) < .2:
-        return [f'translation and truth are each other\'s opposite ({1 - np.median(agree):.0%} of the pixels): are the masks inverted?']
+        return [
+            f'translation and truth are each other\'s opposite ({1 - np.median(agree):.0%} of '
+            f'the pixels): are the masks inverted?']
     out = find_faults(facts, masks=True)
     for name in (classes or {}).values():
         g = df[df.label == name]
         if g.both_empty.sum() + g.invented.sum() == len(g):
-            out.append(f'class {name} occurs in no truth; its scores only say whether it was invented')
+            out.append(
+                f'class {name} occurs in no truth; its scores only say whether it was invented')
     return out
 
+# %% ../nbs/45_cohort.ipynb #df5e3103
 @dataclass(frozen=True)
 class MaskCoding:
     "How the numbers of a cohort's translations become masks: above the middle of 0 to `top`."
@@ -421,27 +521,37 @@ class MaskCoding:
     notes: tuple
 
 def mask_coding(cases) -> MaskCoding:
-    "Look at all files of a cohort, because one of them alone (an empty mask) cannot say whether 1 or 255 is the mask; raises InputError naming a file that is no mask."
+    """Look at all files of a cohort, because one of them alone (an empty mask) cannot say
+    whether 1 or 255 is the mask; raises InputError naming a file that is no mask."""
     tops, grey, between, dark = set(), [], [], set()
     for c in cases:
         p, t = read_one(c.pred, constant=True), read_one(c.truth, constant=True)
         check_grids(p, t, c.pred, c.truth, mask=True)
         found = np.unique(t[0])
         if len(found) > 2 or len(found) == 2 and found[0] != 0:
-            raise InputError(f'{c.truth}: holds {values_text(found)}, but a binary mask has the value 0 and one other; {mask_remedy(found)}')
+            raise InputError(
+                f'{c.truth}: holds {values_text(found)}, but a binary mask has the value 0 and '
+                f'one other; {mask_remedy(found)}')
         dark |= set(found[found != 0].tolist())
         found = np.unique(p[0])
         if found[0] < 0:
-            raise InputError(f'{c.pred}: holds {values_text(found)}; masks and probabilities have no values below 0: save them as 0 to 1 or 0 to 255')
+            raise InputError(
+                f'{c.pred}: holds {values_text(found)}; masks and probabilities have no values '
+                f'below 0: save them as 0 to 1 or 0 to 255')
         tops |= set(found[-1:][found[-1:] > 0].tolist())
         if len(found) > 2 or len(found) == 2 and found[0] != 0:
             grey.append((c, found, p[1]))
             between.append(float(((p[0] > .1*found[-1]) & (p[0] < .9*found[-1])).mean()))
     top = max(tops, default=1.)
-    notes = [f'truths of different coding: {values_text(np.array(sorted(dark)))} stand for the mask; everything above 0 counts'] if len(dark) > 1 else []
+    notes = [
+        f'truths of different coding: {values_text(np.array(sorted(dark)))} stand for the '
+        f'mask; everything above 0 counts'] if len(dark) > 1 else []
     if not grey:
         if len(tops) > 1 and not tops <= {1., 255.}:
-            raise InputError(f'{cases[0].pred.parent}: masks of different coding, with the values {values_text(np.array(sorted(tops)))}; save all as 0 and 255, or give classes if these are labels')
+            raise InputError(
+                f'{cases[0].pred.parent}: masks of different coding, with the values '
+                f'{values_text(np.array(sorted(tops)))}; save all as 0 and 255, or give '
+                f'classes if these are labels')
         return MaskCoding(None if len(tops) > 1 else top, '', tuple(notes))
     return grey_coding(grey, between, top, notes)
 
@@ -449,14 +559,22 @@ def grey_coding(grey, between, top, notes) -> MaskCoding:
     "The coding of translations with grey values: probabilities from 0 to 1, 255 or 65535."
     c, found, kind = grey[0]
     if 1 < top <= 16 and all((v == np.round(v)).all() for _, v, _ in grey):
-        raise InputError(f'{c.pred}: holds {values_text(found)}, which is a label map; name its values with classes (--classes 1:name,2:name)')
+        raise InputError(
+            f'{c.pred}: holds {values_text(found)}, which is a label map; name its values with '
+            f'classes (--classes 1:name,2:name)')
     full = next((v for v in (1., 255., 65535.) if top <= v), None)
     if full is None:
-        raise InputError(f'{c.pred}: holds values up to {top:g}; masks are 0 and 1 or 0 and 255, probabilities lie from 0 to 1 or 0 to 255')
+        raise InputError(
+            f'{c.pred}: holds values up to {top:g}; masks are 0 and 1 or 0 and 255, '
+            f'probabilities lie from 0 to 1 or 0 to 255')
     if np.median(between) > .2:
-        notes.append(f'{len(grey)} translations are grey images: {np.median(between):.0%} of their pixels are neither dark nor bright; they are cut at {full/2:g}. Are these masks at all?')
+        notes.append(
+            f'{len(grey)} translations are grey images: {np.median(between):.0%} of their '
+            f'pixels are neither dark nor bright; they are cut at {full/2:g}. Are these masks '
+            f'at all?')
     return MaskCoding(full, f'{len(grey)} grey translations cut at {full/2:g}', tuple(notes))
 
+# %% ../nbs/45_cohort.ipynb #c141e5e5
 def values_text(found) -> str:
     "The first values of a list as text."
     return ', '.join(f'{v:g}' for v in found[:6]) + f' and {len(found) - 6} more'*(len(found) > 6)
@@ -475,10 +593,15 @@ def check_labels(v, path, classes):
     bad = [(k, n) for k, n in zip(found, counts) if k != 0 and int(k) not in classes]
     if bad:
         named = ', '.join(f'{k}:{n}' for k, n in classes.items())
-        raise InputError(f'{path}: holds the value {bad[0][0]:g} ({bad[0][1]} pixels' + f', and {len(bad) - 1} more values'*(len(bad) > 1) + f'), which the classes {named} do not name; add it to the classes, or map it to one of them')
+        raise InputError(
+            f'{path}: holds the value {bad[0][0]:g} ({bad[0][1]} pixels' + f', and {len(bad) - 1} more values'*(len(bad) > 1) +
+            f'), which the classes {named} do not name; add it to the classes, or map it to '
+            f'one of them')
 
+# %% ../nbs/45_cohort.ipynb #2e6c40e1
 def read_masks(case, classes=None, coding=None):
-    "Translation and truth of one case as masks (boolean, or whole numbers with `classes`), and the voxel size in mm (None for images)."
+    """Translation and truth of one case as masks (boolean, or whole numbers with `classes`), and
+    the voxel size in mm (None for images)."""
     p, t = read_one(case.pred, constant=True), read_one(case.truth, constant=True)
     check_grids(p, t, case.pred, case.truth, mask=True)
     step = None if t[2] is None else tuple(np.sqrt((t[2].affine[:3, :3]**2).sum(0))[::-1])
@@ -492,19 +615,23 @@ def read_masks(case, classes=None, coding=None):
     top = coding.top or float(p[0].max()) or 1.
     return flat(p[0]) > top/2, flat(t[0]) > 0, step
 
+# %% ../nbs/45_cohort.ipynb #08fb17e7
 def error_by_label(
     cases,       # from `match`, with labels
     names=None,  # value -> name; default: the numbers
     progress=True, **windows, # window, pred_window of `read_case`
-):               # DataFrame: subject, name, label, share (of the pixels), mae (share of the range), bias (signed)
+# DataFrame: subject, name, label, share (of the pixels), mae (share of the range), bias (signed)
+):
     "Mean absolute and mean signed error inside each class of a label map."
     import pandas as pd
     from tqdm.auto import tqdm
     rows = []
     for c in tqdm(cases, desc='error by class', disable=not progress, leave=False):
-        if c.labels is None: raise InputError(f'{c.truth}: has no label map; give a folder of labels')
+        if c.labels is None:
+            raise InputError(f'{c.truth}: has no label map; give a folder of labels')
         d = read_case(c, **windows); lab = np.broadcast_to(d['labels'], d['truth'].shape)
-        for k in np.unique(lab): rows.append(dict(subject=c.subject, name=c.name, label=(names or {}).get(int(k), str(int(k))), share=float((lab == k).mean()), mae=mae(d['pred'], d['truth'], (-1, 1), lab == k), bias=float((d['pred'] - d['truth'])[lab == k].mean()/2)))
+        for k in np.unique(lab):
+            rows.append(dict(subject=c.subject, name=c.name, label=(names or {}).get(int(k), str(int(k))), share=float((lab == k).mean()), mae=mae(d['pred'], d['truth'], (-1, 1), lab == k), bias=float((d['pred'] - d['truth'])[lab == k].mean()/2)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/45_cohort.ipynb #2b94e8ec
@@ -513,20 +640,29 @@ def calibration(
     samples:int, # draws that mean and standard deviation were made of
     bins:int=10,
     progress=True, **windows, # window, pred_window of `read_case`
-):               # DataFrame: subject, bin, spread, error (root mean squares, shares of the range), n, ratio, covered
-    "Error against the spread of several draws, in bins of voxels with equal spread; raises InputError."
+# DataFrame: subject, bin, spread, error (root mean squares, shares of the range), n, ratio, covered
+):
+    """Error against the spread of several draws, in bins of voxels with equal spread; raises
+    InputError."""
     import pandas as pd
     from tqdm.auto import tqdm
-    if samples < 2: raise InputError(f'samples: {samples}; a standard deviation needs two draws or more')
+    if samples < 2:
+        raise InputError(f'samples: {samples}; a standard deviation needs two draws or more')
     rows, seen = [], []
     for c in tqdm(cases, desc='calibration', disable=not progress, leave=False):
-        if c.std is None: raise InputError(f'{c.pred}: has no standard deviation beside it; translate with several samples, and give their folder as std')
+        if c.std is None:
+            raise InputError(
+                f'{c.pred}: has no standard deviation beside it; translate with several '
+                f'samples, and give their folder as std')
         v = read_case(c, **windows); keep = np.array(np.broadcast_to(v.get('mask', True), v['truth'].shape))
-        if not is_image(c.truth): keep &= ((v['truth'] > -.8).mean((1, 2)) >= .05)[:, None, None]                          # the slices that are measured
+        if not is_image(c.truth):
+            # the slices that are measured
+            keep &= ((v['truth'] > -.8).mean((1, 2)) >= .05)[:, None, None]
         seen.append((c.subject, (v['std'][keep]/2*float(np.sqrt(1 + 1/samples))).astype(np.float32), np.abs(v['pred'] - v['truth'])[keep].astype(np.float32)/2))
     some = np.concatenate([s[::max(1, s.size//100_000)] for _, s, _ in seen]); edges = np.quantile(some, np.linspace(0, 1, bins + 1)[1:-1])
     for who in dict.fromkeys(s for s, _, _ in seen):
         s, e = (np.concatenate([v[k] for v in seen if v[0] == who]) for k in (1, 2)); at = np.searchsorted(edges, s, side='right')
         whole = dict(ratio=float(np.sqrt((e**2).mean()/max((s**2).mean(), 1e-20))), covered=float((e <= 1.96*s).mean()))
-        for b in np.unique(at): rows.append(dict(subject=who, bin=int(b), spread=float(np.sqrt((s[at == b]**2).mean())), error=float(np.sqrt((e[at == b]**2).mean())), n=int((at == b).sum()), **whole))
+        for b in np.unique(at):
+            rows.append(dict(subject=who, bin=int(b), spread=float(np.sqrt((s[at == b]**2).mean())), error=float(np.sqrt((e[at == b]**2).mean())), n=int((at == b).sum()), **whole))
     return pd.DataFrame(rows)
