@@ -159,6 +159,7 @@ def read_classes(text) -> dict:
             raise InputError(f'--classes {text}: {twice[0]!r} occurs twice or is empty; give every value one name')
     return dict(pairs)
 
+# %% ../nbs/60_cli.ipynb #c4255b8f
 def evaluate_as_masks(a, cases, missing, bars) -> tuple:
     "Table, protocol, scores and notes of masks; prints them."
     from pathlib import Path
@@ -177,6 +178,7 @@ def evaluate_as_masks(a, cases, missing, bars) -> tuple:
     scores = {f'{Path(a.pred).name} {n}'.strip(): summary(g) for n, g in groups}
     return rows, label, scores, rows.attrs['notes']
 
+# %% ../nbs/60_cli.ipynb #eaff4a8e
 def evaluate(a) -> int:
     "xmodal evaluate"
     from pathlib import Path
@@ -206,6 +208,7 @@ def evaluate(a) -> int:
         print(f"written: {a.out} (metrics.json, rows.csv)")
     return 0
 
+# %% ../nbs/60_cli.ipynb #ed9d2c76
 def report(a) -> int:
     "xmodal report"
     from xmodal.collect import collect, write_report

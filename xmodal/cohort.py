@@ -488,7 +488,7 @@ def evaluate_mask_cases(
     df.attrs.update(protocol='; '.join(filter(None, said)), notes=list(filter(None, notes)))
     return df
 
-# %% ../nbs/45_cohort.ipynb #e79608e7
+# %% ../nbs/45_cohort.ipynb #4798636a
 def as_stack(v, volume):
     "A mask as (S, H, W), or (1, H, W)."
     v = np.asarray(v, dtype=np.float32)
@@ -512,7 +512,7 @@ def mask_notes(facts, agree, classes, df) -> list:
                 f'class {name} occurs in no truth; its scores only say whether it was invented')
     return out
 
-# %% ../nbs/45_cohort.ipynb #df5e3103
+# %% ../nbs/45_cohort.ipynb #bc41a935
 @dataclass(frozen=True)
 class MaskCoding:
     "How the numbers of a cohort's translations become masks: above the middle of 0 to `top`."
@@ -574,7 +574,7 @@ def grey_coding(grey, between, top, notes) -> MaskCoding:
             f'at all?')
     return MaskCoding(full, f'{len(grey)} grey translations cut at {full/2:g}', tuple(notes))
 
-# %% ../nbs/45_cohort.ipynb #c141e5e5
+# %% ../nbs/45_cohort.ipynb #14bef2e3
 def values_text(found) -> str:
     "The first values of a list as text."
     return ', '.join(f'{v:g}' for v in found[:6]) + f' and {len(found) - 6} more'*(len(found) > 6)
@@ -598,7 +598,7 @@ def check_labels(v, path, classes):
             f'), which the classes {named} do not name; add it to the classes, or map it to '
             f'one of them')
 
-# %% ../nbs/45_cohort.ipynb #2e6c40e1
+# %% ../nbs/45_cohort.ipynb #592d24dc
 def read_masks(case, classes=None, coding=None):
     """Translation and truth of one case as masks (boolean, or whole numbers with `classes`), and
     the voxel size in mm (None for images)."""
@@ -615,7 +615,7 @@ def read_masks(case, classes=None, coding=None):
     top = coding.top or float(p[0].max()) or 1.
     return flat(p[0]) > top/2, flat(t[0]) > 0, step
 
-# %% ../nbs/45_cohort.ipynb #08fb17e7
+# %% ../nbs/45_cohort.ipynb #52ca0e5b
 def error_by_label(
     cases,       # from `match`, with labels
     names=None,  # value -> name; default: the numbers
