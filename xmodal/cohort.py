@@ -163,12 +163,12 @@ def check_order(preds:dict, truths:dict):
                 f'{kinds[1][1]} ({truths[name].name}): the wrong modality as truth?')
             return
 
-# %% ../nbs/45_cohort.ipynb #25f5f1fa
+# %% ../nbs/45_cohort.ipynb #50b64607
 def subject_hint(cases) -> tuple:
     """A line if files that count as a subject each have names of fewer, and the same in short;
     ('', '') otherwise."""
     own = [c.name for c in cases if c.subject == c.name and not c.grouped]
-    for pattern in (r'^(.+)[_-][A-Za-z]*\d+$', r'^(.+?)[_-]', r'^(.*\d.*[A-Za-z])\d+$'):
+    for pattern in ('^(.+)[_-][A-Za-z]*[0-9]+$', '^(.+?)[_-]', '^(.*[0-9].*[A-Za-z])[0-9]+$'):
         heads = [m[1] for n in own if (m := re.match(pattern, n))]
         some = sorted(set(heads))
         if len(heads) < max(2, len(own)) or len(heads) < 1.5*len(some):
