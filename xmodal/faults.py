@@ -15,7 +15,7 @@ import numpy as np
 
 from .check import best_flip, best_shift, mutual_information, quantise, small_picture
 
-# %% ../nbs/39_faults.ipynb #9862f8fb
+# %% ../nbs/39_faults.ipynb #8c24af2e
 @dataclass(frozen=True)
 class Facts:
     "What is kept of one case: small pictures in file units, and a few numbers."
@@ -34,6 +34,7 @@ class Facts:
     span: float          # spread (1st to 99th percentile) of the translation over that of the truth
     reach: tuple         # 1st and 99th percentile of truth and translation, file units
 
+# %% ../nbs/39_faults.ipynb #8120faeb
 def small(v, volume:bool):
     """(S, H, W) volume or (C, H, W) image -> (n, 1, h, w) means over blocks, and the size of a
     block."""
@@ -86,7 +87,7 @@ def facts_of(
         same(truth, source) and not flat, mark, str(kind), float(truth.max()), some_values(truth),
         (a[1] - a[0])/units[0]/wide if wide else np.nan, (*b, *a))
 
-# %% ../nbs/39_faults.ipynb #606c131e
+# %% ../nbs/39_faults.ipynb #d83072df
 def some_names(names, most=3) -> str:
     "A few names and how many more there are."
     names = list(names)
@@ -143,7 +144,7 @@ def find_few_values(facts, stated=False) -> list:
             f' decibels count from the full range and come out {gain:.0f} dB too high;'
             f' state the range that is used: --window 0:{hi}']
 
-# %% ../nbs/39_faults.ipynb #bf54feda
+# %% ../nbs/39_faults.ipynb #716d6ed4
 scales = {v: k for k, v in {
     '255': 255., '1/255': 1/255, '257': 257., '1/257': 1/257, '65535': 65535., '1/65535': 1/65535,
     '16': 16., '1/16': 1/16, '1000': 1e3, '1/1000': 1e-3, '100': 100., '1/100': .01,
@@ -176,6 +177,7 @@ def factor_text(ratio, r) -> str:
     near_by = abs(np.log(usual/ratio)) < .03 - np.log(r)
     return f'{ratio:.3g}' + (f' (about {scales[usual]})' if near_by else '')
 
+# %% ../nbs/39_faults.ipynb #fe99e611
 def find_scale(facts) -> list:
     "Translations that are the truth times a factor, or plus a constant."
     about = [relation(f) for f in facts]
@@ -202,7 +204,7 @@ def find_scale(facts) -> list:
         f'{f.name}: the translation lies {o:+.4g} from its truth everywhere, unlike the others'
                   for f, o, e in zip(facts, offset, level) if e]
 
-# %% ../nbs/39_faults.ipynb #9481d96a
+# %% ../nbs/39_faults.ipynb #c0bb025f
 def has_picture(f, least) -> bool:
     "Do translation and truth show anything, on so many rows and columns?"
     return min(f.pred.shape[-2:]) >= least and f.pred.std() > 0 and f.truth.std() > 0
@@ -218,6 +220,7 @@ def placed(f) -> dict:
         chance=mutual_information(a, np.roll(b, (h//2, w//2), (-2, -1))),
         shift=shift, gain=gain, flip=flip, more=more, reach=reach)
 
+# %% ../nbs/39_faults.ipynb #39a7f280
 def usual_one(values, most=.5):
     "The most frequent of the values, if more than a share of them are it; else None."
     if not values:
@@ -268,7 +271,7 @@ def find_place(facts) -> tuple:
                 if o and t['gain'] > .08 and max(np.abs(t['shift'])) < t['reach']]
     return out, bool(flip or step)
 
-# %% ../nbs/39_faults.ipynb #f7ec57bf
+# %% ../nbs/39_faults.ipynb #fa5c3dd5
 def pairs_information(part) -> tuple:
     """Of cases of one shape: own information, that with the most similar truth of another
     subject, which one that is, and that with strangers."""
@@ -288,6 +291,7 @@ def pairs_information(part) -> tuple:
     strangers = np.array([info(i, (i + 1 + n//2) % n) for i in range(n)])
     return own, other, best, float(np.percentile(strangers, 25))
 
+# %% ../nbs/39_faults.ipynb #76703efc
 def swapped_of(part) -> list:
     "(case, better case, own information, its information) of cases of one shape."
     own, other, best, chance = pairs_information(part)
@@ -320,7 +324,7 @@ def find_swapped(facts) -> tuple:
         f'their own:'
             f' {text}{more}; exchanged names, or files in another order?'], {a.name for a, *_ in found}
 
-# %% ../nbs/39_faults.ipynb #3d46fd32
+# %% ../nbs/39_faults.ipynb #ea99860f
 def above(v, share=.1):
     "1. where a picture is above a share of its range, else 0."
     lo, hi = np.percentile(v, [1, 99])
@@ -358,7 +362,7 @@ def find_contrast(facts) -> list:
             f' correlation {np.median(amount[odd]):.2f} in small windows without its sign, {np.median(r[odd]):+.2f} with it):'
             f' is one of the two folders another contrast or modality, or inverted?']
 
-# %% ../nbs/39_faults.ipynb #aceaf545
+# %% ../nbs/39_faults.ipynb #0236c2b9
 def find_faults(
     facts,               # list of Facts, one per case
     masks:bool=False,    # pictures of masks: 0 and 1
