@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['scales', 'Facts', 'small', 'some_values', 'spread_of', 'facts_of', 'some_names', 'find_equal', 'find_few_values',
-           'relation', 'other_scale', 'factor_text', 'find_scale', 'placed', 'usual_one', 'find_place',
-           'pairs_information', 'exchanged_of', 'find_exchanged', 'local_agreement', 'find_contrast', 'find_faults']
+           'relation', 'other_scale', 'factor_text', 'find_scale', 'has_picture', 'placed', 'usual_one', 'find_place',
+           'pairs_information', 'swapped_of', 'find_swapped', 'above', 'local_agreement', 'find_contrast',
+           'find_faults']
 
 # %% ../nbs/39_faults.ipynb #18325ca7
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 
 from .check import best_flip, best_shift, mutual_information, quantise, small_picture
 
-# %% ../nbs/39_faults.ipynb #422b3fa8
+# %% ../nbs/39_faults.ipynb #8c24af2e
 @dataclass(frozen=True)
 class Facts:
     "What is kept of one case: small pictures in file units, and a few numbers."
@@ -33,8 +34,10 @@ class Facts:
     span: float          # spread (1st to 99th percentile) of the translation over that of the truth
     reach: tuple         # 1st and 99th percentile of truth and translation, file units
 
+# %% ../nbs/39_faults.ipynb #8120faeb
 def small(v, volume:bool):
-    "(S, H, W) volume or (C, H, W) image -> (n, 1, h, w) means over blocks, and the size of a block."
+    """(S, H, W) volume or (C, H, W) image -> (n, 1, h, w) means over blocks, and the size of a
+    block."""
     v = np.asarray(v, dtype=np.float32)
     if volume:
         v = v[np.unique(np.linspace(0, len(v) - 1, 16).round().astype(int))]
@@ -50,7 +53,8 @@ def small(v, volume:bool):
 
 def some_values(v, most=16) -> tuple:
     "The values of an array, if they are whole numbers and at most 16; else ()."
-    few = np.unique(v[..., ::7, ::7])                             # most arrays are grey: a look is enough
+    # most arrays are grey: a look is enough
+    few = np.unique(v[..., ::7, ::7])
     if len(few) > most:
         return ()
     found = np.unique(v)
@@ -68,7 +72,7 @@ def facts_of(
     source=None,         # the same of the source, if there is one
     kind='float32',      # number type of the truth's file
     volume:bool=False,   # first axis: slices
-    units=(1., 1.),      # width of the window of translation and truth: spreads are compared in these
+    units=(1., 1.),      # widths of the windows of translation and truth
 ) -> Facts:
     "What the questions below need to know about one case."
     import hashlib
@@ -83,7 +87,7 @@ def facts_of(
         same(truth, source) and not flat, mark, str(kind), float(truth.max()), some_values(truth),
         (a[1] - a[0])/units[0]/wide if wide else np.nan, (*b, *a))
 
-# %% ../nbs/39_faults.ipynb #73f67377
+# %% ../nbs/39_faults.ipynb #d83072df
 def some_names(names, most=3) -> str:
     "A few names and how many more there are."
     names = list(names)
@@ -91,12 +95,15 @@ def some_names(names, most=3) -> str:
     return ', '.join(names[:most]) + more
 
 def find_equal(facts) -> list:
-    "Translations that are the truth or the source, a truth that is the source, truths that occur twice."
+    """Translations that are the truth or the source, a truth that is the source, truths that
+    occur twice."""
     out, n = [], len(facts)
     for key, text in (
         ('equal', 'equal their truth in every voxel: a copy of the truth was given as translation'),
         ('copied', 'equal their source in every voxel: nothing was translated'),
-        ('given', 'have a truth that equals their source in every voxel: the folder of sources was given as truth'),
+        ('given',
+            'have a truth that equals their source in every voxel: the folder of sources was '
+            'given as truth'),
     ):
         found = [f.name for f in facts if getattr(f, key)]
         if found:
@@ -110,17 +117,18 @@ def find_equal(facts) -> list:
                    f' ({len(twice)} such groups): one of them counts twice')
     return out
 
-def find_few_values(facts, masks=False, stated=False) -> list:
-    "Grey truths that are masks or label maps, and truths that use less than half of their number type."
-    if masks:
-        return []
+def find_few_values(facts, stated=False) -> list:
+    """Grey truths that are masks or label maps, and truths that use less than half of their
+    number type."""
     few = [f for f in facts if f.values]
     if len(few) == len(facts) and max(len(f.values) for f in few) > 1:
         found = sorted({v for f in few for v in f.values})
         binary = len(found) == 2 and found[0] == 0
         what = 'binary masks' if binary else 'label maps'
         remedy = 'masks (--masks)' + ('' if binary else ' with classes (--classes 1:name,2:name)')
-        return [f'all {len(facts)} truths hold only the values {", ".join(f"{v:g}" for v in found)}:'
+        return [
+            f'all {len(facts)} truths hold only the values '
+            f'{", ".join(f"{v:g}" for v in found)}:'
                 f' these look like {what}; measure them as {remedy}']
     unsigned = {f.kind for f in facts} & {'uint8', 'uint16', 'uint32'}
     if stated or len({f.kind for f in facts}) > 1 or not unsigned:
@@ -130,27 +138,32 @@ def find_few_values(facts, masks=False, stated=False) -> list:
         return []
     hi = 2**int(np.ceil(np.log2(top + 1))) - 1
     gain = 20*np.log10(full/hi)
-    return [f'the largest of all truths is {top:g}, less than half of the range of {facts[0].kind} (0 to {full}):'
+    return [
+        f'the largest of all truths is {top:g}, less than half of the range of {facts[0].kind} '
+        f'(0 to {full}):'
             f' decibels count from the full range and come out {gain:.0f} dB too high;'
             f' state the range that is used: --window 0:{hi}']
 
-# %% ../nbs/39_faults.ipynb #ffe5dded
+# %% ../nbs/39_faults.ipynb #716d6ed4
 scales = {v: k for k, v in {
     '255': 255., '1/255': 1/255, '257': 257., '1/257': 1/257, '65535': 65535., '1/65535': 1/65535,
     '16': 16., '1/16': 1/16, '1000': 1e3, '1/1000': 1e-3, '100': 100., '1/100': .01,
-    '10': 10., '1/10': .1, '2': 2., '1/2': .5}.items()}
+    '4': 4., '1/4': .25, '10': 10., '1/10': .1, '2': 2., '1/2': .5}.items()}
 
 def relation(f) -> tuple:
-    "Correlation of a small translation with its truth, ratio of their spreads, offset over the rest (in spreads of the rest), offset in file units."
+    """Correlation of a small translation with its truth, ratio of their spreads, offset over the
+    rest (in spreads of the rest), offset in file units."""
     p, t = (np.asarray(v, float).ravel() for v in (f.pred, f.truth))
     if p.std() < 1e-9 or t.std() < 1e-9:
         return 0., np.nan, 0., 0.
     r = float(np.corrcoef(p, t)[0, 1])
     rest = p - t
-    return r, float(p.std()/t.std()), float(rest.mean()/max(rest.std(), 1e-9*t.std())), float(rest.mean())
+    far = rest.mean()/max(rest.std(), 1e-9*t.std())
+    return r, float(p.std()/t.std()), float(far), float(rest.mean())
 
 def other_scale(r, ratio) -> bool:
-    "Is the spread of a translation that follows its truth too large or too small for a translation?"
+    """Is the spread of a translation that follows its truth too large or too small for a
+    translation?"""
     if not np.isfinite(ratio) or r < .6:
         return False
     if r > .9:
@@ -158,32 +171,44 @@ def other_scale(r, ratio) -> bool:
     return ratio > 2/r or ratio < r/2
 
 def factor_text(ratio, r) -> str:
-    "A factor in words, with the usual one that blur or noise of this correlation would turn into it."
+    """A factor in words, with the usual one that blur or noise of this correlation would turn
+    into it."""
     usual = min(scales, key=lambda v: abs(np.log(v/ratio)))
     near_by = abs(np.log(usual/ratio)) < .03 - np.log(r)
     return f'{ratio:.3g}' + (f' (about {scales[usual]})' if near_by else '')
 
-def find_scale(facts, stated=False) -> list:
+# %% ../nbs/39_faults.ipynb #fe99e611
+def find_scale(facts) -> list:
     "Translations that are the truth times a factor, or plus a constant."
     about = [relation(f) for f in facts]
     r, ratio, far, offset = (np.array(v) for v in zip(*about))
     odd = np.array([other_scale(a, b) for a, b in zip(r, ratio)])
-    remedy = 'save them in the units of the truth, or state their scale with pred_window (--pred-window LO:HI)'
+    remedy = ('save them in the units of the truth,'
+              ' or state their scale with pred_window (--pred-window LO:HI)')
     if odd.mean() > .5:
         usual = float(np.median(ratio[odd]))
         return [f'the translations are {factor_text(usual, np.median(r[odd]))} times the truth'
-                f' ({odd.sum()} of {len(facts)} files, correlation {np.median(r[odd]):.2f}): another unit? {remedy}']
-    out = [f'{f.name}: the translation is {factor_text(b, a)} times its truth (correlation {a:.2f}), unlike the others'
+                f' ({odd.sum()} of {len(facts)} files, correlation '
+                f'{np.median(r[odd]):.2f}): another unit? {remedy}']
+    out = [
+        f'{f.name}: the translation is {factor_text(b, a)} times its truth (correlation '
+        f'{a:.2f}), unlike the others'
            for f, a, b, o in zip(facts, r, ratio, odd) if o and a > .9 and not 1/1.8 < b < 1.8]
     width = np.array([max(f.reach[1] - f.reach[0], 1e-12) for f in facts])
     level = (np.abs(far) > 2) & (np.abs(offset) > .02*width) & (r > .9)
     if level.mean() > .5:
         return [*out, f'the translations lie {np.median(offset[level]):+.4g} from the truth'
-                f' ({level.sum()} of {len(facts)} files, everywhere alike): an offset that was lost or added? {remedy}']
-    return out + [f'{f.name}: the translation lies {o:+.4g} from its truth everywhere, unlike the others'
+                f' ({level.sum()} of {len(facts)} files, everywhere alike): an offset that '
+                f'was lost or added? {remedy}']
+    return out + [
+        f'{f.name}: the translation lies {o:+.4g} from its truth everywhere, unlike the others'
                   for f, o, e in zip(facts, offset, level) if e]
 
-# %% ../nbs/39_faults.ipynb #98a9a271
+# %% ../nbs/39_faults.ipynb #c0bb025f
+def has_picture(f, least) -> bool:
+    "Do translation and truth show anything, on so many rows and columns?"
+    return min(f.pred.shape[-2:]) >= least and f.pred.std() > 0 and f.truth.std() > 0
+
 def placed(f) -> dict:
     "Information of a case as it is, by accident, and at its best flip and shift."
     a, b = quantise(f.truth), quantise(f.pred)
@@ -191,9 +216,11 @@ def placed(f) -> dict:
     reach = int(max(1, min(8, h//4, w//4)))
     (shift, gain), (flip, more) = best_shift(a, b, reach), best_flip(a, b)
     return dict(
-        own=mutual_information(a, b), chance=mutual_information(a, np.roll(b, (h//2, w//2), (-2, -1))),
+        own=mutual_information(a, b),
+        chance=mutual_information(a, np.roll(b, (h//2, w//2), (-2, -1))),
         shift=shift, gain=gain, flip=flip, more=more, reach=reach)
 
+# %% ../nbs/39_faults.ipynb #39a7f280
 def usual_one(values, most=.5):
     "The most frequent of the values, if more than a share of them are it; else None."
     if not values:
@@ -202,14 +229,16 @@ def usual_one(values, most=.5):
     return top if values.count(top) > most*len(values) else None
 
 def find_place(facts) -> tuple:
-    "Flips and shifts of the cohort, or of single files: lines, and whether they are of the whole cohort."
-    use = [f for f in facts if min(f.pred.shape[-2:]) >= 12 and f.pred.std() > 0 and f.truth.std() > 0]
+    """Flips and shifts of the cohort, or of single files: lines, and whether they are of the
+    whole cohort."""
+    use = [f for f in facts if has_picture(f, 12)]
     if not use:
         return [], False
     table = [placed(f) for f in use]
     of = lambda k: np.array([t[k] for t in table])
     chance = np.median(of('chance'))
-    strength = np.median(np.maximum(of('own') + np.maximum(of('more'), 0), of('own') + of('gain'))) - chance
+    best = of('own') + np.maximum(np.maximum(of('more'), 0), of('gain'))
+    strength = np.median(best) - chance
     if strength < .05:
         return [], False
     fits = lambda k: of('own') + of(k) > chance + .6*strength
@@ -229,21 +258,27 @@ def find_place(facts) -> tuple:
     pixels = lambda f, t: f'{t["shift"][0]*f.block:+d} rows and {t["shift"][1]*f.block:+d} columns'
     if step:
         k = [t['shift'] for t in table].index(step)
-        out.append(f'the translations fit their truth better when moved by about {pixels(use[k], table[k])}'
+        out.append(
+            f'the translations fit their truth better when moved by about '
+            f'{pixels(use[k], table[k])}'
                    f' ({moved.sum()} of {n} files): a crop or padding on one side only?')
     elif not flip:
-        out += [f'{f.name}: the translation fits its truth better when moved by about {pixels(f, t)}'
+        out += [
+            f'{f.name}: the translation fits its truth better when moved by about '
+            f'{pixels(f, t)}'
                 f' ({t["own"]:.2f} -> {t["own"] + t["gain"]:.2f} nats)'
                 for f, t, o in zip(use, table, moved)
                 if o and t['gain'] > .08 and max(np.abs(t['shift'])) < t['reach']]
     return out, bool(flip or step)
 
-# %% ../nbs/39_faults.ipynb #22c6aaa8
+# %% ../nbs/39_faults.ipynb #fa5c3dd5
 def pairs_information(part) -> tuple:
-    "Of cases of one shape: own information, that with the most similar truth of another subject, which one that is, and that with strangers."
+    """Of cases of one shape: own information, that with the most similar truth of another
+    subject, which one that is, and that with strangers."""
     n = len(part)
     pictures = lambda key: np.stack([
-        np.concatenate([small_picture(v) for v in getattr(f, key)[len(f.truth)//4:][:8]]) for f in part])
+        np.concatenate([small_picture(v) for v in getattr(f, key)[len(f.truth)//4:][:8]])
+        for f in part])
     P, T = pictures('pred'), pictures('truth')
     who = np.array([f.subject for f in part])
     alike = np.where(who[:, None] == who[None], -np.inf, P @ T.T)
@@ -256,7 +291,8 @@ def pairs_information(part) -> tuple:
     strangers = np.array([info(i, (i + 1 + n//2) % n) for i in range(n)])
     return own, other, best, float(np.percentile(strangers, 25))
 
-def exchanged_of(part) -> list:
+# %% ../nbs/39_faults.ipynb #76703efc
+def swapped_of(part) -> list:
     "(case, better case, own information, its information) of cases of one shape."
     own, other, best, chance = pairs_information(part)
     strength = np.percentile(np.maximum(own, other), 60) - chance
@@ -264,35 +300,48 @@ def exchanged_of(part) -> list:
         return []
     better = (other - own > max(.3*strength, .08)) & (other > chance + .6*strength)
     sure = better & (other - own > .5*strength) & (other > chance + .9*strength)
-    closed = [k for k in np.flatnonzero(better) if better[best[k]] and list(best[better]).count(best[k]) == 1]
+    alone = lambda k: list(best[better]).count(best[k]) == 1
+    closed = [k for k in np.flatnonzero(better) if better[best[k]] and alone(k)]
     found = sorted({*closed, *np.flatnonzero(sure).tolist()})
     return [(part[i], part[best[i]], own[i], other[i]) for i in found]
 
-def find_exchanged(facts) -> tuple:
+def find_swapped(facts) -> tuple:
     "Translations that fit the truth of another subject better than their own: lines, and names."
-    use = [f for f in facts if f.pred.std() > 0 and f.truth.std() > 0 and min(f.truth.shape[-2:]) >= 16]
+    use = [f for f in facts if has_picture(f, 16)]
     found, tried = [], 0
     for shape in {f.truth.shape for f in use}:
         part = [f for f in use if f.truth.shape == shape]
         if len(part) > 1:
             tried += len(part)
-            found += exchanged_of(part)
+            found += swapped_of(part)
     if not found:
         return [], set()
-    text = '; '.join(f'{a.name} fits {b.name} ({own:.2f} -> {best:.2f} nats)' for a, b, own, best in found[:3])
+    text = '; '.join(
+        f'{a.name} fits {b.name} ({own:.2f} -> {best:.2f} nats)' for a, b, own, best in found[:3])
     more = f' and {len(found) - 3} more' if len(found) > 3 else ''
-    return [f'{len(found)} of {tried} translations fit the truth of another subject better than their own:'
+    return [
+        f'{len(found)} of {tried} translations fit the truth of another subject better than '
+        f'their own:'
             f' {text}{more}; exchanged names, or files in another order?'], {a.name for a, *_ in found}
 
-# %% ../nbs/39_faults.ipynb #0a4068a6
-def local_agreement(f, size=7) -> tuple:
-    "Correlation in small windows, weighted by the contrast in both pictures: mean, and mean of its amount."
+# %% ../nbs/39_faults.ipynb #ea99860f
+def above(v, share=.1):
+    "1. where a picture is above a share of its range, else 0."
+    lo, hi = np.percentile(v, [1, 99])
+    return (v > lo + share*(hi - lo)).astype(float)
+
+def local_agreement(f, size=5) -> tuple:
+    """Correlation in small windows, weighted by the contrast in both pictures: mean, and mean of
+    its amount."""
     from scipy.ndimage import uniform_filter
     p, t = (np.asarray(v[:, 0], float) for v in (f.pred, f.truth))
     mean = lambda v: uniform_filter(v, (0, size, size))
     dp, dt = p - mean(p), t - mean(t)
     vp, vt, both = mean(dp*dp), mean(dt*dt), mean(dp*dt)
-    weight = np.sqrt(np.maximum(vp*vt, 0))
+    inside = mean(above(p)*above(t)) > 1 - .5/size**2
+    if inside.sum() < 100:
+        return 1., 0.
+    weight = np.sqrt(np.maximum(vp*vt, 0))*inside
     if not weight.sum() > 0:
         return 1., 0.
     r = np.where(weight > 1e-9*weight.max(), both/np.maximum(weight, 1e-30), 0.)
@@ -304,34 +353,41 @@ def find_contrast(facts) -> list:
     if not facts:
         return []
     r, amount = np.array([local_agreement(f) for f in facts]).T
-    odd = (amount > .4) & (r < .4*amount)
+    odd = (amount > .4) & (r < .35*amount) | (amount > .3) & (r < -.1)
     if odd.mean() <= .5:
         return []
-    return [f'the translations have the structure of the truth in other grey values ({odd.sum()} of {len(facts)} files:'
+    return [
+        f'the translations have the structure of the truth in other grey values ({odd.sum()} '
+        f'of {len(facts)} files:'
             f' correlation {np.median(amount[odd]):.2f} in small windows without its sign, {np.median(r[odd]):+.2f} with it):'
             f' is one of the two folders another contrast or modality, or inverted?']
 
-# %% ../nbs/39_faults.ipynb #95e5e455
+# %% ../nbs/39_faults.ipynb #0236c2b9
 def find_faults(
     facts,               # list of Facts, one per case
     masks:bool=False,    # pictures of masks: 0 and 1
-    stated:bool=False,   # the window was given as numbers
+    stated:bool=False,   # a window was given: how much of the number type is used is known
+    scaled:bool=False,   # the translations have a stated scale: factors and offsets are meant
     most:int=200,        # pictures are compared of so many cases, evenly chosen
 ) -> list:               # one line per fault, gravest first
     "Ask all questions of a cohort."
     if not facts:
         return []
-    out = find_equal(facts) + find_few_values(facts, masks, stated)
+    equal = find_equal(facts)
+    out = equal + find_few_values(facts, stated)
+    if masks:                                                     # two masks may well be equal
+        out = equal[:1] if all(f.equal or not f.print for f in facts) else []
     if all(f.equal for f in facts):
         return out
-    pick = np.unique(np.linspace(0, len(facts) - 1, most).round().astype(int)) if len(facts) > most else range(len(facts))
+    n = len(facts)
+    pick = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
     some = [facts[k] for k in pick]
     lines, everywhere = find_place(some)
-    exchanged, who = ([], set()) if everywhere else find_exchanged(facts)
+    exchanged, who = ([], set()) if everywhere else find_swapped(facts)
     out += exchanged
     out += lines if not who else find_place([f for f in some if f.name not in who])[0]
     if masks:
         return out
     grey = [f for f in facts if not f.values]
-    out += find_scale(grey, stated) if grey else []
+    out += find_scale(grey) if grey and not scaled else []
     return out + (find_contrast(some) if not everywhere and len(who) < .3*len(facts) else [])

@@ -133,19 +133,21 @@ protocols = dict(
 # %% ../nbs/43_protocols.ipynb #7c93b3e9
 @dataclass(frozen=True)
 class Evaluation:
-    "What `evaluate` returns; printing it gives one line per measure."
+    "What `evaluate` returns; printing it gives its notes and one line per measure."
     protocol:str       # name of the row
     label:str          # protocol, range, mask, unit, spread and warnings in one line: belongs beside every number
     rows:object        # DataFrame, one row per image or volume
     subjects:object    # DataFrame, one row per subject
     stats:dict         # what `metrics.summary` returns
     options:dict       # data_range, per, and the options of the protocol
+    notes:tuple = ()   # what is likely wrong with the files, one line each
 
     def line(self, metric='psnr') -> str:
         "One number with its spread, the number of subjects and the label."
         return f'{metric} {format_summary(self.stats, metric)} [{self.label}]'
 
-    def __str__(self): return '\n'.join(self.line(k) for k in self.stats)
+    def __str__(self):
+        return '\n'.join([*(f'note: {n}' for n in self.notes), *(self.line(k) for k in self.stats)])
 
 def find_protocol(
     name:str,     # a key of `protocols`
