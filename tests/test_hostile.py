@@ -361,7 +361,7 @@ def far_cell(path):
     "A spreadsheet with one cell at the far end of its last row."
     if path.suffix == '.xls':                            # BIFF2: begin of a sheet, a number, end
         record = lambda kind, content: struct.pack('<HH', kind, len(content)) + content
-        cell = struct.pack('<HH3xd', 65535, 255, 1.)
+        cell = struct.pack('<HH3xd', 16383, 255, 1.)
         path.write_bytes(record(0x09, struct.pack('<HH', 2, 0x10)) + record(0x03, cell) + record(0x0A, b''))
         return path
     import openpyxl

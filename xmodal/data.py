@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'NIFTI_ENDINGS', 'CACHE_FORMAT', 'SIDES', 'first_line', 'raw_header', 'check_extensions',
-           'check_nifti', 'open_volume', 'check_gzip', 'load_volume', 'open_dicom', 'resample', 'plane_grid', 'Window',
-           'window_of', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image', 'no_palette', 'own_limit',
-           'read_png', 'check_tiff', 'read_tiff', 'square_box', 'to_square', 'from_square', 'patch_corners',
-           'to_patches', 'match_channels', 'Record', 'with_tissue', 'overlap', 'meeting', 'prepare_volume',
-           'prepare_image', 'rigid', 'fingerprint', 'default_spacing', 'Slices', 'prepare', 'is_image',
-           'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache',
+           'check_nifti', 'open_volume', 'check_gzip', 'check_to_the_end', 'load_volume', 'open_dicom', 'resample',
+           'plane_grid', 'Window', 'window_of', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image',
+           'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box', 'thinned', 'to_square',
+           'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record', 'with_tissue', 'overlap',
+           'meeting', 'prepare_volume', 'prepare_image', 'rigid', 'fingerprint', 'default_spacing', 'Slices', 'prepare',
+           'is_image', 'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache',
            'unchanged', 'split_subjects', 'split_records']
 
 # %% ../nbs/11_data.ipynb #fe2195dc
-import contextlib, hashlib, json, math, re, shutil, zlib
+import contextlib, hashlib, json, math, re, shutil, warnings, zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def open_volume(path):
 def check_gzip(
     path,
     promised:int=None, # bytes that the header promises; a file that inflates to much more is not read on
-):
+) -> int:              # bytes that it holds
     "Read a .gz to its end, a piece at a time, so that its checksum is looked at; nibabel stops at the last voxel."
     import gzip
     found = 0
@@ -100,6 +100,13 @@ def check_gzip(
     except (OSError, EOFError, zlib.error) as e: raise InputError(f'{path}: the compressed file is cut short or damaged ({first_line(e)}); copy it again') from None
     if promised is not None and found < promised:
         raise InputError(f'{path}: inflates to {found:,} bytes, its header promises {promised:,}; the file is cut short or damaged, copy it again')
+    return found
+
+def check_to_the_end(path):
+    "Does a NIfTI file hold what its header promises? Raises InputError for less; more is said."
+    promised = check_nifti(path)
+    found = check_gzip(path, promised) if str(path).lower().endswith('.gz') else Path(path).stat().st_size
+    if found > promised: warnings.warn(f'{path}: {found - promised:,} bytes more than its header promises; look whether the header or the file is wrong')
 
 # %% ../nbs/11_data.ipynb #ffdd2a31
 def load_volume(
@@ -117,7 +124,7 @@ def load_volume(
     kind = img.get_data_dtype()
     if kind.kind not in 'iuf': raise InputError(f'{name}: voxels of type {kind}, not numbers; save one real-valued channel')
     check_limit(name, 'voxels', math.prod(shape))
-    if str(name).lower().endswith('.nii.gz'): check_gzip(name, check_nifti(name))
+    if str(name).lower().endswith(('.nii', '.nii.gz')) and Path(name).is_file(): check_to_the_end(name)
     elif str(name).endswith('.gz'): check_gzip(name)
     try: data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
     except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e: raise InputError(f'{name}: voxels cannot be read, the file is cut short or damaged ({first_line(e)}); copy it again') from None
@@ -351,11 +358,20 @@ def square_box(h:int, w:int, size:int):
     hh, ww = max(1, round(h*f)), max(1, round(w*f))
     return (size - hh)//2, (size - ww)//2, hh, ww
 
+def thinned(x, size:int):
+    "A picture more than 64 times larger than `size` as means of blocks, at least 32 times larger: a wide filter over all of it would take minutes."
+    k = max(x.shape[1:])//(32*size)
+    if k < 2: return x
+    h, w = (-(-n//k)*k for n in x.shape[1:])
+    x = np.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2])), mode='edge')
+    return x.reshape(len(x), h//k, k, w//k, k).mean((2, 4))
+
 def to_square(x, size:int, order=1):
     "(C, H, W) scaled image into (C, size, size): shrunk evenly if larger (order 0: nearest neighbour, for labels), then padded with -1."
     from skimage.transform import resize
     top, left, h, w = square_box(*x.shape[1:], size)
     out = np.full((len(x), size, size), -1., dtype=np.float32)
+    if order: x = thinned(x, size)
     out[:, top:top + h, left:left + w] = x if (h, w) == x.shape[1:] else resize(x, (len(x), h, w), order=order, anti_aliasing=order > 0)
     return out
 
