@@ -391,9 +391,11 @@ def old_rows(
     for row in rows:
         one = dict(zip(header, row))
         whole = len(row) == len(header) and one['step'].isdecimal() and all(map(is_entry, row))
-        if not whole or int(one['step']) <= last: bad += 1
-        elif int(one['step']) <= step: kept.append(one)
-        last = int(one['step']) if whole else last
+        if not whole or int(one['step']) <= last:
+            bad += 1
+            continue
+        last = int(one['step'])
+        if last <= step: kept.append(one)
     return kept, f'{bad} damaged rows are left out' if bad else ''
 
 def is_entry(text:str) -> bool:
