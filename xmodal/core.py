@@ -38,7 +38,9 @@ def limit(
     "A limit: its default, or what the variable XMODAL_MAX_NAME says; raises InputError."
     said = os.environ.get(f'XMODAL_MAX_{name.upper()}', '').strip()
     if not said: return LIMITS[name]
-    if not said.isdecimal(): raise InputError(f'XMODAL_MAX_{name.upper()}: must be a whole number, got {said!r}')
+    if not said.isdecimal():
+        raise InputError(
+            f'XMODAL_MAX_{name.upper()}: must be a whole number, got {said!r}')
     return int(said)
 
 def check_limit(
@@ -51,7 +53,8 @@ def check_limit(
     if found <= most: return
     words = name.replace('_', ' ')
     if name == 'unpacked': words = 'bytes'
-    raise InputError(f'{path}: asks for {found:,} {words}, more than the limit of {most:,}; if it is really that large, '
+    raise InputError(f'{path}: asks for {found:,} {words}, more than the limit of {most:,}; '
+                     'if it is really that large, '
                      f'set the environment variable XMODAL_MAX_{name.upper()} to a higher number')
 
 # %% ../nbs/00_core.ipynb #4fd4a916
