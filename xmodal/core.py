@@ -24,6 +24,7 @@ LIMITS = dict(
     voxels=2**28,      # of a volume
     values=2**27,      # of a picture: rows x columns x channels
     rows=10**6,        # of a table
+    columns=4096,      # of a table
     cells=3*10**6,     # of a table, rows x columns
     table_bytes=2**28, # of a table's file, inflated
     json_bytes=2**26,  # of a JSON file

@@ -344,6 +344,8 @@ def read_png(path):
             if deep_colour: raise InputError(f'{path}: 16-bit colour PNG, which cannot be read without loss; save it as TIFF')
             if mode not in ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I'): raise InputError(f'{path}: {mode} image; xmodal takes one channel (8 or 16 bit) or RGB: remove the alpha channel or convert it')
             check_limit(path, 'values', im.width*im.height*len(im.getbands()))
+            im.verify()                   # checksums, which are not looked at while reading
+        with own_limit(), Image.open(path, formats=['PNG']) as im:
             return np.asarray(im)
     except InputError: raise
     except Exception as e:

@@ -43,6 +43,7 @@ def pair_up(
 def check_cells(path, rows:int, columns:int):
     "Raise InputError for a table larger than the limits."
     check_limit(path, 'rows', rows)
+    check_limit(path, 'columns', columns)
     check_limit(path, 'cells', rows*columns)
 
 def size_of_text(path, mark:str) -> tuple:
