@@ -150,32 +150,47 @@ def download(
         raise InputError(f'{remote.url}: cannot be downloaded ({first_line(getattr(e, "reason", e))}); check the connection and run the command again, or download it by hand to {path}') from None
     if remote.md5 and (got := md5_of(part)) != remote.md5:
         part.unlink()
-        raise InputError(f'{remote.url}: checksum {got}, expected {remote.md5}; the damaged file was removed, run the command again')
+        raise InputError(
+            f'{remote.url}: checksum {got}, expected {remote.md5}; the damaged file was '
+            f'removed, run the command again')
     os.replace(part, path)
     return path
 
 # %% ../nbs/15_cards.ipynb #03ed0fa8
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, zlib.error, lzma.LZMAError, ValueError, NotImplementedError)
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, zlib.error,
+           lzma.LZMAError, ValueError, NotImplementedError)
 
 def place_of(archive, name:str, folder:Path) -> Path:
-    "Where a member of an archive goes; raises InputError for a name that points outside of the folder."
+    "Where a member of an archive goes; raises InputError for a name that points outside."
     parts = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
     outside = name.startswith(('/', '\\')) or '..' in parts or ':' in name or '\0' in name
-    if outside: raise InputError(f'{archive}: holds {name!r}, which would be written outside the folder; do not use this archive')
+    if outside:
+        raise InputError(
+            f'{archive}: holds {name!r}, which would be written outside the folder; do not use '
+            f'this archive')
     return folder.joinpath(*parts)
 
 def write_member(archive, name:str, source, size:int, path:Path):
-    "Write one regular file of an archive; raises InputError unless it holds as many bytes as the table of the archive says."
+    "Write one regular file; raises InputError unless it holds as many bytes as the archive says."
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists(): raise InputError(f'{archive}: holds {name!r} twice, or under two spellings; do not use this archive')
+    if path.exists():
+        raise InputError(
+            f'{archive}: holds {name!r} twice, or under two spellings; do not use this archive')
     left = size
     with open(path, 'xb') as f:
         while left and (block := source.read(min(left, 1 << 20))):
             f.write(block)
             left -= len(block)
-    if left: raise InputError(f'{archive}: is not a whole archive, {name!r} lacks {left} of {size} bytes; download it again')
-    if source.read(1): raise InputError(f'{archive}: {name!r} holds more than the {size} bytes that the archive says; do not use it')
+    if left:
+        raise InputError(
+            f'{archive}: is not a whole archive, {name!r} lacks {left} of {size} bytes; '
+            f'download it again')
+    if source.read(1):
+        raise InputError(
+            f'{archive}: {name!r} holds more than the {size} bytes that the archive says; do '
+            f'not use it')
 
+# %% ../nbs/15_cards.ipynb #43ee9033
 def unpack_zip(archive, folder:Path) -> int:
     "Write the files of a zip archive; the number of files."
     with zipfile.ZipFile(archive) as z:
@@ -184,11 +199,15 @@ def unpack_zip(archive, folder:Path) -> int:
         check_limit(archive, 'unpacked', sum(m.file_size for m in members))
         places = [place_of(archive, m.filename, folder) for m in members]
         for m, path in zip(members, places):
-            kind = m.external_attr >> 28                                   # of the file on a Unix system; 0: not said
+            kind = m.external_attr >> 28      # of the file on a Unix system; 0: not said
             if m.is_dir(): path.mkdir(parents=True, exist_ok=True)
-            elif kind not in (0, 8): raise InputError(f'{archive}: holds {m.filename!r}, which is a link or a device; do not use this archive')
+            elif kind not in (0, 8):
+                raise InputError(
+                    f'{archive}: holds {m.filename!r}, which is a link or a device; do not use '
+                    f'this archive')
             else:
-                with z.open(m) as source: write_member(archive, m.filename, source, m.file_size, path)
+                with z.open(m) as source:
+                    write_member(archive, m.filename, source, m.file_size, path)
         return sum(not m.is_dir() for m in members)
 
 # %% ../nbs/15_cards.ipynb #b1018016
@@ -197,7 +216,8 @@ class Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf, *given):
         found = super().frombuf(buf, *given)
-        if found.type in LONG and found.size > 2**20: raise tarfile.ReadError(f'a header of {found.size} bytes')
+        if found.type in LONG and found.size > 2**20:
+            raise tarfile.ReadError(f'a header of {found.size} bytes')
         return found
 
     @classmethod
@@ -207,14 +227,18 @@ class Member(tarfile.TarInfo):
             tar.ended = True
             raise
 
-LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 def check_tar_end(archive, t):
     "Raise InputError unless the reader stopped at a block of zeros and only zeros follow."
     whole = getattr(t, 'ended', False)
     while whole and (block := t.fileobj.read(1 << 20)):
         whole = not any(block)
-    if not whole: raise InputError(f'{archive}: not a whole tar archive, members are missing at its end; download it again')
+    if not whole:
+        raise InputError(
+            f'{archive}: not a whole tar archive, members are missing at its end; download it '
+            f'again')
 
 def unpack_tar(archive, folder:Path) -> int:
     "Write the files of a tar archive, member by member; the number of files."
@@ -225,7 +249,10 @@ def unpack_tar(archive, folder:Path) -> int:
             if m.isdir():
                 path.mkdir(parents=True, exist_ok=True)
                 continue
-            if not m.isreg() or m.sparse: raise InputError(f'{archive}: holds {m.name!r}, which is a link, a device or a file with holes; do not use this archive')
+            if not m.isreg() or m.sparse:
+                raise InputError(
+                    f'{archive}: holds {m.name!r}, which is a link, a device or a file with '
+                    f'holes; do not use this archive')
             found, total = found + 1, total + m.size
             check_limit(archive, 'members', found)
             check_limit(archive, 'unpacked', total)
@@ -233,19 +260,26 @@ def unpack_tar(archive, folder:Path) -> int:
         check_tar_end(archive, t)
     return found
 
+# %% ../nbs/15_cards.ipynb #3492e8ce
 def unpack(archive, folder) -> Path:
-    "Unpack a tar or zip archive into a new folder, whole or not at all; raises InputError for members that point outside, links and devices, and for archives that are not whole."
+    "Unpack a tar or zip archive into a new folder, whole or not at all; raises InputError."
     archive = Path(archive)
     if not archive.is_file(): raise InputError(f'{archive}: no such file')
     try:
         with atomic(Path(folder)) as tmp:
             Path(tmp).mkdir()
-            n = unpack_zip(archive, tmp) if zipfile.is_zipfile(archive) else unpack_tar(archive, tmp)
+            how = unpack_zip if zipfile.is_zipfile(archive) else unpack_tar
+            n = how(archive, tmp)
             if not n: raise InputError(f'{archive}: holds no files; download it again')
     except InputError: raise
     except DAMAGED as e:
-        if isinstance(e, OSError) and e.errno: raise InputError(f'{folder}: cannot be written ({e.strerror}); free space, or give another root') from None
-        raise InputError(f'{archive}: not a whole tar or zip archive ({first_line(e)}); download it again') from None
+        if isinstance(e, OSError) and e.errno:
+            raise InputError(
+                f'{folder}: cannot be written ({e.strerror}); free space, or give '
+                f'another root') from None
+        raise InputError(
+            f'{archive}: not a whole tar or zip archive ({first_line(e)}); download '
+            f'it again') from None
     return Path(folder)
 
 # %% ../nbs/15_cards.ipynb #c3e451bd
@@ -276,4 +310,6 @@ def get(
 def check_md5(path, remote:Remote):
     "Raise InputError if a file that is there already is not the one that would be downloaded."
     if remote.md5 and (got := md5_of(path)) != remote.md5:
-        raise InputError(f'{path}: is there already, with checksum {got}, expected {remote.md5}: it is damaged or another version; remove it and run the command again')
+        raise InputError(
+            f'{path}: is there already, with checksum {got}, expected {remote.md5}: it is '
+            f'damaged or another version; remove it and run the command again')

@@ -24,7 +24,8 @@ LIMITS = dict(
     voxels=2**28,      # of a volume
     values=2**27,      # of a picture: rows x columns x channels
     rows=10**6,        # of a table
-    cells=2**23,       # of a spreadsheet, rows x columns
+    columns=4096,      # of a table
+    cells=3*10**6,     # of a table, rows x columns
     table_bytes=2**28, # of a table's file, inflated
     json_bytes=2**26,  # of a JSON file
     extra_bytes=2**26, # of a NIfTI file between header and voxels
@@ -38,7 +39,9 @@ def limit(
     "A limit: its default, or what the variable XMODAL_MAX_NAME says; raises InputError."
     said = os.environ.get(f'XMODAL_MAX_{name.upper()}', '').strip()
     if not said: return LIMITS[name]
-    if not said.isdecimal(): raise InputError(f'XMODAL_MAX_{name.upper()}: must be a whole number, got {said!r}')
+    if not said.isdecimal():
+        raise InputError(
+            f'XMODAL_MAX_{name.upper()}: must be a whole number, got {said!r}')
     return int(said)
 
 def check_limit(
@@ -51,7 +54,8 @@ def check_limit(
     if found <= most: return
     words = name.replace('_', ' ')
     if name == 'unpacked': words = 'bytes'
-    raise InputError(f'{path}: asks for {found:,} {words}, more than the limit of {most:,}; if it is really that large, '
+    raise InputError(f'{path}: asks for {found:,} {words}, more than the limit of {most:,}; '
+                     'if it is really that large, '
                      f'set the environment variable XMODAL_MAX_{name.upper()} to a higher number')
 
 # %% ../nbs/00_core.ipynb #4fd4a916

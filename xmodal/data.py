@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'NIFTI_ENDINGS', 'CACHE_FORMAT', 'SIDES', 'first_line', 'raw_header', 'check_extensions',
-           'check_nifti', 'open_volume', 'check_gzip', 'load_volume', 'open_dicom', 'resample', 'plane_grid', 'Window',
-           'window_of', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image', 'no_palette', 'own_limit',
-           'read_png', 'check_tiff', 'read_tiff', 'square_box', 'to_square', 'from_square', 'patch_corners',
-           'to_patches', 'match_channels', 'Record', 'with_tissue', 'overlap', 'meeting', 'prepare_volume',
-           'prepare_image', 'rigid', 'fingerprint', 'default_spacing', 'Slices', 'prepare', 'is_image',
-           'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache',
+           'check_nifti', 'open_volume', 'check_gzip', 'check_to_the_end', 'load_volume', 'open_dicom', 'resample',
+           'plane_grid', 'Window', 'window_of', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image',
+           'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box', 'thinned', 'to_square',
+           'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record', 'with_tissue', 'overlap',
+           'meeting', 'prepare_volume', 'prepare_image', 'rigid', 'fingerprint', 'default_spacing', 'Slices', 'prepare',
+           'is_image', 'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache',
            'unchanged', 'split_subjects', 'split_records']
 
 # %% ../nbs/11_data.ipynb #fe2195dc
-import contextlib, hashlib, json, math, re, shutil, zlib
+import contextlib, hashlib, json, math, re, shutil, warnings, zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,50 +27,64 @@ from .core import InputError, atomic, check_limit, limit, project_root
 def first_line(e) -> str: return (str(e).strip() or type(e).__name__).splitlines()[0][:160]
 
 def raw_header(path):
-    "The header of a NIfTI file as it stands there, and what follows it up to the voxels; raises InputError."
+    "The header of a NIfTI file, and what follows it up to the voxels; raises InputError."
     import gzip
     import nibabel as nib
     again = 'the file is cut short or damaged; copy or convert it again'
     try:
         with gzip.open(path) if str(path).lower().endswith('.gz') else open(path, 'rb') as f:
             head = f.read(540)
-            kind = nib.Nifti2Header if b'\x02\x1c' in (head[:2][::-1], head[2:4]) else nib.Nifti1Header
+            second = b'\x02\x1c' in (head[:2][::-1], head[2:4])      # 540, in either order of bytes
+            kind = nib.Nifti2Header if second else nib.Nifti1Header
             size = kind.sizeof_hdr
-            if len(head) < size: raise InputError(f'{path}: cannot be read as a NIfTI volume, {again}')
+            if len(head) < size:
+                raise InputError(
+                    f'{path}: cannot be read as a NIfTI volume, {again}')
             header = kind(head[:size], check=False)
             start = float(header['vox_offset'])
             if not size <= max(start, size) <= size + limit('extra_bytes') or start < 0:
-                raise InputError(f'{path}: its header says that the voxels begin at byte {start:g}, {again}')
+                raise InputError(
+                    f'{path}: its header says that the voxels begin at byte {start:g}, {again}')
             return header, head[size:] + f.read(max(0, int(start) - 540))
     except (OSError, EOFError, zlib.error, nib.spatialimages.HeaderDataError) as e:
         raise InputError(f'{path}: cannot be read ({first_line(e)}), {again}') from None
 
 def check_extensions(path, header, extra):
-    "Raise InputError if a NIfTI header extension says that it is longer than the room before the voxels."
+    "Raise InputError if a header extension says that it is longer than the room before the voxels."
     order, at = '<' if header.endianness == '<' else '>', 4
     while extra[:1] not in (b'', b'\0') and at + 8 <= len(extra):
         size = int(np.frombuffer(extra[at:at + 4], order + 'i4')[0])
         if size < 8 or at + size > len(extra) + 16:
-            raise InputError(f'{path}: a header extension of {size} bytes does not fit; the file is damaged, copy or convert it again')
+            raise InputError(
+                f'{path}: a header extension of {size} bytes does not fit; the file is damaged, '
+                f'copy or convert it again')
         at += size
 
+# %% ../nbs/11_data.ipynb #46e78f47
 def check_nifti(
     path, # of a .nii or .nii.gz file
 ) -> int: # bytes that the file must hold, inflated
-    "Does a NIfTI file promise no more than it holds, and no more than the limit? Looks at the header alone; raises InputError."
+    "Does a header promise no more than the file holds and the limit allows? Raises InputError."
     header, extra = raw_header(path)
     check_extensions(path, header, extra)
     try:
         shape, item = header.get_data_shape(), header.get_data_dtype().itemsize
     except Exception as e:
-        raise InputError(f'{path}: its header makes no sense ({first_line(e)}); copy or convert it again') from None
-    if any(n < 0 for n in shape): raise InputError(f'{path}: its header gives the shape {tuple(map(int, shape))}; copy or convert it again')
+        raise InputError(
+            f'{path}: its header makes no sense ({first_line(e)}); copy or convert it '
+            f'again') from None
+    if any(n < 0 for n in shape):
+        raise InputError(
+            f'{path}: its header gives the shape {tuple(map(int, shape))}; copy or convert it '
+            f'again')
     voxels = math.prod(int(n) for n in shape)
     if sum(n > 1 for n in shape) <= 3: check_limit(path, 'voxels', voxels)
     want = max(int(header['vox_offset']), header.sizeof_hdr) + voxels*item
     size = Path(path).stat().st_size
     if not str(path).lower().endswith('.gz') and size < want:
-        raise InputError(f'{path}: holds {size:,} bytes, its header promises {want:,}; the file is cut short or damaged, copy it again')
+        raise InputError(
+            f'{path}: holds {size:,} bytes, its header promises {want:,}; the file is cut short '
+            f'or damaged, copy it again')
     return want
 
 # %% ../nbs/11_data.ipynb #68b65158
@@ -86,9 +100,9 @@ def open_volume(path):
 
 def check_gzip(
     path,
-    promised:int=None, # bytes that the header promises; a file that inflates to much more is not read on
-):
-    "Read a .gz to its end, a piece at a time, so that its checksum is looked at; nibabel stops at the last voxel."
+    promised:int=None, # bytes that the header promises; much more than that is not read
+) -> int:              # bytes that it holds
+    "Read a .gz to its end, so that its checksum is looked at; nibabel stops at the last voxel."
     import gzip
     found = 0
     try:
@@ -96,10 +110,25 @@ def check_gzip(
             while piece := f.read(1 << 24):
                 found += len(piece)
                 if promised is not None and found > promised + 2**24:
-                    raise InputError(f'{path}: inflates to more than the {promised:,} bytes that its header promises; the file is damaged, copy or convert it again')
+                    raise InputError(
+                        f'{path}: inflates to more than the {promised:,} bytes that its header '
+                        f'promises; the file is damaged, copy or convert it again')
     except (OSError, EOFError, zlib.error) as e: raise InputError(f'{path}: the compressed file is cut short or damaged ({first_line(e)}); copy it again') from None
     if promised is not None and found < promised:
-        raise InputError(f'{path}: inflates to {found:,} bytes, its header promises {promised:,}; the file is cut short or damaged, copy it again')
+        raise InputError(
+            f'{path}: inflates to {found:,} bytes, its header promises {promised:,}; the file '
+            f'is cut short or damaged, copy it again')
+    return found
+
+# %% ../nbs/11_data.ipynb #97db4bf8
+def check_to_the_end(path):
+    "Does a NIfTI file hold what its header promises? Raises InputError for less; more is said."
+    promised = check_nifti(path)
+    packed = str(path).lower().endswith('.gz')
+    found = check_gzip(path, promised) if packed else Path(path).stat().st_size
+    if found > promised:
+        warnings.warn(f'{path}: {found - promised:,} bytes more than its header promises; '
+                      'look whether the header or the file is wrong')
 
 # %% ../nbs/11_data.ipynb #ffdd2a31
 def load_volume(
@@ -117,7 +146,8 @@ def load_volume(
     kind = img.get_data_dtype()
     if kind.kind not in 'iuf': raise InputError(f'{name}: voxels of type {kind}, not numbers; save one real-valued channel')
     check_limit(name, 'voxels', math.prod(shape))
-    if str(name).lower().endswith('.nii.gz'): check_gzip(name, check_nifti(name))
+    nifti = str(name).lower().endswith(('.nii', '.nii.gz')) and Path(name).is_file()
+    if nifti: check_to_the_end(name)
     elif str(name).endswith('.gz'): check_gzip(name)
     try: data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
     except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e: raise InputError(f'{name}: voxels cannot be read, the file is cut short or damaged ({first_line(e)}); copy it again') from None
@@ -157,10 +187,11 @@ def open_dicom(folder):
     if len(slices) > 1 and np.abs(along - normal*step).max() > 0.05*step + 0.01: raise InputError(f'{folder}: the slices are sheared (a tilted gantry): each lies {np.abs(along - normal*step).max():.2f} mm beside the one before; correct the tilt when converting to NIfTI')
     promised = float(first.get('SpacingBetweenSlices', 0) or 0)
     if len(slices) > 1 and promised and abs(step - promised) > 0.05*promised + 0.01: raise InputError(f'{folder}: slices are {step:.2f} mm apart, the headers promise {promised:.2f} mm; files are missing')
-    frames = max(int(first.get('NumberOfFrames', 1) or 1), 1)*max(int(first.get('SamplesPerPixel', 1) or 1), 1)
-    check_limit(folder, 'voxels', int(first.Rows)*int(first.Columns)*frames*len(slices))
+    each = [max(int(first.get(k, 1) or 1), 1) for k in ('NumberOfFrames', 'SamplesPerPixel', 'Rows', 'Columns')]
+    check_limit(folder, 'voxels', math.prod(each)*len(slices))
     if str(first.get('PhotometricInterpretation', '')) == 'MONOCHROME1': raise InputError(f'{folder}: MONOCHROME1, bright and dark are exchanged in these files; convert the series to NIfTI')
-    def units(d): return d.pixel_array.T*float(d.get('RescaleSlope', 1)) + float(d.get('RescaleIntercept', 0))
+    def units(d):
+        return d.pixel_array.T*float(d.get('RescaleSlope', 1)) + float(d.get('RescaleIntercept', 0))
     try: data = np.stack([units(d).astype(np.float32) for _, d in slices], -1)
     except Exception as e: raise InputError(f'{folder}: the pixels cannot be decoded ({first_line(e)}); convert the series to NIfTI') from None
     A = np.eye(4); A[:3, 0], A[:3, 1], A[:3, 2], A[:3, 3] = row*dx, column*dy, normal*step, np.array(first.ImagePositionPatient, float)
@@ -284,8 +315,10 @@ def load_image(path):
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
 
 def no_palette(path, how:str):
-    "Refuse an image with a palette: turned into grey or colours, the labels of a mask would be other numbers."
-    raise InputError(f'{path}: an image with a palette, its pixels are numbers of a table of colours, which is not read yet; for a mask, save the numbers themselves: {how}')
+    "Refuse an image with a palette: converted, the labels of a mask would be other numbers."
+    raise InputError(
+        f'{path}: an image with a palette, its pixels are numbers of a table of colours, which '
+        f'is not read yet; for a mask, save the numbers themselves: {how}')
 
 @contextlib.contextmanager
 def own_limit():
@@ -297,6 +330,7 @@ def own_limit():
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
+# %% ../nbs/11_data.ipynb #c6699151
 def read_png(path):
     "Array of a PNG file as it was saved; palette, alpha and 16-bit colour (which PIL would cut to 8 bits) are refused."
     from PIL import Image
@@ -305,21 +339,28 @@ def read_png(path):
             mode = im.mode
             with open(path, 'rb') as f:
                 deep_colour = mode == 'RGB' and f.read(25)[24] == 16
-            if mode in ('P', 'PA'): no_palette(path, 'PIL.Image.fromarray(numpy.array(PIL.Image.open(OLD))).save(NEW)')
+            if mode in ('P', 'PA'):
+                no_palette(path, 'PIL.Image.fromarray(numpy.array(PIL.Image.open(OLD))).save(NEW)')
             if deep_colour: raise InputError(f'{path}: 16-bit colour PNG, which cannot be read without loss; save it as TIFF')
             if mode not in ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I'): raise InputError(f'{path}: {mode} image; xmodal takes one channel (8 or 16 bit) or RGB: remove the alpha channel or convert it')
             check_limit(path, 'values', im.width*im.height*len(im.getbands()))
+            im.verify()                   # checksums, which are not looked at while reading
+        with own_limit(), Image.open(path, formats=['PNG']) as im:
             return np.asarray(im)
     except InputError: raise
-    except Exception as e: raise InputError(f'{path}: cannot be read as a PNG image ({first_line(e)}); copy it again') from None
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as a PNG image ({first_line(e)}); copy it again') from None
 
 # %% ../nbs/11_data.ipynb #40af19f7
 def check_tiff(path, page, shape):
-    "Raise InputError for a TIFF that asks for more than the limits, by its header and by what its segments inflate to."
-    if not shape or 0 in shape: raise InputError(f'{path}: an image of shape {tuple(shape)} holds no pixels; copy it again')
+    "Raise InputError for a TIFF beyond the limits, by its header and by what its strips inflate to."
+    if not shape or 0 in shape:
+        raise InputError(
+            f'{path}: an image of shape {tuple(shape)} holds no pixels; copy it again')
     check_limit(path, 'values', math.prod(shape))
     most = 2*math.prod(shape)*page.dtype.itemsize + 2**24
-    if page.compression not in (8, 32946): return                          # deflate: up to 1032 times
+    if page.compression not in (8, 32946): return      # deflate: up to 1032 times
     for start, size in zip(page.dataoffsets, page.databytecounts):
         if size*1032 <= most: continue
         unpack, found = zlib.decompressobj(), 0
@@ -327,22 +368,29 @@ def check_tiff(path, page, shape):
         piece = page.parent.filehandle.read(size)
         while piece:
             found += len(unpack.decompress(piece, 2**24))
-            if found > most: raise InputError(f'{path}: inflates to more than the pixels that its header promises; the file is damaged, copy it again')
+            if found > most:
+                raise InputError(
+                    f'{path}: inflates to more than the pixels that its header promises; the '
+                    f'file is damaged, copy it again')
             piece = unpack.unconsumed_tail
 
+# %% ../nbs/11_data.ipynb #53a8f735
 def read_tiff(path):
     "Array of a TIFF file, any depth, through tifffile; other files that it names are not opened."
     import tifffile
     try:
         with tifffile.TiffFile(path, _multifile=False) as f:
             page = f.pages[0]
-            if page.photometric == tifffile.PHOTOMETRIC.PALETTE: no_palette(path, 'tifffile.imwrite(NEW, tifffile.imread(OLD))')
+            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                no_palette(path, 'tifffile.imwrite(NEW, tifffile.imread(OLD))')
             check_tiff(path, page, page.shape)
             series = f.series[0]
             check_tiff(path, page, series.shape)
             return series.asarray()
     except InputError: raise
-    except Exception as e: raise InputError(f'{path}: cannot be read as a TIFF image ({first_line(e)}); copy it again') from None
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as a TIFF image ({first_line(e)}); copy it again') from None
 
 # %% ../nbs/11_data.ipynb #23e51968
 def square_box(h:int, w:int, size:int):
@@ -351,11 +399,20 @@ def square_box(h:int, w:int, size:int):
     hh, ww = max(1, round(h*f)), max(1, round(w*f))
     return (size - hh)//2, (size - ww)//2, hh, ww
 
+def thinned(x, size:int):
+    "A picture over 64 times larger than `size` as means of blocks: a wide filter would take minutes."
+    k = max(x.shape[1:])//(32*size)
+    if k < 2: return x
+    h, w = (-(-n//k)*k for n in x.shape[1:])
+    x = np.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2])), mode='edge')
+    return x.reshape(len(x), h//k, k, w//k, k).mean((2, 4))
+
 def to_square(x, size:int, order=1):
     "(C, H, W) scaled image into (C, size, size): shrunk evenly if larger (order 0: nearest neighbour, for labels), then padded with -1."
     from skimage.transform import resize
     top, left, h, w = square_box(*x.shape[1:], size)
     out = np.full((len(x), size, size), -1., dtype=np.float32)
+    if order: x = thinned(x, size)
     out[:, top:top + h, left:left + w] = x if (h, w) == x.shape[1:] else resize(x, (len(x), h, w), order=order, anti_aliasing=order > 0)
     return out
 
@@ -509,7 +566,9 @@ class Slices(Dataset):
         except (OSError, ValueError) as e: raise InputError(f'{self.folder}: not a cache of prepared slices ({first_line(e)}); prepare the data again') from None
         if not isinstance(self.index, dict): raise InputError(f'{self.folder}: not a cache of prepared slices; delete the folder, it is made again')
         if self.index.get('format') != CACHE_FORMAT: raise InputError(f"{self.folder}: cache of format {self.index.get('format')}, this version reads {CACHE_FORMAT}; delete the folder, it is made again")
-        if not cache_is_whole(self.folder, arrays=False): raise InputError(f'{self.folder}: the cache is damaged; delete the folder, it is made again')
+        if not cache_is_whole(self.folder, arrays=False):
+            raise InputError(
+                f'{self.folder}: the cache is damaged; delete the folder, it is made again')
         self.shape, self.maps = tuple(self.index['shape']), None
         self.items = np.arange(self.shape[0]) if items is None else np.asarray(items)
         self.subjects = np.array([s['subject'] for s in self.index['slices']])[self.items] if len(self.items) else np.array([], dtype=str)
@@ -576,7 +635,7 @@ def cache_is_whole(
     folder,
     arrays=True, # look at every byte of the arrays, about a second per GB; else at their size alone
 ) -> bool:
-    "All files there, of the promised sizes and with the promised bytes (caches of earlier versions promise sizes only)."
+    "All files there, with the promised sizes and bytes (earlier versions promise sizes only)."
     try:
         index = json.loads((folder/'index.json').read_text(encoding='utf-8'))
         want = 4*math.prod(int(n) for n in index['shape'])
@@ -584,9 +643,11 @@ def cache_is_whole(
         if any((folder/f'{n}.f32').stat().st_size != want for n in SIDES): return False
         if 'digest' not in index: return True
         if index.pop('digest') != digest_of_index(index): return False
-        return not arrays or all(digest_of_file(folder/f'{n}.f32') == index['digests'][n] for n in SIDES)
+        if not arrays: return True
+        return all(digest_of_file(folder/f'{n}.f32') == index['digests'][n] for n in SIDES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return False
 
+# %% ../nbs/11_data.ipynb #f88a0f78
 SIDES = ('source', 'target')
 
 def digest_of_file(path) -> str:

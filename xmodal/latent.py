@@ -119,12 +119,14 @@ class LatentUNet(nn.Module):
 SD21 = 'stabilityai/stable-diffusion-2-1-base'
 
 def place_of_prior(prior) -> str:
-    "A folder, or what the hub calls it: for hf://ORG/NAME and the default. Raises InputError for a folder that is not there."
+    "A folder, or a name of the hub for hf://ORG/NAME and the default; else raises InputError."
     name = str(prior)
     asked = re.fullmatch(r'hf:/{1,2}([\w.-]+/[\w.-]+)', name)
     if asked: return asked[1]
     if name == SD21 or Path(name).is_dir(): return name
-    raise InputError(f'prior {name!r}: cannot read unet/ and vae/, there is no such folder; for a prior on the Hugging Face hub write hf://ORG/NAME, for example hf://{SD21}')
+    raise InputError(
+        f'prior {name!r}: cannot read unet/ and vae/, there is no such folder; for a prior on '
+        f'the Hugging Face hub write hf://ORG/NAME, for example hf://{SD21}')
 
 def read_part(kind, prior, part, **kw):
     "kind.from_pretrained or .load_config on a part of a prior; InputError with the remedy."
@@ -132,7 +134,11 @@ def read_part(kind, prior, part, **kw):
     try: return kind(place, subfolder=part, **kw)
     except Exception as e:                                                  # diffusers raises whatever the hub client or the file reader raises
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise InputError(f"prior {str(prior)!r}: cannot read {part}/ ({first[:160]}); give a folder with unet/ and vae/ as diffusers saves them (config.json, *.safetensors), or a name on the hub that can be reached (hf://ORG/NAME; default {SD21})") from None
+        raise InputError(
+            f"prior {str(prior)!r}: cannot read {part}/ ({first[:160]}); give a "
+            f"folder with unet/ and vae/ as diffusers saves them (config.json, "
+            f"*.safetensors), or a name on the hub that can be reached "
+            f"(hf://ORG/NAME; default {SD21})") from None
 
 def prediction_of(prior):
     "What the network of a local prior predicts, by its scheduler's configuration: 'eps', 'v', or None if that is not there."

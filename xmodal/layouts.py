@@ -43,6 +43,7 @@ def pair_up(
 def check_cells(path, rows:int, columns:int):
     "Raise InputError for a table larger than the limits."
     check_limit(path, 'rows', rows)
+    check_limit(path, 'columns', columns)
     check_limit(path, 'cells', rows*columns)
 
 def size_of_text(path, mark:str) -> tuple:
@@ -54,7 +55,7 @@ def size_of_text(path, mark:str) -> tuple:
     return rows, columns
 
 def size_of_xlsx(path) -> tuple:
-    "Rows and the most columns of the first sheet of an Excel file, as far as they are within the limits."
+    "Rows and the most columns of the first sheet of an Excel file, within the limits."
     import openpyxl
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     sheet, rows, columns = book.worksheets[0], 0, 0
@@ -65,25 +66,34 @@ def size_of_xlsx(path) -> tuple:
     book.close()
     return rows, columns
 
+# %% ../nbs/13_layouts.ipynb #0fd55666
 def check_table(path):
-    "Look at the size of a table (tsv, csv, xls, xlsx) before it is read; raises InputError for one larger than the limits or that is none."
+    "Look at the size of a table (tsv, csv, xls, xlsx) before it is read; raises InputError."
     path = Path(path)
     check_limit(path, 'table_bytes', path.stat().st_size)
     ending = path.suffix.lower()
     try:
         if ending == '.xlsx':
             import zipfile
-            with zipfile.ZipFile(path) as z: check_limit(path, 'table_bytes', sum(m.file_size for m in z.infolist()))
+            with zipfile.ZipFile(path) as z:
+                check_limit(path, 'table_bytes', sum(m.file_size for m in z.infolist()))
             check_cells(path, *size_of_xlsx(path))
         elif ending == '.xls':
             import xlrd
-            with xlrd.open_workbook(path, ragged_rows=True, on_demand=True, logfile=io.StringIO()) as book:
+            how = dict(ragged_rows=True, on_demand=True, logfile=io.StringIO())
+            with xlrd.open_workbook(path, **how) as book:
                 sheet = book.sheet_by_index(0)
                 check_cells(path, sheet.nrows, sheet.ncols)
         else: check_cells(path, *size_of_text(path, '\t' if ending == '.tsv' else ','))
     except InputError: raise
-    except ImportError as e: raise InputError(f'{path}: reading it needs {e.name}; install that, or save the table as .csv') from None
-    except Exception as e: raise InputError(f'{path}: cannot be read as a table ({first_line(e)}); save it again, or as .csv') from None
+    except ImportError as e:
+        raise InputError(
+            f'{path}: reading it needs {e.name}; install that, or save the table as '
+            f'.csv') from None
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again, or '
+            f'as .csv') from None
 
 # %% ../nbs/13_layouts.ipynb #a78d3c4d
 def bids_file(folder, stem:str, want:str):
@@ -133,7 +143,10 @@ def read_table(path, key:str) -> dict:
     if not path.is_file(): return {}
     check_table(path)
     try: t = pd.read_excel(path) if path.suffix in ('.xls', '.xlsx') else pd.read_csv(path, sep='\t' if path.suffix == '.tsv' else ',')
-    except Exception as e: raise InputError(f'{path}: cannot be read as a table ({first_line(e)}); save it again, or as .csv') from None
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again, or '
+            f'as .csv') from None
     if key not in t: raise InputError(f"{path}: has no column {key!r}, only {', '.join(map(str, t.columns))}")
     found, doubtful = {}, set()
     for row in t.to_dict('records'):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'AGAIN', 'DATA_RULES', 'NEEDED', 'MODEL_FAULTS', 'HUB_FILES', 'save_tensors', 'sha256', 'load_tensors',
            'save_model', 'load_config', 'hub_hint', 'short', 'is_number', 'is_count', 'is_range', 'is_window',
-           'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_prompted', 'refuse_value',
-           'check_data_section', 'absurd', 'check_model_section', 'count_weights', 'check_size', 'load_weights',
-           'load_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
+           'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_pair_of_channels', 'is_prompted',
+           'refuse_value', 'check_data_section', 'absurd', 'check_model_section', 'count_weights', 'check_size',
+           'load_weights', 'load_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
 
 # %% ../nbs/25_store.ipynb #08cfe90d
 import hashlib, json, math, re
@@ -32,7 +32,7 @@ def save_tensors(tensors:dict, path):
     path = Path(path)
     with atomic(path) as tmp:
         try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
-        except SafetensorError as e: raise OSError(f'{path.name}: {first_line(e)}') from None       # a full disk
+        except SafetensorError as e: raise OSError(f'{path.name}: {first_line(e)}') from None
 
 def sha256(path) -> str:
     "The digest of a file."
@@ -43,16 +43,20 @@ def load_tensors(
     path,
     digest:str='', # sha256 that the file must have; empty: not known
 ) -> dict:
-    "Read a safetensors file; raises InputError if it is missing, damaged, or not the one that was written."
+    "Read a safetensors file; raises InputError if it is missing, damaged, or another one."
     path = Path(path)
     if not path.is_file(): raise InputError(f'{path}: file is missing; the folder is incomplete: copy or train the model again')
     try:
         if digest and sha256(path) != digest:
-            raise InputError(f'{path}: damaged weights, they are not those that were saved (their sha256 is another); copy or train the model again')
+            raise InputError(
+                f'{path}: damaged weights, they are not those that were saved (their sha256 is '
+                f'another); copy or train the model again')
         return load_file(path)
     except InputError: raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f'{path}: damaged weights ({first_line(e)}); copy or train the model again') from None
+        raise InputError(
+            f'{path}: damaged weights ({first_line(e)}); copy or train the model '
+            f'again') from None
 
 # %% ../nbs/25_store.ipynb #dc702fe4
 FORMAT = 1
@@ -71,8 +75,10 @@ def save_model(
         (Path(tmp)/'README.md').write_text(card, encoding='utf-8')
         save_tensors(den.state_dict(), Path(tmp)/'model.safetensors')
         weights = dict(sha256=sha256(Path(tmp)/'model.safetensors'))
-        config = dict(format=FORMAT, xmodal=__version__, model=model, data=data, training=training or {}, weights=weights)
-        (Path(tmp)/'config.json').write_text(json.dumps(config, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        config = dict(format=FORMAT, xmodal=__version__, model=model, data=data,
+                      training=training or {}, weights=weights)
+        text = json.dumps(config, indent=1, ensure_ascii=False) + '\n'
+        (Path(tmp)/'config.json').write_text(text, encoding='utf-8')
 
 # %% ../nbs/25_store.ipynb #6fc84227
 AGAIN = 'copy or train the model again'
@@ -80,24 +86,33 @@ AGAIN = 'copy or train the model again'
 def load_config(folder) -> dict:
     "Read and check config.json; raises InputError."
     path = Path(folder)/'config.json'
-    if not Path(folder).is_dir(): clear_left(Path(folder).parent)           # a kill may have left it under another name
+    if not Path(folder).is_dir(): clear_left(Path(folder).parent)  # after a kill it may be put back
     if not Path(folder).is_dir():
-        raise InputError(f'{folder}: no such model folder; train one with nbs/train.ipynb, it is written to runs/NAME/model' + hub_hint(folder))
+        raise InputError(f'{folder}: no such model folder; train one with nbs/train.ipynb, '
+                         f'it is written to runs/NAME/model{hub_hint(folder)}')
     if not path.is_file(): raise InputError(f'{path}: file is missing; {folder} is not a complete xmodal model folder')
     check_limit(path, 'json_bytes', path.stat().st_size)
     try: config = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError, OSError) as e: raise InputError(f'{path}: not valid JSON ({first_line(e)}); {AGAIN}') from None
+    except (ValueError, RecursionError, OSError) as e:
+        raise InputError(
+            f'{path}: not valid JSON ({first_line(e)}); {AGAIN}') from None
     found = config.get('format') if isinstance(config, dict) else None
     if found != FORMAT or isinstance(found, bool):
         newer = isinstance(found, int) and found > FORMAT
-        raise InputError(f'{path}: model format {short(found)}, this xmodal {__version__} reads format {FORMAT}; '
-                         + ('update xmodal' if newer else 'this is not an xmodal model or it is damaged'))
+        remedy = 'update xmodal' if newer else 'this is not an xmodal model or it is damaged'
+        raise InputError(f'{path}: model format {short(found)}, '
+                         f'this xmodal {__version__} reads format {FORMAT}; {remedy}')
     for key in ('model', 'data'):
-        if not isinstance(config.get(key), dict): raise InputError(f'{path}: section {key!r} is missing; the file is damaged: {AGAIN}')
+        if not isinstance(config.get(key), dict):
+            raise InputError(
+                f'{path}: section {key!r} is missing; the file is damaged: {AGAIN}')
     for key in ('training', 'weights'):
-        if not isinstance(config.get(key, {}), dict): raise InputError(f'{path}: section {key!r} must be an object, got {short(config[key])}; {AGAIN}')
+        if not isinstance(config.get(key, {}), dict):
+            raise InputError(
+                f'{path}: section {key!r} must be an object, got {short(config[key])}; {AGAIN}')
     return config
 
+# %% ../nbs/25_store.ipynb #0e0957ce
 def hub_hint(name) -> str:
     "What to write, where the name of a folder that is not there could be one of the hub."
     plain = re.fullmatch(r'[\w.-]+/[\w.-]+', str(name))
@@ -107,19 +122,26 @@ def short(value) -> str:
     "A value for a message, cut at forty letters."
     try:
         text = repr(value)
-    except (ValueError, RecursionError):                                   # a whole number of thousands of digits
+    except (ValueError, RecursionError):      # a whole number of thousands of digits
         text = type(value).__name__
     return text if len(text) <= 40 else text[:37] + '...'
 
 # %% ../nbs/25_store.ipynb #7286180f
-def is_number(v) -> bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30 and math.isfinite(v)
-def is_count(v, most) -> bool: return isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= most
-def is_range(v) -> bool: return isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and v[0] <= v[1]
+def is_number(v) -> bool:
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
+
+def is_count(v, most) -> bool:
+    return isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= most
+
+def is_range(v) -> bool:
+    return isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and v[0] <= v[1]
+
 def is_window(v) -> bool: return is_range(v) and np.float32(v[0]) < np.float32(v[1])
 def is_text(v) -> bool: return isinstance(v, str) and len(v) < 1000
 def is_words(v) -> bool: return isinstance(v, list) and all(map(is_text, v))
 def is_table(v, inside) -> bool: return isinstance(v, dict) and all(map(inside, v.values()))
 
+# %% ../nbs/25_store.ipynb #57c2e479
 def is_rule(v) -> bool:
     "A window rule by name, or LO:HI with LO below HI."
     if not is_text(v) or not v: return False
@@ -135,32 +157,41 @@ def is_dtype(v) -> bool:
 
 def is_fitted(v) -> bool:
     "A stored grid of times."
-    if not isinstance(v, dict) or not is_text(v.get('tau', 'markov')) or not isinstance(v.get('grid'), list): return False
-    if not all(map(is_number, v['grid'])): return False
+    if not isinstance(v, dict) or not is_text(v.get('tau', 'markov')): return False
+    if not isinstance(v.get('grid'), list) or not all(map(is_number, v['grid'])): return False
     try: check_grid(v['grid'])
     except (ValueError, TypeError): return False
     return True
 
+# %% ../nbs/25_store.ipynb #a282405f
+def is_pair_of_channels(v) -> bool:
+    return isinstance(v, list) and len(v) == 2 and all(is_count(n, 1024) for n in v)
+
 DATA_RULES = dict(   # key of the section data -> what it must be, and how that is told
     kind=("'volume' or 'image'", lambda v: is_text(v) and v in ('volume', 'image')),
     size=('a whole number of pixels from 1 to 16384', lambda v: is_count(v, 2**14)),
-    spacing=('a positive number of mm, up to 1000', lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3),
+    spacing=('a positive number of mm, up to 1000',
+             lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3),
     source_window=('a window rule such as percentile or 0:1000', is_rule),
     target_window=('two finite numbers, the lower first', is_window),
-    channels=('two whole numbers, of source and target', lambda v: isinstance(v, list) and len(v) == 2 and all(is_count(n, 1024) for n in v)),
-    target_windows=('names with two finite numbers each, the lower first', lambda v: v is None or is_table(v, is_window)),
+    channels=('two whole numbers, of source and target', is_pair_of_channels),
+    target_windows=('names with two finite numbers each, the lower first',
+                    lambda v: v is None or is_table(v, is_window)),
     target_window_rule=('a window rule such as percentile or 0:1000', is_rule),
     target_dtype=('a type of real numbers such as uint8', is_dtype),
     steps=('a whole number from 1 to 100000', lambda v: v is None or is_count(v, 10**5)),
     tau=(f"one of {', '.join(rules)}", lambda v: v is None or is_text(v) and v in rules),
     options=('an object', lambda v: isinstance(v, dict)),
-    source_values=('names with two finite numbers each', lambda v: v is None or is_table(v, is_range)),
-    grids=('numbers of steps with a falling grid from 1 to 0 each', lambda v: is_table(v, is_fitted)),
+    source_values=('names with two finite numbers each',
+                   lambda v: v is None or is_table(v, is_range)),
+    grids=('numbers of steps with a falling grid from 1 to 0 each',
+           lambda v: is_table(v, is_fitted)),
     dataset=('a text', lambda v: v is None or is_text(v)),
     source=('a text', lambda v: v is None or is_text(v)),
     target=('a text', lambda v: v is None or is_text(v)),
     latent=('an object', lambda v: v is None or isinstance(v, dict)),
-    text=('an object with by, encoder, fields, source, usual', lambda v: v is None or is_prompted(v)),
+    text=('an object with by, encoder, fields, source, usual',
+          lambda v: v is None or is_prompted(v)),
 )
 NEEDED = ('kind', 'size', 'source_window', 'target_window', 'channels')
 
@@ -168,49 +199,67 @@ def is_prompted(v) -> bool:
     "What a model with prompts has to know."
     if not isinstance(v, dict): return False
     texts = all(is_text(v.get(k)) for k in ('by', 'encoder', 'source'))
-    return texts and is_words(v.get('fields')) and isinstance(v.get('usual'), dict) and isinstance(v.get('seen', {}), dict) and is_words(v.get('known', []))
+    tables = all(isinstance(v.get(k, d), dict) for k, d in (('usual', None), ('seen', {})))
+    return texts and tables and is_words(v.get('fields')) and is_words(v.get('known', []))
 
 # %% ../nbs/25_store.ipynb #6ce893d3
 def refuse_value(path, key:str, must:str, value):
     "Raise the one line about a value of config.json."
-    raise InputError(f'{path}: {key} must be {must}, got {short(value)}; the file is damaged or was edited: {AGAIN}')
+    raise InputError(
+        f'{path}: {key} must be {must}, got {short(value)}; the file is damaged or was edited: '
+        f'{AGAIN}')
 
 def check_data_section(config, path):
     "Raise InputError unless the data section says how to prepare an input and scale an output."
     d = config['data']
     needed = NEEDED + (('spacing',) if d.get('kind') == 'volume' else ())
     lacks = [k for k in needed if d.get(k) is None]
-    if lacks: raise InputError(f"{path}: section 'data' is incomplete, it lacks {', '.join(lacks)}; {AGAIN}")
+    if lacks:
+        raise InputError(
+            f"{path}: section 'data' is incomplete, it lacks {', '.join(lacks)}; {AGAIN}")
     for key, (must, fits) in DATA_RULES.items():
         if key in d and not fits(d[key]): refuse_value(path, f'data.{key}', must, d[key])
     check_model_section(config, path)
-    try: check_options(config['model']['method'], {k: v for k, v in d.get('options', {}).items() if k != 'grid'})
-    except (InputError, TypeError, ValueError) as e: raise InputError(f'{path}: data.options: {first_line(e)}; {AGAIN}') from None
+    options = {k: v for k, v in d.get('options', {}).items() if k != 'grid'}
+    try: check_options(config['model']['method'], options)
+    except (InputError, TypeError, ValueError) as e:
+        raise InputError(
+            f'{path}: data.options: {first_line(e)}; {AGAIN}') from None
 
+# %% ../nbs/25_store.ipynb #5d3d0aa3
 def absurd(value, key='', depth=0):
-    "The first key under which sizes are no sizes: too large, not finite, too deep; None if all are plausible."
+    "The first key whose value is no size: too large, not finite, too deep; None if all could be."
     if depth > 6: return key
     if isinstance(value, dict):
-        return next((bad for k, v in value.items() if (bad := absurd(v, f'{key}.{k}', depth + 1))), None)
+        found = (absurd(v, f'{key}.{k}', depth + 1) for k, v in value.items())
+        return next(filter(None, found), None)
     if isinstance(value, list):
         if len(value) > 64: return key
-        return next((bad for k, v in enumerate(value) if (bad := absurd(v, f'{key}[{k}]', depth + 1))), None)
+        found = (absurd(v, f'{key}[{k}]', depth + 1) for k, v in enumerate(value))
+        return next(filter(None, found), None)
     if isinstance(value, str): return key if len(value) > 1000 else None
     if value is None or isinstance(value, bool): return None
     most = 64 if re.search(r'layers|levels|nodes|images', key) else 2**16
     return None if is_number(value) and abs(value) <= most else key
 
 def check_model_section(config, path):
-    "Raise InputError unless the model section could describe a model; looks at names and sizes, builds nothing."
+    "Raise InputError unless names and sizes could be those of a model; builds nothing."
     m = config['model']
-    if not is_text(m.get('method')): refuse_value(path, 'model.method', 'the name of a method', m.get('method'))
-    if not is_count(m.get('channels', 1), 1024): refuse_value(path, 'model.channels', 'a whole number from 1 to 1024', m.get('channels'))
+    if not is_text(m.get('method')):
+        refuse_value(path, 'model.method', 'the name of a method', m.get('method'))
+    if not is_count(m.get('channels', 1), 1024):
+        refuse_value(path, 'model.channels', 'a whole number from 1 to 1024', m.get('channels'))
     for key in ('net', 'bridge', 'scale'):
-        if not isinstance(m.get(key) or {}, dict): refuse_value(path, f'model.{key}', 'an object', m[key])
+        if not isinstance(m.get(key) or {}, dict):
+            refuse_value(path, f'model.{key}', 'an object', m[key])
         bad = absurd(m.get(key) or {}, f'model.{key}')
-        if bad: raise InputError(f'{path}: {bad} is no size or number that a model can have; the file is damaged or was edited: {AGAIN}')
+        if bad:
+            raise InputError(
+                f'{path}: {bad} is no size or number that a model can have; the file is damaged '
+                f'or was edited: {AGAIN}')
     for key in ('pred', 'arch'):
-        if not (m.get(key) is None or is_text(m[key])): refuse_value(path, f'model.{key}', 'a text', m[key])
+        if not (m.get(key) is None or is_text(m[key])):
+            refuse_value(path, f'model.{key}', 'a text', m[key])
     try: find_net(m.get('arch') or get_method(m['method']).net)
     except InputError as e: raise InputError(f'{path}: {e}') from None
 
@@ -219,32 +268,45 @@ def count_weights(model:dict) -> int:
     "The number of weights of the network of a model description, at least; nothing is allocated."
     m = get_method(model['method'])
     with torch.device('meta'):
-        net = find_net(model.get('arch') or m.net)(model.get('channels', 1), **(model.get('net') or {}))
+        make = find_net(model.get('arch') or m.net)
+        net = make(model.get('channels', 1), **(model.get('net') or {}))
     return sum(p.numel() for p in net.parameters())
 
+# %% ../nbs/25_store.ipynb #d2a5bee5
 def check_size(config, folder):
-    "Raise InputError if the network that is described has more weights than fit into the file beside it."
+    "Raise InputError if the network has more weights than fit into the file beside config.json."
     path, weights = Path(folder)/'config.json', Path(folder)/'model.safetensors'
-    if not weights.is_file(): raise InputError(f'{weights}: file is missing; the folder is incomplete: {AGAIN}')
+    if not weights.is_file():
+        raise InputError(
+            f'{weights}: file is missing; the folder is incomplete: {AGAIN}')
     try: n = count_weights(config['model'])
     except MODEL_FAULTS as e:
         if not isinstance(e, (NotImplementedError, AttributeError)):
-            raise InputError(f"{path}: network sizes {short(config['model'].get('net'))} do not fit ({first_line(e)}); {AGAIN}") from None
-        return                                                             # `build` has the last word
+            raise InputError(
+                f"{path}: network sizes {short(config['model'].get('net'))} do not "
+                f"fit ({first_line(e)}); {AGAIN}") from None
+        return                                # `build` has the last word
     if n > weights.stat().st_size:
-        raise InputError(f'{weights}: weights do not belong to this model, which has {n:,} of them; {AGAIN}')
+        raise InputError(
+            f'{weights}: weights do not belong to this model, which has {n:,} of them; {AGAIN}')
 
-MODEL_FAULTS = (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, AttributeError, MemoryError, AssertionError)
+MODEL_FAULTS = (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError,
+                AttributeError, MemoryError, AssertionError)
 
+# %% ../nbs/25_store.ipynb #3d497d00
 def load_weights(
     den,            # network or denoiser
     path,           # safetensors file
     digest:str='',  # its sha256, where that is known
 ):
-    "Load a safetensors file into `den`; raises InputError unless digest, names, shapes and types agree."
+    "Load a file into `den`; raises InputError unless digest, names, shapes and types agree."
     got, want = load_tensors(path, digest), den.state_dict()
-    wrong = [k for k in want if k not in got or got[k].shape != want[k].shape or got[k].dtype != want[k].dtype] + [k for k in got if k not in want]
-    if wrong: raise InputError(f'{path}: weights do not belong to this model ({len(wrong)} of {len(want)} differ, first: {wrong[0]}); {AGAIN}')
+    kind = lambda tensors, k: (tensors[k].shape, tensors[k].dtype) if k in tensors else None
+    wrong = [k for k in {**want, **got} if kind(got, k) != kind(want, k)]
+    if wrong:
+        raise InputError(
+            f'{path}: weights do not belong to this model ({len(wrong)} of {len(want)} differ, '
+            f'first: {wrong[0]}); {AGAIN}')
     den.load_state_dict(got)
     return den
 
@@ -258,7 +320,10 @@ def load_model(
     check_size(config, folder)
     try: den = build(**config['model'])
     except InputError as e: raise InputError(f'{path}: {e}') from None
-    except MODEL_FAULTS as e: raise InputError(f"{path}: section 'model' does not describe a model ({first_line(e)}); {AGAIN}") from None
+    except MODEL_FAULTS as e:
+        raise InputError(
+            f"{path}: section 'model' does not describe a model ({first_line(e)}); "
+            f"{AGAIN}") from None
     digest = config.get('weights', {}).get('sha256', '')
     if not is_text(digest): refuse_value(path, 'weights.sha256', 'a text', digest)
     return load_weights(den, Path(folder)/'model.safetensors', digest).eval().to(device), config
@@ -294,14 +359,17 @@ def find_model(
 ) -> Path:# the folder
     "The folder of a model, fetched from the hub if its name says hf://; raises InputError."
     asked = re.fullmatch(r'hf:/{1,2}(.*)', str(name))
-    if not asked: return Path(name)                                        # load_config says what is wrong with it
+    if not asked: return Path(name)           # load_config says what is wrong with it
     name = asked[1]
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', name): raise InputError(f'hf://{name}: is no name on the Hugging Face hub; they read hf://NAME/REPOSITORY')
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
+        raise InputError(
+            f'hf://{name}: is no name on the Hugging Face hub; they read hf://NAME/REPOSITORY')
     from huggingface_hub import snapshot_download
     with hub() as there:
         try: return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
         except Exception as e:
-            why = f'is not on the Hugging Face hub ({first_line(e)})' if there else 'the Hugging Face hub cannot be reached from here, and nothing is in its local cache'
+            away = 'the Hugging Face hub cannot be reached from here, and nothing is in its local cache'
+            why = f'is not on the Hugging Face hub ({first_line(e)})' if there else away
             raise InputError(f'hf://{name}: {why}; give a folder, or check the name') from None
 
 def push_model(
