@@ -91,6 +91,7 @@ class Recipe:
     precision:str='no'         # 'no' (float32), 'bf16' or 'fp16'
     channels_last:bool=False   # memory format of the network; faster on GPUs
     seed:int=0
+    schedule:str='cosine'      # 'cosine': to a tenth of the peak; 'constant'
 
     def __post_init__(self):
         for k in ('steps', 'batch'):
@@ -99,14 +100,16 @@ class Recipe:
             if not getattr(self, k) > 0: raise InputError(f'{k} must be positive, got {getattr(self, k)!r}')
         if not 0 <= self.ema < 1: raise InputError(f'ema is a decay in [0, 1), got {self.ema!r}')
         if self.precision not in ('no', 'bf16', 'fp16'): raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
+        if self.schedule not in ('cosine', 'constant'): raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
 
 def lr_at(
     step:int,      # 0, 1, ..., steps - 1
     r:Recipe,
 ) -> float:
-    "Linear warm-up, then cosine to a tenth of the peak."
+    "Linear warm-up, then cosine to a tenth of the peak, or constant."
     warm = min(r.warmup, max(1, r.steps//10))
     if step < warm: return r.lr*(step + 1)/warm
+    if r.schedule == 'constant': return r.lr
     return r.lr*(0.55 + 0.45*math.cos(math.pi*(step - warm)/max(1, r.steps - warm)))
 
 # %% ../nbs/30_train.ipynb #125bfb8f
@@ -158,10 +161,11 @@ def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=No
     path = found[-1]
     state = json.loads((path/'state.json').read_text())
     now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
+    state['recipe'].setdefault('schedule', 'cosine')                # checkpoints from before there was another
     for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
-            if was != is_: raise InputError(f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use the same value, another run name, or resume False to start over')
+            if was != is_: raise InputError(f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use the same value, another run name, or overwrite instead of resume to start over')
     load_weights(den, path/'model.safetensors')
     for k, opt in opts.items(): unpack_optimizer(opt, load_tensors(path/f'{k}.safetensors'))
     for k, net in (aside or {}).items(): load_weights(net, path/f'{k}.safetensors')
@@ -193,7 +197,6 @@ def agreed(acc, flag) -> bool:
 def asking(acc, seconds) -> int:
     "Ask for a stop every so many steps: each step for one process, else about every five seconds, the same in all."
     return 1 if acc.num_processes == 1 else max(1, int(5/max(float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean')), 1e-6)))
-
 
 # %% ../nbs/30_train.ipynb #90c8af1c
 PLAIN = Method('the one step on a uniform grid', None)
@@ -245,7 +248,6 @@ def shared(
     mine = list(range(together.process_index, n, together.num_processes))
     got = dict(gather_object(list(zip(mine, f(mine))) if mine else []))
     return [got[i] for i in range(n)]
-
 
 # %% ../nbs/30_train.ipynb #d2d58eb3
 class PairLoss(nn.Module):
