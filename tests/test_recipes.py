@@ -236,3 +236,27 @@ def test_coefficients_agree_with_the_official_tables(name, T):
         want = np.sqrt(bars), 0*bars, np.sqrt(1 - bars)
     got = [[float(v) for v in make_bridge(name, 1).coefs(float(k)/T)] for k in n]
     np.testing.assert_allclose(np.array(got).T, np.array(want), atol=2e-5)
+
+
+def ideal(pred, x, x0, y, eps, a, b, c, total):
+    "What a perfect network answers with, from the definitions."
+    return dict(x0=x0, eps=(x - (a + b)*x0)/c, v=((a + b)*x - x0)/c, grad=x - x0, ysubx=y - x0, flow=(x - x0)/(b + c), noise=eps, i2sb=(x - x0)/(b*total)**.5)[pred]
+
+
+@pytest.mark.parametrize('pred', ['x0', 'eps', 'v', 'grad', 'ysubx', 'flow', 'noise', 'i2sb'])
+def test_a_perfect_answer_gives_the_target(pred):
+    "Through the denoiser, with its input, its source and its output, and not through the factors alone."
+    from xmodal.denoise import Scale
+    g = torch.Generator().manual_seed(0)
+    x0, y, eps = torch.randn(3, 2, 1, 4, 4, generator=g, dtype=torch.float64)
+    bridge = make_bridge('cdtsde_linear', 1)
+    a, b, c = bridge.coefs(.4)
+    x = a*x0 + b*y + c*eps
+    class Knows(torch.nn.Module):
+        def forward(self, state, t, source, ctx=None):
+            assert torch.equal(state, x) and torch.equal(source, y) and bool((t == 400).all())
+            return ideal(pred, x, x0, y, eps, a, b, c, .3)
+    den = Denoiser(Knows(), bridge, pred, scale=Scale(total=.3))
+    t = torch.tensor([.4, .4], dtype=torch.float64)
+    if pred == 'v': np.testing.assert_allclose(float((a + b)**2 + c**2), 1, rtol=1e-12)
+    np.testing.assert_allclose(den(x, t, y), x0, atol=1e-9)
