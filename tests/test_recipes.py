@@ -260,3 +260,69 @@ def test_a_perfect_answer_gives_the_target(pred):
     t = torch.tensor([.4, .4], dtype=torch.float64)
     if pred == 'v': np.testing.assert_allclose(float((a + b)**2 + c**2), 1, rtol=1e-12)
     np.testing.assert_allclose(den(x, t, y), x0, atol=1e-9)
+
+
+def layers(net, *kinds):
+    "What the modules of these kinds are set to, in order."
+    found = []
+    for m in net.modules():
+        if isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)): found.append((type(m).__name__, m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0]))
+        if isinstance(m, torch.nn.LeakyReLU): found.append(('LeakyReLU', m.negative_slope))
+        if isinstance(m, torch.nn.ReflectionPad2d): found.append(('pad', m.padding[0]))
+    return [v for v in found if not kinds or v[0] in kinds]
+
+
+def test_the_patch_critic_is_layer_by_layer_the_published_one():
+    from xmodal.adversaries import PatchCritic
+    conv = lambda i, o, stride: ('Conv2d', i, o, 4, stride, 1)
+    slope = ('LeakyReLU', .2)
+    assert layers(PatchCritic(2)) == [conv(2, 64, 2), slope, conv(64, 128, 2), slope, conv(128, 256, 2), slope, conv(256, 512, 1), slope, conv(512, 1, 1)]
+
+
+def test_the_translator_is_layer_by_layer_the_published_one():
+    "CycleGAN's: 7x7 under reflection, two of stride 2, six residual blocks, two transposed, 7x7."
+    from xmodal.adversaries import ResnetTranslator
+    block = [('pad', 1), ('Conv2d', 256, 256, 3, 1, 0)]*2
+    up = [('ConvTranspose2d', 256, 128, 3, 2, 1), ('ConvTranspose2d', 128, 64, 3, 2, 1)]
+    enter = [('pad', 3), ('Conv2d', 1, 64, 7, 1, 0), ('Conv2d', 64, 128, 3, 2, 1), ('Conv2d', 128, 256, 3, 2, 1)]
+    assert layers(ResnetTranslator()) == [*enter, *block*6, *up, ('pad', 3), ('Conv2d', 64, 1, 7, 1, 0)]
+
+
+def test_the_critic_of_steps_is_line_by_line_the_published_one():
+    "SelfRDB's: 1x1, halving blocks with the time added after the first convolution, skips over sqrt 2, minibatch deviation, sum over places."
+    import torch.nn.functional as F
+    from xmodal.adversaries import TimeCritic, minibatch_std
+    from xmodal.generators import fir_half
+    default = TimeCritic()
+    widths = [default.enter.out_channels, *[b.conv1.out_channels for b in default.blocks]]
+    assert widths == [64, 128, 256, 256, 256, 256, 256] and default.group == 4 and default.enter.in_channels == 2
+    assert default.embed.linear_1.in_features == 256 and default.embed.linear_2.out_features == 256
+    assert layers(default, 'Conv2d')[0][3:] == (1, 1, 0) and layers(default, 'Conv2d')[-1] == ('Conv2d', 257, 256, 3, 1, 1)
+    torch.manual_seed(0)
+    net = TimeCritic(1, ch=4, blocks=2, temb=8)
+    for p in net.parameters():
+        if p.abs().max() == 0: torch.nn.init.normal_(p, 0, .2)
+    x_s, x_t, t = torch.randn(4, 1, 16, 16), torch.randn(4, 1, 16, 16), torch.tensor([.1, .4, .6, .9])
+    leaky = lambda v: torch.where(v > 0, v, .2*v)
+    angle = 1000*t[:, None]*torch.exp(-np.log(10000.)*torch.arange(4)/3)
+    e = leaky(net.embed.linear_2(F.silu(net.embed.linear_1(torch.cat([angle.sin(), angle.cos()], 1)))))
+    h = net.enter(torch.cat([x_s, x_t], 1))
+    for block in net.blocks:
+        v = block.conv1(leaky(h)) + block.time(e)[:, :, None, None]
+        h = (block.conv2(fir_half(leaky(v))) + block.skip(fir_half(h)))/2**.5
+    h = leaky(net.last(minibatch_std(h, 4)))
+    np.testing.assert_allclose(net(x_s, x_t, t).detach(), net.out(h.sum((2, 3)))[:, 0].detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('method, options, word', [
+    ('selfrdb', dict(reducton='sum'), 'reduction'), ('pix2pix', dict(l1='many'), 'l1'), ('dbim', dict(reduction='sum'), 'order'),
+    ('dossr', dict(order=7), 'order'), ('ddbm_vp', dict(churn=1.5), 'churn'), ('abridge', dict(factor='foo'), 'factor'),
+    ('bbdm', dict(sampler='unmatched', amplitude='loud'), 'amplitude'), ('ddpm', dict(sampler='dual'), 'source'),
+    ('selfrdb', dict(pair='foo'), 'markov'), ('selfrdb', dict(r1_at='foo'), 'judged'), ('selfrdb', dict(reduction='foo'), 'mean'),
+    ('dtfnet', dict(sign='foo'), 'right'), ('pix2pix', dict(norm='foo'), 'instance'), ('syndiff', dict(r1_every=0), 'r1_every'),
+    ('pix2pix', dict(l1=-1), 'l1'), ('selfrdb', dict(stop='soon'), 'stop'), ('syndiff', dict(stop=.01), 'stop'),
+    ('metadb', dict(prior='hard'), 'clean'), ('selfrdb_released', dict(prior='clean'), 'soft prior'),
+    ('abridge_score', dict(sampler='score', first='no'), 'marginal'),
+])
+def test_an_option_that_does_not_fit_is_named(method, options, word):
+    with pytest.raises(InputError, match=word): share_options(method, options)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
-           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'Denoiser', 'fast', 'answer', 'mse', 'l1', 'aligned',
+           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Denoiser', 'fast', 'answer', 'mse', 'l1', 'aligned',
            'loss_per_item', 'Wrap', 'Clip', 'Stop']
 
 # %% ../nbs/05_denoise.ipynb #bb000331
@@ -66,6 +66,14 @@ def pred_ddbm(a, b, c, k):
 
 predictions = dict(x0=pred_x0, eps=pred_eps, v=pred_v, grad=pred_grad, ysubx=pred_ysubx, flow=pred_flow, noise=pred_noise, i2sb=pred_i2sb, ddbm=pred_ddbm)
 
+# %% ../nbs/05_denoise.ipynb #bd78e07d
+def keep_older(new, old, settled, stop):
+    "The newer of two estimates, or the older one for the images that have settled; and which have, see `Stop`."
+    if not stop: return new, settled
+    close = (new - old).abs().flatten(1).amax(1) < stop
+    settled = close if settled is None else settled | close
+    return torch.where(expand(settled, new), old, new), settled
+
 # %% ../nbs/05_denoise.ipynb #4892c997
 class Denoiser(nn.Module):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
@@ -114,15 +122,12 @@ class Denoiser(nn.Module):
         if self.latent and z is None: raise ValueError(f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})')
         coefs = coefs or self.bridge.coefs(t, y)
         skip, ysk, out, inp = self.factors(coefs, x.dtype)
-        more, x0_hat = dict(z=z) if self.latent else {}, torch.zeros_like(x)
+        more, x0_hat, settled = dict(z=z) if self.latent else {}, torch.zeros_like(x), None
         if self.show_snr: more['x_r'] = (torch.atan2(coefs[0], coefs[2])*2/math.pi).to(x.dtype).expand_as(x)
-        settled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for _ in range(self.recur):
             if self.recur > 1: more['x_r'] = x0_hat
             got = answer(self.precision, self.net, *self.seen(x, t, y, inp), ctx, **more)
-            new = skip*x + ysk*y + out*got.to(x.dtype)
-            if stop: settled = settled | ((new - x0_hat).abs().flatten(1).amax(1) < stop)
-            x0_hat = torch.where(expand(settled, x), x0_hat, new) if stop else new
+            x0_hat, settled = keep_older(skip*x + ysk*y + out*got.to(x.dtype), x0_hat, settled, stop)
         return x0_hat
 
     def eps_hat(self, x, t, y, ctx=None, coefs=None):

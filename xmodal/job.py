@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['DATA', 'HOW', 'PARAMETER', 'defaults', 'meanings', 'Job', 'BEAT', 'DEAD', 'held', 'say', 'first_alone',
-           'what_is_there', 'machine', 'note_in', 'silent_for', 'try_flock', 'alive', 'busy', 'owner_of', 'opened',
+           'what_is_there', 'machine', 'note_in', 'silent_for', 'try_flock', 'still_held', 'busy', 'owner_of', 'opened',
            'beat', 'take', 'release', 'release_all', 'check_name', 'hold', 'plan', 'recipe_of', 'names', 'sizes_of',
            'check_backbone', 'find_pairs', 'gather', 'show_batch', 'start_over', 'trained', 'train_all',
            'show_training', 'show_mixing', 'examine', 'show_panels', 'source_values', 'about_data', 'keep',
            'train_only', 'launch', 'environment_of', 'free_port', 'run', 'main']
 
 # %% ../nbs/48_job.ipynb #c82ef88b
-import argparse, ast, atexit, contextlib, json, os, re, resource, shutil, socket, sys, threading, time
+import argparse, ast, atexit, contextlib, json, os, re, resource, shutil, socket, sys
+import threading, time
 from dataclasses import asdict, field, make_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,8 +89,8 @@ forget = 0.5           # share of the training prompts in which some fields are 
 # --- training
 steps = 400            # optimiser steps
 batch = 8              # images per step, over all processes together
-lr = 0.0               # peak learning rate, the mixing network learns at ten times this; 0: as the method says, else 1e-3 (latents: 5e-5, constant)
-ema = -1.0             # decay of the averaged weights; 0: none; -1: as the method says, else 0.99 (latents: none)
+lr = 0.0               # peak learning rate, ten times that for the mixing network; 0: as the method says
+ema = -1.0             # decay of the averaged weights; 0: none; -1: as the method says
 precision = 'no'       # no (float32), bf16, fp16
 channels_last = False  # memory format; True is faster on GPUs
 compile = False        # compile the network with torch.compile: the first step takes a minute, the others less time; for GPUs and long runs
@@ -142,8 +143,9 @@ def what_is_there(
     if (run/'regression').exists(): found.append('a baseline')
     return found
 
-# %% ../nbs/48_job.ipynb #a3073927
-BEAT, DEAD = 30., 300.      # seconds between two signs of life; without one for so long a process of another machine is taken for dead
+# %% ../nbs/48_job.ipynb #3ea883ee
+BEAT = 30.                  # seconds between two signs of life
+DEAD = 300.                 # without one for so long, a process of another machine is taken for dead
 held = {}                   # run folder -> (open file, event that ends its signs of life, process)
 
 def machine() -> str:
@@ -159,15 +161,17 @@ def note_in(path) -> dict:
 
 def silent_for(path) -> float:
     "Seconds since the last sign of life, by the clock of the disk that the file is on."
-    probe = Path(path).with_name(f'.now-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}')
+    me = f'{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}'
+    probe = Path(path).with_name(f'.now-{me}')
     try:
         probe.touch()
         return probe.stat().st_mtime - Path(path).stat().st_mtime
     except OSError: return 0.                                       # cannot be told: alive
     finally: probe.unlink(missing_ok=True)
 
-def try_flock(f) -> bool: # None: this disk or system has no such locks
-    "Lock an open file for this process, or for the processes that it forks; False if another one has it."
+# %% ../nbs/48_job.ipynb #0d4da4df
+def try_flock(f) -> bool: # False: another process has it; None: this disk or system has no such locks
+    "Lock an open file for this process and for those that it forks."
     try: import fcntl
     except ImportError: return None
     try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,32 +179,34 @@ def try_flock(f) -> bool: # None: this disk or system has no such locks
     except OSError: return None
     return True
 
-def alive(owner, path, locked) -> bool:
+def still_held(owner, path, locked) -> bool:
     "Does the owner that a lock file names still hold it? `locked`: the answer of `try_flock`."
     if locked is False: return True
     if not owner: return False
-    if locked and owner.get('machine') == machine(): return False   # the kernel has let it go
+    if locked and owner.get('machine') == machine(): return False    # the kernel has let it go
     return silent_for(path) < DEAD
 
 def busy(run, owner) -> str:
     "The message of a refusal."
     who = 'another process'
-    if owner.get('pid'): who = f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
-    elsewhere = owner.get('machine') not in (None, machine())
-    hint = f'; if that process is gone, wait {DEAD/60:.0f} minutes or delete {run}/.lock' if elsewhere else ''
-    return f'runs/{Path(run).name} is being trained by {who}: wait for it, stop it, or give another name{hint}'
+    if owner.get('pid'):
+        who = f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
+    said = f'runs/{Path(run).name} is being trained by {who}: '
+    said += 'wait for it, stop it, or give another name'
+    if owner.get('machine') in (None, machine()): return said
+    return f'{said}; if that process is gone, wait {DEAD/60:.0f} minutes or delete {run}/.lock'
 
-# %% ../nbs/48_job.ipynb #6d27129c
+# %% ../nbs/48_job.ipynb #46881874
 def owner_of(run) -> dict: # {}: nobody
     "Who is training in this folder now, apart from this process?"
     path = Path(run)/'.lock'
     if str(run) in held or not path.is_file(): return {}
     with path.open('r+') as f:
         owner = note_in(path)
-        return (owner or dict(pid=None)) if alive(owner, path, try_flock(f)) else {}
+        return (owner or dict(pid=None)) if still_held(owner, path, try_flock(f)) else {}
 
 def opened(path):
-    "The lock file, open and locked if it can be, and the answer of `try_flock`; not one that its owner is just deleting."
+    "The lock file, open, and the answer of `try_flock`; not a file that its owner is just deleting."
     while True:
         f = path.open('a+')
         locked = try_flock(f)
@@ -214,20 +220,22 @@ def beat(f, over):
     while not over.wait(BEAT):
         with contextlib.suppress(OSError, ValueError): os.utime(f.fileno())
 
+# %% ../nbs/48_job.ipynb #ccf76256
 def take(
     run, # folder under runs/; made if need be
 ):
-    "Hold this folder until `release` or the end of the process. Raises InputError if another training holds it."
+    "Hold this folder until `release` or the end of the process; raises InputError if another one has it."
     path = Path(run)/'.lock'
     if str(run) in held: return
     path.parent.mkdir(parents=True, exist_ok=True)
     f, locked = opened(path)
     owner = note_in(path)
-    if alive(owner, path, locked):
+    if still_held(owner, path, locked):
         f.close()
         raise InputError(busy(run, owner))
-    if owner: print(f"runs/{Path(run).name}: process {owner.get('pid')} on {owner.get('host')}, in training "
-                    f"since {owner.get('since')}, ended without giving back its lock; it is taken over", flush=True)
+    if owner:
+        who = f"process {owner.get('pid')} on {owner.get('host')}, in training since {owner.get('since')}"
+        print(f'runs/{path.parent.name}: {who}, ended without giving back its lock; it is taken over')
     f.truncate(0)
     f.write(json.dumps(dict(
         pid=os.getpid(), host=socket.gethostname(), machine=machine(),
@@ -241,7 +249,7 @@ def take(
 def release(run):
     "Give a folder back, if this process holds it."
     f, over, pid = held.get(str(run), (None, None, None))
-    if pid != os.getpid(): return                                   # a copy of the process that holds it
+    if pid != os.getpid(): return                    # a copy of the process that holds it
     over.set()
     (Path(run)/'.lock').unlink(missing_ok=True)
     f.close()
@@ -252,25 +260,26 @@ def release_all():
     "At the end of the process."
     for run in list(held): release(run)
 
-# %% ../nbs/48_job.ipynb #026615e1
+# %% ../nbs/48_job.ipynb #3bd81742
 def check_name(
     p, # from `plan`
 ):
-    "May this run have this name? Raises InputError if its folder is in use, or was and nothing was said about it."
-    if p.resume and p.overwrite: raise InputError('resume and overwrite exclude each other: continue the old run, or delete it')
+    "May this run have this name? Raises InputError if its folder is in use, or was used."
+    if p.resume and p.overwrite:
+        raise InputError('resume and overwrite exclude each other: continue the old run, or delete it')
     if living := owner_of(p.run): raise InputError(busy(p.run, living))
     found = what_is_there(p.run)
     if p.resume or p.overwrite or not found: return
     if p.smoke and p.name == f'{p.dataset}-{p.method}-smoke': return
     raise InputError(
-        f"runs/{p.name} holds an earlier run ({', '.join(found)}), which a new training would delete: "
-        'continue it with resume True, replace it with overwrite True, or give another name'
+        f"runs/{p.name} holds an earlier run ({', '.join(found)}), "
+        'which a new training would delete: continue it with resume True, replace it with overwrite True, or give another name'
     )
 
 def hold(
     p, # from `plan`
 ):
-    "Take the run's folder for this job. Raises InputError, in all its processes, if it is taken or used."
+    "Take the run's folder for this job; raises InputError, in all its processes, if that cannot be."
     said = ''
     if is_first():
         try:
@@ -297,7 +306,9 @@ def plan(
         p.made_subjects, p.made_voxel, p.made_pixels, p.val_every, p.save_every = p.made_subjects if p.split else 4, 6., 64, 10, 10
     p.m = m = get_method(p.method)
     p.sampler_options, p.bridge_options, p.objective = share_options(p.method, parse_options(p.options))
-    p.sample_steps, p.tau, p.name = p.sample_steps or (min(m.steps, 5) if p.smoke else m.steps), p.tau or m.tau, p.name or f'{p.dataset}-{p.method}' + '-smoke'*p.smoke
+    p.sample_steps = p.sample_steps or (min(m.steps, 5) if p.smoke else m.steps)
+    p.tau = p.tau or m.tau
+    p.name = p.name or f'{p.dataset}-{p.method}' + '-smoke'*p.smoke
     for k, low in dict(size=16, steps=1, batch=1, sample_steps=1, workers=0, seed=0, limit=0, slices=0, val_every=0, save_every=0, spacing=0, lr=0, accumulate=1, processes=1).items():
         if getattr(p, k) < low: raise InputError(f'parameter {k} must be {low} or more, got {getattr(p, k)}')
     p.text, p.told_fields = p.text or m.text or 'none', tuple(v.strip() for v in p.fields.split(',') if v.strip())
@@ -404,9 +415,10 @@ def show_batch(p, d):
 
 # %% ../nbs/48_job.ipynb #4f822fb4
 def start_over(p):
-    "Remove an older run of this name, unless it is to be continued. The caller holds the folder, and the name was checked."
+    "Remove an older run of this name, unless it is to be continued; the caller holds the folder."
     if p.resume or not is_first(): return
-    if found := what_is_there(p.run): print(f"runs/{p.name}: the earlier run is deleted ({', '.join(found)})")
+    found = ', '.join(what_is_there(p.run))
+    if found: print(f'runs/{p.name}: the earlier run is deleted ({found})')
     for old in ('model', 'metrics.json', 'checkpoints', 'regression', 'log.csv'):
         path = p.run/old
         if path.is_dir(): shutil.rmtree(path)
@@ -427,12 +439,14 @@ def trained(p, d, method, out, **given):
 def train_all(
     p, d, # from `plan` and `gather`
 ):        # row -> (denoiser, arguments of `build`, log)
-    "Train the method of a job, and its baseline. Raises InputError if another training has the folder."
+    "Train the method of a job, and its baseline; raises InputError if another training has the folder."
     hold(p)
     try:
         start_over(p)
-        rows = {p.method: trained(p, d, p.method, p.run, bridge=p.bridge_options, pred=p.pred or None)}
-        if p.baseline and p.method != 'regression': rows['regression'] = trained(p, d, 'regression', p.run/'regression')
+        given = dict(bridge=p.bridge_options, pred=p.pred or None)
+        rows = {p.method: trained(p, d, p.method, p.run, **given)}
+        if p.baseline and p.method != 'regression':
+            rows['regression'] = trained(p, d, 'regression', p.run/'regression')
     except BaseException:
         release(p.run)
         raise

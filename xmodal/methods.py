@@ -21,7 +21,8 @@ from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import check_grid, rules, scaled
 from .denoise import Clip, Stop, losses, predictions
-from .families import SoftPrior, big_steps, clean_prior, DDBM, NoiseFlow, ScoreBrownian, bbdm, ddpm, i2sb
+from .families import DDBM, NoiseFlow, ScoreBrownian, SoftPrior
+from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
 from .solvers import grids, samplers
 
 # %% ../nbs/19_methods.ipynb #7b78917a
@@ -110,14 +111,14 @@ methods.update(
 
 # %% ../nbs/19_methods.ipynb #a8139967
 def soft_prior(channels, prior='soft', gamma=1., posterior_std='delta', beta_start=.1, beta_end=3.):
-    "SelfRDB's ten steps, or with prior 'clean' those of MetaDB's text; options of SoftPrior but their number, which times and critic are made for."
+    "SelfRDB's ten steps, or with prior 'clean' those of MetaDB's text; the number of steps is fixed."
     if prior not in ('soft', 'clean'): raise ValueError(f"prior must be 'soft' or 'clean', got {prior!r}")
-    if prior == 'soft': return SoftPrior(gamma=gamma, posterior_std=posterior_std, beta_start=beta_start, beta_end=beta_end)
-    if posterior_std != 'delta': raise ValueError(f"posterior_std {posterior_std!r} belongs to the soft prior; with prior 'clean' leave it out")
+    if prior == 'soft': return SoftPrior(10, beta_start, beta_end, gamma, posterior_std)
+    if posterior_std != 'delta': raise ValueError("posterior_std belongs to the soft prior; leave it out")
     return clean_prior(10, beta_start, beta_end, gamma)
 
-UNCLIPPED = 1e12                                                          # no clipping: a summed L1 has gradients that grow with batch and pixels
-gan_recipe = dict(lr=1.6e-4, betas=(.5, .9), weight_decay=0., clip=UNCLIPPED)   # SelfRDB and SynDiff
+UNCLIPPED = 1e12        # no clipping: a summed L1 has gradients that grow with batch and pixels
+gan_recipe = dict(lr=1.6e-4, betas=(.5, .9), weight_decay=0., clip=UNCLIPPED)   # SelfRDB, SynDiff
 selfrdb = Method('SelfRDB: soft prior, two calls per estimate, steps judged by a critic', soft_prior, pred='x0', steps=10, times=10, grid='nodes', recur=2, adversarial='selfrdb', recipe=gan_recipe)
 syndiff = Method('SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)', lambda channels, beta_min=.1, beta_max=20.: big_steps(4, beta_min, beta_max), pred='x0', steps=4, times=4, grid='nodes', adversarial='syndiff', recipe=gan_recipe)
 dtfnet = Method('DTF-Net for one source: base and detail branches, Wasserstein critic', lambda channels: Rectified(), pred='x0', steps=1, times='one', net='dtfnet', adversarial='dtfnet', recipe=dict(lr=1e-4, weight_decay=0., clip=UNCLIPPED))
@@ -141,8 +142,9 @@ def get_method(
     if name not in methods: raise InputError(f"unknown method {name!r}: use one of {', '.join(methods)}")
     return methods[name]
 
-PIXELS = dict(lr=1e-3, ema=.99)                 # this package's own, for short trainings from random weights
-LATENTS = dict(lr=5e-5, mix_lr=10., ema=0., warmup=0, schedule='constant')    # CDTSDE's, for a pretrained network
+# this package's own, for short trainings from random weights; and CDTSDE's, for a pretrained network
+PIXELS = dict(lr=1e-3, ema=.99)
+LATENTS = dict(lr=5e-5, mix_lr=10., ema=0., warmup=0, schedule='constant')
 
 def recipe_for(
     method,           # row of `methods` by name, or a Method
@@ -163,7 +165,7 @@ def make_bridge(
     except (TypeError, ValueError) as e: raise InputError(f'method {name}: bridge options {options} do not fit ({e})') from None
 
 # %% ../nbs/19_methods.ipynb #cba00e5e
-OWN = ('clip', 'start', 'sampler')   # options of `draw` itself, beside `eta` where there is a noise rule and `stop` where there is a recursion
+OWN = ('clip', 'start', 'sampler')   # of `draw` itself, beside `eta` (noise rules) and `stop` (recursions)
 
 def known_options(
     m,         # a Method
@@ -189,7 +191,8 @@ def check_options(method, options:dict):
     if options.get('start', 'source') not in ('source', 'marginal'): raise InputError(f"start must be 'source' or 'marginal', got {options['start']!r}")
     if not isinstance(options.get('clip', False), bool): raise InputError(f"clip must be True or False, got {options['clip']!r}")
     stop = options.get('stop', 0.)
-    if isinstance(stop, (str, bool)) or not 0 <= stop < math.inf: raise InputError(f"stop must be 0 (never) or a small positive number, got {options['stop']!r}")
+    if isinstance(stop, (str, bool)) or not 0 <= stop < math.inf:
+        raise InputError(f'stop must be 0 (never) or a small positive number, got {stop!r}')
 
 # %% ../nbs/19_methods.ipynb #704b5c7c
 def merged(m, options) -> dict:
@@ -238,7 +241,8 @@ def draw(
     x = y if options.get('start') == 'source' else None
     if options.get('stop'): den = Stop(den, options['stop'])
     if options.get('clip'): den = Clip(den)
-    got = run(den, y, times, tau=tau, seeds=seeds, ctx=ctx, x=x, bridge=bridge, out=out, callback=callback, **kw)
+    kw |= dict(tau=tau, seeds=seeds, ctx=ctx, x=x, bridge=bridge, out=out, callback=callback)
+    got = run(den, y, times, **kw)
     return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/19_methods.ipynb #83f9af15

@@ -187,10 +187,11 @@ def leave_source(x0_hat, y, z, at_s, T, first):
 
 @torch.no_grad()
 def score(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    first='marginal', # the step that leaves the source: a draw of the bridge's marginal, or as 'released'
+    first='marginal', # the step that leaves the source: a draw of the marginal, or as 'released'
 ):                    # (B, C, *spatial)
     "A-Bridge's sampler over all T indices; `grid` must be uniform, its number of steps is T. `tau` is not used."
-    if first not in ('marginal', 'released'): raise InputError(f"first must be 'marginal' or 'released', got {first!r}")
+    if first not in ('marginal', 'released'):
+        raise InputError(f"first must be 'marginal' or 'released', got {first!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     T = len(times) - 1
     if (check_grid(grid) - uniform(T)).abs().max() > 1e-9: raise InputError('this sampler walks over every index: its grid must be uniform')
@@ -219,7 +220,8 @@ def unmatched(den, y, grid, tau=markov, seeds=0, ctx=None, x=None, bridge=None, 
     amplitude=1., # factor of the fresh noise; or 'abridge', 'abridge_score'
 ):                # (B, C, *spatial)
     "Released behaviour: the one step with its noise multiplied, its mean left as it is."
-    if not (amplitude in ('abridge', 'abridge_score') or isinstance(amplitude, (int, float))): raise InputError(f"amplitude must be a number, 'abridge' or 'abridge_score', got {amplitude!r}")
+    if not (amplitude in ('abridge', 'abridge_score') or isinstance(amplitude, (int, float))):
+        raise InputError(f"amplitude must be a number, 'abridge' or 'abridge_score', got {amplitude!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     grid = check_grid(grid).tolist()
     for i in range(len(times) - 1):

@@ -100,7 +100,8 @@ class Recipe:
             if not getattr(self, k) > 0: raise InputError(f'{k} must be positive, got {getattr(self, k)!r}')
         if not 0 <= self.ema < 1: raise InputError(f'ema is a decay in [0, 1), got {self.ema!r}')
         if self.precision not in ('no', 'bf16', 'fp16'): raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
-        if self.schedule not in ('cosine', 'constant'): raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
+        if self.schedule not in ('cosine', 'constant'):
+            raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
 
 def lr_at(
     step:int,      # 0, 1, ..., steps - 1
@@ -161,7 +162,7 @@ def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=No
     path = found[-1]
     state = json.loads((path/'state.json').read_text())
     now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
-    state['recipe'].setdefault('schedule', 'cosine')                # checkpoints from before there was another
+    state['recipe'].setdefault('schedule', 'cosine')        # of checkpoints from before there was another
     for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
