@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 
 .PHONY: help env train test smoke export readme figures clean
 help:
-	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde"
+	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde (again: go on, or only measure)"
 	@echo "make test    make the environment, run every unflagged test"
 	@echo "make smoke   the main job in its smallest form (well under a minute)"
 	@echo "make export  notebooks -> xmodal/*.py and README.md, outputs cleaned of noise"
@@ -20,12 +20,12 @@ $(READY): constraints.txt settings.ini setup.py
 
 train: $(READY)
 	@mkdir -p runs/phantom-cdtsde
-	$(BIN)/papermill nbs/train.ipynb runs/phantom-cdtsde/train.ipynb --progress-bar -p name phantom-cdtsde
+	$(BIN)/papermill nbs/train.ipynb runs/phantom-cdtsde/train.ipynb --progress-bar -p name phantom-cdtsde -p resume True
 	@echo 'written: runs/phantom-cdtsde/ (model, figures, metrics.json, log.csv, train.ipynb)'
 
 smoke: $(READY)
 	@mkdir -p runs/smoke
-	$(BIN)/papermill nbs/train.ipynb runs/smoke/train.ipynb --no-progress-bar -p name smoke -p smoke True
+	$(BIN)/papermill nbs/train.ipynb runs/smoke/train.ipynb --no-progress-bar -p name smoke -p smoke True -p overwrite True
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2

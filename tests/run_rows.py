@@ -48,7 +48,7 @@ def row(method, run):
     start = lambda **more: execute(ROOT/'nbs'/'train.ipynb', **words, **more)
     run = ROOT/'runs'/run
     def weights(): return {f.relative_to(run): f.read_bytes() for part in ('model', 'checkpoints') for f in (run/part).rglob('*.safetensors')}
-    start(); first = weights(); (run/'model'/'model.safetensors').unlink()
+    start(overwrite=True); first = weights(); (run/'model'/'model.safetensors').unlink()
     start(resume=True)
     assert weights() == first, 'a finished run, started again with resume, gave other weights'
 

@@ -46,6 +46,7 @@ def xmodal(*words):
 def run_name(request):
     "A name under runs/ that is removed afterwards."
     name = 'test-' + re.sub(r'\W+', '-', request.node.name)
+    shutil.rmtree(ROOT/'runs'/name, ignore_errors=True)
     yield name
     shutil.rmtree(ROOT/'runs'/name, ignore_errors=True)
 
@@ -54,7 +55,7 @@ def run_name(request):
 def ixi_run():
     "A smoke run on made data in IXI's layout, without an output notebook, started from another folder."
     name = 'test-ixi-made'
-    r = papermill(('dataset', 'ixi'), ('root', 'made'), ('smoke', 'True'), ('name', name), cwd=ROOT/'tests', kernel=True)
+    r = papermill(('dataset', 'ixi'), ('root', 'made'), ('smoke', 'True'), ('name', name), ('overwrite', 'True'), cwd=ROOT/'tests', kernel=True)
     assert r.returncode == 0, r.stderr[-3000:]
     yield ROOT/'runs'/name
     shutil.rmtree(ROOT/'runs'/name, ignore_errors=True)

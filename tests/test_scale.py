@@ -120,7 +120,7 @@ def test_the_parameters_are_those_of_the_notebook():
     from xmodal.job import DATA, HOW
     cells = json.loads((ROOT/'nbs'/'train.ipynb').read_text())['cells']
     cell, = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]
-    assert cell[:cell.index('from xmodal.core')].split() == (DATA + HOW).split()
+    assert cell[:cell.index('defaults = snapshot')].split() == (DATA + HOW).split()
 
 
 @pytest.mark.slow

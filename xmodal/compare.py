@@ -193,6 +193,8 @@ def run_row(
     mine = json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes), 'masks': masks, 'data': parts.data.folder.name, 'people': parts.split}))
     train, test, dim = with_prompts(row, parts)
     if dim: mine['prompts'] = prompts_hash(train.table)
+    critics = get_method(row.method).adversarial
+    if critics: mine['objective'] = find_objective(critics, row.objective).options
     if (folder/'budget.json').is_file():
         old = json.loads((folder/'budget.json').read_text())
         if old != mine: raise InputError(f"{folder}: holds results of another budget ({ {k: old.get(k) for k in mine if old.get(k) != mine[k]} }); give another name, or delete it")

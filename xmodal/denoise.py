@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
-           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'Denoiser', 'fast', 'answer', 'mse', 'l1', 'aligned',
-           'loss_per_item', 'Clip']
+           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Denoiser', 'fast', 'answer', 'mse', 'l1', 'aligned',
+           'loss_per_item', 'Wrap', 'Clip', 'Stop']
 
 # %% ../nbs/05_denoise.ipynb #bb000331
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .core import check_same_shape
+from .core import check_same_shape, expand
 
 # %% ../nbs/05_denoise.ipynb #75eb31d4
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ def pred_ddbm(a, b, c, k):
 
 predictions = dict(x0=pred_x0, eps=pred_eps, v=pred_v, grad=pred_grad, ysubx=pred_ysubx, flow=pred_flow, noise=pred_noise, i2sb=pred_i2sb, ddbm=pred_ddbm)
 
+# %% ../nbs/05_denoise.ipynb #bd78e07d
+def keep_older(new, old, settled, stop):
+    "The newer of two estimates, or the older one for the images that have settled; and which have, see `Stop`."
+    if not stop: return new, settled
+    close = (new - old).abs().flatten(1).amax(1) < stop
+    settled = close if settled is None else settled | close
+    return torch.where(expand(settled, new), old, new), settled
+
 # %% ../nbs/05_denoise.ipynb #4892c997
 class Denoiser(nn.Module):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
@@ -109,15 +117,17 @@ class Denoiser(nn.Module):
         ctx=None, # conditioning for the network
         coefs=None, # (a, b, c) at t if the caller has them already
         z=None,   # (B, latent) standard normal, for networks that take it
+        stop=0.,  # end the recursion of an image at a change below this; 0: never, see `Stop`
     ):            # x0_hat, shape and dtype of x
         if self.latent and z is None: raise ValueError(f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})')
         coefs = coefs or self.bridge.coefs(t, y)
         skip, ysk, out, inp = self.factors(coefs, x.dtype)
-        more, x0_hat = dict(z=z) if self.latent else {}, torch.zeros_like(x)
+        more, x0_hat, settled = dict(z=z) if self.latent else {}, torch.zeros_like(x), None
         if self.show_snr: more['x_r'] = (torch.atan2(coefs[0], coefs[2])*2/math.pi).to(x.dtype).expand_as(x)
         for _ in range(self.recur):
             if self.recur > 1: more['x_r'] = x0_hat
-            x0_hat = skip*x + ysk*y + out*answer(self.precision, self.net, *self.seen(x, t, y, inp), ctx, **more).to(x.dtype)
+            got = answer(self.precision, self.net, *self.seen(x, t, y, inp), ctx, **more)
+            x0_hat, settled = keep_older(skip*x + ysk*y + out*got.to(x.dtype), x0_hat, settled, stop)
         return x0_hat
 
     def eps_hat(self, x, t, y, ctx=None, coefs=None):
@@ -186,11 +196,11 @@ def loss_per_item(
     return loss
 
 # %% ../nbs/05_denoise.ipynb #7b83cf82
-class Clip(nn.Module):
-    "A denoiser whose estimate is clipped to [low, high]."
-    def __init__(self, den, low=-1., high=1.):
+class Wrap(nn.Module):
+    "A denoiser around another one; what is not said here is the inner one's."
+    def __init__(self, den):
         super().__init__()
-        self.den, self.low, self.high = den, low, high
+        self.den = den
     @property
     def bridge(self): return self.den.bridge
     @property
@@ -199,5 +209,21 @@ class Clip(nn.Module):
     def latent(self): return getattr(self.den, 'latent', 0)
     @property
     def codec(self): return getattr(self.den, 'codec', None)
-    def forward(self, x, t, y, ctx=None, **more): return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
+    def forward(self, x, t, y, ctx=None, **more): return self.den(x, t, y, ctx, **more)
     def eps_hat(self, *args, **kw): return self.den.eps_hat(*args, **kw)
+
+class Clip(Wrap):
+    "A denoiser whose estimate is clipped to [low, high]."
+    def __init__(self, den, low=-1., high=1.):
+        super().__init__(den)
+        self.low, self.high = low, high
+    def forward(self, x, t, y, ctx=None, **more):
+        return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
+
+class Stop(Wrap):
+    "A denoiser whose recursion ends, image by image, when an estimate hardly changes any more."
+    def __init__(self, den, change=.01): # largest change of a pixel that is no change
+        super().__init__(den)
+        self.change = change
+    def forward(self, x, t, y, ctx=None, **more):
+        return self.den(x, t, y, ctx, stop=self.change, **more)

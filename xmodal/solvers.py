@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['grids', 'each', 'samplers', 'multistep', 'dossr_correction', 'dossr', 'dbim_correction', 'dbim', 'dual', 'euler',
-           'ddbm_slope', 'heun', 'karras', 'dbim_grid', 'entries', 'bbdm_grid', 'nodes', 'score', 'unmatched',
-           'Sampler']
+           'ddbm_slope', 'heun', 'karras', 'dbim_grid', 'entries', 'bbdm_grid', 'nodes', 'leave_source', 'score',
+           'noise_factor', 'unmatched', 'Sampler']
 
 # %% ../nbs/18_solvers.ipynb #72cd3cce
 import math
@@ -177,16 +177,29 @@ grids = dict(uniform=lambda n, bridge=None: uniform(n), karras=karras, dbim=dbim
              i2sb=lambda n, bridge=None: entries(n, 1000), dossr=lambda n, bridge=None: entries(n, 500))
 
 # %% ../nbs/18_solvers.ipynb #3fb24e8d
+def leave_source(x0_hat, y, z, at_s, T, first):
+    "The state after the first of T steps, see `score`."
+    if first == 'marginal': a, b, c = (v.to(y.dtype) for v in at_s)
+    else:
+        a = 1/(T*math.log(T))
+        b, c = 1 - a, -math.sqrt(2)/T
+    return a*x0_hat + b*y + c*z
+
 @torch.no_grad()
-def score(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None):
+def score(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
+    first='marginal', # the step that leaves the source: a draw of the marginal, or as 'released'
+):                    # (B, C, *spatial)
     "A-Bridge's sampler over all T indices; `grid` must be uniform, its number of steps is T. `tau` is not used."
+    if first not in ('marginal', 'released'):
+        raise InputError(f"first must be 'marginal' or 'released', got {first!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     T = len(times) - 1
     if (check_grid(grid) - uniform(T)).abs().max() > 1e-9: raise InputError('this sampler walks over every index: its grid must be uniform')
     for i, n in enumerate(range(T, 0, -1)):
         x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
-        d, z = x - x0_hat, noise(y) if n > 2 else torch.zeros_like(y)
+        d, z = x - x0_hat, noise(y) if n > 2 or n == T else torch.zeros_like(y)
         if n == 1: x = x0_hat
+        elif n == T: x = leave_source(x0_hat, y, z, at[1], T, first)
         else:
             far = T - n + 1
             g = math.log(T/far)
@@ -196,17 +209,24 @@ def score(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/18_solvers.ipynb #1c97bac0
+def noise_factor(amplitude, i:int, t:float, s:float) -> float:
+    "By what the noise of step i, from t to s, is multiplied; see `unmatched`."
+    if amplitude == 'abridge': return math.sqrt(t/s) if s > 0 else 1.
+    if amplitude == 'abridge_score': return .5 if i == 0 else 1.
+    return float(amplitude)
+
 @torch.no_grad()
 def unmatched(den, y, grid, tau=markov, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    amplitude=1., # factor of the fresh noise; or 'abridge'
+    amplitude=1., # factor of the fresh noise; or 'abridge', 'abridge_score'
 ):                # (B, C, *spatial)
     "Released behaviour: the one step with its noise multiplied, its mean left as it is."
-    if not (amplitude == 'abridge' or isinstance(amplitude, (int, float))): raise InputError(f"amplitude must be a number or 'abridge', got {amplitude!r}")
+    if not (amplitude in ('abridge', 'abridge_score') or isinstance(amplitude, (int, float))):
+        raise InputError(f"amplitude must be a number, 'abridge' or 'abridge_score', got {amplitude!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     grid = check_grid(grid).tolist()
     for i in range(len(times) - 1):
         x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
-        f = math.sqrt(grid[i]/grid[i + 1]) if amplitude == 'abridge' and grid[i + 1] > 0 else 1. if amplitude == 'abridge' else float(amplitude)
+        f = noise_factor(amplitude, i, *grid[i:i + 2])
         x = step(x, x0_hat, y, at[i], at[i + 1], tau(at[i], at[i + 1]), f*noise(y))
         if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x

@@ -93,6 +93,7 @@ class Recipe:
     precision:str='no'         # 'no' (float32), 'bf16' or 'fp16'
     channels_last:bool=False   # memory format of the network; faster on GPUs
     seed:int=0
+    schedule:str='cosine'      # 'cosine': to a tenth of the peak; 'constant'
 
     def __post_init__(self):
         for k in ('steps', 'batch'):
@@ -101,14 +102,17 @@ class Recipe:
             if not getattr(self, k) > 0: raise InputError(f'{k} must be positive, got {getattr(self, k)!r}')
         if not 0 <= self.ema < 1: raise InputError(f'ema is a decay in [0, 1), got {self.ema!r}')
         if self.precision not in ('no', 'bf16', 'fp16'): raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
+        if self.schedule not in ('cosine', 'constant'):
+            raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
 
 def lr_at(
     step:int,      # 0, 1, ..., steps - 1
     r:Recipe,
 ) -> float:
-    "Linear warm-up, then cosine to a tenth of the peak."
+    "Linear warm-up, then cosine to a tenth of the peak, or constant."
     warm = min(r.warmup, max(1, r.steps//10))
     if step < warm: return r.lr*(step + 1)/warm
+    if r.schedule == 'constant': return r.lr
     return r.lr*(0.55 + 0.45*math.cos(math.pi*(step - warm)/max(1, r.steps - warm)))
 
 # %% ../nbs/30_train.ipynb #125bfb8f
@@ -193,13 +197,15 @@ def read_state(path) -> dict:
 def check_same_run(path, state:dict, recipe, model, origin):
     "Raise InputError if recipe, model or data are others than those that a run was started with."
     now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
+    state['recipe'].setdefault('schedule', 'cosine')        # of checkpoints from before there was another
     for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
             if was != is_:
                 raise InputError(
                     f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use '
-                    f'the same value, another run name, or resume False to start over')
+                    f'the same value, another run name, or overwrite instead of resume to '
+                    f'start over')
 
 # %% ../nbs/30_train.ipynb #13a2267f
 def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None, scaler=None):
