@@ -73,8 +73,8 @@ PLANES = ('sagittal', 'coronal', 'axial')
 def header_concerns(
     img,   # nibabel image as it is in the file, before its axes are turned
 ) -> list: # (cannot be right?, what is wrong and what to do), one for each fault
-    "Fields of a header that contradict each other, other units than mm, impossible or coarse voxels."
-    if not np.isfinite(img.affine).all(): return [(True, 'its affine holds numbers that are not finite')]
+    "Fields of a header that contradict each other, other units than mm, odd voxels."
+    if not np.isfinite(img.affine).all(): return [(True, 'its affine holds NaN or infinity')]
     looks = (unit_concern, size_concern, form_concern, plane_concern)
     return [found for look in looks if (found := look(img)) is not None]
 
@@ -99,6 +99,7 @@ def size_concern(img):
     said = ' x '.join(f'{v:.3g}' for v in said)
     return lost, f'its pixdim says voxels of {said} mm, its sform {text} mm; correct the header'
 
+# %% ../nbs/11_data.ipynb #60b163f2
 def form_concern(img):
     "An sform and a qform that put the volume in two places, or None."
     head = img.header
@@ -115,7 +116,7 @@ def form_concern(img):
     return both, f'its qform and its sform put a corner {far:.3g} mm apart; {remedy}'
 
 def plane_concern(img):
-    "A stack of sagittal or coronal slices, whose axial planes are coarse in one direction; or None."
+    "A stack of sagittal or coronal slices, whose axial planes are coarse; or None."
     import nibabel as nib
     axes, zooms = nib.io_orientation(img.affine)[:, 0], np.sqrt((img.affine[:3, :3]**2).sum(0))
     if not np.isfinite(axes).all(): return None

@@ -27,7 +27,7 @@ from .methods import calls, get_method
 from .prompts import beside
 from .text import read_metadata
 from .train import is_first, shared
-from .translate import Changed, path_times, sampling, target_units, told
+from .translate import Changed, path_times, sampling, target_units, told, units_note
 
 # %% ../nbs/52_folders.ipynb #ead85738
 def kind_of(path) -> str:
@@ -43,9 +43,10 @@ def split_ending(path) -> tuple:
     return n[:len(n) - len(k)], n[len(n) - len(k):]
 
 def beside_output(path, what:str) -> Path:
-    "The file for a map (std, mix) or the notes (json) beside an output; a.png and a.tif have notes of their own."
+    "The file for a map (std, mix) or the notes (json) beside an output."
     stem, ending = split_ending(path)
-    if what == 'json': return Path(f'{stem}.json' if kind_of(path) == 'volume' else f'{path}.json')
+    if what == 'json':                                       # a.png and a.tif have their own
+        return Path(f'{stem}.json' if kind_of(path) == 'volume' else f'{path}.json')
     if '_desc-synth_' in Path(stem).name:                                                    # BIDS
         return Path(f"{stem.replace('_desc-synth_', f'_desc-synth{what.title()}_')}{ending}")
     return Path(f"{stem}_{what}{ending if kind_of(path) == 'volume' else '.tif'}")
@@ -58,23 +59,25 @@ def alive(pid) -> bool:
     return True
 
 def save_translation(result, path, ready=None):
-    "Write a translation: NIfTI or PNG/TIFF by the ending of `path`, atomically; ready(temporary path) before it is seen."
+    "Write NIfTI or PNG/TIFF by the ending, atomically; ready(temporary path) before it is seen."
     path = Path(path)
-    for left in path.parent.glob(f'.*.part.{glob.escape(path.name)}'):                # of a killed process
+    for left in path.parent.glob(f'.*.part.{glob.escape(path.name)}'):      # of a killed process
         if not alive(left.name.split('.')[1]): left.unlink(missing_ok=True)
     with atomic(path) as tmp:
         write_result(result, path, tmp)
         if ready: ready(tmp)
 
+# %% ../nbs/52_folders.ipynb #8abda803
 def write_result(result, path, tmp):
     "Write a translation for `path` to `tmp`."
     import nibabel as nib
     if hasattr(result, 'affine'): nib.save(result, tmp)
     elif path.suffix.lower() == '.png':
         from PIL import Image
-        kind = 'floating-point' if result.dtype.kind == 'f' else f'{result.dtype.name}'
-        if kind not in ('uint8', 'uint16', 'bool') or kind != 'uint8' and result.ndim == 3:
-            raise InputError(f'{path}: {kind} results{" in colour"*(result.ndim == 3)} cannot be saved as PNG; use .tif')
+        kind, colour = result.dtype.name, ' in colour'*(result.ndim == 3)
+        if kind.startswith('float'): kind = 'floating-point'
+        if kind not in ('uint8', 'uint16', 'bool') or kind != 'uint8' and colour:
+            raise InputError(f'{path}: {kind} results{colour} cannot be saved as PNG; use .tif')
         Image.fromarray(result).save(tmp)
     else:
         import tifffile
@@ -88,9 +91,9 @@ class Task:
     output:Path
     notes:dict = field(default_factory=dict)   # goes into the sidecar
     known:dict = None                          # what is known about the source; None: what lies beside it
-    wrong:str = ''                             # why it cannot be translated, where that is known already
+    wrong:str = ''                             # why it cannot be translated, where it is known
 
-BROKEN = (InputError, OSError, ValueError, RecursionError)           # what a damaged JSON file or table raises
+BROKEN = (InputError, OSError, ValueError, RecursionError)   # a damaged JSON file or table
 LITTER = ('thumbs.db', 'desktop.ini', '__macosx')
 
 def is_litter(name) -> bool:
@@ -98,29 +101,31 @@ def is_litter(name) -> bool:
     return name.startswith('.') or name.lower() in LITTER
 
 def what_is(path) -> str:
-    "'file', 'folder', 'gone' (a broken link, too), or 'other': a pipe, a device, a socket. Opens nothing."
+    "'file', 'folder', 'gone' (a broken link) or 'other': a pipe, a device. Opens nothing."
     try: mode = os.stat(path).st_mode
     except OSError: return 'gone'
     if stat.S_ISREG(mode): return 'file'
     return 'folder' if stat.S_ISDIR(mode) else 'other'
 
 def no_file(path) -> str:
-    "Why a path that should be a file is not opened; '' for a file, and for what reading it will say."
+    "Why a path that should be a file is not opened; '' for a file, or if reading will say."
     words = dict(folder='a folder, not a file', other='a pipe or a device, which is never opened')
     kind = words.get(what_is(path))
     return f'{path}: is {kind}; remove or rename it' if kind else ''
 
 def holds_dicom(folder) -> bool:
     "Is there a DICOM file among the first files of a folder?"
-    some = [p for p in sorted(Path(folder).iterdir()) if what_is(p) == 'file' and not is_litter(p.name)]
+    there = (p for p in sorted(Path(folder).iterdir()) if not is_litter(p.name))
+    some = [p for p in there if what_is(p) == 'file']
     return any(p.open('rb').read(132)[128:] == b'DICM' for p in some[:8])
 
+# %% ../nbs/52_folders.ipynb #191a97e6
 def file_tasks(source, output) -> list:
     "A single file, a DICOM series, or all files of a folder; raises InputError."
     source, output = Path(source), Path(output)
     kind = what_is(source)
     if kind == 'gone': raise InputError(f'{source}: no such file or folder')
-    if kind == 'other': raise InputError(f'{source}: is a pipe or a device; give a file or a folder')
+    if kind == 'other': raise InputError(f'{source}: is a pipe or a device; give a file')
     return single_task(source, output) if kind == 'file' else folder_tasks(source, output)
 
 def single_task(source, output) -> list:
@@ -139,6 +144,7 @@ def check_output(source, output, kind):
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another name')
 
+# %% ../nbs/52_folders.ipynb #65137c2c
 def folder_tasks(source, output) -> list:
     "The tasks of a folder; of a DICOM series one."
     there = sorted(p for p in source.iterdir() if not is_litter(p.name))
@@ -148,7 +154,8 @@ def folder_tasks(source, output) -> list:
         return [Task(source, output)]
     if not named:
         bids = '; for a BIDS data set use --bids'*(source/'dataset_description.json').is_file()
-        raise InputError(f"{source}: holds no {', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)} file{bids}")
+        endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
+        raise InputError(f'{source}: holds no {endings} file{bids}')
     left = [p.name for p in there if p not in named and p.suffix != '.json']
     if left and is_first():
         print(f'not translated, because they are folders or other kinds of file: {few(left)}')
@@ -199,10 +206,12 @@ def check_bids(root, output):
     if root.is_file(): raise InputError(f'{root}: is a file; --bids takes a whole data set')
     if not root.is_dir(): raise InputError(f'{root}: no such folder')
     if root.resolve().name.startswith('sub-'):
-        raise InputError(f'{root}: is a participant; give the data set that it belongs to, and --participant-label')
+        raise InputError(f'{root}: is a participant; give the data set that it belongs to, '
+                         'and --participant-label')
     if output.is_file() or output.exists() and output.resolve() == root.resolve():
         raise InputError(f'{output}: choose a folder of its own, such as {root}/derivatives/xmodal')
 
+# %% ../nbs/52_folders.ipynb #7306333e
 def people_of(root, labels) -> list:
     "Folders of the participants that are asked for, or of all."
     people = sorted(p.name for p in root.glob('sub-*') if what_is(p) == 'folder')
@@ -211,7 +220,8 @@ def people_of(root, labels) -> list:
     for v in asked:
         if v in people: continue
         there = few([p.removeprefix('sub-') for p in people])
-        raise InputError(f"participant {v.removeprefix('sub-')!r} is not in {root}; there are {there}")
+        asked = v.removeprefix('sub-')
+        raise InputError(f'participant {asked!r} is not in {root}; there are {there}')
     return asked or people
 
 def bids_files(root, have, people) -> list:
@@ -230,11 +240,12 @@ def bids_task(root, output, f, have, want) -> Task:
     notes = dict(Sources=[f'bids:raw:{f.relative_to(root).as_posix()}'])
     return Task(f, place, notes, {'modality': have, **known}, wrong)
 
+# %% ../nbs/52_folders.ipynb #38787a66
 def describe_derivative(root, output, model_data, target=None):
     "Write dataset_description.json and README of a derivative, unless they are there."
     root, output = Path(root), Path(output)
-    raw = {}
-    try: raw = read_json(root/'dataset_description.json') if (root/'dataset_description.json').is_file() else {}
+    raw, about = {}, root/'dataset_description.json'
+    try: raw = read_json(about) if about.is_file() else {}
     except BROKEN as e: warnings.warn(f'{e}; the derivative is described without it')
     name, way = raw.get('Name') or root.name, f"{suffix_of(model_data.get('source'))} to {target_of(model_data, target)}"
     content = {'Name': f'{name}: {way} by xmodal', 'BIDSVersion': raw.get('BIDSVersion', '1.9.0'), 'DatasetType': 'derivative', 'DatasetLinks': {'raw': Path(os.path.relpath(root.resolve(), output.resolve())).as_posix()},
@@ -256,7 +267,7 @@ def notes_of(tr, task, settings, doubts=(), changes=(), forced=False, digests={}
     d, target = tr.config['data'], settings['target']
     made = f"{target_of(d, target)} made from {suffix_of(d.get('source'))} by xmodal"
     place = dict(SpatialReference='orig') if kind_of(task.output) == 'volume' else {}
-    units = target_units(d, task.known, target).said(settings['samples'])
+    units = units_note(target_units(d, task.known, target), settings['samples'])
     return dict(Description=f'{made}; not acquired, not for clinical use', **task.notes, **place,
                 Source=task.source.name, SourceDigest=digest(task.source), **digests,
                 GeneratedBy=dict(Name='xmodal', Version=__version__), xmodal=settings, Output=units,
@@ -266,13 +277,15 @@ def digest(path) -> str:
     "What a file holds, in sixteen letters; of a folder, what its files hold."
     path, h = Path(path), hashlib.blake2b(digest_size=8)
     if path.is_dir():
-        for p in sorted(p for p in path.iterdir() if what_is(p) == 'file'): h.update(f'{p.name} {digest(p)} '.encode())
+        for p in sorted(p for p in path.iterdir() if what_is(p) == 'file'):
+            h.update(f'{p.name} {digest(p)} '.encode())
         return h.hexdigest()
     if (wrong := no_file(path)): raise InputError(wrong)
     with open(path, 'rb') as f: return hashlib.file_digest(f, lambda: h).hexdigest()
 
+# %% ../nbs/52_folders.ipynb #f20c1b3e
 def note_of(output) -> dict:
-    "What the notes beside an output say, or those of its folder (older versions); {} if they are not ours."
+    "What the notes beside an output say, or its folder's (older versions); {} if not ours."
     places = [beside_output(output, 'json')]
     if kind_of(output) == 'image': places.append(Path(output).parent/'xmodal.json')
     for path in places:
@@ -295,35 +308,49 @@ def finished(output, settings, source=None) -> bool:
     differ = [k for k in settings if words['xmodal'].get(k) != settings[k]]
     if differ:
         how = ', '.join(f"{k} {words['xmodal'].get(k)!r}, now {settings[k]!r}" for k in differ[:3])
-        raise InputError(f'{output}: exists and was made otherwise ({how}); choose another name, or use --overwrite')
+        raise InputError(f'{output}: exists and was made otherwise ({how}); choose another name, '
+                         'or use --overwrite')
     if source and 'SourceDigest' in words and words['SourceDigest'] != digest(source):
-        raise InputError(f'{output}: exists and was made from another {Path(source).name} than the one '
-                         'that is there now; choose another name, or use --overwrite')
+        raise InputError(f'{output}: exists and was made from another {Path(source).name} than the '
+                         'one that is there now; choose another name, or use --overwrite')
     asked = [k for k, wanted in zip(MAPS, (settings['samples'] > 1, settings['mix'])) if wanted]
     if not all(beside_output(output, k).exists() for k in asked): return False
     for path, was in digests_in(output, words, asked).items():
         if was == digest(path): continue
-        raise InputError(f'{path}: is not what was written, it was changed or damaged; remove it, or use --overwrite')
+        raise InputError(f'{path}: is not what was written, it was changed or damaged; remove it, '
+                         'or use --overwrite')
     return True
 
+# %% ../nbs/52_folders.ipynb #c75afee4
 def digests_in(output, words, asked) -> dict: # path -> what it held when it was written
     "The digests that notes hold; none in those of older versions."
     maps = words.get('MapDigests', {})
-    found = {output: words.get('OutputDigest'), **{beside_output(output, k): maps.get(k) for k in asked}}
+    found = {beside_output(output, k): maps.get(k) for k in asked}
+    found[output] = words.get('OutputDigest')
     return {path: was for path, was in found.items() if was}
 
 # %% ../nbs/52_folders.ipynb #ecbe73df
-def translate_task(tr, task, settings, overwrite=False, force=False, target=None, once=None, **how) -> str:
-    "Translate one file, with its maps and notes; returns what was wrong, or '', or 'finished' if it was there."
+def translate_task(
+    tr, task,        # Translator and Task
+    settings,        # from `settings_of`
+    overwrite=False, force=False, target=None,
+    once=None,       # a set that collects what many files share and is said once
+    **how,           # see `Translator.maps`
+) -> str:            # what was wrong, or '', or 'finished' if it was there
+    "Translate one file, with its maps and notes."
+    once = set() if once is None else once
     try:
         if task.wrong: return task.wrong
-        return make_output(tr, task, settings, overwrite, force, target, set() if once is None else once, how)
+        return make_output(tr, task, settings, overwrite, force, target, once, how)
     except InputError as e: return with_name(task, str(e))
     except (MemoryError, torch.OutOfMemoryError):
-        return f'{task.source}: does not fit into memory; use a smaller --batch, or a machine with more'
+        return (f'{task.source}: does not fit into memory; use a smaller --batch, '
+                'or a machine with more')
     except OSError as e:
-        if e.errno in DISK: raise                                       # the next file would not fare better
-        return with_name(task, f'{e.filename or task.output}: {e.strerror or first_line(e)}')
+        if e.errno in DISK: raise                              # the next would not fare better
+        remedy = f' ({e.filename})'
+        if e.errno == errno.ENAMETOOLONG: remedy = '; give it a shorter name'
+        return f'{task.source}: {e.strerror or first_line(e)}{remedy}'
     except Exception as e:
         return (f'{task.source}: cannot be translated, for a reason that was not foreseen '
                 f'({type(e).__name__}: {first_line(e)}); please report it with the file')
@@ -332,8 +359,10 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 
 def with_name(task, text) -> str:
     "A message that names the file it is about."
-    return text if str(task.source) in text or str(task.output) in text else f'{task.source}: {text}'
+    named = str(task.source) in text or str(task.output) in text
+    return text if named else f'{task.source}: {text}'
 
+# %% ../nbs/52_folders.ipynb #ddb0cf2d
 def make_output(tr, task, settings, overwrite, force, target, once, how) -> str:
     "As `translate_task`, but raises what goes wrong."
     def done(): return not overwrite and finished(task.output, settings, task.source)
@@ -347,12 +376,13 @@ def make_output(tr, task, settings, overwrite, force, target, once, how) -> str:
     if done(): return 'finished'                                        # by another run, meanwhile
     for k in MAPS:
         if overwrite and k not in got: files[k].unlink(missing_ok=True)
-    task.output.unlink(missing_ok=True)             # from here on it is not finished, whatever its notes say
+    task.output.unlink(missing_ok=True)         # not finished from here, whatever its notes say
     for k in MAPS:
         if k in got: save_translation(got[k], files[k])
-    digests = dict(MapDigests={k: digest(files[k]) for k in MAPS if k in got}) if len(got) > 1 else {}
+    maps = {k: digest(files[k]) for k in MAPS if k in got}
     def note(tmp):
-        words = notes_of(tr, task, settings, doubts, changes, force, dict(OutputDigest=digest(tmp), **digests))
+        digests = dict(OutputDigest=digest(tmp), MapDigests=maps)
+        words = notes_of(tr, task, settings, doubts, changes, force, digests)
         write_note(beside_output(task.output, 'json'), words)
     save_translation(got['mean'], task.output, note)
     return ''
@@ -360,10 +390,12 @@ def make_output(tr, task, settings, overwrite, force, target, once, how) -> str:
 def write_note(path, words):
     "Write a JSON file, atomically."
     with atomic(path) as tmp:
-        Path(tmp).write_text(json.dumps(words, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        text = json.dumps(words, indent=1, ensure_ascii=False)
+        Path(tmp).write_text(text + '\n', encoding='utf-8')
 
+# %% ../nbs/52_folders.ipynb #3f10295a
 def passed_on(task, said, once) -> tuple: # doubts, changes
-    "Warn again of what was warned of, with the file's name; a change that other files share is said once."
+    "Warn again, with the file's name; a change that other files share is said once."
     said = [w for w in said if issubclass(w.category, UserWarning)]
     text = {id(w): str(w.message).removeprefix(f'{task.source}: ') for w in said}
     for w in said:
@@ -388,9 +420,11 @@ def check_unique(tasks):
     for t in tasks:
         for path in (t.output, *(beside_output(t.output, k) for k in ('json', *MAPS))):
             if seen.setdefault(path, t) is t: continue
-            raise InputError(f'{t.source.name} and {seen[path].source.name}: would both write {path.name}; '
+            other = seen[path].source.name
+            raise InputError(f'{t.source.name} and {other}: would both write {path.name}; '
                              'translate them into folders of their own')
 
+# %% ../nbs/52_folders.ipynb #027757fa
 def translate_paths(
     tr,             # Translator
     source, output, # file and file, folder and folder, BIDS root and derivative
@@ -408,7 +442,7 @@ def translate_paths(
     settings, once = settings_of(tr, target, **how), set()
     check_unique(tasks)
     if bids and is_first(): describe_derivative(source, output, d, target)
-    if not single: Path(output).mkdir(parents=True, exist_ok=True)                # or there is no use in going on
+    if not single: Path(output).mkdir(parents=True, exist_ok=True)       # else there is no use
     how = dict(how, target=target, once=once, progress=progress and (single or len(tasks) < 4))
     def one(t): return translate_task(tr, t, settings, overwrite, **how)
     if single:
@@ -417,7 +451,8 @@ def translate_paths(
         if said and progress and is_first(): print(f'{tasks[0].output}: was there already')
         return []
     unseen = not (progress and is_first())
-    def some(mine): return [one(tasks[k]) for k in tqdm(mine, desc='files', unit='file', disable=unseen)]
+    def some(mine):
+        return [one(tasks[k]) for k in tqdm(mine, desc='files', unit='file', disable=unseen)]
     said = shared(len(tasks), some)
     there = said.count('finished')
     if is_first() and progress and there: print(f'{there} of {len(tasks)} were there already')

@@ -191,9 +191,10 @@ def check_backbone(p):
 # %% ../nbs/48_job.ipynb #87e04695
 def check_fit(p, records):
     "Raise InputError unless `fit` is a way that this kind of data is cut."
-    if p.fit not in ('shrink', 'patch'): raise InputError(f"fit must be shrink or patch, got {p.fit!r}")
+    if p.fit not in ('shrink', 'patch'):
+        raise InputError(f'fit must be shrink or patch, got {p.fit!r}')
     if p.fit == 'patch' and not is_image(records[0].source):
-        raise InputError(f'fit patch cuts images, and data set {p.dataset} holds volumes; leave it out')
+        raise InputError(f'fit patch cuts images, and {p.dataset} holds volumes; leave it out')
 
 def find_pairs(p):
     "Records, split and intensity windows; the first process also checks the pairs. Raises InputError."
@@ -306,10 +307,9 @@ def show_panels(p, d, rows, found):
 # %% ../nbs/48_job.ipynb #06af2ed2
 def about_cut(params) -> dict:
     "How images were cut for the network. params: of `prepare`."
-    size, cut = params['size'], dict(fit=params['fit'])
-    if params['fit'] == 'patch':
-        cut['patch'] = dict(size=[size, size], resolution='full', smaller='padded with -1 at the bottom and right')
-    return cut
+    if params['fit'] != 'patch': return dict(fit=params['fit'])
+    small = 'padded with -1 at the bottom and right'
+    return dict(fit='patch', patch=dict(size=[params['size']]*2, resolution='full', smaller=small))
 
 def about_target(d) -> dict:
     "Number type and reach of the training's targets."
@@ -319,8 +319,8 @@ def about_target(d) -> dict:
     return dict(target_dtype=common_type(kinds), target_reach=target_reach(d.parts['train']))
 
 def stored_type(path) -> str:
-    "The number type of a volume's voxels: whole numbers without a scale as they are stored, all else float32."
-    if path.is_dir(): return 'float32'                     # a DICOM series is read through its rescale values
+    "The number type of a volume's voxels: whole numbers without a scale, all else float32."
+    if path.is_dir(): return 'float32'               # a DICOM series has rescale values
     img = open_volume(path)
     plain = getattr(img.dataobj, 'slope', 1) == 1 and getattr(img.dataobj, 'inter', 0) == 0
     return img.get_data_dtype().name if plain and img.get_data_dtype().kind in 'iu' else 'float32'
@@ -356,7 +356,7 @@ def about_data(p, d, den) -> dict:
     "What a translator has to know about the data: the section `data` of config.json."
     params, used = d.data.index['params'], [r for r in d.data.index['records'] if r['subject'] in d.split['train']]
     middle = lambda some: [float(np.median([r['windows'][1][k] for r in some])) for k in ('lo', 'hi')]
-    if params['windows'][1] == 'binary': middle = usual_mask                        # no value between two masks
+    if params['windows'][1] == 'binary': middle = usual_mask       # no value between two masks
     about = dict(dataset=p.dataset, source=p.source or datasets[p.dataset].source, target=p.target or datasets[p.dataset].target, kind=d.data.index['kind'], size=p.size, spacing=params['spacing'], source_window=params['windows'][0],
                  target_window=middle(used), target_window_rule=params['windows'][1], channels=d.data.index['records'][0]['channels'], steps=p.sample_steps, tau=p.tau, options=p.sampler_options)
     if d.hears:

@@ -7,10 +7,10 @@ __all__ = ['NIFTI_TYPES', 'SPACE', 'GEO', 'MODES', 'Translator', 'assumed', 'who
            'one_draw', 'summed', 'most_frequent', 'path_times', 'shares', 'hears', 'heard', 'told', 'sampling',
            'context_of', 'target_window', 'is_path', 'translate_any', 'doubts_of_volume', 'doubts_of_size',
            'doubts_of_values', 'modality_of', 'modality_beside', 'Changed', 'settle_doubts', 'TargetUnits',
-           'target_units', 'own_type', 'holds', 'label_type', 'is_fixed', 'target_limits', 'translate_volume',
-           'volumes_of', 'copy_space', 'translate_image', 'pictures_of', 'is_patch', 'into_square', 'out_of_square',
-           'doubts_of_picture', 'georeference', 'image_of_picture', 'image_of_array', 'translate_tensor',
-           'translate_array', 'volume_of_slices']
+           'units_note', 'target_units', 'own_type', 'holds', 'label_type', 'is_fixed', 'target_limits',
+           'translate_volume', 'volumes_of', 'copy_space', 'translate_image', 'pictures_of', 'is_patch', 'into_square',
+           'out_of_square', 'doubts_of_picture', 'georeference', 'image_of_picture', 'image_of_array',
+           'translate_tensor', 'translate_array', 'volume_of_slices']
 
 # %% ../nbs/50_translate.ipynb #a590355c
 import re, warnings
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from .core import InputError, item_seed
-from .data import (IMAGE_ENDINGS, Window, first_line, from_plane, from_square, header_concerns,
-    load_image, load_volume, open_volume, spline_order, square_box, to_patches, to_plane, to_square, window_of)
+from .data import IMAGE_ENDINGS, Window, header_concerns, load_image, load_volume
+from .data import from_plane, from_square, open_volume, spline_order, square_box
+from .data import to_patches, to_plane, to_square, window_of
 from .denoise import fast as faster
 from .methods import draw, get_method, make_grid
 from .prompts import beside, wish
@@ -73,7 +74,7 @@ class Translator:
         return context_of(self, known, target)
 
     def translate(self, source, **kw):
-        "Translate one volume or image; arguments are those of `maps`. NIfTI: same grid, orientation, affine; units and type of the target."
+        "One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target."
         return self.maps(source, **kw)['mean']
 
     def maps(self,
@@ -92,13 +93,13 @@ class Translator:
 
 # %% ../nbs/50_translate.ipynb #8c66e1a4
 def assumed(d) -> str:
-    "What is taken for granted of a model folder that does not say it; '' if it says all. d: data section."
+    "What is assumed of a model folder that does not say it; '' if it says all. d: its data."
     lacks = []
     if d['kind'] == 'image' and 'fit' not in d:
         lacks.append('how its images were cut (fit): taken as shrunk')
     if d['kind'] == 'volume' and 'target_dtype' not in d and not whole_by_rule(d):
         lacks.append('the number type of its targets: taken as float32')
-    return f"an older model folder, whose config.json does not say {' nor '.join(lacks)}" if lacks else ''
+    return f"an older model folder, which does not say {' nor '.join(lacks)}" if lacks else ''
 
 def whole_by_rule(d) -> bool:
     "Are the numbers of the target whole by what they mean, labels or Hounsfield units?"
@@ -106,7 +107,7 @@ def whole_by_rule(d) -> bool:
     return rule == 'binary' or rule.startswith('labels:') or is_ct(d)
 
 def is_ct(d, modality=None) -> bool:
-    "Is the target in Hounsfield units? modality: the one that is wished for, for a model of several."
+    "Is the target in Hounsfield units? modality: the wished one, for a model of several."
     named = modality_of(dict(modality=modality or d.get('target') or ''))
     return d.get('target_window_rule') == 'hu' or named == 'CT'
 
@@ -152,16 +153,18 @@ def check_counts(**counts):
         if not (isinstance(v, int) and v >= 1):
             raise InputError(f'{k} must be a whole number of 1 or more, got {v!r}')
 
+# %% ../nbs/50_translate.ipynb #560ca1fc
 def one_draw(tr, y, ctx, names, seed, samples, how, bar):
     "Yield the draws of a batch, (B, C, H, W) float32, one after the other."
     method = tr.config['model']['method']
     for k in range(samples):
         keys = [('slice', n) if k == 0 else ('sample', k, n) for n in names]
-        yield draw(method, tr.den, y, ctx=ctx, seeds=[item_seed(seed, *v) for v in keys], **how).float()
+        seeds = [item_seed(seed, *v) for v in keys]
+        yield draw(method, tr.den, y, ctx=ctx, seeds=seeds, **how).float()
         bar.update(len(y))
 
 def summed(drawn, label=None) -> dict: # mean, and std if there were several; (B, C, H, W) float32
-    "Mean and standard deviation of draws by Welford's sums; of labels the most frequent in place of the mean."
+    "Mean and standard deviation by Welford's sums; of labels the most frequent for the mean."
     votes = []
     for k, one in enumerate(drawn):
         if k == 0: mean, sq = one, torch.zeros_like(one)
@@ -172,7 +175,7 @@ def summed(drawn, label=None) -> dict: # mean, and std if there were several; (B
     return dict(mean=mean, std=(sq/k).sqrt().cpu().numpy())
 
 def most_frequent(votes) -> np.ndarray:
-    "The value that most of some equally large arrays have at each place; the smallest of equally frequent ones."
+    "The value that most of some arrays have at each place; of equally frequent ones the smallest."
     votes = np.stack(votes)
     values = np.unique(votes)
     counts = np.stack([(votes == v).sum(0) for v in values])
@@ -183,6 +186,7 @@ def path_times(tr, how) -> list:
     m, grid = get_method(tr.config['model']['method']), how.get('grid')
     return [float(t) for t in make_grid(m, tr.den.bridge, how['steps'] or m.steps, grid, **{k: v for k, v in how.items() if k not in ('steps', 'tau', 'grid')})]
 
+# %% ../nbs/50_translate.ipynb #f3000599
 @torch.no_grad()
 def shares(tr, y, how) -> np.ndarray: # (B, T, H, W) float32
     "The source's share of the mean path, b/(a + b), at every time of the sampler: for CDTSDE the mixing field, averaged over channels."
@@ -250,6 +254,7 @@ def target_window(d, known=None, target=None) -> Window:
 
 def is_path(source) -> bool: return isinstance(source, (str, Path))
 
+# %% ../nbs/50_translate.ipynb #ee446b7c
 def translate_any(tr, source, known=None, target=None, force=False, noise='shared', **kw):
     "Translate whatever `source` is; see `Translator.maps`. Raises InputError for what cannot be translated."
     d, named = tr.config['data'], getattr(source, 'get_filename', lambda: None)
@@ -267,8 +272,8 @@ def translate_any(tr, source, known=None, target=None, force=False, noise='share
     if torch.is_tensor(source): return translate_tensor(tr, source, **kw)
     if isinstance(source, np.ndarray):
         return translate_array(tr, source, units, force=force, noise=noise, **kw)
-    raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL image, '
-                     'a numpy array or a tensor')
+    raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL '
+                     'image, a numpy array or a tensor')
 
 # %% ../nbs/50_translate.ipynb #aee1fe20
 def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong and what to do)
@@ -276,8 +281,10 @@ def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong 
     out, header = [], getattr(like, 'header', None)
     is_, should = modality_of(known), modality_of(dict(modality=d.get('source') or ''))
     if is_ and should in spellings['modality'].values() and is_ != should:
-        out.append((True, f'is a {is_}, and this model translates {should}; give it {should} scans'))
-    if hasattr(header, 'get_sform') and int(header['sform_code']) == 0 and int(header['qform_code']) == 0:
+        words = f'is a {is_}, and this model translates {should}; give it {should} scans'
+        out.append((True, words))
+    codes = ('sform_code', 'qform_code')
+    if hasattr(header, 'get_sform') and not any(int(header[k]) for k in codes):
         out.append((True, 'its header has no orientation (sform and qform codes are 0); '
                           'convert it again from DICOM, or set them'))
     return [*out, *header_concerns(like), *doubts_of_size(d, img)]
@@ -288,20 +295,23 @@ def doubts_of_size(d, img) -> list:
     reach = d['spacing']*d['size']
     far = [v for v in plane if not .4 <= v/d['spacing'] <= 2.5]
     if far:
-        out.append((False, f"voxels of {far[0]:.2g} mm in the plane; the model works at {d['spacing']:.2g} mm"))
+        out.append((False, f'voxels of {far[0]:.2g} mm in the plane; '
+                           f"the model works at {d['spacing']:.2g} mm"))
     there = np.asarray(img.dataobj)
     there = there > there.mean()
     for axis in (0, 1):
         at = np.flatnonzero(there.any(axis=tuple({0, 1, 2} - {axis})))
         long = (at[-1] - at[0] + 1)*plane[axis] if len(at) else 0
         if long <= 1.05*reach: continue
-        out.append((False, f'is {long:.0f} mm wide, and the model was trained on planes of {reach:.0f} mm'))
+        out.append((False, f'is {long:.0f} mm wide, and the model was trained on planes of '
+                           f'{reach:.0f} mm'))
         break
     if not far and np.abs(plane/d['spacing'] - 1).max() > 1e-3:
         out.append((None, f"planes of {plane[0]:.3g} x {plane[1]:.3g} mm are resampled to "
                           f"{d['spacing']:.3g} mm for the model, and back"))
     return out
 
+# %% ../nbs/50_translate.ipynb #0cca0842
 def doubts_of_values(d, y) -> list:
     "What speaks against scaled slices (S, H, W): grey values unlike those of every training subject."
     out, tissue = [], (y > -.8).mean((-1, -2)) >= .05                                    # slices as training has them
@@ -325,12 +335,13 @@ class Changed(UserWarning):
     "What the way through the model does to a file; no doubt about the answer."
 
 def settle_doubts(doubts, name, force=False):
-    "Warn, or raise InputError for what is refused unless forced. doubts: (refuse?, text); None: a change."
+    "Warn, or raise InputError for what is refused. doubts: (refuse?, text); None: a change."
     for no, what in doubts:
         if no and not force: raise InputError(f'{name}: {what}, or force it (--force)')
-        warnings.warn(f'{name}: {what}' + (' (forced)' if no else ''), Changed if no is None else UserWarning)
+        category = Changed if no is None else UserWarning
+        warnings.warn(f'{name}: {what}' + ' (forced)'*bool(no), category)
 
-# %% ../nbs/50_translate.ipynb #33330ac6
+# %% ../nbs/50_translate.ipynb #b2770112
 @dataclass(frozen=True)
 class TargetUnits:
     "How an answer in about [-1, 1] becomes numbers of the target."
@@ -370,17 +381,22 @@ class TargetUnits:
         "A scaled standard deviation in units of the target."
         return (x.clip(min=0)*(self.window.hi - self.window.lo)/2).astype(np.float32)
 
-    def said(self, samples=1) -> dict:
-        "The same for the notes beside a file."
-        words = dict(values='values', labels='labels, carried by the nearest pixel',
-                     binary='a mask, cut at one half')
-        note = dict(Type=self.dtype, Holds=words[self.kind], Limits=[self.lo, self.hi])
-        if samples > 1: note['Of'] = f'mean of {samples} draws'
-        if samples > 1 and self.kind != 'values': note['Of'] = f'most frequent label of {samples} draws'
-        return note
+# %% ../nbs/50_translate.ipynb #252d9f89
+def units_note(u, samples=1) -> dict:
+    "Type, limits and meaning of translated numbers, for the notes beside a file. u: TargetUnits."
+    words = dict(values='values', labels='labels, carried by the nearest pixel',
+                 binary='a mask, cut at one half')
+    limits, kind = [u.lo, u.hi], np.dtype(u.dtype)
+    if kind.kind in 'iu':
+        ends = (np.iinfo(kind).min, np.iinfo(kind).max)
+        limits = [float(end if v is None else v) for v, end in zip(limits, ends)]
+    note = dict(Type=u.dtype, Holds=words[u.kind], Limits=limits)
+    if samples > 1: note['Of'] = f'mean of {samples} draws'
+    if samples > 1 and u.kind != 'values': note['Of'] = f'commonest label of {samples} draws'
+    return note
 
 def target_units(d, known=None, target=None) -> TargetUnits:
-    "Scale, type and limits of the target; of the wished modality, for a model of several directions."
+    "Scale, type and limits of the target; for a model of several, of the wished modality."
     window, rule = target_window(d, known, target), str(d.get('target_window_rule', ''))
     modality = told(d, known, target)[1].modality if d.get('target_windows') else None
     mono = d['channels'][1] == 1
@@ -394,15 +410,17 @@ def target_units(d, known=None, target=None) -> TargetUnits:
     return TargetUnits(window, kind, *target_limits(d, window, rule, ct), mono=mono)
 
 # %% ../nbs/50_translate.ipynb #15ff713e
-NIFTI_TYPES = dict(bool='uint8', int64='int32', uint64='int32', float16='float32', float64='float32')
+NIFTI_TYPES = dict(bool='uint8', int64='int32', uint64='int32', float16='float32',
+                   float64='float32')
 
 def own_type(d) -> str:
     "The number type of the training's targets; for volumes one that NIfTI has."
-    try: kind = np.dtype(d.get('target_dtype', 'float32')).name
-    except TypeError:
-        raise InputError(f"config.json: target_dtype {d['target_dtype']!r} is no number type") from None
-    if np.dtype(kind).kind not in 'biuf':
-        raise InputError(f"config.json: target_dtype {d['target_dtype']!r} is no number type")
+    named = d.get('target_dtype', 'float32')
+    try: kind = np.dtype(named)
+    except TypeError: kind = np.dtype(object)
+    if kind.kind not in 'biuf':
+        raise InputError(f'config.json: target_dtype {named!r} is no number type; copy the model again')
+    kind = kind.name
     return NIFTI_TYPES.get(kind, kind) if d['kind'] == 'volume' else kind
 
 def holds(kind, lo, hi) -> bool:
@@ -412,8 +430,9 @@ def holds(kind, lo, hi) -> bool:
     return np.iinfo(kind).min <= lo and hi <= np.iinfo(kind).max
 
 def label_type(d, lo, hi) -> str:
-    "The type of a label map: int16 in NIfTI; in images that of the training's targets, or the smallest."
-    choices = ('int16', 'int32') if d['kind'] == 'volume' else (own_type(d), 'uint8', 'uint16', 'int16', 'int32')
+    "The type of a label map: int16 in NIfTI; in images that of training, or the smallest."
+    choices = ('int16', 'int32')
+    if d['kind'] == 'image': choices = (own_type(d), 'uint8', 'uint16', *choices)
     return next((v for v in choices if holds(v, lo, hi)), 'float32')
 
 def is_fixed(rule) -> bool:
@@ -421,6 +440,7 @@ def is_fixed(rule) -> bool:
     try: return len([float(v) for v in rule.split(':')]) == 2
     except ValueError: return False
 
+# %% ../nbs/50_translate.ipynb #50921484
 def target_limits(d, window, rule, ct) -> tuple: # (lowest, highest); None for no limit
     "Where the numbers of a target are clipped, by the table above."
     low, high = d.get('target_reach') or (None, None)
@@ -432,7 +452,13 @@ def target_limits(d, window, rule, ct) -> tuple: # (lowest, highest); None for n
     return (0. if low >= -1e-3*(window.hi - window.lo) else None), None
 
 # %% ../nbs/50_translate.ipynb #dfadf96d
-def translate_volume(tr, source, units, known={}, force=False, noise='shared', name='the image', **kw):
+def translate_volume(
+    tr, source,       # Translator; path or nibabel image
+    units,            # TargetUnits
+    known={}, force=False, noise='shared',
+    name='the image', # how to call it, unless it is a path
+    **kw,             # of `draws`
+) -> dict:            # name -> nibabel image
     "Translate a volume (path or nibabel image); returns nibabel images on its own grid, see `Translator.maps`."
     d, path = tr.config['data'], is_path(source)
     name = source if path else name
@@ -457,9 +483,11 @@ def volumes_of(
 ) -> dict:  # name -> nibabel image
     "Answers on the planes of the model as images on the grid of a file."
     import nibabel as nib
-    def back(x, order, fill): return from_plane(x, affine, like, fill, 3 if order is None else order)
+    def back(x, order, fill):
+        return from_plane(x, affine, like, fill, 3 if order is None else order)
     out = dict(mean=units.carry(got['mean'].mean(1), back).reshape(like.shape))
-    if 'std' in got: out['std'] = units.spread(back(got['std'].mean(1), None, 0.)).reshape(like.shape)
+    if 'std' in got:
+        out['std'] = units.spread(back(got['std'].mean(1), None, 0.)).reshape(like.shape)
     if 'mix' in got:
         each = [back(x, None, 0.).clip(0, 1) for x in got['mix'].swapaxes(0, 1)]
         out['mix'] = np.stack(each, -1).astype(np.float32)
@@ -482,10 +510,12 @@ def translate_image(tr, loaded, units, name='the image', force=False, **kw):
     (x, dtype), d, c = loaded, tr.config['data'], tr.config['model']['channels']
     kw.pop('noise', None)
     if d.get('kind') != 'image':
-        raise InputError(f"{name}: this model was trained on volumes of data set {d.get('dataset')}; "
+        raise InputError(f"{name}: this model was trained on volumes of data set "
+                         f"{d.get('dataset')}; "
                          'give it NIfTI files')
     if len(x) not in (1, d['channels'][0]):
-        raise InputError(f"{name}: {len(x)} channels; this model takes images of {d['channels'][0]}")
+        raise InputError(f'{name}: {len(x)} channels; '
+                         f"this model takes images of {d['channels'][0]}")
     settle_doubts(doubts_of_picture(d, x, name), name, force)
     y = into_square(d, window_of(x, d['source_window'], dtype).scale(x))
     settle_doubts(doubts_of_values(d, y), name, force)
@@ -518,6 +548,7 @@ def into_square(d, x):
     if is_patch(d, *x.shape[1:]): return to_patches(x, d['size'])[0]
     return to_square(x, d['size'], spline_order(d['source_window']))
 
+# %% ../nbs/50_translate.ipynb #ac3c4eef
 def out_of_square(d, x, h, w, order=1):
     "Undo `into_square` for a picture of h x w."
     return x[:, :h, :w] if is_patch(d, h, w) else from_square(x, h, w, order)
@@ -526,14 +557,17 @@ def doubts_of_picture(d, x, name) -> list: # (refuse?, what); None: no doubt, bu
     "What speaks against a picture (C, H, W), and what happens to it on the way."
     (h, w), size, out = x.shape[1:], d['size'], georeference(name, x)
     if d.get('fit', 'shrink') == 'patch' and max(h, w) > size:
-        out.append((True, f'is {w} x {h} pixels, and this model was trained on patches of {size} x {size} at '
-                          'full resolution; cut it into pieces of that size (tiles are not built yet)'))
+        out.append((True, f'is {w} x {h} pixels, and this model was trained on patches of '
+                          f'{size} x {size} at full resolution; cut it into pieces of that size '
+                          '(tiles are not built yet)'))
     hh, ww = square_box(h, w, size)[2:]
-    if max(h, w) > size: out.append((None, f'is shrunk from {w} x {h} to {ww} x {hh} pixels for the model'))
+    if max(h, w) > size:
+        out.append((None, f'is shrunk from {w} x {h} to {ww} x {hh} pixels for the model'))
     return out
 
 # %% ../nbs/50_translate.ipynb #3af99b6a
-GEO = {33550: 'pixel scale', 33922: 'tie points', 34264: 'transformation', 34735: 'CRS', 42113: 'nodata'}
+GEO = {33550: 'pixel scale', 33922: 'tie points', 34264: 'transformation', 34735: 'CRS',
+       42113: 'nodata'}
 
 def georeference(path, x) -> list: # as `doubts_of_picture`
     "What the georeference of a TIFF file loses, and pixels of its nodata value. x: its pixels."
@@ -543,29 +577,33 @@ def georeference(path, x) -> list: # as `doubts_of_picture`
         tags = {t.code: t.value for t in f.pages[0].tags if t.code in GEO}
     if not tags: return []
     names = ', '.join(GEO[k] for k in sorted(tags))
-    out = [(None, f'its georeference ({names}) is not carried to the translation; copy it from the source')]
+    out = [(None, f'its georeference ({names}) is not carried over; copy it from the source')]
     try: holes = int((x == np.float32(tags[42113])).sum()) if 42113 in tags else 0
     except ValueError: holes = 0
-    if holes: out.append((True, f'{holes} pixels hold its nodata value {tags[42113]}; fill or crop them'))
+    if holes:
+        out.append((True, f'{holes} pixels hold its nodata value {tags[42113]}; fill or crop them'))
     return out
 
-MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')    # of PIL: grey values or RGB
+MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')    # grey or RGB, in PIL
 
 def image_of_picture(im) -> tuple:
     "What `load_image` gives for a file that holds a PIL image: (C, H, W) float32 and the dtype."
     if im.mode not in MODES:
-        raise InputError(f'the image: mode {im.mode}, whose numbers are no grey values or RGB; convert it to L or RGB')
+        raise InputError(f'the image: mode {im.mode}, whose numbers are no grey values or RGB; '
+                         'convert it to L or RGB')
     a = np.asarray(im)
-    whole = a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536      # PIL's way of holding 16-bit PNG
+    whole = a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536       # PIL's 16-bit PNG
     return image_of_array(a.astype(np.uint16) if whole else a)
 
 def image_of_array(a) -> tuple:
     "What `load_image` gives for a file with these pixels: (C, H, W) float32 and the dtype."
     a = a.astype(a.dtype.newbyteorder('='))
-    if a.dtype.kind not in 'biuf' or a.ndim not in (2, 3) or a.ndim == 3 and a.shape[-1] not in (1, 3):
-        raise InputError(f'an array for a model of images must be real numbers (H, W) or (H, W, 3), '
+    fits = a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (1, 3)
+    if a.dtype.kind not in 'biuf' or not fits:
+        raise InputError('an array for a model of images must be real numbers (H, W) or (H, W, 3), '
                          f'got {a.dtype} {a.shape}')
-    if not np.isfinite(a).all(): raise InputError('the array holds NaN or infinite values; replace them before use')
+    if not np.isfinite(a).all():
+        raise InputError('the array holds NaN or infinite values; replace them before use')
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
 
 # %% ../nbs/50_translate.ipynb #b2622108
@@ -579,21 +617,22 @@ def translate_tensor(tr, x, **kw):
     return {k: torch.from_numpy(v).to(x.device) for k, v in draws(tr, x.detach().cpu().numpy(), **kw).items()}
 
 def translate_array(tr, a, units, force=False, noise='shared', **kw):
-    "Translate an image (H, W[, 3]), or signed or floating-point axial slices (H, W) or (S, H, W), rows from front to back; `get_fdata()` of nibabel has another order, give the image itself."
+    """Translate an image (H, W[, 3]), or for a model of volumes signed or floating-point axial slices
+    (H, W) or (S, H, W), rows from front to back (`get_fdata()` of nibabel has another order)."""
     d = tr.config['data']
     if a.size == 0: raise InputError(f'the array is empty: shape {a.shape}')
     if d.get('kind') == 'image' or a.dtype.kind in 'ub':
         return translate_image(tr, image_of_array(a), units, 'the array', force, **kw)
     if a.dtype.kind not in 'if' or a.ndim not in (2, 3):
-        raise InputError('an array must be unsigned integer (H, W) or (H, W, 3), or signed or floating point '
-                         f'(H, W) or (S, H, W), got {a.dtype} {a.shape}')
+        raise InputError('an array must be unsigned integer (H, W) or (H, W, 3), or signed or '
+                         f'floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}')
     img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d['spacing'])
     got = translate_volume(tr, img, units, force=force, noise=noise, name='the array', **kw)
     got = {k: np.asarray(v.dataobj) for k, v in got.items()}
-    turned = {k: v.transpose(2, 3, 1, 0) if k == 'mix' else v.T.reshape(a.shape) for k, v in got.items()}
-    return {k: np.ascontiguousarray(v) for k, v in turned.items()}
+    def turned(v): return v.transpose(2, 3, 1, 0) if v.ndim == 4 else v.T.reshape(a.shape)
+    return {k: np.ascontiguousarray(turned(v)) for k, v in got.items()}
 
 def volume_of_slices(a, spacing:float):
-    "Axial slices (S, H, W), rows from front to back, as a nibabel image whose voxels measure `spacing` mm."
+    "Axial slices (S, H, W), rows from front to back, as an image with voxels of `spacing` mm."
     import nibabel as nib
     return nib.Nifti1Image(a.T.astype(np.float32), np.diag([-spacing, -spacing, spacing, 1]))
