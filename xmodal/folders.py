@@ -8,7 +8,7 @@ __all__ = ['BROKEN', 'LITTER', 'ENTITY', 'MAPS', 'DISK', 'kind_of', 'split_endin
            'check_output', 'folder_tasks', 'few', 'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids',
            'people_of', 'bids_files', 'bids_task', 'describe_derivative', 'settings_of', 'notes_of', 'digest',
            'note_of', 'finished', 'digests_in', 'translate_task', 'with_name', 'make_output', 'write_note', 'passed_on',
-           'check_foreign', 'check_unique', 'translate_paths']
+           'check_foreign', 'check_unique', 'files_in', 'translate_paths']
 
 # %% ../nbs/52_folders.ipynb #6a1c80bd
 import errno, glob, hashlib, json, os, re, stat, warnings
@@ -334,11 +334,10 @@ def translate_task(
     tr, task,        # Translator and Task
     settings,        # from `settings_of`
     overwrite=False, force=False, target=None,
-    once=None,       # a set that collects what many files share and is said once
+    once=None,       # a dict that collects the changes of many files, to be said once; None: warn
     **how,           # see `Translator.maps`
 ) -> str:            # what was wrong, or '', or 'finished' if it was there
     "Translate one file, with its maps and notes."
-    once = set() if once is None else once
     try:
         if task.wrong: return task.wrong
         return make_output(tr, task, settings, overwrite, force, target, once, how)
@@ -395,12 +394,13 @@ def write_note(path, words):
 
 # %% ../nbs/52_folders.ipynb #3f10295a
 def passed_on(task, said, once) -> tuple: # doubts, changes
-    "Warn again, with the file's name; a change that other files share is said once."
+    "Warn again, with the file's name; changes go to `once`: text -> files, if there is one."
     said = [w for w in said if issubclass(w.category, UserWarning)]
     text = {id(w): str(w.message).removeprefix(f'{task.source}: ') for w in said}
     for w in said:
-        if text[id(w)] in once: continue
-        if w.category is Changed: once.add(text[id(w)])
+        if once is not None and w.category is Changed:
+            once.setdefault(text[id(w)], []).append(task.source)
+            continue
         warnings.warn(f'{task.source}: {text[id(w)]}', w.category)
     changes = [text[id(w)] for w in said if w.category is Changed]
     return [text[id(w)] for w in said if w.category is not Changed], changes
@@ -425,6 +425,11 @@ def check_unique(tasks):
                              'translate them into folders of their own')
 
 # %% ../nbs/52_folders.ipynb #027757fa
+def files_in(files) -> str:
+    "One file, or the first of several and how many more there are."
+    more = f' and {len(files) - 1} more (see their notes)' if len(files) > 1 else ''
+    return f'{files[0]}{more}'
+
 def translate_paths(
     tr,             # Translator
     source, output, # file and file, folder and folder, BIDS root and derivative
@@ -439,7 +444,7 @@ def translate_paths(
     if labels and not bids: raise InputError('participants are chosen in a BIDS data set only; use --bids')
     tasks = bids_tasks(source, output, d, labels, target) if bids else file_tasks(source, output)
     single = not bids and tasks[0].source == Path(source)            # a file, or one DICOM series
-    settings, once = settings_of(tr, target, **how), set()
+    settings, once = settings_of(tr, target, **how), None if single else {}
     check_unique(tasks)
     if bids and is_first(): describe_derivative(source, output, d, target)
     if not single: Path(output).mkdir(parents=True, exist_ok=True)       # else there is no use
@@ -454,6 +459,7 @@ def translate_paths(
     def some(mine):
         return [one(tasks[k]) for k in tqdm(mine, desc='files', unit='file', disable=unseen)]
     said = shared(len(tasks), some)
+    for text, files in once.items(): warnings.warn(f'{files_in(files)}: {text}', Changed)
     there = said.count('finished')
     if is_first() and progress and there: print(f'{there} of {len(tasks)} were there already')
     return [(t.source, why) for t, why in zip(tasks, said) if why not in ('', 'finished')]

@@ -226,6 +226,7 @@ def told(d, known=None, target=None):
         if not isinstance(v, str) and not seen[0]*(1 - 1e-6) <= v <= seen[1]*(1 + 1e-6): warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
     return pair
 
+
 # %% ../nbs/50_translate.ipynb #80ee0d66
 def sampling(config, steps=None, tau=None, **options) -> dict:
     "Arguments of `draw`: what was asked for, else what the model folder says. Raises InputError for impossible ones."
@@ -468,6 +469,9 @@ def translate_volume(
     img, like = load_volume(source), open_volume(source) if path else source
     settle_doubts(doubts_of_volume(d, img, like, known), name, force)
     rule = d['source_window']
+    if str(rule).startswith('slice:'):
+        raise InputError(f'{name}: this model scales every slice by itself ({rule}), as a paper does '
+                         'to compare; train with another source_window to translate files')
     scale = window_of(np.asarray(img.dataobj), rule)
     y, affine = to_plane(img, d['spacing'], d['size'], scale, spline_order(rule))
     settle_doubts(doubts_of_values(d, y), name, force)
@@ -516,6 +520,9 @@ def translate_image(tr, loaded, units, name='the image', force=False, **kw):
     if len(x) not in (1, d['channels'][0]):
         raise InputError(f'{name}: {len(x)} channels; '
                          f"this model takes images of {d['channels'][0]}")
+    if d['source_window'] == 'dtype' and dtype.kind not in 'ub':
+        raise InputError(f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
+                         'numbers (rule dtype); give uint8 or uint16, as a file would hold them')
     settle_doubts(doubts_of_picture(d, x, name), name, force)
     y = into_square(d, window_of(x, d['source_window'], dtype).scale(x))
     settle_doubts(doubts_of_values(d, y), name, force)
