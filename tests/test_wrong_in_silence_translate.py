@@ -437,3 +437,25 @@ def test_a_dicom_series_is_one_volume(tmp_path):
     (tmp_path/'s'/'0.dcm').write_bytes((tmp_path/'s'/'0.dcm').read_bytes()[:-2] + b'\1\1')
     with pytest.raises(InputError, match='made from another s'): go(tr, tmp_path/'s', tmp_path/'o.nii.gz')
     with pytest.raises(InputError, match='must end in .nii'): go(tr, tmp_path/'s', tmp_path/'folder')
+
+
+@pytest.mark.parametrize('number, stops', [('EACCES', False), ('EIO', False), ('ENOSPC', True), ('EROFS', True)])
+def test_one_output_that_cannot_be_written(number, stops, tmp_path, monkeypatch):
+    "Permission denied for one file: named, the others are there. A full disk would not treat the next file better: it ends the run."
+    import errno
+
+    import xmodal.folders as folders
+    a, b = folder_of(tmp_path)
+    save, code = folders.save_translation, getattr(errno, number)
+
+    def refuses(result, path, ready=None):
+        if path.name == 's0.png': raise OSError(code, os.strerror(code), str(path))
+        save(result, path, ready)
+
+    monkeypatch.setattr(folders, 'save_translation', refuses)
+    if not stops:
+        (path, why), = go(echo(IMAGE), a, b)
+        assert path.name == 's0.png' and os.strerror(code) in why and (b/'s2.png').is_file()
+        return
+    with pytest.raises(OSError): go(echo(IMAGE), a, b)
+    assert not (b/'s1.png').exists()
