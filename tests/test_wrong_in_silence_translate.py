@@ -233,6 +233,7 @@ def test_modes_that_are_no_grey_values(mode):
 def test_slices_are_the_volume_they_come_from(tmp_path):
     "Rows from front to back, at the model's pixel size: the same numbers as from NIfTI, for sizes that need padding, too."
     tr = echo(VOLUME, source_window='percentile')
+    tr.den.net.forward = lambda x, t, y, ctx=None: y*torch.linspace(.3, 1, y.shape[-1])*torch.linspace(1, .5, y.shape[-2])[:, None]     # knows left from right
     for shape in ((14, 16, 6), (32, 32, 3), (40, 20, 2)):
         f = scan(tmp_path/'v.nii.gz', shape=shape, zooms=(3, 3, 3))
         a = np.asarray(nib.load(f).dataobj)[::-1, ::-1].T                   # (S, back, left)

@@ -502,6 +502,7 @@ def volumes_of(
 
 SPACE = ('sform_code', 'qform_code', 'srow_x', 'srow_y', 'srow_z', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z', 'xyzt_units')
 
+# %% ../nbs/50_translate.ipynb #bbb2810b
 def copy_space(src, dst):
     "Carry the place of a NIfTI image in space to another's header, number by number: a rotation that is computed again is another one in its last digit (a header of another format has none)."
     if not hasattr(src, 'get_sform'): return
