@@ -18,10 +18,13 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--version', action='version', version=f'xmodal {__version__}')
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     t = sub.add_parser('translate', help='translate a file or a folder of files', description='Translate NIfTI volumes or PNG/TIFF images with a trained model. '
-                       'A NIfTI file comes out on the grid, orientation and affine it had, in units of the target.')
+                       'A NIfTI file comes out on the grid, orientation and affine it had, '
+                       'in units and number type of the target.')
     t.add_argument('model', help='model folder, as written by training: runs/NAME/model')
-    t.add_argument('input', help='a .nii, .nii.gz, .png or .tif file, a folder of them, or a BIDS data set (--bids)')
-    t.add_argument('output', help='file to write, or folder if the input is a folder; file names are kept, finished files are skipped')
+    t.add_argument('input', help='a .nii, .nii.gz, .png or .tif file, '
+                   'a folder of them or of one DICOM series, or a BIDS data set (--bids)')
+    t.add_argument('output', help='file to write, or folder if the input is a folder; '
+                   'file names are kept, finished files are skipped, notes stand beside them (.json)')
     t.add_argument('--steps', type=int, help="network calls per image (default: the method's own)")
     t.add_argument('--seed', type=int, default=0, help='seed of the sampling noise (default 0)')
     t.add_argument('--tau', choices=['zero', 'markov', 'vp'], help="noise rule (default: the method's own)")

@@ -6,9 +6,10 @@
 __all__ = ['DATA', 'HOW', 'PARAMETER', 'defaults', 'meanings', 'Job', 'BEAT', 'DEAD', 'held', 'say', 'first_alone',
            'what_is_there', 'machine', 'note_in', 'silent_for', 'try_flock', 'still_held', 'busy', 'owner_of', 'opened',
            'beat', 'take', 'release', 'release_all', 'check_name', 'hold', 'plan', 'recipe_of', 'names', 'sizes_of',
-           'check_backbone', 'find_pairs', 'gather', 'show_batch', 'start_over', 'trained', 'train_all',
-           'show_training', 'show_mixing', 'examine', 'show_panels', 'source_values', 'about_data', 'keep',
-           'train_only', 'launch', 'environment_of', 'free_port', 'run', 'main']
+           'check_backbone', 'check_fit', 'find_pairs', 'gather', 'show_batch', 'start_over', 'trained', 'train_all',
+           'show_training', 'show_mixing', 'examine', 'show_panels', 'about_cut', 'about_target', 'stored_type',
+           'common_type', 'target_reach', 'usual_mask', 'source_values', 'about_data', 'keep', 'train_only', 'launch',
+           'environment_of', 'free_port', 'run', 'main']
 
 # %% ../nbs/48_job.ipynb #c82ef88b
 import argparse, ast, atexit, contextlib, json, os, re, resource, shutil, socket, sys
@@ -22,7 +23,7 @@ import torch
 
 from .check import check as check_data
 from .core import InputError, convert, item_seed, numbers, project_root, show_grid
-from .data import first_line, prepare, split_records
+from .data import Window, first_line, is_image, open_volume, prepare, split_records
 from .gan import fit, share_options
 from .latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior, warm_start
 from .layouts import datasets, default_windows, find_records, split_like
@@ -366,6 +367,13 @@ def check_backbone(p):
         p.network = read_prior(p.prior)
 
 # %% ../nbs/48_job.ipynb #87e04695
+def check_fit(p, records):
+    "Raise InputError unless `fit` is a way that this kind of data is cut."
+    if p.fit not in ('shrink', 'patch'):
+        raise InputError(f'fit must be shrink or patch, got {p.fit!r}')
+    if p.fit == 'patch' and not is_image(records[0].source):
+        raise InputError(f'fit patch cuts images, and {p.dataset} holds volumes; leave it out')
+
 def find_pairs(p):
     "Records, split and intensity windows; the first process also checks the pairs. Raises InputError."
     made = dict(n=p.made_subjects, seed=p.seed, voxel=p.made_voxel, pixels=p.made_pixels); which = dict(root=p.root or None, source=p.source or None, group=p.group or None)
@@ -376,6 +384,7 @@ def find_pairs(p):
         records, split, n_slices = split_like(records, p.dataset, p.split, p.seed); p.slices = p.slices or n_slices
     else: split = split_records(records, seed=p.seed, train_names=names(p.train_subjects), test_names=names(p.test_subjects), limit=p.limit)
     records = [r for r in records if any(r.subject in v for v in split.values())]
+    check_fit(p, records)
     rules_of = {default_windows(p.dataset, p.source, w) for w in p.targets}
     if len(rules_of) > 1: raise InputError(f'the targets {p.target} need different intensity windows; train one model for each')
     windows = [w or v for w, v in zip((p.source_window, p.target_window), rules_of.pop())]
@@ -486,6 +495,46 @@ def show_panels(p, d, rows, found):
     return save_figure(fig_panels(found.source[at], results[p.method][at], found.truth[at], labels=[f"{test.info(i)['record']}\nslice {test.info(i)['slice']}" for i in at], bridge=den.bridge if den.codec is None else None,
                        others={'regression': results['regression'][at]} if 'regression' in results and p.method != 'regression' else None), p.run/'figures'/'panels.png')
 
+# %% ../nbs/48_job.ipynb #06af2ed2
+def about_cut(params) -> dict:
+    "How images were cut for the network. params: of `prepare`."
+    if params['fit'] != 'patch': return dict(fit=params['fit'])
+    small = 'padded with -1 at the bottom and right'
+    return dict(fit='patch', patch=dict(size=[params['size']]*2, resolution='full', smaller=small))
+
+def about_target(d) -> dict:
+    "Number type and reach of the training's targets."
+    learnt = [r for r in d.records if r.subject in d.split['train']]
+    kinds = {r['dtypes'][1] for r in d.data.index['records'] if r['subject'] in d.split['train']}
+    if d.data.index['kind'] == 'volume': kinds = {stored_type(r.target) for r in learnt}
+    return dict(target_dtype=common_type(kinds), target_reach=target_reach(d.parts['train']))
+
+def stored_type(path) -> str:
+    "The number type of a volume's voxels: whole numbers without a scale, all else float32."
+    if path.is_dir(): return 'float32'               # a DICOM series has rescale values
+    img = open_volume(path)
+    plain = getattr(img.dataobj, 'slope', 1) == 1 and getattr(img.dataobj, 'inter', 0) == 0
+    return img.get_data_dtype().name if plain and img.get_data_dtype().kind in 'iu' else 'float32'
+
+def common_type(kinds) -> str:
+    "The smallest number type that holds all of these; float32 for mixtures with floating point."
+    found = np.result_type(*map(np.dtype, kinds))
+    return found.name if found.kind in 'iub' or len(kinds) == 1 else 'float32'
+
+def target_reach(data) -> list: # [smallest, largest]
+    "What the prepared targets of the training reach, in their own units."
+    own, reach = {r['name']: r['windows'] for r in data.index['records']}, []
+    for i in range(len(data)):
+        info, x = data.info(i), data[i]['x0'].double()
+        window = Window(**info.get('windows', own[info['record']])[1])
+        reach += [window.unscale(float(x.min())), window.unscale(float(x.max()))]
+    return [float(f'{v:.7g}') for v in (min(reach), max(reach))]         # as exact as float32
+
+def usual_mask(some) -> list: # [0, the commonest value]
+    "The window of binary targets. some: their records in the index of the cache."
+    values, counts = np.unique([r['windows'][1]['hi'] for r in some], return_counts=True)
+    return [0., float(values[counts.argmax()])]
+
 # %% ../nbs/48_job.ipynb #ec0399a4
 def source_values(data) -> dict: # mean, spread: smallest and largest over the records
     "What the scaled grey values of the training sources are like, for `translate.doubts_of_values`."
@@ -498,6 +547,7 @@ def about_data(p, d, den) -> dict:
     "What a translator has to know about the data: the section `data` of config.json."
     params, used = d.data.index['params'], [r for r in d.data.index['records'] if r['subject'] in d.split['train']]
     middle = lambda some: [float(np.median([r['windows'][1][k] for r in some])) for k in ('lo', 'hi')]
+    if params['windows'][1] == 'binary': middle = usual_mask       # no value between two masks
     about = dict(dataset=p.dataset, source=p.source or datasets[p.dataset].source, target=p.target or datasets[p.dataset].target, kind=d.data.index['kind'], size=p.size, spacing=params['spacing'], source_window=params['windows'][0],
                  target_window=middle(used), target_window_rule=params['windows'][1], channels=d.data.index['records'][0]['channels'], steps=p.sample_steps, tau=p.tau, options=p.sampler_options)
     if d.hears:
@@ -507,8 +557,7 @@ def about_data(p, d, den) -> dict:
     if len(p.targets) > 1: about['target_windows'] = {read_metadata(dict(modality=w)).modality: middle([r for r in used if r['name'].endswith(f'_to-{w}')]) for w in p.targets}
     if den.codec is not None: about['latent'] = dict(prior=p.prior if not Path(p.prior).exists() else Path(p.prior).name, part=p.part, horizon=sizes_of(p, d)['horizon'], round_trip_psnr=d.ceiling)
     about['source_values'] = source_values(d.parts['train'])
-    if about['kind'] == 'image': about['target_dtype'] = d.data.index['records'][0]['dtypes'][1]
-    return about
+    return {**about, **about_cut(params), **about_target(d)}
 
 def keep(
     p, d, rows, found, # from `plan`, `gather`, `train_all`, `examine`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'environment', 'write_json', 'fig_training', 'device_of', 'fig_mix', 'fig_panels', 'hardest', 'fig_errors',
-           'cut', 'fig_slice', 'save_figure', 'model_card']
+           'cut', 'fig_slice', 'save_figure', 'cut_words', 'type_words', 'model_card']
 
 # %% ../nbs/41_report.ipynb #84e86995
 import json, platform, subprocess, sys
@@ -198,6 +198,20 @@ def save_figure(fig, path, dpi=110):
     return fig
 
 # %% ../nbs/41_report.ipynb #93f4fa07
+def cut_words(data:dict) -> str:
+    "How images were cut for the network, in a sentence."
+    size = data.get('size', '?')
+    if data.get('kind') == 'volume': return '**Planes** are resampled to that pixel size, and back.'
+    size = f'{size} x {size} pixels'
+    if data.get('fit') != 'patch': return f'**Pictures** larger than {size} are shrunk to it.'
+    return (f'**Pictures** were cut into patches of {size} at full resolution; larger ones are '
+            'refused, they must be cut in the same way.')
+
+def type_words(data:dict) -> str:
+    "The number type of translations, in a sentence."
+    kind = data.get('target_dtype', 'float32')
+    return f'Numbers come out as {kind}, like the targets, unless these are labels or CT (int16).'
+
 def model_card(
     model:dict, data:dict, training:dict, # the sections of config.json
     scores:str,                           # Markdown table of results, with its protocol
@@ -210,6 +224,7 @@ An [xmodal](https://github.com/xmodal/xmodal) model. Open it with `xmodal transl
 
 **Trained on** data set `{data.get('dataset')}`: {training.get('n_train_subjects', '?')} subjects, {training.get('n_train_images', '?')} images of {data.get('size', '?')} x {data.get('size', '?')} pixels{f" at {data['spacing']:.3g} mm" if data.get('spacing') else ''}.
 **Intensities** of a source are scaled by the rule `{data.get('source_window')}`, and translations are returned in units of the target by the window {data.get('target_window')} (median over the training subjects). MR intensities have no absolute unit: compare contrast, not numbers.
+{cut_words(data)} {type_words(data)}
 **Budget**: {r.get('steps', '?')} steps of {r.get('batch', '?')} images, seed {r.get('seed', '?')}, {training.get('seconds', 0):.0f} s on {training.get('machine', 'an unnamed machine')}.
 
 ## Results
