@@ -346,6 +346,16 @@ def test_checksums_of_a_png_are_looked_at(tmp_path):
         said(lambda: load_image(tmp_path/'b.png'), 'b.png', 'copy it again')
 
 
+def test_a_tiff_that_lost_its_depth(tmp_path):
+    "Without the tag a picture of bytes would be read as one of bits."
+    tifffile.imwrite(tmp_path/'a.tif', np.full((16, 16), 200, np.uint8), compression='zlib')
+    raw = bytearray((tmp_path/'a.tif').read_bytes())
+    at = raw.index(struct.pack('<HHI', 258, 3, 1))
+    raw[at:at + 2] = struct.pack('<H', 65000)
+    (tmp_path/'a.tif').write_bytes(raw)
+    said(lambda: load_image(tmp_path/'a.tif'), 'a.tif', 'bits')
+
+
 def png_of(path, width, height):
     "A PNG of zeros of any size."
     def chunk(kind, content): return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))

@@ -445,6 +445,9 @@ def read_tiff(path):
             page = f.pages[0]
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
                 no_palette(path, 'tifffile.imwrite(NEW, tifffile.imread(OLD))')
+            if 258 not in page.tags:                  # taken for pictures of one bit otherwise
+                raise InputError(
+                    f'{path}: does not say how many bits a pixel has; the file is damaged, copy it again')
             check_tiff(path, page, page.shape)
             series = f.series[0]
             check_tiff(path, page, series.shape)
