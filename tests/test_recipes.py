@@ -326,3 +326,26 @@ def test_the_critic_of_steps_is_line_by_line_the_published_one():
 ])
 def test_an_option_that_does_not_fit_is_named(method, options, word):
     with pytest.raises(InputError, match=word): share_options(method, options)
+
+
+def test_the_constants_of_the_objectives_are_the_published_ones():
+    step = dict(gamma=1., r1_every=10, group=4, adversarial=1., l1=.5)
+    want = dict(
+        selfrdb=dict(step, width=1), syndiff=dict(step, width=2), syndiff_cycle=dict(step, width=2, blocks=6),
+        selfrdb_released=dict(step, r1_every=5, pair='independent', r1_at='condition'),
+        metadb=dict(step, l1=1., adversarial=.1, semantic=.01, layers=3), pix2pix=dict(l1=100., layers=3),
+        dtfnet=dict(l1=100., ssim=100., layers=4, ssim_range=2.),
+    )
+    for name, constants in want.items(): assert {k: objectives[name].options[k] for k in constants} == constants, name
+    assert (objectives['dtfnet'].clip, objectives['dtfnet'].optimiser) == (.01, 'rmsprop')
+
+
+def test_the_texture_is_a_sobel_filter_of_seven_pixels():
+    from scipy.ndimage import correlate1d
+    from xmodal.gan import sobel
+    image = torch.rand(1, 1, 24, 24)
+    smooth, slope = [1, 6, 15, 20, 15, 6, 1], [-1, -4, -5, 0, 5, 4, 1]
+    v = image[0, 0].double().numpy()
+    g = np.hypot(*(correlate1d(correlate1d(v, a, 0), b, 1) for a, b in ((smooth, slope), (slope, smooth))))[3:-3, 3:-3]
+    got = sobel(image)[0, 0, 3:-3, 3:-3].numpy()
+    np.testing.assert_allclose((got - got.min())/np.ptp(got), (g - g.min())/np.ptp(g), atol=1e-4)
