@@ -130,7 +130,8 @@ class Links:
             path, _, anchor = target.removeprefix(self.home).partition('#')
             if path not in self.api:
                 raise Problem(f'nbs/{page} links to {target}, which no notebook describes')
-            return posixpath.relpath(self.api[path][:-6] + '.html', here) + f'#{anchor.lower()}'*bool(anchor)
+            name = anchor.lower().partition('.')[0]               # a method is described with its class
+            return posixpath.relpath(self.api[path][:-6] + '.html', here) + f'#{name}'*bool(name)
         if re.match(r'[a-zA-Z][\w+.-]*:|//|/', target):
             return target
         path, _, anchor = target.partition('#')
