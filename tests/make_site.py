@@ -107,6 +107,7 @@ def tidy_cell(cell):
     cell.outputs = [] if quiet else [o for o in map(tidy_output, cell.outputs) if o is not None]
     tags = ['remove_input'] if marks.get('echo') == 'false' else []
     cell.metadata = {'tags': tags}
+    cell.pop('has_sd', None)                                      # nbdev's own mark, which nbformat does not know
     return cell if cell.outputs or (cell.source and not tags) else None
 
 

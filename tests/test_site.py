@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import make_site
 from make_readme import Problem
-from test_project import ROOT, copy_project, module, template, write      # noqa: F401  (template is a fixture)
+from test_project import ROOT, copy_project, template, write      # noqa: F401  (template is a fixture)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def homeless(root):
 
 HARMS = [
     (mixed, 'mixes imports and other code'),
-    (raises, 'division by zero'),
+    (raises, 'y = 1/0'),
     (dead, 'there is no nbs/21_gone.ipynb'),
     (homeless, 'in no chapter of the site'),
 ]
@@ -65,12 +65,14 @@ def test_a_fault_stops_the_documentation(harm, says, small, tmp_path):
 
 
 def test_a_small_site_stands_by_itself(small):
+    cells = [('code', '#| hide\nsecret = 1'), ('code', '#| eval: false\nshown = 2')]
+    write(small, 'index.ipynb', ('markdown', '# small\n\nSee [low](00_low.ipynb) and ![a](images/a.png): $x^2$.'), *cells)
     make_site.build(small, small/'_docs')
     page = (small/'_docs/00_low.html').read_text(encoding='utf-8')
     start = (small/'_docs/index.html').read_text(encoding='utf-8')
     assert (small/'_docs/mathjax/MathJax.js').is_file() and 'mathjax/MathJax.js?config=' in page
     assert '>one' in page and '#|' not in page and 'secret' not in start and 'shown' in start
-    assert 'href="00_low.html#small"' not in start or make_site.dead_links(small/'_docs')
+    assert 'href="00_low.html"' in start and (small/'_docs/images/a.png').is_file()
     assert (small/'_docs/search/search_index.json').is_file()
     (small/'_docs/10_high.html').unlink()
     assert any('10_high.html: there is no such file' in c for c in make_site.dead_links(small/'_docs'))
