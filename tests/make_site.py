@@ -165,6 +165,7 @@ class Links:
 
 def page_of(path, name, links):
     "A processed notebook as mkdocs-jupyter gets it, and its title."
+    written = nbformat.read(links.root/'nbs'/name, as_version=4)
     nb = nbformat.read(path, as_version=4)
     head = next((f for f in map(front, nb.cells) if f), {})
     title = str(head.get('title', Path(name).stem))
@@ -175,8 +176,9 @@ def page_of(path, name, links):
         for out in cell.get('outputs', []):
             if 'text/markdown' in out.get('data', {}):
                 out.data['text/markdown'] = links.text(name, out.data['text/markdown'])
-    about = f"\n\n> {head['description']}" if 'description' in head else ''
-    cells.insert(0, nbformat.v4.new_markdown_cell(links.text(name, f'# {title}{about}')))
+    if not any(c.cell_type == 'markdown' and c.source.startswith('# ') for c in cells):
+        first = next(c.source for c in written.cells if c.cell_type == 'markdown' and c.source.startswith('# '))
+        cells.insert(0, nbformat.v4.new_markdown_cell(links.text(name, first)))     # nbdev drops the text below a title
     nb.cells = cells
     nb.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'},
                    'language_info': {'name': 'python'}}

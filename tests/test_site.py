@@ -45,7 +45,7 @@ def dead(root):
 
 
 def homeless(root):
-    write(root, 'stray.ipynb', ('markdown', '# stray'))
+    write(root, 'stray.ipynb', ('markdown', '# stray'), ('code', '1'))
 
 
 HARMS = [
