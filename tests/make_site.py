@@ -107,7 +107,6 @@ def tidy_cell(cell):
     cell.outputs = [] if quiet else [o for o in map(tidy_output, cell.outputs) if o is not None]
     tags = ['remove_input'] if marks.get('echo') == 'false' else []
     cell.metadata = {'tags': tags}
-    cell.pop('has_sd', None)                                      # nbdev's own mark, which nbformat does not know
     return cell if cell.outputs or (cell.source and not tags) else None
 
 
@@ -166,7 +165,10 @@ class Links:
 def page_of(path, name, links):
     "A processed notebook as mkdocs-jupyter gets it, and its title."
     written = nbformat.read(links.root/'nbs'/name, as_version=4)
-    nb = nbformat.read(path, as_version=4)
+    nb = nbformat.from_dict(json.loads(path.read_text(encoding='utf-8')))   # not valid yet: nbdev's own marks
+    for cell in nb.cells:
+        cell.source = ''.join(cell.source)
+        cell.pop('has_sd', None)
     head = next((f for f in map(front, nb.cells) if f), {})
     title = str(head.get('title', Path(name).stem))
     cells = [c for c in map(tidy_cell, nb.cells) if c is not None]
@@ -177,7 +179,8 @@ def page_of(path, name, links):
             if 'text/markdown' in out.get('data', {}):
                 out.data['text/markdown'] = links.text(name, out.data['text/markdown'])
     if not any(c.cell_type == 'markdown' and c.source.startswith('# ') for c in cells):
-        first = next(c.source for c in written.cells if c.cell_type == 'markdown' and c.source.startswith('# '))
+        heads = [c.source for c in written.cells if c.cell_type == 'markdown' and c.source.startswith('# ')]
+        first = (heads or [f'# {title}'])[0]
         cells.insert(0, nbformat.v4.new_markdown_cell(links.text(name, first)))     # nbdev drops the text below a title
     nb.cells = cells
     nb.metadata = {'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'},
