@@ -41,6 +41,7 @@ MORE_CSS = """
 .jupyter-wrapper .jp-RenderedHTMLCommon, .jupyter-wrapper .jp-Cell { max-width: 100% }
 .jupyter-wrapper .jp-OutputArea-output { overflow-x: auto; max-height: none }
 .jupyter-wrapper .jp-RenderedMarkdown { overflow-x: auto; overflow-y: hidden }
+.MathJax, .MathJax *, .MathJax_Display * { box-sizing: content-box }
 .jupyter-wrapper img { max-width: 100%; height: auto }
 .jupyter-wrapper .MathJax_Display, .jupyter-wrapper .MJXc-display { overflow-x: auto; overflow-y: hidden }
 .jupyter-wrapper .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; width: fit-content; max-width: 100% }
