@@ -35,6 +35,8 @@ CHAPTERS = [ # title, first and last number of the notebooks
     ('Use', 50, 69),
 ]
 MATHJAX = 'mathjax-of-this-site'
+FONT = ('<script type="text/x-mathjax-config">MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, '
+        'preferredFont: null, webFont: "STIX-Web"}})</script>\n')     # the fonts that the package brings
 ENTRY = ['train.ipynb', 'evaluate.ipynb', 'translate.ipynb']
 MORE_CSS = """
 .md-grid { max-width: 76rem }
@@ -293,6 +295,7 @@ def finish(site):
     for path in site.rglob('*.html'):
         here = os.path.relpath(site/'mathjax', path.parent)
         text = path.read_text(encoding='utf-8')
+        text = text.replace(f'<script src="{MATHJAX}"', f'{FONT}<script src="{MATHJAX}"')
         text = text.replace(f'src="{MATHJAX}"', f'src="{here}/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"')
         path.write_text(text, encoding='utf-8')
 
