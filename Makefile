@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env train test smoke export readme figures clean
+.PHONY: help env train test smoke export html readme figures clean
 help:
 	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde (again: go on, or only measure)"
 	@echo "make test    make the environment, run every unflagged test"
@@ -15,7 +15,7 @@ help:
 env: $(READY)
 $(READY): constraints.txt settings.ini setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $(READY)
 
 train: $(READY)
@@ -29,7 +29,7 @@ smoke: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 
 export: $(READY)
 	$(BIN)/nbdev_export
@@ -37,5 +37,8 @@ export: $(READY)
 	$(BIN)/python tests/make_readme.py
 	$(BIN)/python tests/make_cards.py
 
+html: $(READY)
+	$(BIN)/python tests/make_site.py
+
 clean:
-	rm -rf runs build dist *.egg-info
+	rm -rf runs build dist _docs _proc *.egg-info

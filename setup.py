@@ -22,7 +22,7 @@ setup(
     packages=find_packages(include=['xmodal', 'xmodal.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'dicom', 'register')},
+    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'dicom', 'docs', 'register')},
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',

@@ -141,6 +141,22 @@ def notebooks_parse(root, tmp):
     return complaints
 
 
+def imports_stand_alone(root, tmp):
+    "No shown cell imports and computes: the documentation build runs every cell that imports, and would compute with it."
+    complaints = []
+    for p in notebooks(root):
+        for c in load(root/p)['cells']:
+            if c['cell_type'] != 'code' or re.search(r'^#\s*\|\s*(export|exporti|exports|exec_doc)\b|^#\s*\|\s*eval:\s*false', source(c), re.M):
+                continue
+            if 'nbdev_export()' in source(c):
+                continue                                              # the documentation build leaves it out
+            code = '\n'.join('' if re.match(r'\s*[%!]', line) else line for line in source(c).split('\n'))
+            kinds = {type(node) for node in ast.walk(ast.parse(code))}
+            if kinds & {ast.Import, ast.ImportFrom} and kinds & {ast.Expr, ast.Assign}:
+                complaints.append(f'{p}: imports and other code in one cell: {source(c)[:50]!r}')
+    return complaints
+
+
 def parameters_survive(root, tmp):
     "nbdev_clean keeps the tag `parameters`: settings.ini allows it, and it is seen to."
     ini = ConfigParser(delimiters=['=']); ini.read(root/'settings.ini', encoding='utf-8')
@@ -184,7 +200,7 @@ def test_cards_in_sync():
     assert done.returncode == 0, done.stderr
 
 
-RULES = [export_in_sync, notebooks_clean, readme_in_sync, imports_point_down, papermill_ready, notebooks_parse, parameters_survive, literate, no_traces]
+RULES = [export_in_sync, notebooks_clean, readme_in_sync, imports_point_down, papermill_ready, notebooks_parse, imports_stand_alone, parameters_survive, literate, no_traces]
 
 @pytest.mark.parametrize('rule', RULES, ids=lambda r: r.__name__)
 def test_rule_holds(rule, tmp_path):
@@ -302,6 +318,8 @@ BREAKS = [
     (papermill_ready, "kernel 'conda-me'", lambda r: write(r, 'translate.ipynb', ('code', 'x = 1', ['parameters']), kernel='conda-me')),
     (papermill_ready, 'experiments', lambda r: ((r/'nbs/experiments').mkdir(), write(r, 'experiments/table1.ipynb', ('code', 'steps = 5')))),
     (notebooks_parse, 'train.ipynb', lambda r: write(r, 'train.ipynb', ('code', "steps = f'a\n'", ['parameters']))),
+    (imports_stand_alone, '20_x.ipynb: imports and other code', lambda r: write(r, '20_x.ipynb', ('code', 'import os\nx = os.sep'))),
+    (imports_stand_alone, '20_x.ipynb: imports and other code', lambda r: write(r, '20_x.ipynb', ('code', '#| hide\nimport os\nprint(os.sep)'))),
     (parameters_survive, 'must hold tags', lambda r: edit(r/'settings.ini', 'allowed_cell_metadata_keys = tags', 'allowed_cell_metadata_keys =')),
     (parameters_survive, 'train.ipynb loses', lambda r: edit(r/'settings.ini', 'allowed_cell_metadata_keys = tags', '')),
     (literate, 'cell of 61 lines', lambda r: module(r, '00_low.ipynb', '\n'.join(f'x{i} = {i}' for i in range(61)), PROSE*9)),
