@@ -77,7 +77,7 @@ mults = '1,2,2'        # channel multipliers of its levels
 layers = 1             # residual blocks per level
 attention = False      # self-attention at the coarsest level
 backbone = 'pixel'     # pixel, or latent: the bridge runs in the latents of a pretrained autoencoder, on a pretrained UNet with a ControlNet (16_latent), whose sizes stand in place of ch, mults, layers, attention
-prior = ''             # latent: a folder in diffusers' layout, or a hub name; empty: stabilityai/stable-diffusion-2-1-base
+prior = ''             # latent: a folder in diffusers' layout, or hf://ORG/NAME; empty: stabilityai/stable-diffusion-2-1-base
 part = 'paper'         # latent: what trains; paper (ControlNet and decoder), control (ControlNet), all
 horizon = 0.0          # latent: share of the time steps of the prior that t = 1 stands for; 0: where the bridge is truncated (CDTSDE: keep, half), else 1
 cache_latents = True   # encode the training set once; False: anew in every step
