@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
-           'small_picture', 'mask_faults', 'some_of', 'look', 'Finding', 'Report', 'information_matrix',
-           'find_exchanged', 'find_roles', 'stands_out', 'holds_in_parts', 'find_misplaced', 'nearest_pictures',
-           'find_copies', 'find_oddities', 'find_strays', 'find_groups', 'check', 'Looked']
+           'small_picture', 'mask_faults', 'few_values', 'fine_picture', 'concerns_of', 'some_of', 'facts_of',
+           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'Report', 'information_matrix', 'find_exchanged',
+           'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'above_strangers', 'find_misfits',
+           'find_misplaced', 'nearest_pictures', 'is_copy', 'find_copies', 'find_oddities', 'find_labels',
+           'find_padding', 'find_strays', 'find_groups', 'check', 'Looked']
 
 # %% ../nbs/14_check.ipynb #4e245994
 import re
@@ -15,8 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, show_grid
-from .data import check_rule, default_spacing, is_image, load_image, load_volume, meeting, prepare_image, prepare_volume, resample, split_records, to_plane, unchanged, window_of, with_tissue
+import xmodal.data
+from .core import InputError, item_seed, show_grid
+from .data import check_rule, default_spacing, is_image, load_image, load_volume, meeting, open_volume
+from .data import padding_of, padding_shares, prepare_image, prepare_volume, resample, split_records, to_plane
+from .data import unchanged, window_of, with_tissue
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
@@ -81,40 +86,92 @@ def mask_faults(r, target, labels=()):
     if bad: return 'error', f"{r.mask}: holds the values {', '.join(f'{v:g}' for v in bad[:5])}{' ...' if len(bad) > 5 else ''}; documented are {', '.join(map(str, labels)) or 'whole numbers'}"
     return None if same else ('warning', f'{r.mask}: lies on another grid than {r.target}; regions measured with it need resampling first')
 
+# %% ../nbs/14_check.ipynb #2e6c656b
+def few_values(v, most=20) -> tuple:
+    "The values of an array if they are at most `most` whole numbers, as in a label map; else ()."
+    v = np.asarray(v).ravel()
+    if len(np.unique(v[::max(1, v.size//5000)])) > most: return ()
+    found = np.unique(v)
+    return tuple(found.tolist()) if len(found) <= most and (found == np.round(found)).all() else ()
+
+def fine_picture(x):
+    "(C, H, W) -> the fine structure in up to 32 x 32 blocks, normalised: neighbouring slices share the coarse one only."
+    from scipy import ndimage
+    x = np.asarray(x, dtype=np.float32).mean(0)
+    h, w = (n//32*32 for n in x.shape)
+    v = x[:h, :w].reshape(32, h//32, 32, w//32).mean((1, 3)) if min(h, w) >= 32 else x
+    v = v - ndimage.gaussian_filter(v, 1.5)
+    return ((v - v.mean())/max(v.std(), 1e-6)).ravel().astype(np.float16)
+
+def concerns_of(path) -> list:
+    "What the header of a volume says against itself, as lines of text; folders of DICOM are left to their reader."
+    ask = vars(xmodal.data).get('header_concerns')
+    return list(ask(open_volume(path))) if ask and not path.is_dir() else []
+
 def some_of(use, n=5):
     "At most `n` of the slice numbers `use`, evenly spread over their middle."
-    return use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), n).round().astype(int))] if len(use) else use
+    if not len(use): return use
+    return use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), n).round().astype(int))]
+
+# %% ../nbs/14_check.ipynb #1ccb2be7
+def facts_of(values, kinds) -> dict:
+    "What the arrays of source and target are like: `values` in file units, `kinds` their number types."
+    few = tuple(few_values(v) for v in values)
+    bytes_ = [np.dtype(k).kind == 'b' or k == 'uint8' for k in kinds]
+    pads = [() if f or b else padding_of(v) for v, f, b in zip(values, few, bytes_)]
+    bare = [v[~np.isin(v, p)] if p else v for v, p in zip(values, pads)]
+    return dict(few=few, constant=tuple(v.min() == v.max() for v in values), high=tuple(v.max() for v in bare),
+                padding=tuple(padding_shares(v, p) for v, p in zip(values, pads)),
+                saturated=tuple(0. if f else saturation(v) for v, f in zip(bare, few)))
+
+def look_at_images(r) -> tuple:
+    "Facts about a pair of images, and the target's array."
+    (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
+    facts = facts_of((ys, xs), (yd, xd))
+    facts['saturated'] = facts['saturated'][0], 0.                         # a target may well be drawn in full white
+    return dict(facts, channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), overlap=1., concerns=[]), xs
+
+def look_at_volumes(r) -> tuple:
+    "Facts about a pair of volumes, and the target."
+    ys, xs = load_volume(r.source), load_volume(r.target)
+    met = meeting(ys, xs)
+    if met < .5: raise InputError(f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is lost')
+    yv, xv = (np.asarray(v.dataobj) for v in (ys, xs))
+    facts = facts_of((yv, xv), ('float32', 'float32'))
+    bare = [v[~np.isin(v, list(map(float, p)))] if p else v for v, p in zip((yv, xv), facts['padding'])]
+    some = np.s_[::2, ::2, ::2]
+    alike = yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
+    same = alike and np.corrcoef(yv[some].ravel(), xv[some].ravel())[0, 1] > .9995
+    said = [(path, text) for path in (r.source, r.target) for text in concerns_of(path)]
+    return dict(facts, channels=(1, 1), depth=('volume', 'volume'), overlap=met, same=same, concerns=said,
+                air=tuple(np.percentile(v, 1) for v in bare)), xs
 
 def look(r, p):
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
     image = is_image(r.source)
     try:
-        if image:
-            (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
-            facts = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), saturated=(0. if yd.kind == 'b' else saturation(ys), 0.), constant=(ys.min() == ys.max(), xs.min() == xs.max()), overlap=1., high=(ys.max(), xs.max()))
-        else:
-            ys, xs = load_volume(r.source), load_volume(r.target)
-            (yv, xv) = (np.asarray(v.dataobj) for v in (ys, xs))
-            facts = dict(channels=(1, 1), depth=('volume', 'volume'), saturated=(saturation(yv), saturation(xv)), constant=(False, False), overlap=meeting(ys, xs), high=(yv.max(), xv.max()),
-                         air=(np.percentile(yv, 1), np.percentile(xv, 1)), same=yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3) and np.corrcoef(yv[::2, ::2, ::2].ravel(), xv[::2, ::2, ::2].ravel())[0, 1] > .9995)
-            if facts['overlap'] < .5: return dict(r=r, error=f'{r.source}: covers only {facts["overlap"]:.0%} of {r.target}; the pair is wrong or an affine is lost')
+        facts, xs = (look_at_images if image else look_at_volumes)(r)
         y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.})
     except InputError as e: return dict(r=r, error=str(e))
-    tissue = [(v > -.8).mean(axis=(1, 2, 3)) >= .05 for v in (y, x0)]; both = np.flatnonzero(tissue[0] & tissue[1])
-    facts['lonely'] = float((tissue[0] != tissue[1]).sum()/max(1, (tissue[0] | tissue[1]).sum())) if not image else 0.
+    tissue = [(v > -.8).mean(axis=(1, 2, 3)) >= .05 for v in (y, x0)]
+    either, both = tissue[0] | tissue[1], np.flatnonzero(tissue[0] & tissue[1])
+    facts['lonely'] = 0. if image else float((tissue[0] != tissue[1]).sum()/max(1, either.sum()))
     use = both if len(both) else np.arange(len(y))
     pick = some_of(use)
     alive = [k for k in use if x0[k].std() > .02 and y[k].std() > .02]
-    reach = [(float(v.min()), float(v.max())) for v in (y, x0)]
-    return dict(r=r, error=None, **facts, rule=p['windows'], reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, xs, p.get('labels', ())) if r.mask else None,
-                prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive])
+    mask = mask_faults(r, xs, p.get('labels', ())) if r.mask else None
+    return dict(r=r, error=None, **facts, rule=p['windows'], y=y[pick], x0=x0[pick], mask=mask,
+                reach=[(float(v.min()), float(v.max())) for v in (y, x0)],
+                levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)],
+                prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive],
+                fine=[(fine_picture(y[k]), fine_picture(x0[k])) for k in alive])
 
 # %% ../nbs/14_check.ipynb #11597201
 @dataclass(frozen=True)
 class Finding:
     "One thing that was found."
     level: str  # 'error' or 'warning'
-    what: str   # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak, split, duplicate, channels, depth, range, saturated, empty
+    what: str   # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak, split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight
     text: str   # names the file or subject, the value, the remedy
 
 @dataclass
@@ -123,7 +180,7 @@ class Report:
     about: str
     findings: list = field(default_factory=list)
     looked: list = field(default_factory=list)
-    table: list = field(default_factory=list)   # per pair: name, shift, gain, flip, flip_gain, information
+    table: list = field(default_factory=list)   # per pair: name, shift, gain, flip, flip_gain, information[, misfit]
     strength: float = 0.                        # information of a usual pair above that by accident, nats
 
     def add(self, level, what, text): self.findings.append(Finding(level, what, text))
@@ -140,10 +197,10 @@ class Report:
         return [self.about, *[f'{f.level:8s}{f.what:11s}{f.text}' for f in shown], f'{n} error{"s"*(n != 1)}, {len(self.findings) - n} warning{"s"*(len(self.findings) - n != 1)}']
 
     def worst(self):
-        "Facts of the readable pair that fits worst: largest shift, then largest gain; None if there is none."
+        "Facts of the readable pair that fits worst: a misfit, else largest shift, then gain; None if there is none."
         if not self.table: return None
-        k = max(range(len(self.table)), key=lambda i: (np.hypot(*self.table[i]['shift']), self.table[i]['gain']))
-        return self.looked[k]
+        bad = lambda t: (-t.get('misfit', np.inf), np.hypot(*t['shift']), t['gain'])
+        return self.looked[max(range(len(self.table)), key=lambda k: bad(self.table[k]))]
 
     def figure(self):
         "The worst pair: source, target, and the target's edges drawn over the source."
@@ -188,19 +245,27 @@ def find_exchanged(looked, report, p, sure=0.1):
             if gain > (.1 if all(top) else .3)*strength and sum(top) >= (4 if n < 20 else 3):
                 report.add('error' if strength > sure else 'warning', 'swapped', f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
 
-
 # %% ../nbs/14_check.ipynb #eae0506a
-def find_roles(looked, report, bins=16, margin=0.05):
+def direction(looked, bins=16) -> tuple:
+    "Per pair the log likelihood per pixel of its joint grey values under the table of the others, and under the same transposed."
+    def place(v): return np.clip((v.mean(1) + 1.2)/2.4*bins, 0, bins - 1).astype(int).ravel()
+    def table(d): return np.bincount(place(d['y'])*bins + place(d['x0']), minlength=bins*bins).reshape(bins, bins)
+    joint = np.array([table(d)/d['y'].mean(1).size for d in looked])
+    others = (np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint)))   # the median: one wrong pair does not spoil it
+    return tuple(np.array([((P*t).sum(), (P*t.T).sum()) for P, t in zip(joint, others)]).T)
+
+def find_roles(looked, report, margin=0.05, clear=2.):
     "Pairs whose joint grey values look like those of the others with source and target exchanged."
     if len(looked) < 4 or looked[0]['channels'][0] != looked[0]['channels'][1]: return      # a grey source cannot be a colour target
-    place = lambda v: np.clip((v.mean(1) + 1.2)/2.4*bins, 0, bins - 1).astype(int).ravel()
-    joint = np.array([np.bincount(place(d['y'])*bins + place(d['x0']), minlength=bins*bins).reshape(bins, bins)/d['y'].mean(1).size for d in looked])
-    tables = [np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint))]        # of the others; the median, so that one wrong pair does not spoil it
-    right, wrong = (np.array([float((P*t).sum()) for P, t in zip(joint, v)]) for v in (tables, [t.T for t in tables]))   # log likelihood per pixel
+    right, wrong = direction(looked)
     usual, low = np.median(right - wrong), np.percentile(right, 10)
+    scatter = 1.4826*np.median(np.abs(right - wrong - usual))
+    if usual <= max(margin, clear*scatter) and len(looked) >= 8:
+        report.add('warning', 'sight', 'source and target look too much alike to tell them apart by their grey values: a single pair with exchanged roles may go unnoticed')
+        return
     for d, r, w in zip(looked, right, wrong):
-        if usual > margin and w - r > .5*usual and w > low: report.add('error' if len(looked) >= 8 else 'warning', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
-
+        if usual > margin and w - r > .5*usual and w > low:
+            report.add('error' if len(looked) >= 8 else 'warning', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
 
 # %% ../nbs/14_check.ipynb #61c6ff69
 def stands_out(gains, scale:float):
@@ -214,6 +279,31 @@ def holds_in_parts(d, shift, least) -> bool:
     a, b = quantise(d['y']), quantise(d['x0']); h, w = a.shape[-2:]
     parts = [np.s_[:, :h//2], np.s_[:, h//2:], np.s_[..., :w//2], np.s_[..., w//2:]]
     return all(shifted_information(a[p], b[p], *shift) - shifted_information(a[p], b[p], 0, 0) > least for p in parts)
+
+def above_strangers(k:int, looked, most=40) -> float:
+    "How far the information of pair k lies above that of its source with targets of other subjects, in their standard deviations."
+    d, rng = looked[k], np.random.default_rng(item_seed(0, 'strangers', k))
+    others = [v for v in looked if v['r'].subject != d['r'].subject] or [v for v in looked if v is not d]
+    a, found = quantise(d['y']), []
+    for v in (others[i] for i in rng.permutation(len(others))[:most]):
+        b = quantise(v['x0'])
+        n = min(len(a), len(b))
+        if a.shape[1:] == b.shape[1:]: found.append(mutual_information(a[:n], b[:n]))
+    own = mutual_information(a, quantise(d['x0']))
+    return float((own - np.mean(found))/max(np.std(found), 1e-3)) if len(found) > 2 else 0.
+
+def find_misfits(looked, report, lost, usual, volume=2., image=-3.):
+    "Pairs that share hardly anything: an error where strangers fit as well (volumes) or better (images), else one warning."
+    doubt = []
+    for k in np.flatnonzero(lost):
+        t, d = report.table[k], looked[k]
+        t['misfit'] = above_strangers(k, looked)
+        if t['misfit'] >= (image if is_image(d['r'].source) else volume): doubt.append((t['misfit'], t, d))
+        else: report.add('error', 'misfit', f"{t['name']}: source and target have hardly anything to do with each other ({t['information']:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted by more than {8*64//d['y'].shape[-1]} pixels: look at {d['r'].source} and {d['r'].target}")
+    if not doubt: return
+    doubt.sort(key=lambda v: v[0])
+    names = ', '.join(f"{t['name']} ({t['information']:.2f})" for _, t, _ in doubt[:20])
+    report.add('warning', 'misfit', f"{len(doubt)} of {len(looked)} pairs share no more than strangers do, worst first: {names}{' ...' if len(doubt) > 20 else ''} (usual are {usual:.2f} nats); slices at the end of a scan look like that, and so do wrong pairs: look at {doubt[0][2]['r'].source} and {doubt[0][2]['r'].target}")
 
 def find_misplaced(looked, report, least=0.05, sure=0.1):
     "Shifts and flips within each pair."
@@ -239,8 +329,7 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
     moved, turned = stands_out(of('gain'), .25*strength) & (far >= 2) & fits('gain'), stands_out(of('flip_gain'), .1*strength) & fits('flip_gain')
     level, alone = 'error' if strength > sure else 'warning', of('information') < np.median(floor) + .25*strength
     if n >= 4 and strength > 3*sure and np.percentile(of('information'), 25) > np.median(floor) + .5*strength:             # where pairs usually fit well, one that does not is suspicious by itself
-        for t, d, a, lost in zip(report.table, looked, moved | turned, alone):
-            if lost and not a: report.add('error', 'misfit', f"{t['name']}: source and target have hardly anything to do with each other ({t['information']:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted by more than {8*64//d['y'].shape[-1]} pixels: look at {d['r'].source} and {d['r'].target}")
+        find_misfits(looked, report, alone & ~(moved | turned), usual)
     for d, t, f, a, b in zip(looked, report.table, far, moved, turned):
         if b and not everybody[1]: report.add(level, 'flip', f"{t['name']}: the target fits better {t['flip']} ({t['information']:.2f} -> {t['information'] + t['flip_gain']:.2f} nats); check the orientation of {d['r'].target}")
         elif a and not everybody[0]: report.add(level if f >= 3 and holds_in_parts(d, t['shift'], .1*strength) else 'warning', 'shift', f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and {t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> {t['information'] + t['gain']:.2f} nats); check the affine or crop of {d['r'].target}, or use register")
@@ -256,25 +345,29 @@ def nearest_pictures(D, subject, block=512, reach=0.15):
     usual = usual[np.isfinite(usual)]
     return close, float(np.median(usual)) if len(usual) else np.inf
 
+def is_copy(a, b, one_subject:bool, sure=0.985) -> bool:
+    "Neighbouring slices of one subject look alike: there the fine structure must be equal, too."
+    return not one_subject or float((a.astype(np.float32)*b).mean()) > sure
+
 def find_copies(looked, report, split, share=0.25):
     "Equal images under different names: at least a quarter of the slices of the smaller record, each much closer than strangers are."
     side, told = {s: k for k, v in (split or {}).items() for s in v}, set()
     for k, which in enumerate(('source', 'target')):
         use = [d for d in looked if d['prints'] and not (k and len(np.unique(np.round(d['x0'], 2))) <= 16)]           # two masks may well be equal
         if len({len(v[k]) for d in use for v in d['prints']}) != 1: continue
+        fine = [v[k] for d in use for v in d['fine']]
         D, owner = np.stack([v[k] for d in use for v in d['prints']]), np.repeat(np.arange(len(use)), [len(d['prints']) for d in use])
         close, usual = nearest_pictures(D, np.array([d['r'].subject for d in use])[owner])
         met = {}
         for i, j, e in close:
-            if owner[i] != owner[j] and e < .35*usual: met.setdefault((owner[i], owner[j]), set()).add(j)
+            if owner[i] != owner[j] and e < .35*usual and is_copy(fine[i], fine[j], use[owner[i]]['r'].subject == use[owner[j]]['r'].subject): met.setdefault((owner[i], owner[j]), set()).add(j)
         for (i, j), slices in met.items():
             one, two = use[i]['r'], use[j]['r']
             if len(slices) < share*min(len(use[i]['prints']), len(use[j]['prints'])) or (one.name, two.name) in told: continue
             told.add((one.name, two.name)); a, b = side.get(one.subject, ''), side.get(two.subject, '')
             if which == 'target': report.add('warning', 'duplicate', f'{one.name} and {two.name} have equal targets but different sources')
             elif one.subject == two.subject: report.add('warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image')
-            else: report.add('error' if a != b or not split else 'warning', 'duplicate', f"{one.name} ({a or 'unsplit'}) and {two.name} ({b or 'unsplit'}) hold the same {which} image under two subjects; remove one of {getattr(one, which)} and {getattr(two, which)}")
-
+            else: report.add('error' if a != b or not split else 'warning', 'duplicate', f"{one.name} ({a or 'unsplit'}) and {two.name} ({b or 'unsplit'}) hold the same {which} image, or two takes of one thing, under two subjects; remove one of {getattr(one, which)} and {getattr(two, which)}")
 
 # %% ../nbs/14_check.ipynb #fc2dc854
 def find_oddities(looked, report):
@@ -301,6 +394,37 @@ def find_oddities(looked, report):
     for d in looked:
         if d['lonely'] > .25: report.add('warning', 'empty', f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the two scans; they are left out of training")
 
+# %% ../nbs/14_check.ipynb #e963a4a7
+def find_labels(looked, report):
+    "Label maps that are read as intensities, and the ignore value among them."
+    for k, side in enumerate(('source', 'target')):
+        use = [d for d in looked if d['few'][k] and not d['constant'][k]]
+        values = sorted({v for d in use for v in d['few'][k]})
+        if not use or len(use) <= .5*len(looked) or not 2 <= len(values) <= 20: continue
+        rule, path = use[0]['rule'][k], getattr(use[0]['r'], side)
+        if rule == 'binary' or rule.startswith('labels:'): continue
+        ignored = values[-1] if values[-1] in (255, 254, 65535) and values[-2] < 100 and len(values) > 2 else None
+        classes = [v for v in values if v != ignored]
+        shown = ', '.join(f'{v:g}' for v in values[:8]) + (' ...' if len(values) > 8 else '')
+        wish = 'binary' if len(classes) == 2 and classes[0] == 0 and classes[1] in (1, 255) else f'labels:{classes[0]:g}:{classes[-1]:g}'
+        words = f'{path}: looks like a label map (only the values {shown}), as {len(use)} of {len(looked)} {side} files; give {side}_window {wish}'
+        if ignored: words += f'; {ignored:g} looks like an ignore value, which is not supported yet: give those pixels a class of their own or leave such files out'
+        hard = k == 1 and len(classes) > 2 and rule in ('dtype', 'percentile')
+        report.add('error' if hard else 'warning', 'labels', words)
+
+def find_padding(looked, report):
+    "Values that fill what was not measured, and headers that contradict themselves."
+    for k, side in enumerate(('source', 'target')):
+        use = [d for d in looked if d['padding'][k] and not re.match('labels:|binary', d['rule'][k])]
+        if not use: continue
+        worst = max(use, key=lambda d: max(d['padding'][k].values()))
+        shares = ', '.join(f'{v} in {share:.1%}' for v, share in worst['padding'][k].items())
+        fate = f'it counts as a value under the rule dtype: give {side}_window percentile or LO:HI' if worst['rule'][k] == 'dtype' else 'it is left out of the window and set to its lower end'
+        report.add('warning', 'padding', f"{getattr(worst['r'], side)}: padding ({shares} of the values){f' and {len(use) - 1} more {side} files' if len(use) > 1 else ''}; {fate}")
+    said = {}
+    for path, text in (c for d in looked for c in d['concerns']): said.setdefault(text, []).append(path)
+    for text, paths in said.items():
+        report.add('warning', 'header', f"{paths[0]}: {text.removeprefix(f'{paths[0]}: ')}{f' (and {len(paths) - 1} more files)' if len(paths) > 1 else ''}")
 
 # %% ../nbs/14_check.ipynb #99d75394
 def find_strays(looked, report):
@@ -321,7 +445,6 @@ def find_groups(records, report):
         heads = sorted({m[1] for r in records if (m := re.match(pattern, r.name))})
         if 1 < len(heads) <= len(records)/2: break
     if 1 < len(heads) <= len(records)/2: report.add('warning', 'leak', f"every file counts as a subject of its own, but the names form {len(heads)} groups ({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, people or modules, split by them: group {pattern!r}")
-
 
 # %% ../nbs/14_check.ipynb #0994d0bb
 def check(
@@ -367,7 +490,10 @@ def check(
     if report.looked:
         usable = [v for v in report.looked if not any(v['constant'])]
         find_misplaced(report.looked, report); find_exchanged(usable, report, p); find_roles(usable, report)
-        find_copies(report.looked, report, split); find_oddities(report.looked, report); find_strays(report.looked, report)
+        find_copies(report.looked, report, split); find_oddities(report.looked, report)
+        find_labels(report.looked, report)
+        find_padding(report.looked, report)
+        find_strays(report.looked, report)
     return report
 
 class Looked:
