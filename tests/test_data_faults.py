@@ -10,14 +10,14 @@ from PIL import Image
 from xmodal.check import check
 from xmodal.core import InputError
 from xmodal.data import load_volume, padding_of, prepare, window_of
-from xmodal.layouts import bids, csv, find_records, folder, ixi, ixi_people, pelvis, pscde, read_json, read_table, say, sentinel, sidecar
+from xmodal.layouts import bids, csv, find_records, folder, ixi, ixi_people, pelvis, pscde, read_json, read_table, say_once, sentinel, sidecar
 from xmodal.prompts import beside
 
 
 @pytest.fixture(autouse=True)
 def fresh():
     "Every test hears what is said once a process."
-    say.cache_clear()
+    say_once.cache_clear()
 
 
 def refused(f, *words):

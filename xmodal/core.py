@@ -33,15 +33,21 @@ def project_root(
 def check_regular(path) -> Path:
     "The path, if it is a regular file (or a link to one); else InputError. To be asked before anything is opened."
     path = Path(path)
-    try: mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
     except (OSError, ValueError) as e:
         raise InputError(f'{path}: no such file ({getattr(e, "strerror", None) or e})') from None
-    if stat.S_ISREG(mode): return path
+    if stat.S_ISREG(mode):
+        return path
     kinds = {stat.S_IFDIR: 'folder', stat.S_IFIFO: 'named pipe', stat.S_IFSOCK: 'socket'}
     kind = kinds.get(stat.S_IFMT(mode), 'device')
-    raise InputError(f'{path}: is a {kind} and not a file; it was not opened: remove it, or put a file there')
+    raise InputError(
+        f'{path}: is a {kind} and not a file; it was not opened: remove it, or put a file there'
+    )
+
 
 LITTER = ('thumbs.db', 'desktop.ini', '__macosx')
+
 
 def is_litter(path) -> bool:
     "Is this one of the hidden files that macOS and Windows leave in folders? They are no data."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_CELLS', 'UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_COLUMNS', 'datasets',
-           'published', 'pair_up', 'say', 'text_rows', 'sheet_rows', 'check_cells', 'cell_text', 'table_rows',
+           'published', 'pair_up', 'say_once', 'text_rows', 'sheet_rows', 'check_cells', 'cell_text', 'table_rows',
            'decimal_points', 'bids_file', 'bids', 'read_json', 'sidecar', 'cell_value', 'read_table', 'plain_id',
            'match_people', 'ixi_people', 'ixi', 'brats', 'pelvis', 'sentinel', 'subject_pattern', 'subject_of',
            'image_files', 'pscde', 'folder', 'beside_table', 'pair_of', 'csv', 'DataInfo', 'default_windows',
@@ -43,205 +43,341 @@ def pair_up(
     return [Record(sources[n][0], n, sources[n][1], targets[n][1], known(0, sources[n][2]), target_meta=known(1, targets[n][2]), **extra.get(n, {})) for n in both]
 
 # %% ../nbs/13_layouts.ipynb #11b8ffe6
-MOST_BYTES, MOST_CELLS = 50_000_000, 2_000_000   # of a table; a data set of 100 000 people stays below
+MOST_BYTES, MOST_CELLS = (
+    50_000_000,
+    2_000_000,
+)  # of a table; a data set of 100 000 people stays below
+
 
 @lru_cache(maxsize=1000)
-def say(line:str): print(line)   # each line once per process
+def say_once(line: str):
+    print(line)  # each line once per process
+
 
 def text_rows(path) -> tuple:
     "Rows of strings of a text table, and its separator; raises InputError."
     from csv import Error, reader
+
     raw = path.read_bytes()
-    try: text = raw.decode('utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+    try:
+        text = raw.decode('utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
     except UnicodeDecodeError:
         raise InputError(f'{path}: is not text in UTF-8; save it again as "CSV UTF-8"') from None
     first = next((line for line in text.splitlines() if line.strip()), '')
     order = '\t;,' if path.suffix.lower() == '.tsv' else ';,\t'
     mark = max(order, key=first.count)
-    if '\0' in text: raise InputError(f'{path}: holds zero bytes and is no text table; save it again')
-    try: rows = list(reader(io.StringIO(text, newline=None), delimiter=mark))
-    except Error as e: raise InputError(f'{path}: cannot be read as a table ({first_line(e)}); save it again') from None
+    if '\0' in text:
+        raise InputError(f'{path}: holds zero bytes and is no text table; save it again')
+    try:
+        rows = list(reader(io.StringIO(text, newline=None), delimiter=mark))
+    except Error as e:
+        raise InputError(
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again'
+        ) from None
     broken = next((k for k, row in enumerate(rows, 1) if any('\n' in cell for cell in row)), 0)
-    if broken: raise InputError(f'{path}, row {broken}: a quote is opened and never closed; repair the row')
+    if broken:
+        raise InputError(
+            f'{path}, row {broken}: a quote is opened and never closed; repair the row'
+        )
     return rows, mark
 
+# %% ../nbs/13_layouts.ipynb #3ace7700
 def sheet_rows(path) -> list:
     "Rows of cells of the first sheet of an .xls or .xlsx file; raises InputError."
     try:
         if path.suffix.lower() == '.xls':
             import xlrd
+
             with open(path, 'rb') as f:
                 book = xlrd.open_workbook(file_contents=f.read(), ragged_rows=True, on_demand=True)
             sheet = book.sheet_by_index(0)
             check_cells(path, sheet.nrows, sheet.ncols)
             return [sheet.row_values(k) for k in range(sheet.nrows)]
         import openpyxl
+
         sheet = openpyxl.load_workbook(path, read_only=True, data_only=True).worksheets[0]
         check_cells(path, sheet.max_row or 1, sheet.max_column or 1)
         return [list(row) for row in sheet.iter_rows(values_only=True)]
-    except InputError: raise
+    except InputError:
+        raise
     except Exception as e:
-        raise InputError(f'{path}: cannot be read as a table ({first_line(e)}); save it again, or as .csv') from None
+        raise InputError(
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again, or as .csv'
+        ) from None
 
-def check_cells(path, rows:int, columns:int):
+
+def check_cells(path, rows: int, columns: int):
     "Raise InputError for a table that is larger than any table of people."
-    if rows*columns <= MOST_CELLS: return
-    raise InputError(f'{path}: a table of {rows} rows and {columns} columns; at most {MOST_CELLS:,} cells are read')
+    if rows * columns <= MOST_CELLS:
+        return
+    raise InputError(
+        f'{path}: a table of {rows} rows and {columns} columns; at most {MOST_CELLS:,} cells are '
+        f'read'
+    )
+
 
 def cell_text(v) -> str:
     "A cell as text without blanks around it; whole numbers of a spreadsheet without '.0'."
-    if v is None: return ''
-    return f'{v:.0f}' if isinstance(v, float) and v == np.round(v) and abs(v) < 1e15 else str(v).strip()
+    if v is None:
+        return ''
+    return (
+        f'{v:.0f}'
+        if isinstance(v, float) and v == np.round(v) and abs(v) < 1e15
+        else str(v).strip()
+    )
 
+# %% ../nbs/13_layouts.ipynb #a95e2341
 def table_rows(
-    path,              # tsv, csv, xls or xlsx
-    names:tuple=(),    # columns that the caller asks for: found in upper and lower case
-) -> tuple:            # column names, rows as dicts of strings with their line numbers under ''
+    path,  # tsv, csv, xls or xlsx
+    names: tuple = (),  # columns that the caller asks for: found in upper and lower case
+) -> tuple:  # column names, rows as dicts of strings with their line numbers under ''
     "A table as text; raises InputError for what would have to be guessed."
     path, mark = check_regular(path), ''
     if path.stat().st_size > MOST_BYTES:
-        raise InputError(f'{path}: {path.stat().st_size/1e6:.0f} MB; tables up to {MOST_BYTES/1e6:.0f} MB are read')
-    if path.suffix.lower() in ('.xls', '.xlsx'): rows = sheet_rows(path)
-    else: rows, mark = text_rows(path)
+        raise InputError(
+            f'{path}: {path.stat().st_size / 1e6:.0f} MB; tables up to {MOST_BYTES / 1e6:.0f} MB '
+            f'are read'
+        )
+    if path.suffix.lower() in ('.xls', '.xlsx'):
+        rows = sheet_rows(path)
+    else:
+        rows, mark = text_rows(path)
     check_cells(path, len(rows), max(map(len, rows), default=0))
     rows = [(k, [cell_text(c) for c in row]) for k, row in enumerate(rows, 1)]
     rows = [(k, row) for k, row in rows if any(row)]
-    if not rows: return [], []
+    if not rows:
+        return [], []
     wanted = {n.lower(): n for n in names}
     header = [wanted.get(c.lower(), c) for c in rows[0][1]]
-    while header and not header[-1]: header.pop()                          # a separator at the end of the line
+    while header and not header[-1]:
+        header.pop()  # a separator at the end of the line
     twice = [c for c in header if c and header.count(c) > 1]
-    if twice: raise InputError(f'{path}: two columns are called {twice[0]!r}; rename or remove one')
+    if twice:
+        raise InputError(f'{path}: two columns are called {twice[0]!r}; rename or remove one')
     for k, row in rows[1:]:
-        if any(row[len(header):]):
-            raise InputError(f'{path}, row {k}: more cells than the {len(header)} columns; quote cells that hold the separator')
-    if mark == ';': rows = [(k, decimal_points(path, row)) for k, row in rows]
-    filled = [(k, row + ['']*len(header)) for k, row in rows[1:]]
-    return [c for c in header if c], [{'': k, **{c: v for c, v in zip(header, row) if c}} for k, row in filled]
+        if any(row[len(header) :]):
+            raise InputError(
+                f'{path}, row {k}: more cells than the {len(header)} columns; quote cells that '
+                f'hold the separator'
+            )
+    if mark == ';':
+        rows = [(k, decimal_points(path, row)) for k, row in rows]
+    filled = [(k, row + [''] * len(header)) for k, row in rows[1:]]
+    return [c for c in header if c], [
+        {'': k, **{c: v for c, v in zip(header, row) if c}} for k, row in filled
+    ]
+
 
 def decimal_points(path, row) -> list:
     "Decimal commas of a table with semicolons as points; says so once."
     found = [re.sub(r'^(-?\d+),(\d+)$', r'\1.\2', cell) for cell in row]
-    if found != row: say(f'note: {path}: separated by semicolons, so 3,5 is read as 3.5')
+    if found != row:
+        say_once(f'note: {path}: separated by semicolons, so 3,5 is read as 3.5')
     return found
 
 # %% ../nbs/13_layouts.ipynb #a78d3c4d
-def bids_file(folder, stem:str, want:str):
+def bids_file(folder, stem: str, want: str):
     "The file stem_want.nii[.gz] in `folder`, or the only one with further acq/run/rec/echo entities; None if there is none."
     found = [p for p in sorted(folder.glob(f'{stem}_*')) if re.search(r'\.nii(\.gz)?$', p.name)]
-    rest = {p: re.sub(r'\.nii(\.gz)?$', '', p.name)[len(stem) + 1:] for p in found}
+    rest = {p: re.sub(r'\.nii(\.gz)?$', '', p.name)[len(stem) + 1 :] for p in found}
     exact = [p for p in found if rest[p] == want]
-    if exact: return exact[0]
+    if exact:
+        return exact[0]
     loose = [p for p in found if re.sub(r'(acq|run|rec|echo|part)-[^_]+_', '', rest[p]) == want]
-    if len(loose) > 1: raise InputError(f"{loose[0]}: {want} is ambiguous here ({', '.join(rest[p] for p in loose)}); name one of them as source or target")
+    if len(loose) > 1:
+        raise InputError(
+            f"{loose[0]}: {want} is ambiguous here ({', '.join(rest[p] for p in loose)}); name "
+            f"one of them as source or target"
+        )
     return loose[0] if loose else None
+
 
 def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
     "Records of a BIDS data set."
     root, sides = Path(root), ({}, {})
     folders = sorted([*root.glob('sub-*/anat'), *root.glob('sub-*/ses-*/anat')])
-    table = root/'participants.tsv'
+    table = root / 'participants.tsv'
     names = {anat.parts[len(root.parts)] for anat in folders}
     people = match_people(read_table(table, 'participant_id'), names, table)
     for anat in folders:
-        stem = '_'.join(p for p in anat.parts[len(root.parts):-1])
+        stem = '_'.join(p for p in anat.parts[len(root.parts) : -1])
         subject = anat.parts[len(root.parts)]
         for side, want in zip(sides, (source, target)):
             path = bids_file(anat, stem, want)
-            if path: side[stem] = (subject, path, {**people.get(subject, {}), **sidecar(path)})
-    masks = {n: next(iter(sorted(root.glob(f'derivatives/*/{n.replace("_", "/")}/anat/{n}_desc-brain_mask.nii*'))), None) for n in sides[0]}
-    return pair_up(*sides, (source, target), root, allow_unpaired, {n: dict(mask=m) for n, m in masks.items() if m})
+            if path:
+                side[stem] = (subject, path, {**people.get(subject, {}), **sidecar(path)})
+    masks = {
+        n: next(
+            iter(
+                sorted(
+                    root.glob(f'derivatives/*/{n.replace("_", "/")}/anat/{n}_desc-brain_mask.nii*')
+                )
+            ),
+            None,
+        )
+        for n in sides[0]
+    }
+    return pair_up(
+        *sides,
+        (source, target),
+        root,
+        allow_unpaired,
+        {n: dict(mask=m) for n, m in masks.items() if m},
+    )
 
+# %% ../nbs/13_layouts.ipynb #88f2a0b4
 def read_json(path) -> dict:
     "A JSON object; raises InputError if it is damaged or something else."
     path = check_regular(path)
-    if path.stat().st_size > MOST_BYTES: raise InputError(f'{path}: {path.stat().st_size/1e6:.0f} MB are no sidecar; remove it')
-    def no_number(word): raise ValueError(f'{word} is no number')
-    try: found = json.loads(path.read_text(encoding='utf-8-sig'), parse_constant=no_number)
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f'{path}: {path.stat().st_size / 1e6:.0f} MB are no sidecar; remove it')
+
+    def no_number(word):
+        raise ValueError(f'{word} is no number')
+
+    try:
+        found = json.loads(path.read_text(encoding='utf-8-sig'), parse_constant=no_number)
     except (ValueError, RecursionError, OSError) as e:
         raise InputError(f'{path}: not valid JSON ({first_line(e)}); repair or remove it') from None
-    if isinstance(found, dict): return found
-    raise InputError(f'{path}: holds {type(found).__name__} instead of names with values; '
-                     'a sidecar reads like {"EchoTime": 0.1}')
+    if isinstance(found, dict):
+        return found
+    raise InputError(
+        f'{path}: holds {type(found).__name__} instead of names with values; '
+        'a sidecar reads like {"EchoTime": 0.1}'
+    )
+
 
 def sidecar(path) -> dict:
     "What the JSON files of BIDS say about a file: the one beside it, over those that it inherits from; {} if there are none. Raises InputError for damaged ones."
     path = Path(re.sub(r'\.nii(\.gz)?$', '', str(path)))
     *entities, suffix = path.name.split('_')
-    if not path.name.startswith('sub-'): return read_json(f'{path}.json') if Path(f'{path}.json').exists() else {}      # not BIDS: nothing is inherited
+    if not path.name.startswith('sub-'):
+        return (
+            read_json(f'{path}.json') if Path(f'{path}.json').exists() else {}
+        )  # not BIDS: nothing is inherited
     above = [path.parent]
-    while re.match('(sub|ses)-', above[-1].name) or above[-1].name == 'anat': above.append(above[-1].parent)       # up to the data set's root
-    fits = [q for folder in reversed(above) for q in sorted(folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name)) if q.stem.split('_')[-1] == suffix and set(q.stem.split('_')[:-1]) <= set(entities) and not is_litter(q.name)]
+    while re.match('(sub|ses)-', above[-1].name) or above[-1].name == 'anat':
+        above.append(above[-1].parent)  # up to the data set's root
+    fits = [
+        q
+        for folder in reversed(above)
+        for q in sorted(
+            folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name)
+        )
+        if q.stem.split('_')[-1] == suffix
+        and set(q.stem.split('_')[:-1]) <= set(entities)
+        and not is_litter(q.name)
+    ]
     return {k: v for q in fits for k, v in read_json(q).items()}
 
 # %% ../nbs/13_layouts.ipynb #96c72a92
-UNKNOWN = ('', 'n/a', 'na', '#n/a', 'nan', 'null', 'none', '<na>')   # cells that say nothing
+UNKNOWN = ('', 'n/a', 'na', '#n/a', 'nan', 'null', 'none', '<na>')  # cells that say nothing
 
-def cell_value(text:str):
+
+def cell_value(text: str):
     "A cell's text as a whole number, a number, or itself; None if it says nothing."
-    if text.lower() in UNKNOWN: return None
-    if re.fullmatch(r'-?\d{1,15}', text): return int(text)
+    if text.lower() in UNKNOWN:
+        return None
+    if re.fullmatch(r'-?\d{1,15}', text):
+        return int(text)
     return float(text) if re.fullmatch(r'-?\d{0,15}\.?\d{1,15}(e-?\d{1,2})?', text, re.I) else text
 
-def read_table(path, key:str) -> dict:
+
+def read_table(path, key: str) -> dict:
     "A table of people (tsv, csv, xls, xlsx) as key -> row; {} if it does not exist; InputError without the key column."
     path = Path(path)
-    if not path.exists(): return {}
+    if not path.exists():
+        return {}
     columns, rows = table_rows(path, (key,))
-    if key not in columns: raise InputError(f"{path}: has no column {key!r}, only {', '.join(columns) or 'blanks'}")
+    if key not in columns:
+        raise InputError(f"{path}: has no column {key!r}, only {', '.join(columns) or 'blanks'}")
     found, doubtful = {}, set()
     for row in rows:
-        new = {k: v for k, text in row.items() if k not in ('', key) and (v := cell_value(text)) is not None}
+        new = {
+            k: v
+            for k, text in row.items()
+            if k not in ('', key) and (v := cell_value(text)) is not None
+        }
         old = found.setdefault(row[key], {})
         doubtful |= {(row[key], k) for k in new if k in old and old[k] != new[k]}
         old.update(new)
     nameless = found.pop('', None)
-    if nameless is not None: say(f'note: {path}: rows without {key} are left out')
-    for name, k in doubtful: del found[name][k]
+    if nameless is not None:
+        say_once(f'note: {path}: rows without {key} are left out')
+    for name, k in doubtful:
+        del found[name][k]
     if doubtful:
-        names, some = {n for n, _ in doubtful}, ', '.join(f'{n}: {k}' for n, k in sorted(doubtful)[:4])
-        say(f'{path}: {len(names)} names have several rows that disagree; what they disagree in is left out '
-            f'({some}{" ..." if len(doubtful) > 4 else ""})')
+        names, some = (
+            {n for n, _ in doubtful},
+            ', '.join(f'{n}: {k}' for n, k in sorted(doubtful)[:4]),
+        )
+        say_once(
+            f'{path}: {len(names)} names have several rows that disagree; what they disagree in '
+            f'is left out '
+            f'({some}{" ..." if len(doubtful) > 4 else ""})'
+        )
     return found
 
-def plain_id(name:str) -> str:
+# %% ../nbs/13_layouts.ipynb #9b65f2bb
+def plain_id(name: str) -> str:
     "What is left of an id when case, `sub-` and the form of a number are taken away: sub-001, 1 and 1.0 are '1'."
     bare = re.sub(r'^sub-', '', name.strip().lower())
     return str(int(float(bare))) if re.fullmatch(r'\d{1,15}(\.0*)?', bare) else bare
 
+
 def match_people(
-    table:dict,   # from read_table
-    names,        # people of the data set, as their folders are called
-    path,         # of the table, for what is said
-) -> dict:        # name -> row
+    table: dict,  # from read_table
+    names,  # people of the data set, as their folders are called
+    path,  # of the table, for what is said
+) -> dict:  # name -> row
     "Rows of the people by name, or by what is left of it where that is unambiguous; says what was not matched exactly."
     rows, people = {}, {}
     for side, keys in ((rows, set(table)), (people, set(names))):
-        for k in keys: side.setdefault(plain_id(k), []).append(k)
+        for k in keys:
+            side.setdefault(plain_id(k), []).append(k)
     found, close, doubt = {n: table[n] for n in names if n in table}, [], []
     for n in sorted(set(names) - set(found)):
         there = rows.get(plain_id(n), [])
         if len(there) == 1 and there[0] not in names and len(people[plain_id(n)]) == 1:
             found[n] = table[there[0]]
             close.append(f'{there[0]!r} for {n}')
-        elif there: doubt.append(n)
+        elif there:
+            doubt.append(n)
     lost = sorted(set(names) - set(found) - set(doubt))
-    if close: say(f'note: {path}: {len(close)} of {len(names)} ids were matched by their number or letters ({close[0]})')
-    if doubt: say(f'note: {path}: no row is {doubt[0]!r}, and {", ".join(rows[plain_id(doubt[0])])} could mean somebody else; nothing is known about {len(doubt)} of {len(names)} people')
-    if table and lost: say(f'note: {path}: has no row for {len(lost)} of {len(names)} people (first: {lost[0]}; its first row is {next(iter(table))!r}); their age, sex and scanner stay unknown')
+    if close:
+        say_once(
+            f'note: {path}: {len(close)} of {len(names)} ids were matched by their number or '
+            f'letters ({close[0]})'
+        )
+    if doubt:
+        say_once(
+            f'note: {path}: no row is {doubt[0]!r}, and {", ".join(rows[plain_id(doubt[0])])} '
+            f'could mean somebody else; nothing is known about {len(doubt)} of {len(names)} people'
+        )
+    if table and lost:
+        say_once(
+            f'note: {path}: has no row for {len(lost)} of {len(names)} people (first: {lost[0]}; '
+            f'its first row is {next(iter(table))!r}); their age, sex and scanner stay unknown'
+        )
     return found
 
 # %% ../nbs/13_layouts.ipynb #c3b7e17b
 ixi_scanners = dict(Guys=('Philips', 1.5), HH=('Philips', 3.0), IOP=('GE', 1.5))
 
+
 def ixi_people(root) -> dict:
     "Age and sex of IXI's subjects from IXI.xls, .xlsx or .csv: IXI002 -> dict; {} if there is no table; raises InputError if a column is missing."
-    path = next((root/n for n in ('IXI.xls', 'IXI.xlsx', 'IXI.csv') if (root/n).exists()), None)
-    if not path: return {}
+    path = next((root / n for n in ('IXI.xls', 'IXI.xlsx', 'IXI.csv') if (root / n).exists()), None)
+    if not path:
+        return {}
     needed, found = ('IXI_ID', 'SEX_ID (1=m, 2=f)', 'AGE'), {}
     columns, _ = table_rows(path, needed)
     lacks = [c for c in needed if c not in columns]
-    if lacks: raise InputError(f"{path}: has no column {lacks[0]!r}, only {', '.join(columns)}; take the table of the data set's page unchanged, or remove it")
+    if lacks:
+        raise InputError(
+            f"{path}: has no column {lacks[0]!r}, only {', '.join(columns)}; take the table of "
+            f"the data set's page unchanged, or remove it"
+        )
     odd = []
     for key, row in read_table(path, 'IXI_ID').items():
         if not re.fullmatch(r'(IXI)?\d{1,6}(\.0*)?', key, re.I):
@@ -250,10 +386,17 @@ def ixi_people(root) -> dict:
         row = {c.lower(): v for c, v in row.items()}
         age, sex = row.get('age'), row.get('sex_id (1=m, 2=f)')
         here = found.setdefault(f'IXI{int(float(key[3:] if key[:1] in "iI" else key)):03d}', {})
-        if isinstance(age, (int, float)): here['age'] = float(age)
-        if sex in (1, 2): here['sex'] = 'MF'[int(sex) - 1]
-    if odd: say(f'note: {path}: {len(odd)} rows have no number as IXI_ID (first: {odd[0]!r}) and are left out')
+        if isinstance(age, (int, float)):
+            here['age'] = float(age)
+        if sex in (1, 2):
+            here['sex'] = 'MF'[int(sex) - 1]
+    if odd:
+        say_once(
+            f'note: {path}: {len(odd)} rows have no number as IXI_ID (first: {odd[0]!r}) and are '
+            f'left out'
+        )
     return found
+
 
 def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
     "Records of IXI's own layout; meta: site, scanner, field strength, age, sex."
@@ -262,9 +405,19 @@ def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
     for side, want in zip(sides, (source, target)):
         for path in sorted([*root.glob(f'IXI-{want}/*.nii*'), *root.glob('*.nii*')]):
             m = re.fullmatch(r'(IXI\d+)-([A-Za-z]+)-(\d+)-([A-Za-z0-9]+)\.nii(\.gz)?', path.name)
-            if not m or m[4] != want: continue
+            if not m or m[4] != want:
+                continue
             maker, tesla = ixi_scanners.get(m[2], (None, None))
-            side[m[1]] = (m[1], path, dict(site=m[2], scan=m[3], **({'scanner': maker, 'field': tesla} if maker else {}), **people.get(m[1], {})))
+            side[m[1]] = (
+                m[1],
+                path,
+                dict(
+                    site=m[2],
+                    scan=m[3],
+                    **({'scanner': maker, 'field': tesla} if maker else {}),
+                    **people.get(m[1], {}),
+                ),
+            )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #1fe7e61c
@@ -294,12 +447,28 @@ def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
 def pelvis(root, source='T2', target='CT', allow_unpaired=False, **_) -> list:
     "Records of the Gold Atlas pelvis: NIfTI files or DICOM series, one folder per patient."
     root, sides = Path(root), ({}, {})
-    for patient in sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r'\d+_\d+_P', p.name)):
+    for patient in sorted(
+        p for p in root.iterdir() if p.is_dir() and re.fullmatch(r'\d+_\d+_P', p.name)
+    ):
         for side, want in zip(sides, (source, target)):
-            files = [q for q in sorted(patient.glob(f'*{want}.nii*')) if re.fullmatch(rf'(.*_)?{re.escape(want)}\.nii(\.gz)?', q.name) and not is_litter(q.name)]
-            if len(files) > 1: raise InputError(f'{files[0]}: {want} is ambiguous here ({", ".join(q.name for q in files)}); keep one')
-            path = files[0] if files else patient/want
-            if path.exists(): side[patient.name] = (patient.name, path, dict(site=patient.name.split('_')[0], modality=want))
+            files = [
+                q
+                for q in sorted(patient.glob(f'*{want}.nii*'))
+                if re.fullmatch(rf'(.*_)?{re.escape(want)}\.nii(\.gz)?', q.name)
+                and not is_litter(q.name)
+            ]
+            if len(files) > 1:
+                raise InputError(
+                    f'{files[0]}: {want} is ambiguous here ({", ".join(q.name for q in files)}); '
+                    f'keep one'
+                )
+            path = files[0] if files else patient / want
+            if path.exists():
+                side[patient.name] = (
+                    patient.name,
+                    path,
+                    dict(site=patient.name.split('_')[0], modality=want),
+                )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #8187d381
@@ -307,49 +476,94 @@ def sentinel(root, source='s1', target='s2', allow_unpaired=False, **_) -> list:
     "Records of SEN1-2: patches by scene, SAR and optical."
     root, sides = Path(root), ({}, {})
     for want in (source, target):
-        if want not in ('s1', 's2'): raise InputError(f"SEN1-2 has s1 (SAR) and s2 (optical), not {want!r}; check source and target")
+        if want not in ('s1', 's2'):
+            raise InputError(
+                f"SEN1-2 has s1 (SAR) and s2 (optical), not {want!r}; check source and target"
+            )
     for side, want in zip(sides, (source, target)):
         for path in sorted(q for q in root.glob(f'ROIs*/{want}_*/*.png') if not is_litter(q.name)):
             m = re.fullmatch(rf'(ROIs\d+_[a-z]+)_{want}_(\d+)_p(\d+)\.png', path.name)
-            if not m or path.parent.name != f'{want}_{m[2]}' or path.parent.parent.name != m[1]: raise InputError(f'{path}: the name does not fit its folder; SEN1-2 has ROIs1158_spring/{want}_1/ROIs1158_spring_{want}_1_p30.png')
-            side[f'{m[1]}_{m[2]}_p{m[3]}'] = (f'{m[1]}_{m[2]}', path, dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])))
+            if not m or path.parent.name != f'{want}_{m[2]}' or path.parent.parent.name != m[1]:
+                raise InputError(
+                    f'{path}: the name does not fit its folder; SEN1-2 has '
+                    f'ROIs1158_spring/{want}_1/ROIs1158_spring_{want}_1_p30.png'
+                )
+            side[f'{m[1]}_{m[2]}_p{m[3]}'] = (
+                f'{m[1]}_{m[2]}',
+                path,
+                dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])),
+            )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #b58dc543
 def subject_pattern(group):
     "The compiled regular expression, or None; raises InputError if it is not one."
-    try: return re.compile(group) if group else None
-    except re.error as e: raise InputError(f'group {group!r} is not a regular expression ({e})') from None
+    try:
+        return re.compile(group) if group else None
+    except re.error as e:
+        raise InputError(f'group {group!r} is not a regular expression ({e})') from None
+
 
 def subject_of(path, pattern, group) -> str:
     "The subject that `group` finds in a file name, or the whole name without one; raises InputError if it finds none."
-    if not pattern: return path.stem
+    if not pattern:
+        return path.stem
     m = pattern.search(path.stem)
-    if not m or not m.groups() or not m[1]: raise InputError(f'{path}: group {group!r} does not find a subject in this name; it needs one group in parentheses that matches')
+    if not m or not m.groups() or not m[1]:
+        raise InputError(
+            f'{path}: group {group!r} does not find a subject in this name; it needs one group in '
+            f'parentheses that matches'
+        )
     return m[1]
 
+# %% ../nbs/13_layouts.ipynb #2a74327f
 def image_files(folder, pattern='*') -> list:
     "Sorted PNG and TIFF files in a folder, without litter; InputError that names the endings if it holds others only."
-    found = [q for q in sorted(folder.glob(pattern)) if not any(map(is_litter, q.relative_to(folder).parts))]
+    found = [
+        q
+        for q in sorted(folder.glob(pattern))
+        if not any(map(is_litter, q.relative_to(folder).parts))
+    ]
     images = [q for q in found if q.name.lower().endswith(IMAGE_ENDINGS)]
     others = sorted({q.suffix.lower() or 'no ending' for q in found if q.is_file()})
     if others and not images:
-        raise InputError(f"{folder}: holds {', '.join(others[:4])} files; images are read from {', '.join(IMAGE_ENDINGS)}: "
-                         'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes')
+        raise InputError(
+            f"{folder}: holds {', '.join(others[:4])} files; images are read from "
+            f"{', '.join(IMAGE_ENDINGS)}: "
+            'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes'
+        )
     return images
+
 
 def pscde(root, source='image', target='mask', group=None, allow_unpaired=False, **_) -> list:
     "Records of PSCDE with its split: image/{train,val,test}/NAME.png beside mask/ or edge/."
     root, sides, splits, pattern = Path(root), ({}, {}), {}, subject_pattern(group)
     for side, want in zip(sides, (source, target)):
-        if not (root/want).is_dir(): raise InputError(f'{root/want}: no such folder; PSCDE needs {source}/ and {target}/, each with train, val and test')
-        for path in image_files(root/want, '*/*'):
+        if not (root / want).is_dir():
+            raise InputError(
+                f'{root / want}: no such folder; PSCDE needs {source}/ and {target}/, each with '
+                f'train, val and test'
+            )
+        for path in image_files(root / want, '*/*'):
             split = path.parent.name
-            if split not in ('train', 'val', 'test'): raise InputError(f'{path.parent}: the folders of PSCDE are train, val and test')
+            if split not in ('train', 'val', 'test'):
+                raise InputError(f'{path.parent}: the folders of PSCDE are train, val and test')
             m = re.fullmatch(r'(M\d+)_C\d+', path.stem)
-            if path.stem in side: raise InputError(f'{path}: {path.stem} is also in {splits[path.stem]["split"]}; an image belongs to one side')
-            side[path.stem] = (m[1] if m and not pattern else subject_of(path, pattern, group), path, {})
-            if splits.setdefault(path.stem, dict(split=split))['split'] != split: raise InputError(f'{path}: {path.stem} is in {splits[path.stem]["split"]} as {source} and in {split} as {target}')
+            if path.stem in side:
+                raise InputError(
+                    f'{path}: {path.stem} is also in {splits[path.stem]["split"]}; an image '
+                    f'belongs to one side'
+                )
+            side[path.stem] = (
+                m[1] if m and not pattern else subject_of(path, pattern, group),
+                path,
+                {},
+            )
+            if splits.setdefault(path.stem, dict(split=split))['split'] != split:
+                raise InputError(
+                    f'{path}: {path.stem} is in {splits[path.stem]["split"]} as {source} and in '
+                    f'{split} as {target}'
+                )
     return pair_up(*sides, (source, target), root, allow_unpaired, splits)
 
 # %% ../nbs/13_layouts.ipynb #519d5265
@@ -358,30 +572,48 @@ def folder(root, source='A', target='B', group=None, allow_unpaired=False, **_) 
     root, sides = Path(root), ({}, {})
     pattern = subject_pattern(group)
     for side, want in zip(sides, (source, target)):
-        if not (root/want).is_dir(): raise InputError(f'{root/want}: no such folder; data set folder needs {root}/{source} and {root}/{target} (parameters source and target)')
-        for path in image_files(root/want):
-            if path.stem in side: raise InputError(f'{path}: {side[path.stem][1].name} has the same name; keep one of them')
+        if not (root / want).is_dir():
+            raise InputError(
+                f'{root / want}: no such folder; data set folder needs {root}/{source} and '
+                f'{root}/{target} (parameters source and target)'
+            )
+        for path in image_files(root / want):
+            if path.stem in side:
+                raise InputError(
+                    f'{path}: {side[path.stem][1].name} has the same name; keep one of them'
+                )
             side[path.stem] = (subject_of(path, pattern, group), path, {})
-    if not pattern and sides[0]: print(f'note: without `group` each of the {len(sides[0])} files counts as a subject of its own; patches of one scene would then stand on both sides of the split')
+    if not pattern and sides[0]:
+        print(
+            f'note: without `group` each of the {len(sides[0])} files counts as a subject of its '
+            f'own; patches of one scene would then stand on both sides of the split'
+        )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #c2ef9d86
 PAIR_COLUMNS = ('source', 'target', 'subject', 'split', 'mask', 'name')
 
-def beside_table(path, line:int, column:str, said:str) -> Path:
+
+def beside_table(path, line: int, column: str, said: str) -> Path:
     "The file that a table of pairs names, relative to the table; backslashes of Windows are slashes. Raises InputError."
     for text in (said, said.replace('\\', '/')):
-        there = path.parent/text
-        try: found = bool(text) and there.exists()
-        except (OSError, ValueError): found = False
-        if not found: continue
-        if not there.is_dir(): check_regular(there)                        # a folder may hold a DICOM series
+        there = path.parent / text
+        try:
+            found = bool(text) and there.exists()
+        except (OSError, ValueError):
+            found = False
+        if not found:
+            continue
+        if not there.is_dir():
+            check_regular(there)  # a folder may hold a DICOM series
         return there
     words = 'paths are relative to the table'
-    if '\\' in said or re.match('[A-Za-z]:', said): words += ', with / between folders and without a drive such as C:'
+    if '\\' in said or re.match('[A-Za-z]:', said):
+        words += ', with / between folders and without a drive such as C:'
     raise InputError(f'{path}, line {line}: {column} {said!r} does not exist; {words}')
 
-def pair_of(path, row:dict) -> Record:
+# %% ../nbs/13_layouts.ipynb #2b7eab28
+def pair_of(path, row: dict) -> Record:
     "The record of one row of a table of pairs; raises InputError."
     files = {c: beside_table(path, row[''], c, row[c]) for c in ('source', 'target')}
     mask = beside_table(path, row[''], 'mask', row['mask']) if row.get('mask') else None
@@ -389,24 +621,53 @@ def pair_of(path, row:dict) -> Record:
     stem = re.sub(r'[.]nii([.]gz)?$|[.][^.]+$', '', files['source'].name)
     name = row.get('name') or (f'{subject}-{stem}' if subject else stem)
     meta = {k: v for k, v in row.items() if k not in ('', *PAIR_COLUMNS) and v != ''}
-    both = {k: v for k, v in meta.items() if not k.startswith(('source_', 'target_')) and k != 'modality'}      # age, sex, scanner: of the person or the visit
-    sides = [{**both, **{k[7:]: v for k, v in meta.items() if k.startswith(f'{w}_')}} for w in ('source', 'target')]
-    return Record(subject or name, name, files['source'], files['target'], {**meta, **sides[0]}, mask, row.get('split', ''), sides[1])
+    both = {
+        k: v
+        for k, v in meta.items()
+        if not k.startswith(('source_', 'target_')) and k != 'modality'
+    }  # age, sex, scanner: of the person or the visit
+    sides = [
+        {**both, **{k[7:]: v for k, v in meta.items() if k.startswith(f'{w}_')}}
+        for w in ('source', 'target')
+    ]
+    return Record(
+        subject or name,
+        name,
+        files['source'],
+        files['target'],
+        {**meta, **sides[0]},
+        mask,
+        row.get('split', ''),
+        sides[1],
+    )
 
+# %% ../nbs/13_layouts.ipynb #22068fb4
 def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
     "Records of a table of pairs: a .csv file, or a folder with pairs.csv."
-    path = Path(root)/'pairs.csv' if Path(root).is_dir() else Path(root)
-    if not path.exists(): raise InputError(f'{path}: no such file; data set csv needs a table with the columns source and target')
+    path = Path(root) / 'pairs.csv' if Path(root).is_dir() else Path(root)
+    if not path.exists():
+        raise InputError(
+            f'{path}: no such file; data set csv needs a table with the columns source and target'
+        )
     columns, rows = table_rows(path, PAIR_COLUMNS)
     for c in ('source', 'target'):
-        if c not in columns: raise InputError(f"{path}: has no column {c!r}, only {', '.join(columns)}; the first line names the columns, separated by commas")
+        if c not in columns:
+            raise InputError(
+                f"{path}: has no column {c!r}, only {', '.join(columns)}; the first line names "
+                f"the columns, separated by commas"
+            )
     records, seen = [], {}
     for row in rows:
         r = pair_of(path, row)
-        if r.name in seen: raise InputError(f"{path}, line {row['']}: {r.name!r} is also in line {seen[r.name]}; give the pairs names of their own in a column name")
+        if r.name in seen:
+            raise InputError(
+                f"{path}, line {row['']}: {r.name!r} is also in line {seen[r.name]}; give the "
+                f"pairs names of their own in a column name"
+            )
         seen[r.name] = row['']
         records.append(r)
-    if not records: raise InputError(f'{path}: the table has no rows')
+    if not records:
+        raise InputError(f'{path}: the table has no rows')
     return records
 
 # %% ../nbs/13_layouts.ipynb #3187aaa9
@@ -490,29 +751,52 @@ def check_one(dataset, root, source, target):
     "Raise InputError where several contrasts are named as one source or target."
     for what, name in (('source', source), ('target', target)):
         several = [v for v in re.split(r'[,;+ ]+', str(name or '')) if v]
-        if len(several) < 2 or (Path(str(root)).expanduser()/str(name)).exists(): continue
-        raise InputError(f'{what} {name!r} names {len(several)} contrasts; only one {what} is possible today: '
-                         f'give {several[0]!r}, and train a model of its own for {several[1]!r}')
+        if len(several) < 2 or (Path(str(root)).expanduser() / str(name)).exists():
+            continue
+        raise InputError(
+            f'{what} {name!r} names {len(several)} contrasts; only one {what} is possible today: '
+            f'give {several[0]!r}, and train a model of its own for {several[1]!r}'
+        )
+
 
 def find_records(
-    dataset:str,           # row of `datasets`
-    root=None,             # folder (csv: or the table); default data/NAME; 'made': make and use a data set in this layout
-    source=None, target=None, # default: the data set's
-    group=None,            # folder and pscde only: regular expression that finds the subject in a file name
+    dataset: str,  # row of `datasets`
+    root=None,  # folder (csv: or the table); default data/NAME; 'made': make and use a data set in this layout
+    source=None,
+    target=None,  # default: the data set's
+    group=None,  # folder and pscde only: regular expression that finds the subject in a file name
     allow_unpaired=False,
-    n=8, seed=0, voxel=3., pixels=128, vary=False, # of made data
-) -> list:                 # Records, sorted by name
+    n=8,
+    seed=0,
+    voxel=3.0,
+    pixels=128,
+    vary=False,  # of made data
+) -> list:  # Records, sorted by name
     "Find the pairs of a data set; raises InputError with what to do."
-    if dataset not in datasets: raise InputError(f"unknown data set {dataset!r}: use one of {', '.join(datasets)}")
+    if dataset not in datasets:
+        raise InputError(f"unknown data set {dataset!r}: use one of {', '.join(datasets)}")
     d = datasets[dataset]
     check_one(dataset, root, source, target)
-    if source and source == target: raise InputError(f'source and target are both {source!r}; there is nothing to translate')
-    if str(root) == 'made' or (dataset == 'phantom' and not root): root, group = made_root(dataset, n, seed, voxel, pixels, vary), group or (r'^(sub-\d+)_' if dataset == 'folder' else None)
-    root = Path(root).expanduser() if root else project_root()/'data'/dataset
-    if not root.is_absolute() and not root.exists(): root = project_root()/root       # a notebook's folder is not the project's
-    if not (root.is_dir() or dataset == 'csv' and root.exists()): raise InputError(f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} or give its place as root. Data set phantom needs nothing')
-    if root.is_dir() and not any(root.iterdir()): raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
-    return d.reader(root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired)
+    if source and source == target:
+        raise InputError(f'source and target are both {source!r}; there is nothing to translate')
+    if str(root) == 'made' or (dataset == 'phantom' and not root):
+        root, group = (
+            made_root(dataset, n, seed, voxel, pixels, vary),
+            group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
+        )
+    root = Path(root).expanduser() if root else project_root() / 'data' / dataset
+    if not root.is_absolute() and not root.exists():
+        root = project_root() / root  # a notebook's folder is not the project's
+    if not (root.is_dir() or dataset == 'csv' and root.exists()):
+        raise InputError(
+            f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} '
+            f'or give its place as root. Data set phantom needs nothing'
+        )
+    if root.is_dir() and not any(root.iterdir()):
+        raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
+    return d.reader(
+        root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired
+    )
 
 # %% ../nbs/13_layouts.ipynb #09546646
 @dataclass(frozen=True)

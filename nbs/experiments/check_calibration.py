@@ -114,11 +114,11 @@ FAULTS = {shifted: ('shift', 'misfit'), far: ('shift', 'misfit', 'swapped'), mir
           swapped: ('swapped', 'misfit', 'shift', 'flip'), leaked: ('duplicate',)}
 
 
-def judged(looked, split, p):
+def judged(looked, split, p, exchanged):
     "The findings that concern pairs, of facts that may have been altered."
     report = C.Report('')
     C.find_misplaced(looked, report)
-    C.find_exchanged(looked, report, p)
+    if exchanged: C.find_exchanged(looked, report, p)                      # reads volumes again, so only where it matters
     C.find_roles(looked, report)
     C.find_copies(looked, report, split)
     return report
@@ -136,7 +136,7 @@ def count(name, report, split):
         some, ill = chosen(looked), list(looked)
         who = [looked[k]['r'].name for k in some]
         for k in some: fault(ill, int(k), split)
-        new = [f for f in judged(ill, split, p).findings if f.what in names and (f.what, f.text) not in old]
+        new = [f for f in judged(ill, split, p, fault is swapped).findings if f.what in names and (f.what, f.text) not in old]
         def named(level, n): return any(f.level == level and re.search(rf'(?<![\w-]){re.escape(n)}(?![\w-])', f.text) for f in new)
         hard = sum(named('error', n) for n in who)
         soft = sum(named('warning', n) and not named('error', n) for n in who)
@@ -190,7 +190,7 @@ def main(real=None, *names):
         report, split, seconds = looked_at(name, real)
         rows.append(count(name, copy.copy(report), split))
         found.append(extremes(name, report))
-        print(f'{seconds:.0f} s', rows[-1], *[line for line in report.lines()[1:] if not line.startswith('0 err')], sep='\n  ', flush=True)
+        print(f'{seconds:.0f} s', rows[-1], found[-1], *[line for line in report.lines()[1:] if not line.startswith('0 err')], sep='\n  ', flush=True)
     if names or not rows: return
     write(HERE/'results'/'check_calibration.csv', rows)
     write(HERE/'results'/'check_thresholds.csv', left_out(found))
