@@ -276,3 +276,126 @@ def test_refusals_name_what_is_read(tmp_path):
     Image.new('L', (8, 8)).save(tmp_path/'jpg'/'s0_0.jpg')
     refused(lambda: folder(tmp_path, 'jpg', 'b'), '.jpg', '.png, .tif, .tiff')
     refused(lambda: find_records('bids', people(tmp_path/'bids'), 'T1w,FLAIR', 'T2w'), 'only one source is possible', "'T1w'")
+
+
+# ---- data check
+
+def head_slices(root, n=6, cases=4, seed=0):
+    "MR- and CT-like slices of small heads: the first and last slice of a case shows hardly anything."
+    from scipy import ndimage
+    g = np.random.default_rng(seed)
+    for side in ('mr', 'ct'): (root/side).mkdir(parents=True, exist_ok=True)
+    yy, xx = np.mgrid[-1:1:64j, -1:1:64j]
+    for c in range(cases):
+        tissue = ndimage.gaussian_filter(g.standard_normal((n, 64, 64)), (1.5, 3, 3))*12
+        for k in range(n):
+            size = .85 - .05*c if 0 < k < n - 1 else .25
+            inside = (yy**2 + (xx/(.8 + .04*c))**2) < size**2
+            mr, ct = np.where(inside, 120 + 40*tissue[k], 5), np.where(inside, 90 - 30*np.abs(tissue[k]), 0)
+            if not 0 < k < n - 1: ct = np.where(inside & (xx > 0), 200, 0)  # a CT that shows another thing
+            for side, v in (('mr', mr), ('ct', ct)):
+                v = v + g.normal(0, 3, v.shape)
+                Image.fromarray(v.clip(0, 255).astype(np.uint8)).save(root/side/f'case{c}_{k:02d}.png')
+    return root
+
+
+def of(report, level, what): return [f.text for f in report.findings if (f.level, f.what) == (level, what)]
+
+
+def test_end_slices_are_a_warning_with_a_picture(tmp_path):
+    r = check('folder', head_slices(tmp_path, n=10), 'mr', 'ct', group='^(case[0-9]+)_', progress=False)
+    assert r.ok, r.lines()
+    text, = of(r, 'warning', 'misfit')
+    assert 'case' in text and '_00' in text + '_09' and 'end of a scan' in text
+    assert r.worst()['r'].name[-2:] in ('00', '09')
+
+
+@pytest.mark.parametrize('values,rule,level,words', [
+    ((0, 1, 2, 3, 255), None, 'error', 'labels:0:3; 255 looks like an ignore value'), ((0, 1, 2, 3), None, 'error', 'target_window labels:0:3'),
+    ((0, 255), None, 'warning', 'target_window binary'), ((0, 1), None, 'warning', 'target_window binary'),
+    ((0, 1, 2, 3), '0:3', 'warning', 'target_window labels:0:3'), ((0, 1, 2, 3), 'labels:0:3', None, ''), ((0, 255), 'binary', None, '')])
+def test_label_maps_are_recognised(tmp_path, values, rule, level, words):
+    pictures(tmp_path)
+    g = np.random.default_rng(1)
+    for q in (tmp_path/'b').iterdir():
+        Image.fromarray(np.array(values, np.uint8)[g.integers(0, len(values), (32, 32))]).save(q)
+    r = check('folder', tmp_path, 'a', 'b', size=32, target_window=rule, progress=False)
+    assert [f.level for f in r.findings if f.what == 'labels'] == ([level] if level else [])
+    if level: assert words in of(r, level, 'labels')[0] and '.png' in of(r, level, 'labels')[0]
+    assert not of(r, 'warning', 'saturated')
+
+
+def test_label_volumes_are_recognised_and_not_called_clipped(tmp_path):
+    people(tmp_path)
+    for k, q in enumerate(sorted(tmp_path.rglob('*_T2w.nii.gz'))):
+        img = nib.load(q)
+        v = np.digitize(img.get_fdata(), [100, 300, 500])
+        nib.save(nib.Nifti1Image(np.where(v == 2, 255, v).astype(np.int16), img.affine), q)
+    r = check('bids', tmp_path, size=16, progress=False)
+    assert 'only the values 0, 1, 3, 255' in of(r, 'error', 'labels')[0]
+    assert not of(r, 'warning', 'saturated') and not of(r, 'warning', 'padding')
+
+
+def test_padding_is_named_by_data_check(tmp_path):
+    r = check('bids', people(tmp_path, pad=-3024), size=16, progress=False)
+    text = of(r, 'warning', 'padding')[0]
+    assert '-3024 in' in text and 'sub-0' in text and '1 more source files' in text and 'left out of the window' in text
+    deep = tmp_path/'deep'
+    pictures(deep)
+    g = np.random.default_rng(2)
+    for side in 'ab':
+        for q in (deep/side).iterdir():
+            v = g.integers(0, 4000, (32, 32)).astype(np.uint16)
+            v[:8] = 65535
+            Image.fromarray(v).save(q)
+    r = check('folder', deep, 'a', 'b', size=32, progress=False)
+    assert '65535 in 25.0%' in of(r, 'warning', 'padding')[0] and 'under the rule dtype' in of(r, 'warning', 'padding')[0]
+
+
+def test_the_offset_of_a_padded_ct_is_still_missed(tmp_path):
+    "A CT whose offset is lost hides behind its padding no longer."
+    people(tmp_path, pad=-3024)
+    r = check('bids', tmp_path, size=16, target_window='hu', progress=False)
+    assert 'no air' in of(r, 'error', 'range')[0]
+
+
+def test_neighbouring_slices_are_no_copies_but_copies_are(tmp_path):
+    from scipy import ndimage
+    g = np.random.default_rng(3)
+    for side in 'ab': (tmp_path/side).mkdir()
+    def save(v, name, side): Image.fromarray((128 + 60*v).clip(0, 255).astype(np.uint8)).save(tmp_path/side/f'{name}.png')
+    for c in range(4):
+        coarse = ndimage.gaussian_filter(g.standard_normal((64, 64)), 8)*25
+        for k in range(3):
+            fine = ndimage.gaussian_filter(g.standard_normal((64, 64)), 1.5)*.6
+            save(coarse + fine, f'case{c}_{k}', 'a')
+            save(-np.abs(coarse) - fine, f'case{c}_{k}', 'b')
+    ask = dict(source='a', target='b', group='^(case[0-9]+)_', progress=False)
+    assert not [f for f in check('folder', tmp_path, **ask).findings if f.what == 'duplicate']
+    for side in 'ab':
+        (tmp_path/side/'case0_9.png').write_bytes((tmp_path/side/'case0_1.png').read_bytes())
+        (tmp_path/side/'case7_0.png').write_bytes((tmp_path/side/'case1_0.png').read_bytes())
+    found = ' '.join(f.text for f in check('folder', tmp_path, **ask).findings if f.what == 'duplicate')
+    assert 'case0_1 and case0_9' in found and 'case1_0' in found and 'case7_0' in found
+
+
+def test_contrasts_without_direction_accuse_nobody(tmp_path):
+    "Two noisy takes of one contrast: which is the source cannot be told, which is said."
+    from scipy import ndimage
+    g = np.random.default_rng(4)
+    for side in 'ab': (tmp_path/side).mkdir()
+    for k in range(24):
+        v = ndimage.gaussian_filter(g.standard_normal((64, 64)), 3)*6
+        for side in 'ab':
+            gain = g.uniform(.6, 1.4)
+            Image.fromarray((110 + 45*(gain*v + .3*g.standard_normal(v.shape))).clip(0, 255).astype(np.uint8)).save(tmp_path/side/f'p{k:02d}_0.png')
+    r = check('folder', tmp_path, 'a', 'b', progress=False)
+    assert not of(r, 'error', 'exchanged') and 'exchanged roles may go unnoticed' in ' '.join(of(r, 'warning', 'sight'))
+
+
+def test_what_a_header_says_against_itself_is_passed_on(tmp_path, monkeypatch):
+    import xmodal.data
+    monkeypatch.setattr(xmodal.data, 'header_concerns', lambda img: ['units are metres'], raising=False)
+    r = check('bids', people(tmp_path), size=16, progress=False)
+    text, = of(r, 'warning', 'header')
+    assert 'units are metres (and 3 more files)' in text and 'sub-01_T1w.nii.gz' in text
