@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
-           'small_picture', 'mask_faults', 'some_of', 'look', 'Finding', 'Report', 'information_matrix',
-           'find_exchanged', 'find_roles', 'stands_out', 'holds_in_parts', 'find_misplaced', 'nearest_pictures',
-           'find_copies', 'find_oddities', 'find_strays', 'find_groups', 'check', 'Looked']
+           'small_picture', 'mask_faults', 'few_values', 'fine_picture', 'concerns_of', 'some_of', 'facts_of',
+           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'Report', 'information_matrix', 'find_exchanged',
+           'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'above_strangers', 'find_misfits',
+           'find_misplaced', 'nearest_pictures', 'is_copy', 'find_copies', 'find_oddities', 'find_labels',
+           'find_padding', 'find_strays', 'find_groups', 'check', 'Looked']
 
 # %% ../nbs/14_check.ipynb #4e245994
 import re
@@ -15,8 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import InputError, show_grid
-from .data import check_rule, default_spacing, is_image, load_image, load_volume, meeting, prepare_image, prepare_volume, resample, split_records, to_plane, unchanged, window_of, with_tissue
+import xmodal.data
+from .core import InputError, item_seed, show_grid
+from xmodal.data import (
+    check_rule,
+    default_spacing,
+    is_image,
+    load_image,
+    load_volume,
+    meeting,
+    open_volume,
+)
+from xmodal.data import (
+    padding_of,
+    padding_shares,
+    prepare_image,
+    prepare_volume,
+    resample,
+    split_records,
+    to_plane,
+)
+from .data import unchanged, window_of, with_tissue
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
@@ -63,315 +84,918 @@ def best_flip(a, b):
 def saturation(v) -> float:
     "Share of the values above the mean that are exactly the largest one: near 0 for a scan, large if it was clipped."
     fg = v[v > v.mean()]
-    return float((fg == v.max()).mean()) if fg.size else 0.
+    return float((fg == v.max()).mean()) if fg.size else 0.0
+
 
 def small_picture(x):
     "(C, H, W) -> 256 numbers: means of 16 x 16 blocks, with mean 0 and standard deviation 1, so that gain and offset do not matter."
-    x = np.asarray(x, dtype=np.float32).mean(0); h, w = (n//16*16 for n in x.shape)
-    v = (x[:h, :w].reshape(16, h//16, 16, w//16).mean((1, 3)) if min(h, w) >= 16 else x).ravel()
-    return (v - v.mean())/max(v.std(), 1e-6)
+    x = np.asarray(x, dtype=np.float32).mean(0)
+    h, w = (n // 16 * 16 for n in x.shape)
+    v = (x[:h, :w].reshape(16, h // 16, 16, w // 16).mean((1, 3)) if min(h, w) >= 16 else x).ravel()
+    return (v - v.mean()) / max(v.std(), 1e-6)
+
 
 def mask_faults(r, target, labels=()):
     "What is wrong with the mask of a record beside its target (canonical volume, or image array): (level, text), or None."
     try:
-        if is_image(r.mask): values = load_image(r.mask)[0]; same = values.shape[1:] == target.shape[1:]
-        else: m = load_volume(r.mask, constant=True); values = np.asarray(m.dataobj); same = m.shape == target.shape and np.allclose(m.affine, target.affine, atol=1e-2)
-    except InputError as e: return 'error', str(e)
-    found = np.unique(values); bad = [v for v in found if v != np.round(v) or (labels and v not in labels)]
-    if bad: return 'error', f"{r.mask}: holds the values {', '.join(f'{v:g}' for v in bad[:5])}{' ...' if len(bad) > 5 else ''}; documented are {', '.join(map(str, labels)) or 'whole numbers'}"
-    return None if same else ('warning', f'{r.mask}: lies on another grid than {r.target}; regions measured with it need resampling first')
+        if is_image(r.mask):
+            values = load_image(r.mask)[0]
+            same = values.shape[1:] == target.shape[1:]
+        else:
+            m = load_volume(r.mask, constant=True)
+            values = np.asarray(m.dataobj)
+            same = m.shape == target.shape and np.allclose(m.affine, target.affine, atol=1e-2)
+    except InputError as e:
+        return 'error', str(e)
+    found = np.unique(values)
+    bad = [v for v in found if v != np.round(v) or (labels and v not in labels)]
+    if bad:
+        return (
+            'error',
+            f"{r.mask}: holds the values "
+            f"{', '.join(f'{v:g}' for v in bad[:5])}{' ...' if len(bad) > 5 else ''}; documented "
+            f"are {', '.join(map(str, labels)) or 'whole numbers'}",
+        )
+    return (
+        None
+        if same
+        else (
+            'warning',
+            f'{r.mask}: lies on another grid than {r.target}; regions measured with it need '
+            f'resampling first',
+        )
+    )
 
+# %% ../nbs/14_check.ipynb #2e6c656b
+def few_values(v, most=20) -> tuple:
+    "The values of an array if they are at most `most` whole numbers, as in a label map; else ()."
+    v = np.asarray(v).ravel()
+    if len(np.unique(v[:: max(1, v.size // 5000)])) > most:
+        return ()
+    found = np.unique(v)
+    return tuple(found.tolist()) if len(found) <= most and (found == np.round(found)).all() else ()
+
+
+def fine_picture(x):
+    "(C, H, W) -> the fine structure in up to 32 x 32 blocks, normalised."
+    from scipy import ndimage
+
+    x = np.asarray(x, dtype=np.float32).mean(0)
+    h, w = (n // 32 * 32 for n in x.shape)
+    v = x[:h, :w].reshape(32, h // 32, 32, w // 32).mean((1, 3)) if min(h, w) >= 32 else x
+    v = v - ndimage.gaussian_filter(v, 1.5)
+    return ((v - v.mean()) / max(v.std(), 1e-6)).ravel().astype(np.float16)
+
+
+def concerns_of(path) -> list:
+    "What the header of a volume says against itself, as lines; DICOM is left to its reader."
+    ask = vars(xmodal.data).get('header_concerns')
+    return list(ask(open_volume(path))) if ask and not path.is_dir() else []
+
+# %% ../nbs/14_check.ipynb #8aa242cd
 def some_of(use, n=5):
     "At most `n` of the slice numbers `use`, evenly spread over their middle."
-    return use[np.unique(np.linspace(.2*(len(use) - 1), .8*(len(use) - 1), n).round().astype(int))] if len(use) else use
+    if not len(use):
+        return use
+    return use[
+        np.unique(np.linspace(0.2 * (len(use) - 1), 0.8 * (len(use) - 1), n).round().astype(int))
+    ]
 
+# %% ../nbs/14_check.ipynb #1ccb2be7
+def facts_of(values, kinds) -> dict:
+    "What source and target are like: `values` in file units, `kinds` their number types."
+    few = tuple(few_values(v) for v in values)
+    bytes_ = [np.dtype(k).kind == 'b' or k == 'uint8' for k in kinds]
+    pads = [() if f or b else padding_of(v) for v, f, b in zip(values, few, bytes_)]
+    bare = [v[~np.isin(v, p)] if p else v for v, p in zip(values, pads)]
+    return dict(
+        few=few,
+        constant=tuple(v.min() == v.max() for v in values),
+        high=tuple(v.max() for v in bare),
+        padding=tuple(padding_shares(v, p) for v, p in zip(values, pads)),
+        saturated=tuple(0.0 if f else saturation(v) for v, f in zip(bare, few)),
+    )
+
+
+def look_at_images(r) -> tuple:
+    "Facts about a pair of images, and the target's array."
+    (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
+    facts = facts_of((ys, xs), (yd, xd))
+    facts['saturated'] = facts['saturated'][0], 0.0  # a target may well be drawn in full white
+    return dict(
+        facts, channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), overlap=1.0, concerns=[]
+    ), xs
+
+
+def look_at_volumes(r) -> tuple:
+    "Facts about a pair of volumes, and the target."
+    ys, xs = load_volume(r.source), load_volume(r.target)
+    met = meeting(ys, xs)
+    if met < 0.5:
+        raise InputError(
+            f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
+            f'lost'
+        )
+    yv, xv = (np.asarray(v.dataobj) for v in (ys, xs))
+    facts = facts_of((yv, xv), ('float32', 'float32'))
+    bare = [
+        v[~np.isin(v, list(map(float, p)))] if p else v for v, p in zip((yv, xv), facts['padding'])
+    ]
+    some = np.s_[::2, ::2, ::2]
+    alike = yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
+    same = alike and np.corrcoef(yv[some].ravel(), xv[some].ravel())[0, 1] > 0.9995
+    said = [(path, text) for path in (r.source, r.target) for text in concerns_of(path)]
+    return dict(
+        facts,
+        channels=(1, 1),
+        depth=('volume', 'volume'),
+        overlap=met,
+        same=same,
+        concerns=said,
+        air=tuple(np.percentile(v, 1) for v in bare),
+    ), xs
+
+# %% ../nbs/14_check.ipynb #86a6f523
 def look(r, p):
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
     image = is_image(r.source)
     try:
-        if image:
-            (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
-            facts = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), saturated=(0. if yd.kind == 'b' else saturation(ys), 0.), constant=(ys.min() == ys.max(), xs.min() == xs.max()), overlap=1., high=(ys.max(), xs.max()))
-        else:
-            ys, xs = load_volume(r.source), load_volume(r.target)
-            (yv, xv) = (np.asarray(v.dataobj) for v in (ys, xs))
-            facts = dict(channels=(1, 1), depth=('volume', 'volume'), saturated=(saturation(yv), saturation(xv)), constant=(False, False), overlap=meeting(ys, xs), high=(yv.max(), xv.max()),
-                         air=(np.percentile(yv, 1), np.percentile(xv, 1)), same=yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3) and np.corrcoef(yv[::2, ::2, ::2].ravel(), xv[::2, ::2, ::2].ravel())[0, 1] > .9995)
-            if facts['overlap'] < .5: return dict(r=r, error=f'{r.source}: covers only {facts["overlap"]:.0%} of {r.target}; the pair is wrong or an affine is lost')
-        y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.})
-    except InputError as e: return dict(r=r, error=str(e))
-    tissue = [(v > -.8).mean(axis=(1, 2, 3)) >= .05 for v in (y, x0)]; both = np.flatnonzero(tissue[0] & tissue[1])
-    facts['lonely'] = float((tissue[0] != tissue[1]).sum()/max(1, (tissue[0] | tissue[1]).sum())) if not image else 0.
+        facts, xs = (look_at_images if image else look_at_volumes)(r)
+        y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.0})
+    except InputError as e:
+        return dict(r=r, error=str(e))
+    tissue = [(v > -0.8).mean(axis=(1, 2, 3)) >= 0.05 for v in (y, x0)]
+    either, both = tissue[0] | tissue[1], np.flatnonzero(tissue[0] & tissue[1])
+    facts['lonely'] = 0.0 if image else float((tissue[0] != tissue[1]).sum() / max(1, either.sum()))
     use = both if len(both) else np.arange(len(y))
     pick = some_of(use)
-    alive = [k for k in use if x0[k].std() > .02 and y[k].std() > .02]
-    reach = [(float(v.min()), float(v.max())) for v in (y, x0)]
-    return dict(r=r, error=None, **facts, rule=p['windows'], reach=reach, y=y[pick], x0=x0[pick], levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)], mask=mask_faults(r, xs, p.get('labels', ())) if r.mask else None,
-                prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive])
+    alive = [k for k in use if x0[k].std() > 0.02 and y[k].std() > 0.02]
+    mask = mask_faults(r, xs, p.get('labels', ())) if r.mask else None
+    return dict(
+        r=r,
+        error=None,
+        **facts,
+        rule=p['windows'],
+        y=y[pick],
+        x0=x0[pick],
+        mask=mask,
+        reach=[(float(v.min()), float(v.max())) for v in (y, x0)],
+        levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)],
+        prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive],
+        fine=[(fine_picture(y[k]), fine_picture(x0[k])) for k in alive],
+    )
 
 # %% ../nbs/14_check.ipynb #11597201
 @dataclass(frozen=True)
 class Finding:
     "One thing that was found."
+
     level: str  # 'error' or 'warning'
-    what: str   # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak, split, duplicate, channels, depth, range, saturated, empty
-    text: str   # names the file or subject, the value, the remedy
+    what: str  # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak, split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight
+    text: str  # names the file or subject, the value, the remedy
+
 
 @dataclass
 class Report:
     "What `check` found: `findings`, `ok` (no errors), `lines()` for the console, `figure()` of the worst pair."
+
     about: str
     findings: list = field(default_factory=list)
     looked: list = field(default_factory=list)
-    table: list = field(default_factory=list)   # per pair: name, shift, gain, flip, flip_gain, information
-    strength: float = 0.                        # information of a usual pair above that by accident, nats
+    table: list = field(
+        default_factory=list
+    )  # per pair: name, shift, gain, flip, flip_gain, information[, misfit]
+    strength: float = 0.0  # information of a usual pair above that by accident, nats
 
-    def add(self, level, what, text): self.findings.append(Finding(level, what, text))
+    def add(self, level, what, text):
+        self.findings.append(Finding(level, what, text))
 
     @property
-    def errors(self): return [f for f in self.findings if f.level == 'error']
+    def errors(self):
+        return [f for f in self.findings if f.level == 'error']
 
     @property
-    def ok(self) -> bool: return not self.errors
+    def ok(self) -> bool:
+        return not self.errors
 
     def lines(self) -> list:
         "The report as lines of text, errors first."
-        n = len(self.errors); shown = sorted(self.findings, key=lambda f: f.level)
-        return [self.about, *[f'{f.level:8s}{f.what:11s}{f.text}' for f in shown], f'{n} error{"s"*(n != 1)}, {len(self.findings) - n} warning{"s"*(len(self.findings) - n != 1)}']
+        n = len(self.errors)
+        shown = sorted(self.findings, key=lambda f: f.level)
+        return [
+            self.about,
+            *[f'{f.level:8s}{f.what:11s}{f.text}' for f in shown],
+            f'{n} error{"s" * (n != 1)}, {len(self.findings) - n} '
+            f'warning{"s" * (len(self.findings) - n != 1)}',
+        ]
 
     def worst(self):
-        "Facts of the readable pair that fits worst: largest shift, then largest gain; None if there is none."
-        if not self.table: return None
-        k = max(range(len(self.table)), key=lambda i: (np.hypot(*self.table[i]['shift']), self.table[i]['gain']))
-        return self.looked[k]
+        "Facts of the readable pair that fits worst: misfit, shift, gain; None if there is none."
+        if not self.table:
+            return None
+        bad = lambda t: (-t.get('misfit', np.inf), np.hypot(*t['shift']), t['gain'])
+        return self.looked[max(range(len(self.table)), key=lambda k: bad(self.table[k]))]
 
     def figure(self):
         "The worst pair: source, target, and the target's edges drawn over the source."
         from scipy import ndimage
+
         d = self.worst()
-        if d is None: return None
+        if d is None:
+            return None
         y, x0 = d['y'].mean(1), d['x0'].mean(1)
         edges = [np.hypot(ndimage.sobel(v, 0), ndimage.sobel(v, 1)) for v in x0]
-        over = [np.stack([np.where(e > np.percentile(e, 90), 1., np.clip((s + 1)/2, 0, 1)) if c == 0 else np.where(e > np.percentile(e, 90), .2, np.clip((s + 1)/2, 0, 1)) for c in range(3)])*2 - 1 for s, e in zip(y, edges)]
-        return show_grid([list(y), list(x0), over], labels=['source', 'target', 'edges of the target\non the source'], titles=[d['r'].name] + ['']*(len(y) - 1), size=1.6)
+        over = [
+            np.stack(
+                [
+                    np.where(e > np.percentile(e, 90), 1.0, np.clip((s + 1) / 2, 0, 1))
+                    if c == 0
+                    else np.where(e > np.percentile(e, 90), 0.2, np.clip((s + 1) / 2, 0, 1))
+                    for c in range(3)
+                ]
+            )
+            * 2
+            - 1
+            for s, e in zip(y, edges)
+        ]
+        return show_grid(
+            [list(y), list(x0), over],
+            labels=['source', 'target', 'edges of the target\non the source'],
+            titles=[d['r'].name] + [''] * (len(y) - 1),
+            size=1.6,
+        )
 
 # %% ../nbs/14_check.ipynb #3840001c
 def information_matrix(looked, p, most=8):
     "Which pairs are compared with which, and the information of source i with target j: images all, volumes the `most` that fit worst, resampled onto each other's grid."
     if is_image(looked[0]['r'].source):
         part, a, b = looked[:256], *([quantise(d[k]) for d in looked[:256]] for k in ('y', 'x0'))
-        return part, np.array([[mutual_information(u, v) if u.shape == v.shape else 0. for v in b] for u in a])
+        return part, np.array(
+            [[mutual_information(u, v) if u.shape == v.shape else 0.0 for v in b] for u in a]
+        )
     fit = [mutual_information(quantise(d['y']), quantise(d['x0'])) for d in looked]
     part = [looked[k] for k in sorted(np.argsort(fit, kind='stable')[:most])]
     files = [[load_volume(getattr(d['r'], k)) for d in part] for k in ('source', 'target')]
     windows = [[window_of(np.asarray(v.dataobj), 'percentile') for v in side] for side in files]
-    I = np.zeros((len(part),)*2)
+    I = np.zeros((len(part),) * 2)
     for j, (x0, w) in enumerate(zip(files[1], windows[1])):
         target, affine = to_plane(x0, p['spacing'], p['size'], w)
         for i, (y, v) in enumerate(zip(files[0], windows[0])):
-            source = resample(v.scale(np.asarray(y.dataobj, dtype=np.float32)), y.affine, affine, target.shape, fill=-1.)
+            source = resample(
+                v.scale(np.asarray(y.dataobj, dtype=np.float32)),
+                y.affine,
+                affine,
+                target.shape,
+                fill=-1.0,
+            )
             use = some_of(np.flatnonzero(with_tissue(source, target)))
-            if len(use): I[i, j] = mutual_information(quantise(source[use, None]), quantise(target[use, None]))
+            if len(use):
+                I[i, j] = mutual_information(
+                    quantise(source[use, None]), quantise(target[use, None])
+                )
     return part, I
+
 
 def find_exchanged(looked, report, p, sure=0.1):
     "Pairs whose targets fit better the other way round: each is the other's best partner, in both directions, by a margin."
-    if any(f.what in ('shift', 'flip') and f.text.startswith('most targets') for f in report.findings) or len(looked) < 2: return       # then no pair fits
+    if (
+        any(
+            f.what in ('shift', 'flip') and f.text.startswith('most targets')
+            for f in report.findings
+        )
+        or len(looked) < 2
+    ):
+        return  # then no pair fits
     part, I = information_matrix(looked, p)
     n, own, best = len(part), np.diag(I), I.max(1)
-    strength = np.median(best) - np.median(I[I < best[:, None]]) if (I < best[:, None]).any() else 0.          # a row's best may be a swapped partner: the rest are strangers
-    if strength < .02: return
+    strength = (
+        np.median(best) - np.median(I[I < best[:, None]]) if (I < best[:, None]).any() else 0.0
+    )  # a row's best may be a swapped partner: the rest are strangers
+    if strength < 0.02:
+        return
     for i in range(n):
         for j in range(i):
-            top = [I[i].argmax() == j, I[j].argmax() == i, I[:, i].argmax() == j, I[:, j].argmax() == i]
+            top = [
+                I[i].argmax() == j,
+                I[j].argmax() == i,
+                I[:, i].argmax() == j,
+                I[:, j].argmax() == i,
+            ]
             gain = min(I[i, j], I[j, i]) - max(own[i], own[j])
-            if gain > (.1 if all(top) else .3)*strength and sum(top) >= (4 if n < 20 else 3):
-                report.add('error' if strength > sure else 'warning', 'swapped', f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
-
+            if gain > (0.1 if all(top) else 0.3) * strength and sum(top) >= (4 if n < 20 else 3):
+                report.add(
+                    'error' if strength > sure else 'warning',
+                    'swapped',
+                    f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's "
+                    f"source better; exchange {part[j]['r'].target} and {part[i]['r'].target}",
+                )
 
 # %% ../nbs/14_check.ipynb #eae0506a
-def find_roles(looked, report, bins=16, margin=0.05):
-    "Pairs whose joint grey values look like those of the others with source and target exchanged."
-    if len(looked) < 4 or looked[0]['channels'][0] != looked[0]['channels'][1]: return      # a grey source cannot be a colour target
-    place = lambda v: np.clip((v.mean(1) + 1.2)/2.4*bins, 0, bins - 1).astype(int).ravel()
-    joint = np.array([np.bincount(place(d['y'])*bins + place(d['x0']), minlength=bins*bins).reshape(bins, bins)/d['y'].mean(1).size for d in looked])
-    tables = [np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint))]        # of the others; the median, so that one wrong pair does not spoil it
-    right, wrong = (np.array([float((P*t).sum()) for P, t in zip(joint, v)]) for v in (tables, [t.T for t in tables]))   # log likelihood per pixel
-    usual, low = np.median(right - wrong), np.percentile(right, 10)
-    for d, r, w in zip(looked, right, wrong):
-        if usual > margin and w - r > .5*usual and w > low: report.add('error' if len(looked) >= 8 else 'warning', 'exchanged', f"{d['r'].name}: source and target seem exchanged (each looks like the other side of the data set); check {d['r'].source} and {d['r'].target}")
+def direction(looked, bins=16) -> tuple:
+    "Per pair the log likelihood of its grey values under those of the others, and transposed."
 
+    def place(v):
+        return np.clip((v.mean(1) + 1.2) / 2.4 * bins, 0, bins - 1).astype(int).ravel()
+
+    def table(d):
+        return np.bincount(place(d['y']) * bins + place(d['x0']), minlength=bins * bins).reshape(
+            bins, bins
+        )
+
+    joint = np.array([table(d) / d['y'].mean(1).size for d in looked])
+    others = (
+        np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint))
+    )  # the median: one wrong pair does not spoil it
+    return tuple(np.array([((P * t).sum(), (P * t.T).sum()) for P, t in zip(joint, others)]).T)
+
+
+def find_roles(looked, report, margin=0.05, clear=2.0):
+    "Pairs whose joint grey values look like those of the others with source and target exchanged."
+    if len(looked) < 4 or looked[0]['channels'][0] != looked[0]['channels'][1]:
+        return  # a grey source cannot be a colour target
+    right, wrong = direction(looked)
+    usual, low = np.median(right - wrong), np.percentile(right, 10)
+    scatter = 1.4826 * np.median(np.abs(right - wrong - usual))
+    if usual <= max(margin, clear * scatter) and len(looked) >= 8:
+        report.add(
+            'warning',
+            'sight',
+            'source and target look too much alike to tell them apart by their grey values: a '
+            'single pair with exchanged roles may go unnoticed',
+        )
+        return
+    for d, r, w in zip(looked, right, wrong):
+        if usual > margin and w - r > 0.5 * usual and w > low:
+            report.add(
+                'error' if len(looked) >= 8 else 'warning',
+                'exchanged',
+                f"{d['r'].name}: source and target seem exchanged (each looks like the other side "
+                f"of the data set); check {d['r'].source} and {d['r'].target}",
+            )
 
 # %% ../nbs/14_check.ipynb #61c6ff69
-def stands_out(gains, scale:float):
+def stands_out(gains, scale: float):
     "Boolean per gain: larger than `scale` and, with five or more, more than six robust standard deviations above the median."
     g = np.asarray(gains, dtype=float)
-    if len(g) < 5: return g > 1.5*scale
-    return (g > scale) & (g > np.median(g) + 6*1.4826*np.median(np.abs(g - np.median(g))))
+    if len(g) < 5:
+        return g > 1.5 * scale
+    return (g > scale) & (g > np.median(g) + 6 * 1.4826 * np.median(np.abs(g - np.median(g))))
+
 
 def holds_in_parts(d, shift, least) -> bool:
     "Does the shift gain information in each half of the picture? An accident seldom does."
-    a, b = quantise(d['y']), quantise(d['x0']); h, w = a.shape[-2:]
-    parts = [np.s_[:, :h//2], np.s_[:, h//2:], np.s_[..., :w//2], np.s_[..., w//2:]]
-    return all(shifted_information(a[p], b[p], *shift) - shifted_information(a[p], b[p], 0, 0) > least for p in parts)
+    a, b = quantise(d['y']), quantise(d['x0'])
+    h, w = a.shape[-2:]
+    parts = [np.s_[:, : h // 2], np.s_[:, h // 2 :], np.s_[..., : w // 2], np.s_[..., w // 2 :]]
+    return all(
+        shifted_information(a[p], b[p], *shift) - shifted_information(a[p], b[p], 0, 0) > least
+        for p in parts
+    )
 
+# %% ../nbs/14_check.ipynb #e294fcab
+def above_strangers(k: int, looked, most=40) -> float:
+    "Information of pair k above that of its source with strangers, in standard deviations."
+    d, rng = looked[k], np.random.default_rng(item_seed(0, 'strangers', k))
+    others = [v for v in looked if v['r'].subject != d['r'].subject] or [
+        v for v in looked if v is not d
+    ]
+    a, found = quantise(d['y']), []
+    for v in (others[i] for i in rng.permutation(len(others))[:most]):
+        b = quantise(v['x0'])
+        n = min(len(a), len(b))
+        if a.shape[1:] == b.shape[1:]:
+            found.append(mutual_information(a[:n], b[:n]))
+    own = mutual_information(a, quantise(d['x0']))
+    return float((own - np.mean(found)) / max(np.std(found), 1e-3)) if len(found) > 2 else 0.0
+
+
+def find_misfits(looked, report, lost, usual, volume=2.0, image=-3.0):
+    "Pairs that share hardly anything: errors where strangers fit as well, else a warning."
+    doubt = []
+    for k in np.flatnonzero(lost):
+        t, d = report.table[k], looked[k]
+        t['misfit'] = above_strangers(k, looked)
+        if t['misfit'] >= (image if is_image(d['r'].source) else volume):
+            doubt.append((t['misfit'], t, d))
+        else:
+            report.add(
+                'error',
+                'misfit',
+                f"{t['name']}: source and target have hardly anything to do with each other "
+                f"({t['information']:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted "
+                f"by more than {8 * 64 // d['y'].shape[-1]} pixels: look at {d['r'].source} and "
+                f"{d['r'].target}",
+            )
+    if not doubt:
+        return
+    doubt.sort(key=lambda v: v[0])
+    names = ', '.join(f"{t['name']} ({t['information']:.2f})" for _, t, _ in doubt[:20])
+    if len(doubt) > 20:
+        names += ' ...'
+    report.add(
+        'warning',
+        'misfit',
+        f"{len(doubt)} of {len(looked)} pairs share no more than strangers do, worst first: "
+        f"{names} (usual are {usual:.2f} nats); slices at the end of a scan look like that, and "
+        f"so do wrong pairs: look at {doubt[0][2]['r'].source} and {doubt[0][2]['r'].target}",
+    )
+
+# %% ../nbs/14_check.ipynb #3826b9fd
 def find_misplaced(looked, report, least=0.05, sure=0.1):
     "Shifts and flips within each pair."
     floor = []
     for d in looked:
-        a, b = quantise(d['y']), quantise(d['x0']); h, w = a.shape[-2:]
+        a, b = quantise(d['y']), quantise(d['x0'])
+        h, w = a.shape[-2:]
         (shift, gain), (flip, more) = best_shift(a, b), best_flip(a, b)
-        report.table.append(dict(name=d['r'].name, shift=shift, gain=gain, flip=flip, flip_gain=more, information=mutual_information(a, b)))
-        floor.append(mutual_information(a, np.roll(b, (h//2, w//2), (-2, -1))))
+        report.table.append(
+            dict(
+                name=d['r'].name,
+                shift=shift,
+                gain=gain,
+                flip=flip,
+                flip_gain=more,
+                information=mutual_information(a, b),
+            )
+        )
+        floor.append(mutual_information(a, np.roll(b, (h // 2, w // 2), (-2, -1))))
     of = lambda k: np.array([t[k] for t in report.table])
     usual, n = np.median(of('information')), len(looked)
-    strength = max(usual, np.median(of('information') + of('gain')), np.median(of('information') + of('flip_gain'))) - np.median(floor); report.strength = float(strength)
-    if strength < least: report.add('warning', 'shift', f'source and target share too little to judge shifts and flips ({usual:.2f} nats, {np.median(floor):.2f} by accident); look at a sheet of pairs yourself; exchanged pairs would not be noticed either'); return
-    if strength < .25: report.add('warning', 'sight', f'source and target share little ({strength:.2f} nats more than by accident): faults of the whole set are seen, but a single shifted, mirrored or exchanged pair may go unnoticed; look at a sheet of pairs')
-    far = np.hypot(*of('shift').T)*64/looked[0]['y'].shape[-1]
-    typical = np.median(of('shift')[of('gain') > .1*strength], axis=0) if (of('gain') > .1*strength).sum() > .5*n else np.zeros(2)
-    together = np.mean(np.hypot(*(of('shift') - typical).T) <= 1.5) > .6, np.mean(of('flip') == max(set(of('flip')), key=list(of('flip')).count)) > .6        # a fault of the whole set has one direction, noise has many
-    everybody = together[0] and np.hypot(*typical) >= 2 and np.median(of('gain')) > .25*strength, together[1] and np.median(of('flip_gain')) > .1*strength
-    if everybody[0]: report.add('error', 'shift', f'most targets fit better when moved by about {typical.round().astype(int).tolist()} pixels (rows, columns): the two sides have a constant offset')
-    elif together[0] and np.hypot(*typical) >= 2: report.add('warning', 'shift', f'most targets fit a little better when moved by about {typical.round().astype(int).tolist()} pixels (rows, columns)')
-    if everybody[1]: report.add('error', 'flip', f"most targets fit better {max(set(of('flip')), key=list(of('flip')).count)}: the two sides have different orientations")
-    fits = lambda k: of('information') + of(k) > np.median(floor) + .6*strength           # after the correction the pair must look like a usual one
-    moved, turned = stands_out(of('gain'), .25*strength) & (far >= 2) & fits('gain'), stands_out(of('flip_gain'), .1*strength) & fits('flip_gain')
-    level, alone = 'error' if strength > sure else 'warning', of('information') < np.median(floor) + .25*strength
-    if n >= 4 and strength > 3*sure and np.percentile(of('information'), 25) > np.median(floor) + .5*strength:             # where pairs usually fit well, one that does not is suspicious by itself
-        for t, d, a, lost in zip(report.table, looked, moved | turned, alone):
-            if lost and not a: report.add('error', 'misfit', f"{t['name']}: source and target have hardly anything to do with each other ({t['information']:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted by more than {8*64//d['y'].shape[-1]} pixels: look at {d['r'].source} and {d['r'].target}")
+    strength = max(
+        usual,
+        np.median(of('information') + of('gain')),
+        np.median(of('information') + of('flip_gain')),
+    ) - np.median(floor)
+    report.strength = float(strength)
+    if strength < least:
+        report.add(
+            'warning',
+            'shift',
+            f'source and target share too little to judge shifts and flips ({usual:.2f} nats, '
+            f'{np.median(floor):.2f} by accident); look at a sheet of pairs yourself; exchanged '
+            f'pairs would not be noticed either',
+        )
+        return
+    if strength < 0.25:
+        report.add(
+            'warning',
+            'sight',
+            f'source and target share little ({strength:.2f} nats more than by accident): faults '
+            f'of the whole set are seen, but a single shifted, mirrored or exchanged pair may go '
+            f'unnoticed; look at a sheet of pairs',
+        )
+    far = np.hypot(*of('shift').T) * 64 / looked[0]['y'].shape[-1]
+    typical = (
+        np.median(of('shift')[of('gain') > 0.1 * strength], axis=0)
+        if (of('gain') > 0.1 * strength).sum() > 0.5 * n
+        else np.zeros(2)
+    )
+    together = (
+        np.mean(np.hypot(*(of('shift') - typical).T) <= 1.5) > 0.6,
+        np.mean(of('flip') == max(set(of('flip')), key=list(of('flip')).count)) > 0.6,
+    )  # a fault of the whole set has one direction, noise has many
+    everybody = (
+        together[0] and np.hypot(*typical) >= 2 and np.median(of('gain')) > 0.25 * strength,
+        together[1] and np.median(of('flip_gain')) > 0.1 * strength,
+    )
+    if everybody[0]:
+        report.add(
+            'error',
+            'shift',
+            f'most targets fit better when moved by about {typical.round().astype(int).tolist()} '
+            f'pixels (rows, columns): the two sides have a constant offset',
+        )
+    elif together[0] and np.hypot(*typical) >= 2:
+        report.add(
+            'warning',
+            'shift',
+            f'most targets fit a little better when moved by about '
+            f'{typical.round().astype(int).tolist()} pixels (rows, columns)',
+        )
+    if everybody[1]:
+        report.add(
+            'error',
+            'flip',
+            f"most targets fit better {max(set(of('flip')), key=list(of('flip')).count)}: the two "
+            f"sides have different orientations",
+        )
+    fits = lambda k: (
+        of('information') + of(k) > np.median(floor) + 0.6 * strength
+    )  # after the correction the pair must look like a usual one
+    moved, turned = (
+        stands_out(of('gain'), 0.25 * strength) & (far >= 2) & fits('gain'),
+        stands_out(of('flip_gain'), 0.1 * strength) & fits('flip_gain'),
+    )
+    level, alone = (
+        'error' if strength > sure else 'warning',
+        of('information') < np.median(floor) + 0.25 * strength,
+    )
+    if (
+        n >= 4
+        and strength > 3 * sure
+        and np.percentile(of('information'), 25) > np.median(floor) + 0.5 * strength
+    ):  # where pairs usually fit well, one that does not is suspicious by itself
+        find_misfits(looked, report, alone & ~(moved | turned), usual)
     for d, t, f, a, b in zip(looked, report.table, far, moved, turned):
-        if b and not everybody[1]: report.add(level, 'flip', f"{t['name']}: the target fits better {t['flip']} ({t['information']:.2f} -> {t['information'] + t['flip_gain']:.2f} nats); check the orientation of {d['r'].target}")
-        elif a and not everybody[0]: report.add(level if f >= 3 and holds_in_parts(d, t['shift'], .1*strength) else 'warning', 'shift', f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and {t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> {t['information'] + t['gain']:.2f} nats); check the affine or crop of {d['r'].target}, or use register")
+        if b and not everybody[1]:
+            report.add(
+                level,
+                'flip',
+                f"{t['name']}: the target fits better {t['flip']} ({t['information']:.2f} -> "
+                f"{t['information'] + t['flip_gain']:.2f} nats); check the orientation of "
+                f"{d['r'].target}",
+            )
+        elif a and not everybody[0]:
+            report.add(
+                level if f >= 3 and holds_in_parts(d, t['shift'], 0.1 * strength) else 'warning',
+                'shift',
+                f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and "
+                f"{t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> "
+                f"{t['information'] + t['gain']:.2f} nats); check the affine or crop of "
+                f"{d['r'].target}, or use register",
+            )
 
 # %% ../nbs/14_check.ipynb #f59b1c0f
 def nearest_pictures(D, subject, block=512, reach=0.15):
     "Close pairs (i, j, distance) of normalised pictures (n, 256), and the usual distance to the nearest picture of another subject."
     close, usual, n = [], np.full(len(D), np.inf), np.arange(len(D))
     for i in range(0, len(D), block):
-        e = np.sqrt(np.maximum(0, 2 - 2*(D[i:i + block] @ D.T)/D.shape[1]))
-        usual[i:i + block] = np.where(subject[i:i + block, None] != subject, e, np.inf).min(1)
-        close += [(i + a, b, e[a, b]) for a, b in np.argwhere((e < reach) & (n[i:i + block, None] < n))]
+        e = np.sqrt(np.maximum(0, 2 - 2 * (D[i : i + block] @ D.T) / D.shape[1]))
+        usual[i : i + block] = np.where(subject[i : i + block, None] != subject, e, np.inf).min(1)
+        close += [
+            (i + a, b, e[a, b]) for a, b in np.argwhere((e < reach) & (n[i : i + block, None] < n))
+        ]
     usual = usual[np.isfinite(usual)]
     return close, float(np.median(usual)) if len(usual) else np.inf
+
+
+def is_copy(a, b, one_subject: bool, sure=0.985) -> bool:
+    "Neighbouring slices of one subject look alike: there the fine structure must be equal, too."
+    return not one_subject or float((a.astype(np.float32) * b).mean()) > sure
+
 
 def find_copies(looked, report, split, share=0.25):
     "Equal images under different names: at least a quarter of the slices of the smaller record, each much closer than strangers are."
     side, told = {s: k for k, v in (split or {}).items() for s in v}, set()
     for k, which in enumerate(('source', 'target')):
-        use = [d for d in looked if d['prints'] and not (k and len(np.unique(np.round(d['x0'], 2))) <= 16)]           # two masks may well be equal
-        if len({len(v[k]) for d in use for v in d['prints']}) != 1: continue
-        D, owner = np.stack([v[k] for d in use for v in d['prints']]), np.repeat(np.arange(len(use)), [len(d['prints']) for d in use])
+        use = [
+            d
+            for d in looked
+            if d['prints'] and not (k and len(np.unique(np.round(d['x0'], 2))) <= 16)
+        ]  # two masks may well be equal
+        if len({len(v[k]) for d in use for v in d['prints']}) != 1:
+            continue
+        fine = [v[k] for d in use for v in d['fine']]
+        D, owner = (
+            np.stack([v[k] for d in use for v in d['prints']]),
+            np.repeat(np.arange(len(use)), [len(d['prints']) for d in use]),
+        )
         close, usual = nearest_pictures(D, np.array([d['r'].subject for d in use])[owner])
         met = {}
         for i, j, e in close:
-            if owner[i] != owner[j] and e < .35*usual: met.setdefault((owner[i], owner[j]), set()).add(j)
+            if (
+                owner[i] != owner[j]
+                and e < 0.35 * usual
+                and is_copy(
+                    fine[i], fine[j], use[owner[i]]['r'].subject == use[owner[j]]['r'].subject
+                )
+            ):
+                met.setdefault((owner[i], owner[j]), set()).add(j)
         for (i, j), slices in met.items():
             one, two = use[i]['r'], use[j]['r']
-            if len(slices) < share*min(len(use[i]['prints']), len(use[j]['prints'])) or (one.name, two.name) in told: continue
-            told.add((one.name, two.name)); a, b = side.get(one.subject, ''), side.get(two.subject, '')
-            if which == 'target': report.add('warning', 'duplicate', f'{one.name} and {two.name} have equal targets but different sources')
-            elif one.subject == two.subject: report.add('warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image')
-            else: report.add('error' if a != b or not split else 'warning', 'duplicate', f"{one.name} ({a or 'unsplit'}) and {two.name} ({b or 'unsplit'}) hold the same {which} image under two subjects; remove one of {getattr(one, which)} and {getattr(two, which)}")
-
+            if (
+                len(slices) < share * min(len(use[i]['prints']), len(use[j]['prints']))
+                or (one.name, two.name) in told
+            ):
+                continue
+            told.add((one.name, two.name))
+            a, b = side.get(one.subject, ''), side.get(two.subject, '')
+            if which == 'target':
+                report.add(
+                    'warning',
+                    'duplicate',
+                    f'{one.name} and {two.name} have equal targets but different sources',
+                )
+            elif one.subject == two.subject:
+                report.add(
+                    'warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image'
+                )
+            else:
+                report.add(
+                    'error' if a != b or not split else 'warning',
+                    'duplicate',
+                    f"{one.name} ({a or 'unsplit'}) and {two.name} ({b or 'unsplit'}) hold the "
+                    f"same {which} image, or two takes of one thing, under two subjects; remove "
+                    f"one of {getattr(one, which)} and {getattr(two, which)}",
+                )
 
 # %% ../nbs/14_check.ipynb #fc2dc854
 def find_oddities(looked, report):
     "Channels, bit depth, saturation, empty slices, fields of view."
     for k, what in ((0, 'source'), (1, 'target')):
         for key, code, level in (('channels', 'channels', 'error'), ('depth', 'depth', 'warning')):
-            values = [d[key][k] for d in looked]; usual = max(set(values), key=values.count)
+            values = [d[key][k] for d in looked]
+            usual = max(set(values), key=values.count)
             odd = [d for d, v in zip(looked, values) if v != usual]
-            if odd: report.add(level, code, f"{getattr(odd[0]['r'], what)}: {key} {odd[0][key][k]}, the other {what} files {usual}" + (f' ({len(odd)} such files)' if len(odd) > 1 else '') + '; convert them to one kind')
+            if odd:
+                report.add(
+                    level,
+                    code,
+                    f"{getattr(odd[0]['r'], what)}: {key} {odd[0][key][k]}, the other {what} "
+                    f"files {usual}"
+                    + (f' ({len(odd)} such files)' if len(odd) > 1 else '')
+                    + '; convert them to one kind',
+                )
         deep = [d for d in looked if d['depth'][k] == 'uint16' and d['high'][k] < 256]
-        if deep and len(deep) == len(looked): report.add('warning', 'depth', f"{getattr(deep[0]['r'], what)}: a 16-bit file whose values stay below 256, as all {what} files; give {what}_window 0:255")
-        full = [d for d in looked if d['saturated'][k] > (.25 if d['depth'][k] != 'volume' else .05)]
-        if full: report.add('warning', 'saturated', f"{getattr(full[0]['r'], what)}: {full[0]['saturated'][k]:.0%} of the bright values are exactly the largest one" + (f' ({len(full)} such files)' if len(full) > 1 else '') + '; it was clipped, use the scan before conversion')
-        low = [d for d in looked if d['rule'][k] == 'hu' and d.get('air', (-1000, -1000))[k] > -500]          # file units: padding of the grid is no air
-        if low: report.add('error', 'range', f"{getattr(low[0]['r'], what)}: no air, the lowest values lie at {low[0]['air'][k]:.0f} HU" + (f' ({len(low)} such files)' if len(low) > 1 else '') + '; the offset of -1024 is lost, or these are not Hounsfield units')
+        if deep and len(deep) == len(looked):
+            report.add(
+                'warning',
+                'depth',
+                f"{getattr(deep[0]['r'], what)}: a 16-bit file whose values stay below 256, as "
+                f"all {what} files; give {what}_window 0:255",
+            )
+        full = [
+            d for d in looked if d['saturated'][k] > (0.25 if d['depth'][k] != 'volume' else 0.05)
+        ]
+        if full:
+            report.add(
+                'warning',
+                'saturated',
+                f"{getattr(full[0]['r'], what)}: {full[0]['saturated'][k]:.0%} of the bright "
+                f"values are exactly the largest one"
+                + (f' ({len(full)} such files)' if len(full) > 1 else '')
+                + '; it was clipped, use the scan before conversion',
+            )
+        low = [
+            d for d in looked if d['rule'][k] == 'hu' and d.get('air', (-1000, -1000))[k] > -500
+        ]  # file units: padding of the grid is no air
+        if low:
+            report.add(
+                'error',
+                'range',
+                f"{getattr(low[0]['r'], what)}: no air, the lowest values lie at "
+                f"{low[0]['air'][k]:.0f} HU"
+                + (f' ({len(low)} such files)' if len(low) > 1 else '')
+                + '; the offset of -1024 is lost, or these are not Hounsfield units',
+            )
         reach = max(d['reach'][k][1] for d in looked) - min(d['reach'][k][0] for d in looked)
-        if reach < .2: report.add('error', 'range', f'the values of all {what} files fill only {reach/2:.1%} of their intensity window, so a constant image would score well; give {what}_window (labels 0 to 4, for example: labels:0:4)')
+        if reach < 0.2:
+            report.add(
+                'error',
+                'range',
+                f'the values of all {what} files fill only {reach / 2:.1%} of their intensity '
+                f'window, so a constant image would score well; give {what}_window (labels 0 to '
+                f'4, for example: labels:0:4)',
+            )
         flat = [d for d in looked if d['constant'][k]]
-        if flat: report.add('error' if k == 0 or len(flat) > .5*len(looked) else 'warning', 'constant', f"{getattr(flat[0]['r'], what)}: a constant image" + (f' ({len(flat)} such files)' if len(flat) > 1 else ''))
-    same = [d for d in looked if d.get('same') or d['prints'] and np.mean([np.abs(a - b).max() < .02 for a, b in d['prints']]) > .8]
-    if same: report.add('error', 'identical', f"{same[0]['r'].name}: source and target are the same image" + (f' ({len(same)} such pairs)' if len(same) > 1 else '') + f"; check {same[0]['r'].source} and {same[0]['r'].target}")
-    part = sorted((d for d in looked if d['overlap'] < .55), key=lambda d: d['overlap'])
-    if part: report.add('warning', 'overlap', f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of the smaller field of view" + (f' (and {len(part) - 1} more pairs below 55 %)' if len(part) > 1 else '') + '; what only one of them shows is left out')
+        if flat:
+            report.add(
+                'error' if k == 0 or len(flat) > 0.5 * len(looked) else 'warning',
+                'constant',
+                f"{getattr(flat[0]['r'], what)}: a constant image"
+                + (f' ({len(flat)} such files)' if len(flat) > 1 else ''),
+            )
+    same = [
+        d
+        for d in looked
+        if d.get('same')
+        or d['prints']
+        and np.mean([np.abs(a - b).max() < 0.02 for a, b in d['prints']]) > 0.8
+    ]
+    if same:
+        report.add(
+            'error',
+            'identical',
+            f"{same[0]['r'].name}: source and target are the same image"
+            + (f' ({len(same)} such pairs)' if len(same) > 1 else '')
+            + f"; check {same[0]['r'].source} and {same[0]['r'].target}",
+        )
+    part = sorted((d for d in looked if d['overlap'] < 0.55), key=lambda d: d['overlap'])
+    if part:
+        report.add(
+            'warning',
+            'overlap',
+            f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of "
+            f"the smaller field of view"
+            + (f' (and {len(part) - 1} more pairs below 55 %)' if len(part) > 1 else '')
+            + '; what only one of them shows is left out',
+        )
     for d in looked:
-        if d['lonely'] > .25: report.add('warning', 'empty', f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the two scans; they are left out of training")
+        if d['lonely'] > 0.25:
+            report.add(
+                'warning',
+                'empty',
+                f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the "
+                f"two scans; they are left out of training",
+            )
 
+# %% ../nbs/14_check.ipynb #e963a4a7
+def find_labels(looked, report):
+    "Label maps that are read as intensities, and the ignore value among them."
+    for k, side in enumerate(('source', 'target')):
+        use = [d for d in looked if d['few'][k] and not d['constant'][k]]
+        values = sorted({v for d in use for v in d['few'][k]})
+        if not use or len(use) <= 0.5 * len(looked) or not 2 <= len(values) <= 20:
+            continue
+        rule, path = use[0]['rule'][k], getattr(use[0]['r'], side)
+        if rule == 'binary' or rule.startswith('labels:'):
+            continue
+        far = len(values) > 2 and values[-2] < 100
+        ignored = values[-1] if far and values[-1] in (254, 255, 65535) else None
+        classes = [v for v in values if v != ignored]
+        shown = ', '.join(f'{v:g}' for v in values[:8]) + (' ...' if len(values) > 8 else '')
+        wish = f'labels:{classes[0]:g}:{classes[-1]:g}'
+        if classes in ([0, 1], [0, 255]):
+            wish = 'binary'
+        words = (
+            f'{path}: looks like a label map (only the values {shown}), as {len(use)} of '
+            f'{len(looked)} {side} files; give {side}_window {wish}'
+        )
+        if ignored:
+            words += (
+                f'; {ignored:g} looks like an ignore value, which is not supported yet: '
+                'give those pixels a class of their own or leave such files out'
+            )
+        hard = k == 1 and len(classes) > 2 and rule in ('dtype', 'percentile')
+        report.add('error' if hard else 'warning', 'labels', words)
+
+# %% ../nbs/14_check.ipynb #522f9849
+def find_padding(looked, report):
+    "Values that fill what was not measured, and headers that contradict themselves."
+    for k, side in enumerate(('source', 'target')):
+        use = [
+            d for d in looked if d['padding'][k] and not re.match('labels:|binary', d['rule'][k])
+        ]
+        if not use:
+            continue
+        worst = max(use, key=lambda d: max(d['padding'][k].values()))
+        shares = ', '.join(f'{v} in {share:.1%}' for v, share in worst['padding'][k].items())
+        fate = 'it is left out of the window and set to its lower end'
+        if worst['rule'][k] == 'dtype':
+            fate = (
+                f'it counts as a value under the rule dtype: give {side}_window percentile or LO:HI'
+            )
+        more = f' and {len(use) - 1} more {side} files' if len(use) > 1 else ''
+        report.add(
+            'warning',
+            'padding',
+            f"{getattr(worst['r'], side)}: padding ({shares} of the values){more}; {fate}",
+        )
+    said = {}
+    for path, text in (c for d in looked for c in d['concerns']):
+        said.setdefault(text, []).append(path)
+    for text, paths in said.items():
+        more = f' (and {len(paths) - 1} more files)' if len(paths) > 1 else ''
+        report.add('warning', 'header', f"{paths[0]}: {text.removeprefix(f'{paths[0]}: ')}{more}")
 
 # %% ../nbs/14_check.ipynb #99d75394
 def find_strays(looked, report):
     "Files far brighter or darker than all others, masks that are wrong."
     for d in looked:
-        if d['mask']: report.add(d['mask'][0], 'mask', d['mask'][1])
+        if d['mask']:
+            report.add(d['mask'][0], 'mask', d['mask'][1])
     for k, what in ((0, 'source'), (1, 'target')):
-        use = [d for d in looked if not re.match('percentile|minmax|slice:|labels:|binary', d['rule'][k])]
-        if len(use) < 8: continue                                                             # a window per volume removes such offsets anyway
-        q = np.array([d['levels'][k] for d in use]); off = q - np.median(q, 0); scale = 1.4826*np.median(np.abs(off), 0)
+        use = [
+            d
+            for d in looked
+            if not re.match('percentile|minmax|slice:|labels:|binary', d['rule'][k])
+        ]
+        if len(use) < 8:
+            continue  # a window per volume removes such offsets anyway
+        q = np.array([d['levels'][k] for d in use])
+        off = q - np.median(q, 0)
+        scale = 1.4826 * np.median(np.abs(off), 0)
         for d, o in zip(use, off):
-            if (np.abs(o) > np.maximum(6*scale, .25)).sum() >= 2 and len(set(np.sign(o))) == 1: report.add('warning', 'range', f"{getattr(d['r'], what)}: far {'brighter' if o[1] > 0 else 'darker'} than the other {what} files (by {abs(o[1])/2:.0%} of the window); check its units")
+            if (np.abs(o) > np.maximum(6 * scale, 0.25)).sum() >= 2 and len(set(np.sign(o))) == 1:
+                report.add(
+                    'warning',
+                    'range',
+                    f"{getattr(d['r'], what)}: far {'brighter' if o[1] > 0 else 'darker'} than "
+                    f"the other {what} files (by {abs(o[1]) / 2:.0%} of the window); check its "
+                    f"units",
+                )
+
 
 def find_groups(records, report):
     "Names that form groups, where every file counts as a subject of its own."
-    if len(records) < 8 or len({r.subject for r in records}) < len(records): return
-    for pattern in (r'^(.+?)[_-]', r'^(.+)[_-]'):                           # up to the first separator, or up to the last
+    if len(records) < 8 or len({r.subject for r in records}) < len(records):
+        return
+    for pattern in (r'^(.+?)[_-]', r'^(.+)[_-]'):  # up to the first separator, or up to the last
         heads = sorted({m[1] for r in records if (m := re.match(pattern, r.name))})
-        if 1 < len(heads) <= len(records)/2: break
-    if 1 < len(heads) <= len(records)/2: report.add('warning', 'leak', f"every file counts as a subject of its own, but the names form {len(heads)} groups ({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, people or modules, split by them: group {pattern!r}")
-
+        if 1 < len(heads) <= len(records) / 2:
+            break
+    if 1 < len(heads) <= len(records) / 2:
+        report.add(
+            'warning',
+            'leak',
+            f"every file counts as a subject of its own, but the names form {len(heads)} groups "
+            f"({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, "
+            f"people or modules, split by them: group {pattern!r}",
+        )
 
 # %% ../nbs/14_check.ipynb #0994d0bb
 def check(
-    dataset:str,               # row of `layouts.datasets`
-    root=None, source=None, target=None, group=None,   # as for find_records
-    source_window=None, target_window=None,            # as for prepare
-    size:int=64,               # pictures are compared at this size
-    limit:int=0,               # look at this many pairs, evenly spread; 0: all
-    workers:int=0, progress=True,
-    records=None, split=None,  # already found records, and the split that will be used
-    **made,                    # n, seed, voxel, pixels of made data
+    dataset: str,  # row of `layouts.datasets`
+    root=None,
+    source=None,
+    target=None,
+    group=None,  # as for find_records
+    source_window=None,
+    target_window=None,  # as for prepare
+    size: int = 64,  # pictures are compared at this size
+    limit: int = 0,  # look at this many pairs, evenly spread; 0: all
+    workers: int = 0,
+    progress=True,
+    records=None,
+    split=None,  # already found records, and the split that will be used
+    **made,  # n, seed, voxel, pixels of made data
 ) -> Report:
     "Check a data set before training on it; raises InputError only if nothing can be found at all."
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
+
     for k, v in dict(size=size, limit=limit, workers=workers).items():
-        if not (isinstance(v, int) and v >= (16 if k == 'size' else 0)): raise InputError(f'{k} must be a whole number of {16 if k == "size" else 0} or more, got {v!r}')
+        if not (isinstance(v, int) and v >= (16 if k == 'size' else 0)):
+            raise InputError(
+                f'{k} must be a whole number of {16 if k == "size" else 0} or more, got {v!r}'
+            )
     for w in (source_window, target_window):
-        if w: check_rule(w); str(w).startswith('slice:') or window_of(np.array([0., 1.]), w, np.uint8)
+        if w:
+            check_rule(w)
+            str(w).startswith('slice:') or window_of(np.array([0.0, 1.0]), w, np.uint8)
     ask, trouble = dict(root=root, source=source, target=target, group=group, **made), None
     if records is None:
-        try: records = find_records(dataset, **ask)
+        try:
+            records = find_records(dataset, **ask)
         except InputError as e:
-            try: records, trouble = find_records(dataset, allow_unpaired=True, **ask), str(e)
-            except InputError: raise e from None
-    d = datasets[dataset]; subjects = {r.subject for r in records}
-    report = Report(f"{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of {len(subjects)} subjects" + (f', {limit} of them looked at' if 0 < limit < len(records) else ''))
-    if trouble: report.add('error', 'unpaired', trouble)
-    try: split = split or split_records(records)
-    except InputError as e: split = None; report.add('error', 'leak' if 'is in' in str(e) else 'split', str(e))
+            try:
+                records, trouble = find_records(dataset, allow_unpaired=True, **ask), str(e)
+            except InputError:
+                raise e from None
+    d = datasets[dataset]
+    subjects = {r.subject for r in records}
+    report = Report(
+        f"{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of "
+        f"{len(subjects)} subjects"
+        + (f', {limit} of them looked at' if 0 < limit < len(records) else '')
+    )
+    if trouble:
+        report.add('error', 'unpaired', trouble)
+    try:
+        split = split or split_records(records)
+    except InputError as e:
+        split = None
+        report.add('error', 'leak' if 'is in' in str(e) else 'split', str(e))
     find_groups(records, report)
-    if limit: records = [records[i] for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))]
+    if limit:
+        records = [
+            records[i]
+            for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))
+        ]
     image = is_image(records[0].source)
-    rules = tuple(w or v or ('dtype' if image else 'percentile') for w, v in zip((source_window, target_window), default_windows(dataset, source, target)))
-    try: spacing = None if image else default_spacing(records, size)
-    except InputError: spacing = 3.
-    p = dict(size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=d.labels)
-    loader = DataLoader(Looked(records, p), batch_size=None, num_workers=min(workers, len(records)), collate_fn=unchanged)
+    rules = tuple(
+        w or v or ('dtype' if image else 'percentile')
+        for w, v in zip((source_window, target_window), default_windows(dataset, source, target))
+    )
+    try:
+        spacing = None if image else default_spacing(records, size)
+    except InputError:
+        spacing = 3.0
+    p = dict(
+        size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=d.labels
+    )
+    loader = DataLoader(
+        Looked(records, p),
+        batch_size=None,
+        num_workers=min(workers, len(records)),
+        collate_fn=unchanged,
+    )
     every = list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
     for v in every:
-        if v['error']: report.add('error', 'unreadable', v['error'])
+        if v['error']:
+            report.add('error', 'unreadable', v['error'])
     report.looked = [v for v in every if not v['error']]
     if report.looked:
         usable = [v for v in report.looked if not any(v['constant'])]
-        find_misplaced(report.looked, report); find_exchanged(usable, report, p); find_roles(usable, report)
-        find_copies(report.looked, report, split); find_oddities(report.looked, report); find_strays(report.looked, report)
+        find_misplaced(report.looked, report)
+        find_exchanged(usable, report, p)
+        find_roles(usable, report)
+        find_copies(report.looked, report, split)
+        find_oddities(report.looked, report)
+        find_labels(report.looked, report)
+        find_padding(report.looked, report)
+        find_strays(report.looked, report)
     return report
+
 
 class Looked:
     "`look` as a data set, for loader processes."
-    def __init__(self, records, p): self.records, self.p = records, p
-    def __len__(self): return len(self.records)
-    def __getitem__(self, k): return look(self.records[k], self.p)
+
+    def __init__(self, records, p):
+        self.records, self.p = records, p
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, k):
+        return look(self.records[k], self.p)

@@ -6,12 +6,13 @@
 __all__ = ['UNITS', 'PLANES', 'IMAGE_ENDINGS', 'NIFTI_ENDINGS', 'CACHE_FORMAT', 'SIDES', 'first_line', 'raw_header',
            'check_extensions', 'check_nifti', 'open_volume', 'check_gzip', 'check_to_the_end', 'load_volume',
            'header_concerns', 'unit_concern', 'size_concern', 'form_concern', 'plane_concern', 'open_dicom', 'resample',
-           'plane_grid', 'Window', 'window_of', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image',
-           'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box', 'thinned', 'to_square',
-           'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record', 'with_tissue', 'overlap',
-           'meeting', 'prepare_volume', 'prepare_image', 'rigid', 'fingerprint', 'default_spacing', 'Slices', 'prepare',
-           'is_image', 'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache',
-           'unchanged', 'split_subjects', 'split_records']
+           'plane_grid', 'Window', 'padding_of', 'is_padding', 'window_of', 'check_rule', 'spline_order', 'to_plane',
+           'from_plane', 'load_image', 'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box',
+           'thinned', 'to_square', 'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record',
+           'with_tissue', 'overlap', 'meeting', 'padding_shares', 'prepare_volume', 'prepare_image', 'rigid',
+           'fingerprint', 'default_spacing', 'Slices', 'padding_lines', 'prepare', 'is_image', 'cache_is_whole',
+           'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache', 'unchanged',
+           'split_subjects', 'split_records']
 
 # %% ../nbs/11_data.ipynb #fe2195dc
 import contextlib, hashlib, json, math, re, shutil, warnings, zlib
@@ -300,44 +301,128 @@ def plane_grid(
 # %% ../nbs/11_data.ipynb #7c8afc07
 @dataclass(frozen=True)
 class Window:
-    "A linear intensity scale: lo -> -1, hi -> +1, nothing clipped, exactly invertible."
+    "A linear intensity scale: lo -> -1, hi -> +1, nothing clipped, invertible; padding becomes -1."
+
     lo: float
     hi: float
-    def scale(self, v): return 2*(v - self.lo)/(self.hi - self.lo) - 1
-    def unscale(self, x): return (x + 1)*(self.hi - self.lo)/2 + self.lo
+    pad: tuple = ()  # values that are padding and no measurement, from `padding_of`
 
+    def scale(self, v):
+        if self.pad:
+            v = np.where(np.isin(v, np.asarray(self.pad, dtype=v.dtype)), self.lo, v)
+        return 2 * (v - self.lo) / (self.hi - self.lo) - 1
+
+    def unscale(self, x):
+        return (x + 1) * (self.hi - self.lo) / 2 + self.lo
+
+
+def padding_of(
+    data,  # array in file units
+    share=0.001,  # at least this share of the voxels has exactly this value
+    low=0.25,  # gap to the next value above, as a share of the range of the other values
+    high=1.0,  # the same for the gap below a value at the top
+) -> tuple:  # values, such as -3024 or 65535; () if there are none
+    "Values that fill what was not measured: extreme, shared exactly by many, far from all others."
+    found, rest = [], np.asarray(data).ravel()
+    while rest.size and len(found) < 4:
+        value = next(
+            (v for v in (rest.min(), rest.max()) if is_padding(v, rest, share, low, high)), None
+        )
+        if value is None:
+            break
+        found.append(float(value))
+        rest = rest[rest != value]
+    return tuple(found)
+
+
+def is_padding(value, data, share, low, high) -> bool:
+    "Is this extreme of `data` padding? The rule of `padding_of` for one value."
+    if -99 < value <= 255 or value != np.round(value):
+        return False  # bytes, masks, normalised data
+    rest = data[data != value]
+    if not rest.size or data.size - rest.size < share * data.size:
+        return False
+    bottom, top = np.percentile(rest, [0.5, 99.5])
+    below = value < rest[0]
+    gap = float(rest.min()) - float(value) if below else float(value) - float(rest.max())
+    if below and value in (-1000, -1024) and rest.min() < 0:
+        return False  # the air of a CT
+    if gap < (low if below else high) * max(float(top) - float(bottom), 1e-6):
+        return False
+    return len(np.unique(rest)) > 16  # a label map has no padding
+
+# %% ../nbs/11_data.ipynb #03fc097a
 def window_of(
-    data,              # array in file units
-    rule='percentile', # see the table above
-    dtype=None,        # numpy dtype of the file, for rule 'dtype'
+    data,  # array in file units
+    rule='percentile',  # see the table above
+    dtype=None,  # numpy dtype of the file, for rule 'dtype'
 ) -> Window:
     "The intensity window of one volume or image; raises InputError for an unknown rule, an empty window, or values that contradict the rule."
+    pad = () if re.match('dtype|binary|labels:', str(rule)) else padding_of(data)
+    if pad and rule in ('percentile', 'minmax'):
+        data = data[~np.isin(data, pad)]
     if rule == 'percentile':
         fg = data[data > data.mean()]
-        w = Window(float(np.percentile(data, 0.5)), float(np.percentile(fg, 99.5)) if fg.size else float(data.max()))
-    elif rule == 'minmax': w = Window(float(data.min()), float(data.max()))
-    elif rule == 'hu': w = Window(-1000., 1000.)
+        high = float(np.percentile(fg, 99.5)) if fg.size else float(data.max())
+        w = Window(float(np.percentile(data, 0.5)), high, pad)
+    elif rule == 'minmax':
+        w = Window(float(data.min()), float(data.max()), pad)
+    elif rule == 'hu':
+        w = Window(-1000.0, 1000.0, pad)
     elif rule == 'dtype':
-        if dtype is None or np.dtype(dtype).kind not in 'ub': raise InputError(f"window rule 'dtype' needs unsigned integer images, got {dtype}; use percentile, minmax or LO:HI")
-        w = Window(0., 1. if np.dtype(dtype).kind == 'b' else float(np.iinfo(dtype).max))
+        if dtype is None or np.dtype(dtype).kind not in 'ub':
+            raise InputError(
+                f"window rule 'dtype' needs unsigned integer images, got {dtype}; use percentile, "
+                f"minmax or LO:HI"
+            )
+        w = Window(0.0, 1.0 if np.dtype(dtype).kind == 'b' else float(np.iinfo(dtype).max))
     elif rule == 'binary':
         v = np.unique(data)
-        if len(v) > 2 or v[0] != 0 and len(v) > 1: raise InputError(f"a binary mask has the value 0 and one other, this has {', '.join(f'{x:g}' for x in v[:6])}{' ...' if len(v) > 6 else ''}; threshold it (JPEG compression and smooth resizing leave such values behind), or use labels:LO:HI")
-        w = Window(0., 255. if dtype is not None and np.dtype(dtype) == np.uint8 and v[-1] in (0, 255) else float(v[-1]) or 1.)
+        if len(v) > 2 or v[0] != 0 and len(v) > 1:
+            raise InputError(
+                f"a binary mask has the value 0 and one other, this has "
+                f"{', '.join(f'{x:g}' for x in v[:6])}{' ...' if len(v) > 6 else ''}; threshold "
+                f"it (JPEG compression and smooth resizing leave such values behind), or use "
+                f"labels:LO:HI"
+            )
+        w = Window(
+            0.0,
+            255.0
+            if dtype is not None and np.dtype(dtype) == np.uint8 and v[-1] in (0, 255)
+            else float(v[-1]) or 1.0,
+        )
     else:
-        try: w = Window(*map(float, str(rule).removeprefix('labels:').split(':')))
-        except (ValueError, TypeError): raise InputError(f"unknown window rule {rule!r}: use percentile, minmax, dtype, hu, binary, labels:0:4, or two numbers such as -1000:1000") from None
+        try:
+            lo, hi = map(float, str(rule).removeprefix('labels:').split(':'))
+            w = Window(lo, hi, pad)
+        except (ValueError, TypeError):
+            raise InputError(
+                f"unknown window rule {rule!r}: use percentile, minmax, dtype, hu, binary, "
+                f"labels:0:4, or two numbers such as -1000:1000"
+            ) from None
         if str(rule).startswith('labels:'):
             bad = np.unique(data[(data != np.round(data)) | (data < w.lo) | (data > w.hi)])
-            if bad.size: raise InputError(f"labels must be whole numbers from {w.lo:g} to {w.hi:g}, this has {', '.join(f'{x:g}' for x in bad[:6])}{' ...' if len(bad) > 6 else ''}; map them, or widen the rule {rule}")
-    if not (np.isfinite([w.lo, w.hi]).all() and w.lo < w.hi): raise InputError(f'window rule {rule!r} gives the empty window {w.lo:g} to {w.hi:g}')
+            if bad.size:
+                raise InputError(
+                    f"labels must be whole numbers from {w.lo:g} to {w.hi:g}, this has "
+                    f"{', '.join(f'{x:g}' for x in bad[:6])}{' ...' if len(bad) > 6 else ''}; map "
+                    f"them, or widen the rule {rule}"
+                )
+    if not (np.isfinite([w.lo, w.hi]).all() and w.lo < w.hi):
+        raise InputError(f'window rule {rule!r} gives the empty window {w.lo:g} to {w.hi:g}')
     return w
+
 
 def check_rule(rule):
     "Raise InputError for a per-slice rule that is not one."
-    if str(rule).startswith('slice:') and rule not in ('slice:minmax', 'slice:percentile'): raise InputError(f"unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile")
+    if str(rule).startswith('slice:') and rule not in ('slice:minmax', 'slice:percentile'):
+        raise InputError(
+            f"unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile"
+        )
 
-def spline_order(rule) -> int: return 0 if str(rule).startswith('labels:') else 1
+
+def spline_order(rule) -> int:
+    return 0 if str(rule).startswith('labels:') else 1
 
 # %% ../nbs/11_data.ipynb #21e27a13
 def to_plane(
@@ -529,46 +614,122 @@ def with_tissue(y, x0, min_foreground=0.05):
 # %% ../nbs/11_data.ipynb #2f806f34
 def overlap(img, affine, shape) -> float:
     "Share of the points of a grid that lie inside the field of view of `img` (looked at every few voxels)."
-    pts = np.stack(np.meshgrid(*[np.linspace(0, s - 1, min(s, 9)) for s in shape], indexing='ij'), -1).reshape(-1, 3)
+    pts = np.stack(
+        np.meshgrid(*[np.linspace(0, s - 1, min(s, 9)) for s in shape], indexing='ij'), -1
+    ).reshape(-1, 3)
     ijk = (np.c_[pts, np.ones(len(pts))] @ (np.linalg.inv(img.affine) @ affine).T)[:, :3]
     return float(((ijk >= -0.5) & (ijk <= np.array(img.shape) - 0.5)).all(1).mean())
+
 
 def meeting(a, b) -> float:
     "Share of the smaller field of view that lies inside the other: 1 for a short MR stack within a long CT, 0 for scans that do not meet."
     return max(overlap(a, b.affine, b.shape), overlap(b, a.affine, a.shape))
 
+# %% ../nbs/11_data.ipynb #6e145e23
+def padding_shares(data, pad) -> dict:
+    "Share of each padding value among the voxels, for the record of what was done."
+    return {f'{v:g}': round(float((data == v).mean()), 4) for v in pad}
+
+
 def prepare_volume(r, p):
     "One volume pair -> scaled (n, 1, H, W) source and target slices, kept slice numbers, windows per volume or per slice, extras for the index."
-    y, x0, rules, per_slice = load_volume(r.source), load_volume(r.target), p['windows'], [w.startswith('slice:') for w in p['windows']]
+    y, x0, rules, per_slice = (
+        load_volume(r.source),
+        load_volume(r.target),
+        p['windows'],
+        [w.startswith('slice:') for w in p['windows']],
+    )
     shift = rigid(y, x0) if p['register'] else np.eye(4)
-    y_affine = shift @ y.affine                                            # registration moves the affine; voxels are interpolated once
+    y_affine = shift @ y.affine  # registration moves the affine; voxels are interpolated once
     met = meeting(y, x0)
-    if met < 0.5: raise InputError(f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is lost: check the two files in a viewer')
-    wy, wx = (window_of(np.asarray(v.dataobj), 'minmax' if one else rule) for v, rule, one in zip((y, x0), rules, per_slice))
+    if met < 0.5:
+        raise InputError(
+            f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
+            f'lost: check the two files in a viewer'
+        )
+    wy, wx = (
+        window_of(np.asarray(v.dataobj), 'minmax' if one else rule)
+        for v, rule, one in zip((y, x0), rules, per_slice)
+    )
     target, affine = to_plane(x0, p['spacing'], p['size'], wx, spline_order(rules[1]))
-    source = resample(wy.scale(np.asarray(y.dataobj, dtype=np.float32)), y_affine, affine, target.shape, fill=-1., order=spline_order(rules[0]))
+    source = resample(
+        wy.scale(np.asarray(y.dataobj, dtype=np.float32)),
+        y_affine,
+        affine,
+        target.shape,
+        fill=-1.0,
+        order=spline_order(rules[0]),
+    )
     windows = [[w] for w in (wy, wx)]
+    filled = [padding_shares(np.asarray(v.dataobj), w.pad) for v, w in zip((y, x0), (wy, wx))]
+    extra = {'padding': filled} if any(filled) else {}
+    if p['register']:
+        extra['moved_mm'] = np.round(shift, 5).tolist()
     for k, (v, one) in enumerate(zip((source, target), per_slice)):
         if one:
-            base = windows[k][0]; inside = resample(np.ones(x0.shape if k else y.shape, np.float32), x0.affine if k else y_affine, affine, target.shape) > .5      # the padding is no part of a slice
-            own = [window_of(s[m], rules[k][6:]) if m.any() and s[m].min() < s[m].max() else Window(float(s.min()), float(s.min()) + 1) for s, m in zip(v, inside)]
-            v[:] = np.where(inside, np.stack([w.scale(s) for w, s in zip(own, v)]), -1.); windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
+            base = windows[k][0]
+            inside = (
+                resample(
+                    np.ones(x0.shape if k else y.shape, np.float32),
+                    x0.affine if k else y_affine,
+                    affine,
+                    target.shape,
+                )
+                > 0.5
+            )  # the padding is no part of a slice
+            own = [
+                window_of(s[m], rules[k][6:])
+                if m.any() and s[m].min() < s[m].max()
+                else Window(float(s.min()), float(s.min()) + 1)
+                for s, m in zip(v, inside)
+            ]
+            v[:] = np.where(inside, np.stack([w.scale(s) for w, s in zip(own, v)]), -1.0)
+            windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
     keep = np.flatnonzero(with_tissue(source, target, p['min_foreground']))
-    if p.get('slices'): keep = keep[max(0, (len(keep) - p['slices'])//2):][:p['slices']]
-    return source[keep, None], target[keep, None], keep.tolist(), [[w[i] for i in keep] if len(w) > 1 else w for w in windows], [1, 1], ['float32', 'float32'], ({'moved_mm': np.round(shift, 5).tolist()} if p['register'] else {})
+    if p.get('slices'):
+        keep = keep[max(0, (len(keep) - p['slices']) // 2) :][: p['slices']]
+    return (
+        source[keep, None],
+        target[keep, None],
+        keep.tolist(),
+        [[w[i] for i in keep] if len(w) > 1 else w for w in windows],
+        [1, 1],
+        ['float32', 'float32'],
+        extra,
+    )
 
+# %% ../nbs/11_data.ipynb #2c2f515b
 def prepare_image(r, p):
     "One image pair -> scaled (n, C, size, size) source and target, and the rest as `prepare_volume`."
-    out, windows, shapes, native, dtypes = [], [], [], [], []
+    out, windows, shapes, native, dtypes, filled = [], [], [], [], [], []
     for path, rule in zip((r.source, r.target), p['windows']):
         x, dtype = load_image(path)
-        try: w = window_of(x, rule, dtype)
-        except InputError as e: raise InputError(f'{path}: {e}') from None
-        fitted = to_patches(w.scale(x), p['size']) if p['fit'] == 'patch' else to_square(w.scale(x), p['size'], spline_order(rule))[None]
-        out.append(fitted); windows.append([w]); shapes.append(x.shape[1:]); native.append(len(x)); dtypes.append(str(dtype))
-    if shapes[0] != shapes[1]: raise InputError(f'{r.source}: {shapes[0][0]} x {shapes[0][1]} pixels, but {r.target} has {shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size')
-    y, x0 = (np.stack([match_channels(v, max(native), q) for v in x]) for x, q in zip(out, (r.source, r.target)))
-    return y, x0, list(range(len(y))), windows, native, dtypes, {}
+        try:
+            w = window_of(x, rule, dtype)
+        except InputError as e:
+            raise InputError(f'{path}: {e}') from None
+        fitted = (
+            to_patches(w.scale(x), p['size'])
+            if p['fit'] == 'patch'
+            else to_square(w.scale(x), p['size'], spline_order(rule))[None]
+        )
+        out.append(fitted)
+        windows.append([w])
+        shapes.append(x.shape[1:])
+        native.append(len(x))
+        dtypes.append(str(dtype))
+        filled.append(padding_shares(x, w.pad))
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f'{r.source}: {shapes[0][0]} x {shapes[0][1]} pixels, but {r.target} has '
+            f'{shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size'
+        )
+    y, x0 = (
+        np.stack([match_channels(v, max(native), q) for v in x])
+        for x, q in zip(out, (r.source, r.target))
+    )
+    extra = {'padding': filled} if any(filled) else {}
+    return y, x0, list(range(len(y))), windows, native, dtypes, extra
 
 # %% ../nbs/11_data.ipynb #57c8087a
 def rigid(
@@ -658,6 +819,24 @@ class Slices(Dataset):
     @property
     def channels(self): return self.shape[1]
 
+# %% ../nbs/11_data.ipynb #978b166d
+def padding_lines(
+    infos,  # records of a cache's index
+) -> list:  # lines of text; [] if no file holds padding
+    "What was taken for padding, and what became of it: one line for the sources, one for the targets."
+    lines = []
+    for k, side in enumerate(('source', 'target')):
+        found = [(i[side], i['padding'][k]) for i in infos if i.get('padding') and i['padding'][k]]
+        if not found:
+            continue
+        path, shares = found[0]
+        what = ', '.join(f'{v} ({share:.1%})' for v, share in shares.items())
+        lines.append(
+            f'note: padding in {len(found)} of {len(infos)} {side} files (first: {path}: {what}) '
+            f'is left out of the intensity window and set to its lower end'
+        )
+    return lines
+
 # %% ../nbs/11_data.ipynb #3081295f
 def prepare(
     records,                # from find_records
@@ -695,7 +874,10 @@ def prepare(
     if not cache_is_whole(folder):
         if folder.exists(): print(f'{folder}: the prepared slices are damaged; they are made again')
         build_cache(folder, records, params, image, workers, progress)
-    return Slices(folder)
+    ready = Slices(folder)
+    for line in padding_lines(ready.index['records']):
+        print(line)
+    return ready
 
 def is_image(path) -> bool: return Path(path).name.lower().endswith(IMAGE_ENDINGS)
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .core import InputError, item_seed
-from .layouts import read_table, sidecar
+from .layouts import match_people, read_table, sidecar
 from .text import FIELDS, Metadata, field_of, find_encoder, pair_context, read_metadata
 
 # %% ../nbs/27_prompts.ipynb #a8b0e2b0
@@ -143,7 +143,22 @@ def wish(
 # %% ../nbs/27_prompts.ipynb #2eec4de6
 def beside(path) -> dict:
     "What a file's sidecar and its data set's participants.tsv say; {} if there is neither. Raises InputError for damaged ones."
-    path = Path(path).absolute()                                                    # not resolved: an annexed file is a link into .git
-    person = next((m[0] for v in (path.name, *reversed(path.parts[:-1])) if (m := re.match(r'sub-[A-Za-z0-9]+(?=_|$)', v))), path.name.split('_')[0])
-    tables = [q/'participants.tsv' for q in path.parents if (q/'participants.tsv').is_file()][:1]
-    return {**(read_table(tables[0], 'participant_id').get(person, {}) if tables else {}), **(sidecar(path) if str(path).endswith(('.nii', '.nii.gz')) else {})}
+    path = Path(path).absolute()  # not resolved: an annexed file is a link into .git
+    known = sidecar(path) if str(path).endswith(('.nii', '.nii.gz')) else {}
+    table = next(
+        (q / 'participants.tsv' for q in path.parents if (q / 'participants.tsv').exists()), None
+    )
+    if not table:
+        return known
+    named = (
+        re.match(r'sub-[A-Za-z0-9]+(?=_|$)', v) for v in (path.name, *reversed(path.parts[:-1]))
+    )
+    person = next((m[0] for m in named if m), re.split('[_.]', path.name)[0])
+    people = {
+        person,
+        *(q.name for q in table.parent.glob('sub-*') if q.is_dir()),
+    }  # the others: whose number is whose
+    return {
+        **match_people(read_table(table, 'participant_id'), people, table).get(person, {}),
+        **known,
+    }
