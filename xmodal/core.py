@@ -72,7 +72,7 @@ def project_root(
 
 # %% ../nbs/00_core.ipynb #a701e4f5
 def check_regular(path) -> Path:
-    "The path, if it is a regular file (or a link to one); else InputError. To be asked before anything is opened."
+    "The path of a regular file or a link to one, asked before opening; raises InputError."
     path = Path(path)
     try:
         mode = path.stat().st_mode

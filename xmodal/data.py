@@ -6,13 +6,13 @@
 __all__ = ['UNITS', 'PLANES', 'IMAGE_ENDINGS', 'NIFTI_ENDINGS', 'CACHE_FORMAT', 'SIDES', 'first_line', 'raw_header',
            'check_extensions', 'check_nifti', 'open_volume', 'check_gzip', 'check_to_the_end', 'load_volume',
            'header_concerns', 'unit_concern', 'size_concern', 'form_concern', 'plane_concern', 'open_dicom', 'resample',
-           'plane_grid', 'Window', 'padding_of', 'is_padding', 'window_of', 'check_rule', 'spline_order', 'to_plane',
-           'from_plane', 'load_image', 'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box',
-           'thinned', 'to_square', 'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record',
-           'with_tissue', 'overlap', 'meeting', 'padding_shares', 'prepare_volume', 'prepare_image', 'rigid',
-           'fingerprint', 'default_spacing', 'Slices', 'padding_lines', 'prepare', 'is_image', 'cache_is_whole',
-           'digest_of_file', 'digest_of_index', 'Prepared', 'write_slices', 'build_cache', 'unchanged',
-           'split_subjects', 'split_records']
+           'plane_grid', 'Window', 'padding_of', 'is_padding', 'window_of', 'padding_shares', 'some_values',
+           'binary_window', 'check_labels', 'check_rule', 'spline_order', 'to_plane', 'from_plane', 'load_image',
+           'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box', 'thinned', 'to_square',
+           'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record', 'with_tissue', 'overlap',
+           'meeting', 'prepare_volume', 'prepare_image', 'rigid', 'fingerprint', 'default_spacing', 'Slices',
+           'padding_lines', 'prepare', 'is_image', 'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared',
+           'write_slices', 'build_cache', 'unchanged', 'split_subjects', 'split_records']
 
 # %% ../nbs/11_data.ipynb #fe2195dc
 import contextlib, hashlib, json, math, re, shutil, warnings, zlib
@@ -315,7 +315,6 @@ class Window:
     def unscale(self, x):
         return (x + 1) * (self.hi - self.lo) / 2 + self.lo
 
-
 def padding_of(
     data,  # array in file units
     share=0.001,  # at least this share of the voxels has exactly this value
@@ -326,14 +325,12 @@ def padding_of(
     found, rest = [], np.asarray(data).ravel()
     while rest.size and len(found) < 4:
         value = next(
-            (v for v in (rest.min(), rest.max()) if is_padding(v, rest, share, low, high)), None
-        )
+            (v for v in (rest.min(), rest.max()) if is_padding(v, rest, share, low, high)), None)
         if value is None:
             break
         found.append(float(value))
         rest = rest[rest != value]
     return tuple(found)
-
 
 def is_padding(value, data, share, low, high) -> bool:
     "Is this extreme of `data` padding? The rule of `padding_of` for one value."
@@ -373,24 +370,10 @@ def window_of(
         if dtype is None or np.dtype(dtype).kind not in 'ub':
             raise InputError(
                 f"window rule 'dtype' needs unsigned integer images, got {dtype}; use percentile, "
-                f"minmax or LO:HI"
-            )
+                f"minmax or LO:HI")
         w = Window(0.0, 1.0 if np.dtype(dtype).kind == 'b' else float(np.iinfo(dtype).max))
     elif rule == 'binary':
-        v = np.unique(data)
-        if len(v) > 2 or v[0] != 0 and len(v) > 1:
-            raise InputError(
-                f"a binary mask has the value 0 and one other, this has "
-                f"{', '.join(f'{x:g}' for x in v[:6])}{' ...' if len(v) > 6 else ''}; threshold "
-                f"it (JPEG compression and smooth resizing leave such values behind), or use "
-                f"labels:LO:HI"
-            )
-        w = Window(
-            0.0,
-            255.0
-            if dtype is not None and np.dtype(dtype) == np.uint8 and v[-1] in (0, 255)
-            else float(v[-1]) or 1.0,
-        )
+        w = binary_window(data, dtype)
     else:
         try:
             lo, hi = map(float, str(rule).removeprefix('labels:').split(':'))
@@ -398,28 +381,45 @@ def window_of(
         except (ValueError, TypeError):
             raise InputError(
                 f"unknown window rule {rule!r}: use percentile, minmax, dtype, hu, binary, "
-                f"labels:0:4, or two numbers such as -1000:1000"
-            ) from None
+                f"labels:0:4, or two numbers such as -1000:1000") from None
         if str(rule).startswith('labels:'):
-            bad = np.unique(data[(data != np.round(data)) | (data < w.lo) | (data > w.hi)])
-            if bad.size:
-                raise InputError(
-                    f"labels must be whole numbers from {w.lo:g} to {w.hi:g}, this has "
-                    f"{', '.join(f'{x:g}' for x in bad[:6])}{' ...' if len(bad) > 6 else ''}; map "
-                    f"them, or widen the rule {rule}"
-                )
+            check_labels(data, w, rule)
     if not (np.isfinite([w.lo, w.hi]).all() and w.lo < w.hi):
         raise InputError(f'window rule {rule!r} gives the empty window {w.lo:g} to {w.hi:g}')
     return w
 
+# %% ../nbs/11_data.ipynb #b5fd7fba
+def padding_shares(data, pad) -> dict:
+    "Share of each padding value among the voxels, for the record of what was done."
+    return {f'{v:g}': round(float((data == v).mean()), 4) for v in pad}
+
+def some_values(v) -> str:
+    return ', '.join(f'{x:g}' for x in v[:6]) + (' ...' if len(v) > 6 else '')
+
+def binary_window(data, dtype) -> Window:
+    "0 to the one other value of a mask; raises InputError if there are more."
+    v = np.unique(data)
+    if len(v) > 2 or v[0] != 0 and len(v) > 1:
+        raise InputError(
+            f"a binary mask has the value 0 and one other, this has {some_values(v)}; threshold "
+            f"it (JPEG compression and smooth resizing leave such values behind), or use "
+            f"labels:LO:HI")
+    of_bytes = dtype is not None and np.dtype(dtype) == np.uint8 and v[-1] in (0, 255)
+    return Window(0.0, 255.0 if of_bytes else float(v[-1]) or 1.0)
+
+def check_labels(data, w, rule):
+    "Raise InputError for values that are no labels of the rule."
+    bad = np.unique(data[(data != np.round(data)) | (data < w.lo) | (data > w.hi)])
+    if bad.size:
+        raise InputError(
+            f"labels must be whole numbers from {w.lo:g} to {w.hi:g}, this has "
+            f"{some_values(bad)}; map them, or widen the rule {rule}")
 
 def check_rule(rule):
     "Raise InputError for a per-slice rule that is not one."
     if str(rule).startswith('slice:') and rule not in ('slice:minmax', 'slice:percentile'):
         raise InputError(
-            f"unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile"
-        )
-
+            f"unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile")
 
 def spline_order(rule) -> int:
     return 0 if str(rule).startswith('labels:') else 1
@@ -620,37 +620,28 @@ def overlap(img, affine, shape) -> float:
     ijk = (np.c_[pts, np.ones(len(pts))] @ (np.linalg.inv(img.affine) @ affine).T)[:, :3]
     return float(((ijk >= -0.5) & (ijk <= np.array(img.shape) - 0.5)).all(1).mean())
 
-
 def meeting(a, b) -> float:
     "Share of the smaller field of view that lies inside the other: 1 for a short MR stack within a long CT, 0 for scans that do not meet."
     return max(overlap(a, b.affine, b.shape), overlap(b, a.affine, a.shape))
 
 # %% ../nbs/11_data.ipynb #6e145e23
-def padding_shares(data, pad) -> dict:
-    "Share of each padding value among the voxels, for the record of what was done."
-    return {f'{v:g}': round(float((data == v).mean()), 4) for v in pad}
-
-
 def prepare_volume(r, p):
     "One volume pair -> scaled (n, 1, H, W) source and target slices, kept slice numbers, windows per volume or per slice, extras for the index."
     y, x0, rules, per_slice = (
         load_volume(r.source),
         load_volume(r.target),
         p['windows'],
-        [w.startswith('slice:') for w in p['windows']],
-    )
+        [w.startswith('slice:') for w in p['windows']])
     shift = rigid(y, x0) if p['register'] else np.eye(4)
     y_affine = shift @ y.affine  # registration moves the affine; voxels are interpolated once
     met = meeting(y, x0)
     if met < 0.5:
         raise InputError(
             f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
-            f'lost: check the two files in a viewer'
-        )
+            f'lost: check the two files in a viewer')
     wy, wx = (
         window_of(np.asarray(v.dataobj), 'minmax' if one else rule)
-        for v, rule, one in zip((y, x0), rules, per_slice)
-    )
+        for v, rule, one in zip((y, x0), rules, per_slice))
     target, affine = to_plane(x0, p['spacing'], p['size'], wx, spline_order(rules[1]))
     source = resample(
         wy.scale(np.asarray(y.dataobj, dtype=np.float32)),
@@ -658,8 +649,7 @@ def prepare_volume(r, p):
         affine,
         target.shape,
         fill=-1.0,
-        order=spline_order(rules[0]),
-    )
+        order=spline_order(rules[0]))
     windows = [[w] for w in (wy, wx)]
     filled = [padding_shares(np.asarray(v.dataobj), w.pad) for v, w in zip((y, x0), (wy, wx))]
     extra = {'padding': filled} if any(filled) else {}
@@ -673,16 +663,14 @@ def prepare_volume(r, p):
                     np.ones(x0.shape if k else y.shape, np.float32),
                     x0.affine if k else y_affine,
                     affine,
-                    target.shape,
-                )
+                    target.shape)
                 > 0.5
             )  # the padding is no part of a slice
             own = [
                 window_of(s[m], rules[k][6:])
                 if m.any() and s[m].min() < s[m].max()
                 else Window(float(s.min()), float(s.min()) + 1)
-                for s, m in zip(v, inside)
-            ]
+                for s, m in zip(v, inside)]
             v[:] = np.where(inside, np.stack([w.scale(s) for w, s in zip(own, v)]), -1.0)
             windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
     keep = np.flatnonzero(with_tissue(source, target, p['min_foreground']))
@@ -695,8 +683,7 @@ def prepare_volume(r, p):
         [[w[i] for i in keep] if len(w) > 1 else w for w in windows],
         [1, 1],
         ['float32', 'float32'],
-        extra,
-    )
+        extra)
 
 # %% ../nbs/11_data.ipynb #2c2f515b
 def prepare_image(r, p):
@@ -711,8 +698,7 @@ def prepare_image(r, p):
         fitted = (
             to_patches(w.scale(x), p['size'])
             if p['fit'] == 'patch'
-            else to_square(w.scale(x), p['size'], spline_order(rule))[None]
-        )
+            else to_square(w.scale(x), p['size'], spline_order(rule))[None])
         out.append(fitted)
         windows.append([w])
         shapes.append(x.shape[1:])
@@ -722,12 +708,10 @@ def prepare_image(r, p):
     if shapes[0] != shapes[1]:
         raise InputError(
             f'{r.source}: {shapes[0][0]} x {shapes[0][1]} pixels, but {r.target} has '
-            f'{shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size'
-        )
+            f'{shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size')
     y, x0 = (
         np.stack([match_channels(v, max(native), q) for v in x])
-        for x, q in zip(out, (r.source, r.target))
-    )
+        for x, q in zip(out, (r.source, r.target)))
     extra = {'padding': filled} if any(filled) else {}
     return y, x0, list(range(len(y))), windows, native, dtypes, extra
 
@@ -823,7 +807,7 @@ class Slices(Dataset):
 def padding_lines(
     infos,  # records of a cache's index
 ) -> list:  # lines of text; [] if no file holds padding
-    "What was taken for padding, and what became of it: one line for the sources, one for the targets."
+    "What was taken for padding and what became of it: a line for sources, one for targets."
     lines = []
     for k, side in enumerate(('source', 'target')):
         found = [(i[side], i['padding'][k]) for i in infos if i.get('padding') and i['padding'][k]]
@@ -833,8 +817,7 @@ def padding_lines(
         what = ', '.join(f'{v} ({share:.1%})' for v, share in shares.items())
         lines.append(
             f'note: padding in {len(found)} of {len(infos)} {side} files (first: {path}: {what}) '
-            f'is left out of the intensity window and set to its lower end'
-        )
+            f'is left out of the intensity window and set to its lower end')
     return lines
 
 # %% ../nbs/11_data.ipynb #3081295f

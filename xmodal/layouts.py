@@ -105,7 +105,6 @@ def check_table(path):
 def say_once(line: str):
     print(line)  # each line once per process
 
-
 def text_rows(path) -> tuple:
     "Rows of strings of a text table, and its separator; raises InputError."
     from csv import Error, reader
@@ -124,13 +123,11 @@ def text_rows(path) -> tuple:
         rows = list(reader(io.StringIO(text, newline=None), delimiter=mark))
     except Error as e:
         raise InputError(
-            f'{path}: cannot be read as a table ({first_line(e)}); save it again'
-        ) from None
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again') from None
     broken = next((k for k, row in enumerate(rows, 1) if any('\n' in cell for cell in row)), 0)
     if broken:
         raise InputError(
-            f'{path}, row {broken}: a quote is opened and never closed; repair the row'
-        )
+            f'{path}, row {broken}: a quote is opened and never closed; repair the row')
     return rows, mark
 
 # %% ../nbs/13_layouts.ipynb #3ace7700
@@ -165,8 +162,7 @@ def cell_text(v) -> str:
     return (
         f'{v:.0f}'
         if isinstance(v, float) and v == np.round(v) and abs(v) < 1e15
-        else str(v).strip()
-    )
+        else str(v).strip())
 
 # %% ../nbs/13_layouts.ipynb #a95e2341
 def table_rows(
@@ -195,15 +191,12 @@ def table_rows(
         if any(row[len(header) :]):
             raise InputError(
                 f'{path}, row {k}: more cells than the {len(header)} columns; quote cells that '
-                f'hold the separator'
-            )
+                f'hold the separator')
     if mark == ';':
         rows = [(k, decimal_points(path, row)) for k, row in rows]
     filled = [(k, row + [''] * len(header)) for k, row in rows[1:]]
     return [c for c in header if c], [
-        {'': k, **{c: v for c, v in zip(header, row) if c}} for k, row in filled
-    ]
-
+        {'': k, **{c: v for c, v in zip(header, row) if c}} for k, row in filled]
 
 def decimal_points(path, row) -> list:
     "Decimal commas of a table with semicolons as points; says so once."
@@ -224,10 +217,8 @@ def bids_file(folder, stem: str, want: str):
     if len(loose) > 1:
         raise InputError(
             f"{loose[0]}: {want} is ambiguous here ({', '.join(rest[p] for p in loose)}); name "
-            f"one of them as source or target"
-        )
+            f"one of them as source or target")
     return loose[0] if loose else None
-
 
 def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
     "Records of a BIDS data set."
@@ -247,11 +238,9 @@ def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
         n: next(
             iter(
                 sorted(
-                    root.glob(f'derivatives/*/{n.replace("_", "/")}/anat/{n}_desc-brain_mask.nii*')
-                )
+                    root.glob(f'derivatives/*/{n.replace("_", "/")}/anat/{n}_desc-brain_mask.nii*'))
             ),
-            None,
-        )
+            None)
         for n in sides[0]
     }
     return pair_up(
@@ -259,8 +248,7 @@ def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
         (source, target),
         root,
         allow_unpaired,
-        {n: dict(mask=m) for n, m in masks.items() if m},
-    )
+        {n: dict(mask=m) for n, m in masks.items() if m})
 
 # %% ../nbs/13_layouts.ipynb #88f2a0b4
 def read_json(path) -> dict:
@@ -279,9 +267,7 @@ def read_json(path) -> dict:
         return found
     raise InputError(
         f'{path}: holds {type(found).__name__} instead of names with values; '
-        'a sidecar reads like {"EchoTime": 0.1}'
-    )
-
+        'a sidecar reads like {"EchoTime": 0.1}')
 
 def sidecar(path) -> dict:
     "What the JSON files of BIDS say about a file: the one beside it, over those that it inherits from; {} if there are none. Raises InputError for damaged ones."
@@ -298,17 +284,14 @@ def sidecar(path) -> dict:
         q
         for folder in reversed(above)
         for q in sorted(
-            folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name)
-        )
+            folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name))
         if q.stem.split('_')[-1] == suffix
         and set(q.stem.split('_')[:-1]) <= set(entities)
-        and not is_litter(q.name)
-    ]
+        and not is_litter(q.name)]
     return {k: v for q in fits for k, v in read_json(q).items()}
 
 # %% ../nbs/13_layouts.ipynb #96c72a92
 UNKNOWN = ('', 'n/a', 'na', '#n/a', 'nan', 'null', 'none', '<na>')  # cells that say nothing
-
 
 def cell_value(text: str):
     "A cell's text as a whole number, a number, or itself; None if it says nothing."
@@ -318,9 +301,8 @@ def cell_value(text: str):
         return int(text)
     return float(text) if re.fullmatch(r'-?\d{0,15}\.?\d{1,15}(e-?\d{1,2})?', text, re.I) else text
 
-
 def read_table(path, key: str) -> dict:
-    "A table of people (tsv, csv, xls, xlsx) as key -> row; {} if it does not exist; InputError without the key column."
+    "A table of people as key -> row; {} if there is none; InputError without the column."
     path = Path(path)
     if not path.exists():
         return {}
@@ -345,28 +327,25 @@ def read_table(path, key: str) -> dict:
     if doubtful:
         names, some = (
             {n for n, _ in doubtful},
-            ', '.join(f'{n}: {k}' for n, k in sorted(doubtful)[:4]),
-        )
+            ', '.join(f'{n}: {k}' for n, k in sorted(doubtful)[:4]))
         say_once(
             f'{path}: {len(names)} names have several rows that disagree; what they disagree in '
             f'is left out '
-            f'({some}{" ..." if len(doubtful) > 4 else ""})'
-        )
+            f'({some}{" ..." if len(doubtful) > 4 else ""})')
     return found
 
 # %% ../nbs/13_layouts.ipynb #9b65f2bb
 def plain_id(name: str) -> str:
-    "What is left of an id when case, `sub-` and the form of a number are taken away: sub-001, 1 and 1.0 are '1'."
+    "An id without case, `sub-` and the form of its number: sub-001, 1 and 1.0 are '1'."
     bare = re.sub(r'^sub-', '', name.strip().lower())
     return str(int(float(bare))) if re.fullmatch(r'\d{1,15}(\.0*)?', bare) else bare
-
 
 def match_people(
     table: dict,  # from read_table
     names,  # people of the data set, as their folders are called
     path,  # of the table, for what is said
 ) -> dict:  # name -> row
-    "Rows of the people by name, or by what is left of it where that is unambiguous; says what was not matched exactly."
+    "Rows by name, or by `plain_id` where that is unambiguous; says what was not matched."
     rows, people = {}, {}
     for side, keys in ((rows, set(table)), (people, set(names))):
         for k in keys:
@@ -383,23 +362,19 @@ def match_people(
     if close:
         say_once(
             f'note: {path}: {len(close)} of {len(names)} ids were matched by their number or '
-            f'letters ({close[0]})'
-        )
+            f'letters ({close[0]})')
     if doubt:
         say_once(
             f'note: {path}: no row is {doubt[0]!r}, and {", ".join(rows[plain_id(doubt[0])])} '
-            f'could mean somebody else; nothing is known about {len(doubt)} of {len(names)} people'
-        )
+            f'could mean somebody else; nothing is known about {len(doubt)} of {len(names)} people')
     if table and lost:
         say_once(
             f'note: {path}: has no row for {len(lost)} of {len(names)} people (first: {lost[0]}; '
-            f'its first row is {next(iter(table))!r}); their age, sex and scanner stay unknown'
-        )
+            f'its first row is {next(iter(table))!r}); their age, sex and scanner stay unknown')
     return found
 
 # %% ../nbs/13_layouts.ipynb #c3b7e17b
 ixi_scanners = dict(Guys=('Philips', 1.5), HH=('Philips', 3.0), IOP=('GE', 1.5))
-
 
 def ixi_people(root) -> dict:
     "Age and sex of IXI's subjects from IXI.xls, .xlsx or .csv: IXI002 -> dict; {} if there is no table; raises InputError if a column is missing."
@@ -412,8 +387,7 @@ def ixi_people(root) -> dict:
     if lacks:
         raise InputError(
             f"{path}: has no column {lacks[0]!r}, only {', '.join(columns)}; take the table of "
-            f"the data set's page unchanged, or remove it"
-        )
+            f"the data set's page unchanged, or remove it")
     odd = []
     for key, row in read_table(path, 'IXI_ID').items():
         if not re.fullmatch(r'(IXI)?\d{1,6}(\.0*)?', key, re.I):
@@ -429,10 +403,8 @@ def ixi_people(root) -> dict:
     if odd:
         say_once(
             f'note: {path}: {len(odd)} rows have no number as IXI_ID (first: {odd[0]!r}) and are '
-            f'left out'
-        )
+            f'left out')
     return found
-
 
 def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
     "Records of IXI's own layout; meta: site, scanner, field strength, age, sex."
@@ -452,8 +424,7 @@ def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
                     scan=m[3],
                     **({'scanner': maker, 'field': tesla} if maker else {}),
                     **people.get(m[1], {}),
-                ),
-            )
+                ))
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #1fe7e61c
@@ -491,20 +462,17 @@ def pelvis(root, source='T2', target='CT', allow_unpaired=False, **_) -> list:
                 q
                 for q in sorted(patient.glob(f'*{want}.nii*'))
                 if re.fullmatch(rf'(.*_)?{re.escape(want)}\.nii(\.gz)?', q.name)
-                and not is_litter(q.name)
-            ]
+                and not is_litter(q.name)]
             if len(files) > 1:
                 raise InputError(
                     f'{files[0]}: {want} is ambiguous here ({", ".join(q.name for q in files)}); '
-                    f'keep one'
-                )
+                    f'keep one')
             path = files[0] if files else patient / want
             if path.exists():
                 side[patient.name] = (
                     patient.name,
                     path,
-                    dict(site=patient.name.split('_')[0], modality=want),
-                )
+                    dict(site=patient.name.split('_')[0], modality=want))
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #8187d381
@@ -514,21 +482,18 @@ def sentinel(root, source='s1', target='s2', allow_unpaired=False, **_) -> list:
     for want in (source, target):
         if want not in ('s1', 's2'):
             raise InputError(
-                f"SEN1-2 has s1 (SAR) and s2 (optical), not {want!r}; check source and target"
-            )
+                f"SEN1-2 has s1 (SAR) and s2 (optical), not {want!r}; check source and target")
     for side, want in zip(sides, (source, target)):
         for path in sorted(q for q in root.glob(f'ROIs*/{want}_*/*.png') if not is_litter(q.name)):
             m = re.fullmatch(rf'(ROIs\d+_[a-z]+)_{want}_(\d+)_p(\d+)\.png', path.name)
             if not m or path.parent.name != f'{want}_{m[2]}' or path.parent.parent.name != m[1]:
                 raise InputError(
                     f'{path}: the name does not fit its folder; SEN1-2 has '
-                    f'ROIs1158_spring/{want}_1/ROIs1158_spring_{want}_1_p30.png'
-                )
+                    f'ROIs1158_spring/{want}_1/ROIs1158_spring_{want}_1_p30.png')
             side[f'{m[1]}_{m[2]}_p{m[3]}'] = (
                 f'{m[1]}_{m[2]}',
                 path,
-                dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])),
-            )
+                dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])))
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #b58dc543
@@ -539,7 +504,6 @@ def subject_pattern(group):
     except re.error as e:
         raise InputError(f'group {group!r} is not a regular expression ({e})') from None
 
-
 def subject_of(path, pattern, group) -> str:
     "The subject that `group` finds in a file name, or the whole name without one; raises InputError if it finds none."
     if not pattern:
@@ -548,28 +512,24 @@ def subject_of(path, pattern, group) -> str:
     if not m or not m.groups() or not m[1]:
         raise InputError(
             f'{path}: group {group!r} does not find a subject in this name; it needs one group in '
-            f'parentheses that matches'
-        )
+            f'parentheses that matches')
     return m[1]
 
 # %% ../nbs/13_layouts.ipynb #2a74327f
 def image_files(folder, pattern='*') -> list:
-    "Sorted PNG and TIFF files in a folder, without litter; InputError that names the endings if it holds others only."
+    "PNG and TIFF files in a folder, without litter; InputError if it holds others only."
     found = [
         q
         for q in sorted(folder.glob(pattern))
-        if not any(map(is_litter, q.relative_to(folder).parts))
-    ]
+        if not any(map(is_litter, q.relative_to(folder).parts))]
     images = [q for q in found if q.name.lower().endswith(IMAGE_ENDINGS)]
     others = sorted({q.suffix.lower() or 'no ending' for q in found if q.is_file()})
     if others and not images:
         raise InputError(
             f"{folder}: holds {', '.join(others[:4])} files; images are read from "
             f"{', '.join(IMAGE_ENDINGS)}: "
-            'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes'
-        )
+            'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes')
     return images
-
 
 def pscde(root, source='image', target='mask', group=None, allow_unpaired=False, **_) -> list:
     "Records of PSCDE with its split: image/{train,val,test}/NAME.png beside mask/ or edge/."
@@ -578,8 +538,7 @@ def pscde(root, source='image', target='mask', group=None, allow_unpaired=False,
         if not (root / want).is_dir():
             raise InputError(
                 f'{root / want}: no such folder; PSCDE needs {source}/ and {target}/, each with '
-                f'train, val and test'
-            )
+                f'train, val and test')
         for path in image_files(root / want, '*/*'):
             split = path.parent.name
             if split not in ('train', 'val', 'test'):
@@ -588,18 +547,15 @@ def pscde(root, source='image', target='mask', group=None, allow_unpaired=False,
             if path.stem in side:
                 raise InputError(
                     f'{path}: {path.stem} is also in {splits[path.stem]["split"]}; an image '
-                    f'belongs to one side'
-                )
+                    f'belongs to one side')
             side[path.stem] = (
                 m[1] if m and not pattern else subject_of(path, pattern, group),
                 path,
-                {},
-            )
+                {})
             if splits.setdefault(path.stem, dict(split=split))['split'] != split:
                 raise InputError(
                     f'{path}: {path.stem} is in {splits[path.stem]["split"]} as {source} and in '
-                    f'{split} as {target}'
-                )
+                    f'{split} as {target}')
     return pair_up(*sides, (source, target), root, allow_unpaired, splits)
 
 # %% ../nbs/13_layouts.ipynb #519d5265
@@ -611,27 +567,23 @@ def folder(root, source='A', target='B', group=None, allow_unpaired=False, **_) 
         if not (root / want).is_dir():
             raise InputError(
                 f'{root / want}: no such folder; data set folder needs {root}/{source} and '
-                f'{root}/{target} (parameters source and target)'
-            )
+                f'{root}/{target} (parameters source and target)')
         for path in image_files(root / want):
             if path.stem in side:
                 raise InputError(
-                    f'{path}: {side[path.stem][1].name} has the same name; keep one of them'
-                )
+                    f'{path}: {side[path.stem][1].name} has the same name; keep one of them')
             side[path.stem] = (subject_of(path, pattern, group), path, {})
     if not pattern and sides[0]:
         print(
             f'note: without `group` each of the {len(sides[0])} files counts as a subject of its '
-            f'own; patches of one scene would then stand on both sides of the split'
-        )
+            f'own; patches of one scene would then stand on both sides of the split')
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #c2ef9d86
 PAIR_COLUMNS = ('source', 'target', 'subject', 'split', 'mask', 'name')
 
-
 def beside_table(path, line: int, column: str, said: str) -> Path:
-    "The file that a table of pairs names, relative to the table; backslashes of Windows are slashes. Raises InputError."
+    "The file that a table names, relative to it, also with backslashes; or InputError."
     for text in (said, said.replace('\\', '/')):
         there = path.parent / text
         try:
@@ -664,8 +616,7 @@ def pair_of(path, row: dict) -> Record:
     }  # age, sex, scanner: of the person or the visit
     sides = [
         {**both, **{k[7:]: v for k, v in meta.items() if k.startswith(f'{w}_')}}
-        for w in ('source', 'target')
-    ]
+        for w in ('source', 'target')]
     return Record(
         subject or name,
         name,
@@ -674,8 +625,7 @@ def pair_of(path, row: dict) -> Record:
         {**meta, **sides[0]},
         mask,
         row.get('split', ''),
-        sides[1],
-    )
+        sides[1])
 
 # %% ../nbs/13_layouts.ipynb #22068fb4
 def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
@@ -683,23 +633,20 @@ def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
     path = Path(root) / 'pairs.csv' if Path(root).is_dir() else Path(root)
     if not path.exists():
         raise InputError(
-            f'{path}: no such file; data set csv needs a table with the columns source and target'
-        )
+            f'{path}: no such file; data set csv needs a table with the columns source and target')
     columns, rows = table_rows(path, PAIR_COLUMNS)
     for c in ('source', 'target'):
         if c not in columns:
             raise InputError(
                 f"{path}: has no column {c!r}, only {', '.join(columns)}; the first line names "
-                f"the columns, separated by commas"
-            )
+                f"the columns, separated by commas")
     records, seen = [], {}
     for row in rows:
         r = pair_of(path, row)
         if r.name in seen:
             raise InputError(
                 f"{path}, line {row['']}: {r.name!r} is also in line {seen[r.name]}; give the "
-                f"pairs names of their own in a column name"
-            )
+                f"pairs names of their own in a column name")
         seen[r.name] = row['']
         records.append(r)
     if not records:
@@ -791,9 +738,7 @@ def check_one(dataset, root, source, target):
             continue
         raise InputError(
             f'{what} {name!r} names {len(several)} contrasts; only one {what} is possible today: '
-            f'give {several[0]!r}, and train a model of its own for {several[1]!r}'
-        )
-
+            f'give {several[0]!r}, and train a model of its own for {several[1]!r}')
 
 def find_records(
     dataset: str,  # row of `datasets`
@@ -818,21 +763,18 @@ def find_records(
     if str(root) == 'made' or (dataset == 'phantom' and not root):
         root, group = (
             made_root(dataset, n, seed, voxel, pixels, vary),
-            group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
-        )
+            group or (r'^(sub-\d+)_' if dataset == 'folder' else None))
     root = Path(root).expanduser() if root else project_root() / 'data' / dataset
     if not root.is_absolute() and not root.exists():
         root = project_root() / root  # a notebook's folder is not the project's
     if not (root.is_dir() or dataset == 'csv' and root.exists()):
         raise InputError(
             f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} '
-            f'or give its place as root. Data set phantom needs nothing'
-        )
+            f'or give its place as root. Data set phantom needs nothing')
     if root.is_dir() and not any(root.iterdir()):
         raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
     return d.reader(
-        root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired
-    )
+        root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #09546646
 @dataclass(frozen=True)
