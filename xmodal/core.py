@@ -262,6 +262,7 @@ def to_disk(path):
         finally:
             os.close(handle)
 
+# %% ../nbs/00_core.ipynb #126ba07a
 @contextlib.contextmanager
 def atomic(
     path, # the file or folder that shall exist afterwards, whole

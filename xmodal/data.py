@@ -746,7 +746,7 @@ def rigid(
     return np.linalg.inv(lps @ M @ lps)
 
 # %% ../nbs/11_data.ipynb #96a79a8f
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 def fingerprint(records, params:dict) -> str:
     "Twelve hex digits that change with the parameters and with any input file."

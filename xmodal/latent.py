@@ -147,6 +147,7 @@ def prediction_of(prior):
     try: return dict(epsilon='eps', v_prediction='v').get(json.loads(path.read_text(encoding='utf-8')).get('prediction_type', 'epsilon'))
     except (ValueError, AttributeError): raise InputError(f'{path}: not valid JSON; copy the prior again') from None
 
+# %% ../nbs/16_latent.ipynb #d058b6a1
 def read_prior(prior) -> dict:
     "Configurations of a prior: keywords `unet`, `vae`, `tokens` of LatentUNet."
     mend_torchvision()
