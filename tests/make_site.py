@@ -30,8 +30,8 @@ CHAPTERS = [ # title, first and last number of the notebooks
     ('Derivations', 0, 7),
     ('Data', 8, 15),
     ('Methods and networks', 16, 27),
-    ('Training', 30, 39),
-    ('Evaluation', 40, 49),
+    ('Training', 30, 38),
+    ('Evaluation', 39, 49),
     ('Use', 50, 69),
 ]
 MATHJAX = 'mathjax-of-this-site'
