@@ -195,6 +195,27 @@ def test_config_is_no_config(model, tmp_path, text):
     said(lambda: opened(folder), 'config.json')
 
 
+@pytest.mark.parametrize('part, key', [('data', k) for k in ('kind', 'size', 'source_window', 'target_window', 'channels')]
+                         + [('model', 'method'), ('model', 'channels')])
+def test_a_key_that_is_needed_is_missed(model, tmp_path, part, key):
+    folder = shutil.copytree(model, tmp_path/'edited')
+    config = json.loads((folder/'config.json').read_text())
+    del config[part][key]
+    (folder/'config.json').write_text(json.dumps(config))
+    said(lambda: opened(folder), 'config.json', key)
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    "Bytes that are not UTF-8 cannot stand in the notes of an output."
+    from xmodal.folders import file_tasks
+    (tmp_path/'in').mkdir()
+    for name in (b'\xff.nii', b'a.nii'):
+        (tmp_path/'in'/os.fsdecode(name)).write_bytes(b'')
+    tasks = file_tasks(tmp_path/'in', tmp_path/'out')
+    assert sorted(t.wrong != '' for t in tasks) == [False, True]
+    assert 'its name is no text' in next(t.wrong for t in tasks if t.wrong)
+
+
 def test_keys_of_later_versions_do_not_disturb(model, tmp_path):
     assert opened(edited(model, tmp_path, 'data', 'new', dict(a=[1])))[1]['data']['new'] == dict(a=[1])
 

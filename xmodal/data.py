@@ -310,10 +310,22 @@ class Window:
     def scale(self, v):
         if self.pad:
             v = np.where(np.isin(v, np.asarray(self.pad, dtype=v.dtype)), self.lo, v)
-        return 2 * (v - self.lo) / (self.hi - self.lo) - 1
+        if not isinstance(v, np.ndarray):
+            return 2 * (v - self.lo) / (self.hi - self.lo) - 1
+        out = v - float(self.lo)  # the same numbers in place: a large picture is not held four times
+        out *= 2
+        out /= self.hi - self.lo
+        out -= 1
+        return out
 
     def unscale(self, x):
-        return (x + 1) * (self.hi - self.lo) / 2 + self.lo
+        if not isinstance(x, np.ndarray):
+            return (x + 1) * (self.hi - self.lo) / 2 + self.lo
+        out = x + 1.0
+        out *= self.hi - self.lo
+        out /= 2
+        out += self.lo
+        return out
 
 def padding_of(
     data,  # array in file units

@@ -247,7 +247,7 @@ def check_model_section(config, path):
     m = config['model']
     if not is_text(m.get('method')):
         refuse_value(path, 'model.method', 'the name of a method', m.get('method'))
-    if not is_count(m.get('channels', 1), 1024):
+    if not is_count(m.get('channels'), 1024):
         refuse_value(path, 'model.channels', 'a whole number from 1 to 1024', m.get('channels'))
     for key in ('net', 'bridge', 'scale'):
         if not isinstance(m.get(key) or {}, dict):

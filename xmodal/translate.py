@@ -226,7 +226,6 @@ def told(d, known=None, target=None):
         if not isinstance(v, str) and not seen[0]*(1 - 1e-6) <= v <= seen[1]*(1 + 1e-6): warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
     return pair
 
-
 # %% ../nbs/50_translate.ipynb #80ee0d66
 def sampling(config, steps=None, tau=None, **options) -> dict:
     "Arguments of `draw`: what was asked for, else what the model folder says. Raises InputError for impossible ones."
@@ -374,8 +373,11 @@ class TargetUnits:
         "Scaled answers in units and type of the target."
         v, kind = self.window.unscale(x), np.dtype(self.dtype)
         if self.kind == 'binary': v = np.where(x > 0, self.hi, self.lo)
-        if kind.kind in 'iu': v = np.clip(np.round(v), np.iinfo(kind).min, np.iinfo(kind).max)
-        if self.lo is not None or self.hi is not None: v = np.clip(v, self.lo, self.hi)
+        v = np.asarray(v)
+        if kind.kind in 'iu':
+            np.round(v, out=v)
+            np.clip(v, np.iinfo(kind).min, np.iinfo(kind).max, out=v)
+        if self.lo is not None or self.hi is not None: np.clip(v, self.lo, self.hi, out=v)
         return v.astype(kind)
 
     def spread(self, x) -> np.ndarray:
