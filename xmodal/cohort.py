@@ -8,7 +8,7 @@ __all__ = ['SUBJECT', 'ENDINGS', 'OTHER_ENDINGS', 'KINDS', 'bare', 'stem_of', 'v
            'check_grids', 'one_channel', 'fixed_window', 'truth_window', 'read_case', 'is_stated', 'hu_rule', 'survey',
            'check_spans', 'notes_on', 'left_out', 'slices_of', 'check_cases', 'evaluate_cases', 'evaluate_mask_cases',
            'as_stack', 'mask_notes', 'MaskCoding', 'mask_coding', 'grey_coding', 'values_text', 'mask_remedy',
-           'check_labels', 'read_masks', 'error_by_label', 'calibration']
+           'check_classes', 'read_masks', 'error_by_label', 'calibration']
 
 # %% ../nbs/45_cohort.ipynb #eabea0e0
 import re, warnings
@@ -21,7 +21,7 @@ from .core import InputError
 from xmodal.data import (
     IMAGE_ENDINGS, NIFTI_ENDINGS, Window, is_image, load_image, load_volume, window_of,
 )
-from .faults import facts_of, find_faults
+from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases
 from .masks import mask_protocol, measure_labels
 from .protocols import Evaluation, evaluate
@@ -344,7 +344,7 @@ def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list
         w = truth_window(c, truth, window)
         v = fixed_window(pred_window) or w
         source = None if c.source is None else read_one(c.source, constant=True)[0]
-        out.append(facts_of(
+        out.append(facts_beside_truth(
             c.name, c.subject, pred[0], truth[0], source, truth[1], not is_image(c.truth),
             (v.hi - v.lo, w.hi - w.lo)))
     return out
@@ -477,7 +477,7 @@ def evaluate_mask_cases(
     def every():
         for c in tqdm(cases, desc='measuring masks', disable=not progress, leave=False):
             p, t, step = read_masks(c, classes, coding)
-            facts.append(facts_of(c.name, c.subject, as_stack(p, volume), as_stack(t, volume), volume=volume))
+            facts.append(facts_beside_truth(c.name, c.subject, as_stack(p, volume), as_stack(t, volume), volume=volume))
             agree.append(float((p == t).mean()))
             yield p, t, c.subject, step
     df = measure_cases(every(), lambda p, t, step: measure_labels(p, t, step, tolerance, classes))
@@ -584,7 +584,7 @@ def mask_remedy(found) -> str:
     whole = len(found) <= 16 and (found == np.round(found)).all()
     return 'name the values of a label map with classes (--classes 1:name,2:name)' if whole else 'threshold it (JPEG compression and smooth resizing leave such values behind), or is it a grey image?'
 
-def check_labels(v, path, classes):
+def check_classes(v, path, classes):
     "Raise InputError naming the value if an array holds anything that is no label of `classes`."
     found, counts = np.unique(v, return_counts=True)
     broken = found[found != np.round(found)]
@@ -607,7 +607,7 @@ def read_masks(case, classes=None, coding=None):
     step = None if t[2] is None else tuple(np.sqrt((t[2].affine[:3, :3]**2).sum(0))[::-1])
     if classes:
         for path, v in ((case.pred, p[0]), (case.truth, t[0])):
-            check_labels(v, path, classes)
+            check_classes(v, path, classes)
         flat = lambda v, path: v if step is not None else one_channel(v, path)
         return flat(p[0], case.pred).astype(int), flat(t[0], case.truth).astype(int), step
     coding = coding or mask_coding([case])
