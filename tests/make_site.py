@@ -38,7 +38,12 @@ MATHJAX = 'mathjax-of-this-site'
 FONT = ('<script type="text/x-mathjax-config">MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], imageFont: null, '
         'preferredFont: null, webFont: "STIX-Web"}})</script>\n')     # the fonts that the package brings
 ENTRY = ['train.ipynb', 'evaluate.ipynb', 'translate.ipynb']
+PAGES = {'Evaluation': ['evidence.ipynb']}       # pages of a chapter that have no number
 MORE_CSS = """
+.md-typeset .jp-RenderedHTMLCommon th, .md-typeset table:not([class]) th { min-width: 0 }
+.md-typeset table:not([class]) th, .md-typeset table:not([class]) td { padding: .35em .7em }
+.jupyter-wrapper .jp-RenderedText pre { white-space: pre; overflow-x: auto }
+.jupyter-wrapper .jp-OutputArea-output td { white-space: nowrap }
 .md-grid { max-width: 76rem }
 .jupyter-wrapper .jp-RenderedHTMLCommon, .jupyter-wrapper .jp-Cell { max-width: 100% }
 .jupyter-wrapper .jp-OutputArea-output { overflow-x: auto; max-height: none }
@@ -204,6 +209,7 @@ def navigation(titles) -> list:
         pages = take(inside)
         if chapter == 'Use':
             pages = take(ENTRY) + pages
+        pages += take(PAGES.get(chapter, []))
         if pages:
             nav.append({chapter: pages})
     results = sorted(n for n in left if n.startswith('experiments/results/'))

@@ -393,9 +393,18 @@ def test_contrasts_without_direction_accuse_nobody(tmp_path):
     assert not of(r, 'error', 'exchanged') and 'exchanged roles may go unnoticed' in ' '.join(of(r, 'warning', 'sight'))
 
 
-def test_what_a_header_says_against_itself_is_passed_on(tmp_path, monkeypatch):
-    import xmodal.data
-    monkeypatch.setattr(xmodal.data, 'header_concerns', lambda img: ['units are metres'], raising=False)
-    r = check('bids', people(tmp_path), size=16, progress=False)
-    text, = of(r, 'warning', 'header')
-    assert 'units are metres (and 3 more files)' in text and 'sub-01_T1w.nii.gz' in text
+@pytest.mark.parametrize('zooms, harm, level, words', [
+    ((3, 3, 3), lambda img: img.header.set_xyzt_units('meter'), 'error', 'lengths in'),
+    ((1, 1, 1), lambda img: (img.set_sform(np.eye(4), 1), img.set_qform(np.diag([2., 2, 5, 1]), 1)), 'error', 'pixdim'),
+    ((6, 1, 1), lambda img: None, 'warning', 'sagittal'),
+])
+def test_what_a_header_says_against_itself_is_said(tmp_path, zooms, harm, level, words):
+    "Real headers: what cannot be right stops a training, as it stops a translation; the rest is said."
+    root = people(tmp_path)
+    for path in root.rglob('*.nii.gz'):
+        img = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.diag([*map(float, zooms), 1.]))
+        harm(img)
+        nib.save(img, path)
+    report = check('bids', root, size=16, progress=False)
+    text = next(t for t in of(report, level, 'header') if words in t)
+    assert '(and ' in text and '.nii.gz' in text

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-import xmodal.data
 from .core import InputError, item_seed, show_grid
 from .data import (
+    header_concerns,
     check_rule,
     default_spacing,
     is_image,
@@ -139,10 +139,9 @@ def fine_picture(x):
     v = v - ndimage.gaussian_filter(v, 1.5)
     return ((v - v.mean()) / max(v.std(), 1e-6)).ravel().astype(np.float16)
 
-def concerns_of(path) -> list:
-    "What the header of a volume says against itself, as lines; DICOM is left to its reader."
-    ask = vars(xmodal.data).get('header_concerns')
-    return list(ask(open_volume(path))) if ask and not path.is_dir() else []
+def concerns_of(path) -> list:  # (cannot be right?, what)
+    "What the header of a volume says against itself; DICOM is left to its reader."
+    return [] if path.is_dir() else header_concerns(open_volume(path))
 
 # %% ../nbs/14_check.ipynb #8aa242cd
 def some_of(use, n=5):
@@ -190,7 +189,7 @@ def look_at_volumes(r) -> tuple:
     some = np.s_[::2, ::2, ::2]
     alike = yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
     same = alike and np.corrcoef(yv[some].ravel(), xv[some].ravel())[0, 1] > 0.9995
-    said = [(path, text) for path in (r.source, r.target) for text in concerns_of(path)]
+    said = [(path, *found) for path in (r.source, r.target) for found in concerns_of(path)]
     return dict(
         facts,
         channels=(1, 1),
@@ -735,11 +734,12 @@ def find_padding(looked, report):
         report.add('warning', 'padding',
             f"{getattr(worst['r'], side)}: padding ({shares} of the values){more}; {fate}")
     said = {}
-    for path, text in (c for d in looked for c in d['concerns']):
-        said.setdefault(text, []).append(path)
-    for text, paths in said.items():
+    every = [c for d in looked for c in d['concerns']]
+    for path, wrong, text in every:
+        said.setdefault((wrong, text), []).append(path)
+    for (wrong, text), paths in said.items():
         more = f' (and {len(paths) - 1} more files)' if len(paths) > 1 else ''
-        report.add('warning', 'header', f"{paths[0]}: {text.removeprefix(f'{paths[0]}: ')}{more}")
+        report.add('error' if wrong else 'warning', 'header', f'{paths[0]}: {text}{more}')
 
 # %% ../nbs/14_check.ipynb #99d75394
 def find_strays(looked, report):
