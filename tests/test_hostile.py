@@ -173,6 +173,9 @@ WRONG += [('data', 'grids', v) for v in (5, {'2': 3}, {'2': {'grid': [0, 1]}}, {
 WRONG += [('data', 'target_windows', {'T2w': [3, 1]}), ('data', 'source_values', {'mean': [1]}), ('data', 'target_dtype', 'object'),
           ('data', 'kind', ['volume']), ('data', 'kind', 'film'), ('data', 'text', {'by': 'both'}), ('data', 'text', [1]), ('data', 'source', 5)]
 WRONG += [('model', 'method', v) for v in (5, ['cdtsde'], 'magic', None)]
+WRONG += [('data', 'fit', v) for v in ('Patch', 'patches', None, 7, NAN, [], {}, True)]
+WRONG += [('data', 'target_reach', v) for v in (NAN, 'x', -1, BIG, [NAN, NAN], [5000, -5000], ['a', 'b'], {}, '', None, True)]
+WRONG += [('data', 'target_window_rule', v) for v in ('x', 'slice:x', 'percentiles', 5)]
 WRONG += [('model', 'channels', v) for v in (0, -1, 10**9, 1.5, '1', [1], True)]
 WRONG += [('model', 'net', v) for v in (5, [1], {'ch': 10**9}, {'ch': -8}, {'ch': 'x'}, {'ch': 8, 'mults': [1]*99}, {'mults': [10**6]}, {'layers': 10**9},
                                         {'ch': 60000, 'mults': [1, 60000]}, {'ch': 8, 'mults': []}, {'ch': NAN}, {'ch': 8, 'mults': 'ab'}, {'colour': 1})]
@@ -214,6 +217,23 @@ def test_a_name_that_is_no_text(tmp_path):
     tasks = file_tasks(tmp_path/'in', tmp_path/'out')
     assert sorted(t.wrong != '' for t in tasks) == [False, True]
     assert 'its name is no text' in next(t.wrong for t in tasks if t.wrong)
+
+
+@pytest.mark.parametrize('change, key', [
+    (dict(target_window_rule='-1000:2000', target_window=[1., 2.]), 'target_window'),
+    (dict(target_window_rule='hu', target_window=[0., 1.]), 'target_window'),
+    (dict(target_window_rule='labels:0:3', target_window=[0., 4.]), 'target_window'),
+    (dict(kind='volume', spacing=1., channels=[1, 2]), 'channels'),
+    (dict(target_window_rule='dtype', target_window=[0., 255.], target_dtype='int8'), 'target_dtype'),
+    (dict(target_window_rule='dtype', target_window=[0., 255.], target_dtype='bool'), 'target_dtype'),
+])
+def test_config_contradicts_itself(model, tmp_path, change, key):
+    "Values that are possible one by one, and not together."
+    folder = shutil.copytree(model, tmp_path/'edited')
+    config = json.loads((folder/'config.json').read_text())
+    config['data'].update(change)
+    (folder/'config.json').write_text(json.dumps(config))
+    said(lambda: opened(folder), 'config.json', f'data.{key}')
 
 
 def test_keys_of_later_versions_do_not_disturb(model, tmp_path):
