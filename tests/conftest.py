@@ -16,13 +16,7 @@ def pytest_configure(config):
     for flag, why in FLAGS.items(): config.addinivalue_line('markers', f'{flag}: {why}; runs only with --{flag}')
 
 
-LOOSE = {'test_derivations', 'test_experiments', 'test_project'}   # no test needs another: they fill the gaps between the files
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.path.stem not in LOOSE:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))   # a file's fixtures are made once
         for flag, why in FLAGS.items():
             if flag in item.keywords and not config.getoption(f'--{flag}'): item.add_marker(pytest.mark.skip(reason=f'{why}: run with --{flag}'))

@@ -323,9 +323,9 @@ def plan(
     if p.accumulate > 1 and m.adversarial: raise InputError(f'accumulate = {p.accumulate}: method {p.method} has critics, which look at a whole batch; use accumulate 1 and a smaller batch')
     recipe_of(p, p.method)
     p.run, p.nfe = project_root()/'runs'/p.name, calls(p.method, p.sample_steps, **p.sampler_options)
-    check_name(p)
     p.targets = names(p.target) or [datasets[p.dataset].target if p.dataset in datasets else '']           # several: one model for several directions, told apart by the target's prompt
     if len(p.targets) > 1 and p.text not in ('target', 'both', 'cross_attention'): raise InputError(f'one model for the targets {p.target} has to be told which is wanted; use text both (or method metadb)')
+    check_name(p)
     say(f'method {p.method}: {m.about}\n{p.sample_steps} steps, {p.nfe} network calls per image' + (f' (the paper: {m.paper_steps} steps)' if m.paper_steps else '') + f'\nresults go to runs/{p.name}')
     return p
 

@@ -111,7 +111,7 @@ def lr_at(
 ) -> float:
     "Linear warm-up, then cosine to a tenth of the peak, or constant."
     warm = min(r.warmup, max(1, r.steps//10))
-    if step < warm: return r.lr*(step + 1)/warm
+    if warm and step < warm: return r.lr*(step + 1)/warm
     if r.schedule == 'constant': return r.lr
     return r.lr*(0.55 + 0.45*math.cos(math.pi*(step - warm)/max(1, r.steps - warm)))
 
