@@ -142,7 +142,7 @@ def find_few_values(facts, stated=False) -> list:
         f'the largest of all truths is {top:g}, less than half of the range of {facts[0].kind} '
         f'(0 to {full}):'
             f' decibels count from the full range and come out {gain:.0f} dB too high;'
-            f' state the range that is used: --window 0:{hi}']
+            f' state the range of your data, such as --window 0:{hi}']
 
 # %% ../nbs/39_faults.ipynb #716d6ed4
 scales = {v: k for k, v in {
