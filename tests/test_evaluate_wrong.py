@@ -91,6 +91,7 @@ GREY = dict(
     mirrored=(lambda p, i: p[:, ::-1], 'mirrored left-right (6 of 6'),
     flipped=(lambda p, i: p[::-1], 'flipped up-down (6 of 6'),
     turned=(lambda p, i: np.rot90(p), 'turned by 270 degrees (6 of 6'),
+    transposed=(lambda p, i: p.T, 'transposed (rows and columns exchanged) (6 of 6'),
     one_mirrored=(lambda p, i: p[:, ::-1] if i == 2 else p, 'sub-02_1: the translation fits its truth better mirrored'),
     shifted=(lambda p, i: np.roll(p, 5, 1), '+0 rows and -5 columns (6 of 6'),
     half=(lambda p, i: p/2, '(about 1/2) times the truth (6 of 6'),

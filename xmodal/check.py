@@ -70,7 +70,8 @@ def best_shift(a, b, reach=8):
 
 # %% ../nbs/14_check.ipynb #ae58d517
 flips = {'mirrored left-right': lambda v: v[..., ::-1], 'flipped up-down': lambda v: v[..., ::-1, :], 'turned by 180 degrees': lambda v: v[..., ::-1, ::-1],
-         'turned by 90 degrees': lambda v: np.rot90(v, 1, (-2, -1)), 'turned by 270 degrees': lambda v: np.rot90(v, 3, (-2, -1)), 'reversed slice order': lambda v: v[::-1]}
+         'turned by 90 degrees': lambda v: np.rot90(v, 1, (-2, -1)), 'turned by 270 degrees': lambda v: np.rot90(v, 3, (-2, -1)), 'reversed slice order': lambda v: v[::-1],
+         'transposed (rows and columns exchanged)': lambda v: v.swapaxes(-2, -1)}
 
 def best_flip(a, b):
     "The flip of the target that fits best, and the information it gains over none, in nats, each at its best small shift."
