@@ -22,7 +22,7 @@ class InputError(ValueError):
 
 # %% ../nbs/00_core.ipynb #7c4890be
 LIMITS = dict(
-    voxels=2**28,      # of a volume
+    voxels=2**27,      # of a volume
     values=2**27,      # of a picture: rows x columns x channels
     rows=10**6,        # of a table
     columns=4096,      # of a table
