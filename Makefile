@@ -5,11 +5,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env train test smoke export html readme figures clean
+.PHONY: help env train test smoke export format html clean
 help:
 	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde (again: go on, or only measure)"
 	@echo "make test    make the environment, run every unflagged test"
 	@echo "make smoke   the main job in its smallest form (well under a minute)"
+	@echo "make format  ruff over notebooks and tests, 100 columns; make test asks that it changes nothing"
 	@echo "make export  notebooks -> xmodal/*.py and README.md, outputs cleaned of noise"
 
 env: $(READY)
@@ -36,6 +37,9 @@ export: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/make_readme.py
 	$(BIN)/python tests/make_cards.py
+
+format: $(READY)
+	$(BIN)/ruff format .
 
 html: $(READY)
 	$(BIN)/python tests/make_site.py

@@ -1,22 +1,34 @@
 "Flags of the pytest side, the same words as `tst_flags` in settings.ini: an unflagged run needs a CPU, no data and a few minutes."
+
 import os
 
-for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(name, '1')  # read when torch is imported
+# read when torch is imported
+for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+    os.environ.setdefault(name, '1')
 
 import pytest
 
-FLAGS = {'slow': 'takes minutes', 'gpu': 'needs a CUDA device', 'real': 'needs real data on this machine'}
+FLAGS = {
+    'slow': 'takes minutes',
+    'gpu': 'needs a CUDA device',
+    'real': 'needs real data on this machine',
+}
 
 
 def pytest_addoption(parser):
-    for flag, why in FLAGS.items(): parser.addoption(f'--{flag}', action='store_true', help=f'also run tests marked {flag}: {why}')
+    for flag, why in FLAGS.items():
+        parser.addoption(
+            f'--{flag}', action='store_true', help=f'also run tests marked {flag}: {why}'
+        )
 
 
 def pytest_configure(config):
-    for flag, why in FLAGS.items(): config.addinivalue_line('markers', f'{flag}: {why}; runs only with --{flag}')
+    for flag, why in FLAGS.items():
+        config.addinivalue_line('markers', f'{flag}: {why}; runs only with --{flag}')
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
         for flag, why in FLAGS.items():
-            if flag in item.keywords and not config.getoption(f'--{flag}'): item.add_marker(pytest.mark.skip(reason=f'{why}: run with --{flag}'))
+            if flag in item.keywords and not config.getoption(f'--{flag}'):
+                item.add_marker(pytest.mark.skip(reason=f'{why}: run with --{flag}'))

@@ -1,8 +1,9 @@
 """Make data/NAME.md from the cards of nbs/15_cards.ipynb.
 
-    python tests/make_cards.py            write the files
-    python tests/make_cards.py --check    exit 1 with one line if a file is not what would be written
+python tests/make_cards.py            write the files
+python tests/make_cards.py --check    exit 1 with one line if a file is not what would be written
 """
+
 import sys
 from pathlib import Path
 
@@ -13,11 +14,27 @@ HEAD = '<!-- Made from nbs/15_cards.ipynb by tests/make_cards.py: edit the noteb
 def stale(root=ROOT) -> list:
     "Names of cards whose file differs from the notebook's text."
     from xmodal.cards import cards
-    return [name for name, card in cards.items() if not (root/'data'/f'{name}.md').is_file() or (root/'data'/f'{name}.md').read_text(encoding='utf-8') != HEAD + card.markdown(name)]
+
+    return [
+        name
+        for name, card in cards.items()
+        if not (root / 'data' / f'{name}.md').is_file()
+        or (root / 'data' / f'{name}.md').read_text(encoding='utf-8') != HEAD + card.markdown(name)
+    ]
 
 
 if __name__ == '__main__':
     old = stale()
-    if '--check' in sys.argv[1:]: sys.exit(f'data/{old[0]}.md is not what nbs/15_cards.ipynb says: run python tests/make_cards.py' if old else 0)
+    if '--check' in sys.argv[1:]:
+        sys.exit(
+            f'data/{old[0]}.md is not what nbs/15_cards.ipynb says: run python tests/make_cards.py'
+            if old
+            else 0
+        )
     from xmodal.cards import cards
-    for name in old: (ROOT/'data'/f'{name}.md').write_text(HEAD + cards[name].markdown(name), encoding='utf-8'); print(f'data/{name}.md')
+
+    for name in old:
+        (ROOT / 'data' / f'{name}.md').write_text(
+            HEAD + cards[name].markdown(name), encoding='utf-8'
+        )
+        print(f'data/{name}.md')

@@ -5,10 +5,13 @@
 papermill finds, checks and injects the parameters as ever; only the kernel is replaced, by `exec` in a fresh namespace for each notebook. Each row is trained for a
 few steps, and then started again with `resume`, which must find it finished and unchanged. The report maps each method to '' or to what went wrong.
 """
+
 import json, sys, time, traceback
 from pathlib import Path
 
-import matplotlib; matplotlib.use('Agg')
+import matplotlib
+
+matplotlib.use('Agg')
 import papermill
 from papermill.engines import Engine, papermill_engines
 
@@ -16,39 +19,78 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class OneProcess(Engine):
-    "Executes the cells of a notebook in this process; `figures` counts the figures that it left open."
+    """Executes the cells of a notebook in this process; `figures` counts the figures that it left
+    open.
+    """
+
     figures = 0
+
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **kw):
         import matplotlib.pyplot as plt
         from IPython.display import display
-        space = {'__name__': '__main__', 'display': display}                              # what a kernel has without an import
+
+        space = {'__name__': '__main__', 'display': display}  # what a kernel has without an import
         plt.close('all')
         for index, cell in enumerate(nb_man.nb.cells):
-            if cell.cell_type != 'code': continue
+            if cell.cell_type != 'code':
+                continue
             nb_man.cell_start(cell, index)
-            exec(compile(cell.source, f"{Path(nb_man.nb.metadata.get('papermill', {}).get('input_path', 'notebook')).name}, cell {index}", 'exec'), space)
+            exec(
+                compile(
+                    cell.source,
+                    f'{Path(nb_man.nb.metadata.get("papermill", {}).get("input_path", "notebook")).name},'
+                    f' cell {index}',
+                    'exec',
+                ),
+                space,
+            )
             nb_man.cell_complete(cell, index)
         cls.figures = len(plt.get_fignums())
         plt.close('all')
 
 
 def execute(notebook, cwd=ROOT, **parameters) -> int:
-    "A notebook with parameters, by papermill in this process; the number of its figures. What it raises is raised here."
+    """A notebook with parameters, by papermill in this process; the number of its figures.
+
+    What it raises is raised here.
+    """
     import warnings
+
     said = warnings.formatwarning
-    try: papermill.execute_notebook(notebook, None, parameters=parameters, engine_name='one', kernel_name='python3', progress_bar=False, cwd=cwd)
-    finally: warnings.formatwarning = said
+    try:
+        papermill.execute_notebook(
+            notebook,
+            None,
+            parameters=parameters,
+            engine_name='one',
+            kernel_name='python3',
+            progress_bar=False,
+            cwd=cwd,
+        )
+    finally:
+        warnings.formatwarning = said
     return OneProcess.figures
 
 
 def row(method, run):
     "Train, then resume; raises if the second start changed the weights."
-    words = dict(method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4)
-    start = lambda **more: execute(ROOT/'nbs'/'train.ipynb', **words, **more)
-    run = ROOT/'runs'/run
-    def weights(): return {f.relative_to(run): f.read_bytes() for part in ('model', 'checkpoints') for f in (run/part).rglob('*.safetensors')}
-    start(overwrite=True); first = weights(); (run/'model'/'model.safetensors').unlink()
+    words = dict(
+        method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4
+    )
+    start = lambda **more: execute(ROOT / 'nbs' / 'train.ipynb', **words, **more)
+    run = ROOT / 'runs' / run
+
+    def weights():
+        return {
+            f.relative_to(run): f.read_bytes()
+            for part in ('model', 'checkpoints')
+            for f in (run / part).rglob('*.safetensors')
+        }
+
+    start(overwrite=True)
+    first = weights()
+    (run / 'model' / 'model.safetensors').unlink()
     start(resume=True)
     assert weights() == first, 'a finished run, started again with resume, gave other weights'
 
@@ -60,7 +102,14 @@ if __name__ == '__main__':
     for pair in sys.argv[2:]:
         method, run = pair.split('=')
         begun = time.perf_counter()
-        try: row(method, run); report[method] = ''
-        except Exception: report[method] = traceback.format_exc()[-3000:]
-        print(f'{method:16s} {time.perf_counter() - begun:5.1f} s {"failed" if report[method] else ""}', flush=True)
+        try:
+            row(method, run)
+            report[method] = ''
+        except Exception:
+            report[method] = traceback.format_exc()[-3000:]
+        print(
+            f'{method:16s} {time.perf_counter() - begun:5.1f} s'
+            f' {"failed" if report[method] else ""}',
+            flush=True,
+        )
     Path(sys.argv[1]).write_text(json.dumps(report))

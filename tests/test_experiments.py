@@ -1,20 +1,27 @@
 "Every experiment that has a smoke mode, run by papermill in it: all of them that have the parameter, so a new one needs no line here."
+
 import re, shutil
 from pathlib import Path
 
 import pytest
 
-from run_rows import execute                                                              # papermill without a kernel of its own: imports are paid for once
+from run_rows import execute  # papermill without a kernel of its own: imports are paid for once
 
 ROOT = Path(__file__).resolve().parents[1]
-MORE = dict(compare=dict(methods='all'))                                                 # every row, although the default compares a selection
-EXPERIMENTS = sorted(f.stem for f in (ROOT/'nbs'/'experiments').glob('*.ipynb') if re.search(r'"smoke = False', f.read_text()))
+MORE = dict(compare=dict(methods='all'))  # every row, although the default compares a selection
+EXPERIMENTS = sorted(
+    f.stem
+    for f in (ROOT / 'nbs' / 'experiments').glob('*.ipynb')
+    if re.search(r'"smoke = False', f.read_text())
+)
 
 
 @pytest.mark.parametrize('name', EXPERIMENTS)
 def test_an_experiment_runs_in_its_smallest_form(name, tmp_path):
-    notebook = ROOT/'nbs'/'experiments'/f'{name}.ipynb'
+    notebook = ROOT / 'nbs' / 'experiments' / f'{name}.ipynb'
     named = dict(name=f'test-{name}') if re.search(r'"name = ', notebook.read_text()) else {}
-    try: figures = execute(notebook, cwd=tmp_path, smoke=True, **named, **MORE.get(name, {}))
-    finally: shutil.rmtree(ROOT/'runs'/f'test-{name}', ignore_errors=True)
-    assert figures >= 1                                                                   # it ends with figures, not with silence
+    try:
+        figures = execute(notebook, cwd=tmp_path, smoke=True, **named, **MORE.get(name, {}))
+    finally:
+        shutil.rmtree(ROOT / 'runs' / f'test-{name}', ignore_errors=True)
+    assert figures >= 1  # it ends with figures, not with silence

@@ -2,6 +2,7 @@
 
 The whole site is built by `make html`; here the slow half of it, the stage, runs on a copy of this project, and mkdocs on a small one.
 """
+
 import re
 import shutil
 import sys
@@ -13,27 +14,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import make_site
 from make_readme import Problem
-from test_project import ROOT, copy_project, template, write      # noqa: F401  (template is a fixture)
+from test_project import ROOT, copy_project, template, write  # noqa: F401  (template is a fixture)
 
 
 @pytest.fixture
-def small(template, tmp_path):                                            # noqa: F811
-    return Path(shutil.copytree(template, tmp_path/'small'))
+def small(template, tmp_path):  # noqa: F811
+    return Path(shutil.copytree(template, tmp_path / 'small'))
 
 
 def test_the_documentation_stage_runs_over_all_notebooks(tmp_path):
-    copy, docs = copy_project(ROOT, tmp_path/'copy'), tmp_path/'docs'
+    copy, docs = copy_project(ROOT, tmp_path / 'copy'), tmp_path / 'docs'
     docs.mkdir()
-    nav = make_site.pages(copy, docs)                                     # stops if a cell raises, mixes, or a link is dead
+    nav = make_site.pages(copy, docs)  # stops if a cell raises, mixes, or a link is dead
     made = {p.relative_to(docs) for p in docs.rglob('*.ipynb')}
-    assert made == {p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
-    assert [next(iter(chapter)) for chapter in nav][:4] == ['Start', 'Derivations', 'Data', 'Methods and networks']
-    text = (docs/'01_bridge.ipynb').read_text(encoding='utf-8')
+    assert made == {
+        p.relative_to(ROOT / 'nbs')
+        for p in (ROOT / 'nbs').rglob('*.ipynb')
+        if '.ipynb_checkpoints' not in p.parts
+    }
+    assert [next(iter(chapter)) for chapter in nav][:4] == [
+        'Start',
+        'Derivations',
+        'Data',
+        'Methods and networks',
+    ]
+    text = (docs / '01_bridge.ipynb').read_text(encoding='utf-8')
     assert '### diffuse' in text and '#|' not in text and '_modidx' not in text
 
 
 def mixed(root):
-    write(root, '20_x.ipynb', ('markdown', '# x'), ('code', '#| export\ny = 1'), ('code', 'import os\nz = os.sep'))
+    write(
+        root,
+        '20_x.ipynb',
+        ('markdown', '# x'),
+        ('code', '#| export\ny = 1'),
+        ('code', 'import os\nz = os.sep'),
+    )
 
 
 def raises(root):
@@ -41,7 +57,12 @@ def raises(root):
 
 
 def dead(root):
-    write(root, '20_x.ipynb', ('markdown', '# x\n\n> x\n\ntext'), ('markdown', '[gone](21_gone.ipynb)'))
+    write(
+        root,
+        '20_x.ipynb',
+        ('markdown', '# x\n\n> x\n\ntext'),
+        ('markdown', '[gone](21_gone.ipynb)'),
+    )
 
 
 def homeless(root):
@@ -59,25 +80,35 @@ HARMS = [
 @pytest.mark.parametrize('harm, says', HARMS, ids=[h.__name__ for h, _ in HARMS])
 def test_a_fault_stops_the_documentation(harm, says, small, tmp_path):
     harm(small)
-    (tmp_path/'docs').mkdir()
+    (tmp_path / 'docs').mkdir()
     with pytest.raises(Problem, match=re.escape(says)):
-        make_site.pages(small, tmp_path/'docs')
+        make_site.pages(small, tmp_path / 'docs')
 
 
 def test_a_small_site_stands_by_itself(small):
     cells = [('code', '#| hide\nsecret = 1'), ('code', '#| eval: false\nshown = 2')]
-    write(small, 'index.ipynb', ('markdown', '# small\n\nSee [low](00_low.ipynb) and ![a](images/a.png): $x^2$.'), *cells)
-    make_site.build(small, small/'_docs')
-    page = (small/'_docs/00_low.html').read_text(encoding='utf-8')
-    start = (small/'_docs/index.html').read_text(encoding='utf-8')
-    assert (small/'_docs/mathjax/MathJax.js').is_file() and 'mathjax/MathJax.js?config=' in page
+    write(
+        small,
+        'index.ipynb',
+        ('markdown', '# small\n\nSee [low](00_low.ipynb) and ![a](images/a.png): $x^2$.'),
+        *cells,
+    )
+    make_site.build(small, small / '_docs')
+    page = (small / '_docs/00_low.html').read_text(encoding='utf-8')
+    start = (small / '_docs/index.html').read_text(encoding='utf-8')
+    assert (small / '_docs/mathjax/MathJax.js').is_file() and 'mathjax/MathJax.js?config=' in page
     assert '>one' in page and '#|' not in page and 'secret' not in start and 'shown' in start
-    assert 'href="00_low.html"' in start and (small/'_docs/images/a.png').is_file()
-    assert (small/'_docs/search/search_index.json').is_file()
-    (small/'_docs/10_high.html').unlink()
-    assert any('10_high.html: there is no such file' in c for c in make_site.dead_links(small/'_docs'))
-    shutil.copyfile(small/'_docs/00_low.html', small/'_docs/10_high.html')
-    with open(small/'_docs/10_high.html', 'a', encoding='utf-8') as f:
+    assert 'href="00_low.html"' in start and (small / '_docs/images/a.png').is_file()
+    assert (small / '_docs/search/search_index.json').is_file()
+    (small / '_docs/10_high.html').unlink()
+    assert any(
+        '10_high.html: there is no such file' in c for c in make_site.dead_links(small / '_docs')
+    )
+    shutil.copyfile(small / '_docs/00_low.html', small / '_docs/10_high.html')
+    with open(small / '_docs/10_high.html', 'a', encoding='utf-8') as f:
         f.write('<script src="https://cdn.example.org/x.js"></script><a href="#nowhere">x</a>')
-    found = '\n'.join(make_site.dead_links(small/'_docs'))
-    assert 'loads https://cdn.example.org/x.js' in found and '#nowhere: there is no such place' in found
+    found = '\n'.join(make_site.dead_links(small / '_docs'))
+    assert (
+        'loads https://cdn.example.org/x.js' in found
+        and '#nowhere: there is no such place' in found
+    )

@@ -18,100 +18,154 @@ from .generators import fir_half, norm_layer, pad_to, small_init, up_block
 # %% ../nbs/22_adversaries.ipynb #bac93cdf
 class PatchCritic(nn.Module):
     "PatchGAN: (B, cin, H, W) -> one logit per patch, (B, 1, H', W')."
-    def __init__(self,
-        cin:int,             # channels of what is judged, source included
-        ch:int=64,           # width of the first layer
-        layers:int=3,        # layers of stride 2; 3: patches of 70 pixels
-        norm:str='instance', # 'instance', 'batch' or 'none'
+
+    def __init__(
+        self,
+        cin: int,  # channels of what is judged, source included
+        ch: int = 64,  # width of the first layer
+        layers: int = 3,  # layers of stride 2; 3: patches of 70 pixels
+        norm: str = 'instance',  # 'instance', 'batch' or 'none'
     ):
         super().__init__()
-        if layers < 1 or ch < 1: raise ValueError(f'layers and ch must be 1 or more, got layers={layers}, ch={ch}')
-        w, bias = [ch*min(2**i, 8) for i in range(layers + 1)], norm != 'batch'
-        blocks = [nn.Conv2d(cin, w[0], 4, 2, 1), nn.LeakyReLU(.2)]
+        if layers < 1 or ch < 1:
+            raise ValueError(f'layers and ch must be 1 or more, got layers={layers}, ch={ch}')
+        w, bias = [ch * min(2**i, 8) for i in range(layers + 1)], norm != 'batch'
+        blocks = [nn.Conv2d(cin, w[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
-            blocks += [nn.Conv2d(w[i - 1], w[i], 4, 2 if i < layers else 1, 1, bias=bias), norm_layer(norm, w[i]), nn.LeakyReLU(.2)]
+            blocks += [
+                nn.Conv2d(w[i - 1], w[i], 4, 2 if i < layers else 1, 1, bias=bias),
+                norm_layer(norm, w[i]),
+                nn.LeakyReLU(0.2),
+            ]
         self.net = small_init(nn.Sequential(*blocks, nn.Conv2d(w[-1], 1, 4, 1, 1)))
 
-    def forward(self, x): return self.net(x)
+    def forward(self, x):
+        return self.net(x)
+
 
 def halvings(
-    size:int,  # pixels of the shorter side
-    most:int,  # what the paper has: 3 for a PatchCritic, 6 for a TimeCritic
+    size: int,  # pixels of the shorter side
+    most: int,  # what the paper has: 3 for a PatchCritic, 6 for a TimeCritic
 ) -> int:
     "How often a critic may halve an image so that at least 4x4 of it are left to judge."
     return max(1, min(most, int(math.log2(size)) - 2))
 
-
 # %% ../nbs/22_adversaries.ipynb #46eef5ad
 def minibatch_std(
-    h,           # (B, C, H, W)
-    group:int=4, # largest group size; the largest divisor of B up to it is used
-):               # (B, C + 1, H, W)
-    "StyleGAN's extra channel: mean over features and places of the standard deviation over the group."
+    h,  # (B, C, H, W)
+    group: int = 4,  # largest group size; the largest divisor of B up to it is used
+):  # (B, C + 1, H, W)
+    """StyleGAN's extra channel: mean over features and places of the standard deviation over the
+    group.
+    """
     n = next(g for g in range(min(group, len(h)), 0, -1) if len(h) % g == 0)
     v = h.reshape(n, -1, *h.shape[1:])
     s = (v.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3), keepdim=True)
     return torch.cat([h, s.repeat(n, 1, *h.shape[2:])], 1)
 
+
 class CriticBlock(nn.Module):
     "Halving residual block with a time embedding."
-    def __init__(self, cin:int, cout:int, temb:int):
+
+    def __init__(self, cin: int, cout: int, temb: int):
         super().__init__()
-        self.conv1, self.time, self.conv2, self.skip = nn.Conv2d(cin, cout, 3, 1, 1), nn.Linear(temb, cout), nn.Conv2d(cout, cout, 3, 1, 1), nn.Conv2d(cin, cout, 1, bias=False)
+        self.conv1, self.time, self.conv2, self.skip = (
+            nn.Conv2d(cin, cout, 3, 1, 1),
+            nn.Linear(temb, cout),
+            nn.Conv2d(cout, cout, 3, 1, 1),
+            nn.Conv2d(cin, cout, 1, bias=False),
+        )
         nn.init.zeros_(self.conv2.weight)
+
     def forward(self, h, e):
-        v = self.conv1(nnf.leaky_relu(h, .2)) + self.time(e)[..., None, None]
-        return (self.conv2(fir_half(nnf.leaky_relu(v, .2))) + self.skip(fir_half(h)))/math.sqrt(2)
+        v = self.conv1(nnf.leaky_relu(h, 0.2)) + self.time(e)[..., None, None]
+        return (self.conv2(fir_half(nnf.leaky_relu(v, 0.2))) + self.skip(fir_half(h))) / math.sqrt(
+            2
+        )
 
 # %% ../nbs/22_adversaries.ipynb #7d8a2990
 class TimeCritic(nn.Module):
     "Judges a pair of states: (x_s, x_t, t) -> (B,) logits."
-    def __init__(self,
-        channels:int=1, # C of one state
-        ch:int=64,      # first width
-        blocks:int=6,   # halvings
-        group:int=4,    # of the minibatch standard deviation; 1: none
-        temb:int=256,   # length of the time embedding
-        patch:bool=False, # True: one logit for each place left after the halvings, (B, H', W')
+
+    def __init__(
+        self,
+        channels: int = 1,  # C of one state
+        ch: int = 64,  # first width
+        blocks: int = 6,  # halvings
+        group: int = 4,  # of the minibatch standard deviation; 1: none
+        temb: int = 256,  # length of the time embedding
+        patch: bool = False,  # True: one logit for each place left after the halvings, (B, H', W')
     ):
         super().__init__()
         mend_torchvision()
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-        if blocks < 1 or ch < 1 or group < 1: raise ValueError(f'blocks, ch and group must be 1 or more, got blocks={blocks}, ch={ch}, group={group}')
-        w = [ch*min(2**i, 4) for i in range(blocks + 1)]
-        self.patch, self.group, self.wave, self.embed = patch, group, Timesteps(temb, flip_sin_to_cos=False, downscale_freq_shift=1), TimestepEmbedding(temb, temb)
-        self.enter = nn.Conv2d(2*channels, w[0], 1)
+
+        if blocks < 1 or ch < 1 or group < 1:
+            raise ValueError(
+                f'blocks, ch and group must be 1 or more, got blocks={blocks}, ch={ch},'
+                f' group={group}'
+            )
+        w = [ch * min(2**i, 4) for i in range(blocks + 1)]
+        self.patch, self.group, self.wave, self.embed = (
+            patch,
+            group,
+            Timesteps(temb, flip_sin_to_cos=False, downscale_freq_shift=1),
+            TimestepEmbedding(temb, temb),
+        )
+        self.enter = nn.Conv2d(2 * channels, w[0], 1)
         self.blocks = nn.ModuleList([CriticBlock(a, b, temb) for a, b in zip(w, w[1:])])
         self.last, self.out = nn.Conv2d(w[-1] + 1, w[-1], 3, 1, 1), nn.Linear(w[-1], 1)
 
     def forward(self, x_s, x_t, t):
         "x_s, x_t: (B, C, H, W); t: (B,) in [0, 1]."
-        e = nnf.leaky_relu(self.embed(self.wave(1000*t).to(x_s.dtype)), .2)
-        h, _ = pad_to(torch.cat([x_s, x_t], 1), 2**len(self.blocks))
+        e = nnf.leaky_relu(self.embed(self.wave(1000 * t).to(x_s.dtype)), 0.2)
+        h, _ = pad_to(torch.cat([x_s, x_t], 1), 2 ** len(self.blocks))
         h = self.enter(h)
-        for block in self.blocks: h = block(h, e)
-        h = nnf.leaky_relu(self.last(minibatch_std(h, self.group)), .2)
-        return self.out(h.permute(0, 2, 3, 1))[..., 0] if self.patch else self.out(h.sum((2, 3)))[:, 0]
-
+        for block in self.blocks:
+            h = block(h, e)
+        h = nnf.leaky_relu(self.last(minibatch_std(h, self.group)), 0.2)
+        return (
+            self.out(h.permute(0, 2, 3, 1))[..., 0] if self.patch else self.out(h.sum((2, 3)))[:, 0]
+        )
 
 # %% ../nbs/22_adversaries.ipynb #21971464
-def residual(width:int, norm:str):
-    "The inside of a residual block: reflection, convolution, normalisation, ReLU, and again without ReLU."
+def residual(width: int, norm: str):
+    """The inside of a residual block: reflection, convolution, normalisation, ReLU, and again
+    without ReLU.
+    """
     half = lambda: [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), norm_layer(norm, width)]
     return nn.Sequential(*half(), nn.ReLU(), *half())
 
+
 class ResnetTranslator(nn.Module):
     "CycleGAN's generator: (B, C, H, W) -> the same shape, in (-1, 1)."
-    def __init__(self, channels:int=1, ch:int=64, blocks:int=6, norm:str='instance'):
+
+    def __init__(self, channels: int = 1, ch: int = 64, blocks: int = 6, norm: str = 'instance'):
         super().__init__()
-        if ch < 1 or blocks < 0: raise ValueError(f'ch must be 1 or more and blocks 0 or more, got ch={ch}, blocks={blocks}')
+        if ch < 1 or blocks < 0:
+            raise ValueError(
+                f'ch must be 1 or more and blocks 0 or more, got ch={ch}, blocks={blocks}'
+            )
         step = lambda conv, w: nn.Sequential(conv, norm_layer(norm, w), nn.ReLU())
-        self.enter = nn.Sequential(nn.ReflectionPad2d(3), step(nn.Conv2d(channels, ch, 7), ch), step(nn.Conv2d(ch, 2*ch, 3, 2, 1), 2*ch), step(nn.Conv2d(2*ch, 4*ch, 3, 2, 1), 4*ch))
-        self.blocks = nn.ModuleList([residual(4*ch, norm) for _ in range(blocks)])
-        self.leave = nn.Sequential(up_block(4*ch, 2*ch, norm), up_block(2*ch, ch, norm), nn.ReflectionPad2d(3), nn.Conv2d(ch, channels, 7), nn.Tanh())
+        self.enter = nn.Sequential(
+            nn.ReflectionPad2d(3),
+            step(nn.Conv2d(channels, ch, 7), ch),
+            step(nn.Conv2d(ch, 2 * ch, 3, 2, 1), 2 * ch),
+            step(nn.Conv2d(2 * ch, 4 * ch, 3, 2, 1), 4 * ch),
+        )
+        self.blocks = nn.ModuleList([residual(4 * ch, norm) for _ in range(blocks)])
+        self.leave = nn.Sequential(
+            up_block(4 * ch, 2 * ch, norm),
+            up_block(2 * ch, ch, norm),
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(ch, channels, 7),
+            nn.Tanh(),
+        )
         small_init(self)
+
     def forward(self, y):
         h, (rows, cols) = pad_to(y, 4)
         h = self.enter(h)
-        for block in self.blocks: h = h + block(h)
+        for block in self.blocks:
+            h = h + block(h)
         return self.leave(h)[..., :rows, :cols]

@@ -21,22 +21,61 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, already, atomic, item_seed
-from .phantom import (AIR, CSF, DEEP, GM, VENT, WM, Anatomy, Subject, anatomy, at, bias_field, cavity, cerebrum, density, dump, ellipsoid, field, inside,
-    inversion_recovery, number, paint, people, place, protocol, rician, smax, smin, soft, spin_echo, spoiled_gradient, t1_ms, t2_ms, table, tissues, tube, voxel_sizes)
+from xmodal.phantom import (
+    AIR,
+    CSF,
+    DEEP,
+    GM,
+    VENT,
+    WM,
+    Anatomy,
+    Subject,
+    anatomy,
+    at,
+    bias_field,
+    cavity,
+    cerebrum,
+    density,
+    dump,
+    ellipsoid,
+    field,
+    inside,
+    inversion_recovery,
+    number,
+    paint,
+    people,
+    place,
+    protocol,
+    rician,
+    smax,
+    smin,
+    soft,
+    spin_echo,
+    spoiled_gradient,
+    t1_ms,
+    t2_ms,
+    table,
+    tissues,
+    tube,
+    voxel_sizes,
+)
 
 # %% ../nbs/12_bodies.ipynb #dfacf4ff
-commissure = (-119.5, 134., 68.)     # where the anterior commissure lies in the atlas, mm
+commissure = (-119.5, 134.0, 68.0)  # where the anterior commissure lies in the atlas, mm
+
 
 def brats_grid(
-    voxel:float=1., # edge of the cubic voxel in mm, 1 to 8
-):                  # shape and affine
+    voxel: float = 1.0,  # edge of the cubic voxel in mm, 1 to 8
+):  # shape and affine
     "The grid of all BraTS files; a coarser one fills the same 240 x 240 x 155 mm."
-    if not number(voxel, 1, 8): raise InputError(f'voxel {voxel!r}: give a voxel size of 1 to 8 mm')
-    affine = np.diag([-voxel, -voxel, voxel, 1.])
-    affine[:3, 3] = .5 - voxel/2, 239.5 - voxel/2, voxel/2 - .5
-    return tuple(round(n/voxel) for n in (240, 240, 155)), affine
+    if not number(voxel, 1, 8):
+        raise InputError(f'voxel {voxel!r}: give a voxel size of 1 to 8 mm')
+    affine = np.diag([-voxel, -voxel, voxel, 1.0])
+    affine[:3, 3] = 0.5 - voxel / 2, 239.5 - voxel / 2, voxel / 2 - 0.5
+    return tuple(round(n / voxel) for n in (240, 240, 155)), affine
 
-def upright(s:Subject) -> Anatomy:
+
+def upright(s: Subject) -> Anatomy:
     "The anatomy of a subject in the pose of the atlas."
     return replace(anatomy(s), rotation=np.eye(3, dtype=np.float32), offset=np.float32(commissure))
 
@@ -44,441 +83,823 @@ def upright(s:Subject) -> Anatomy:
 NEC, ENH, OEDEMA, BLOOD = range(len(tissues), len(tissues) + 4)
 kinds = (*tissues, 'necrosis', 'enhancing', 'oedema', 'blood')
 
+
 @dataclass(frozen=True, eq=False)
 class Glioma:
     "A brain with one tumour; lengths in mm in the standard head. Made by `glioma`."
-    geo:Anatomy                                      # the brain, in the pose of the atlas
-    centre:np.ndarray; radii:np.ndarray; turn:tuple  # of the tumour; yaw and pitch in degrees
-    rim:float; reach:float; push:float               # thickness of the rim, reach of the oedema, share of the way to the centre that tissue has been pushed
-    lobes:np.ndarray; fine:np.ndarray                # lattices of 4 and 2 mm: shape, unrest
-    arrival:np.ndarray|None = None                   # lattice of 3 mm around the centre: how far from the tumour through white matter
 
-def seat(geo:Anatomy, rng) -> np.ndarray: # (3,) mm
+    geo: Anatomy  # the brain, in the pose of the atlas
+    centre: np.ndarray
+    radii: np.ndarray
+    turn: tuple  # of the tumour; yaw and pitch in degrees
+    # thickness of the rim, reach of the oedema, share of the way to the centre that tissue has been
+    # pushed
+    rim: float
+    reach: float
+    push: float
+    lobes: np.ndarray
+    fine: np.ndarray  # lattices of 4 and 2 mm: shape, unrest
+    # lattice of 3 mm around the centre: how far from the tumour through white matter
+    arrival: np.ndarray | None = None
+
+
+def seat(geo: Anatomy, rng) -> np.ndarray:  # (3,) mm
     "A place for a tumour: white matter of the cerebrum, clear of midline and skull."
-    p = np.stack(np.meshgrid(np.arange(-54, 55, 6.), np.arange(-76, 50, 6.), np.arange(-8, 49, 6.), indexing='ij')).reshape(3, -1).astype(np.float32)
+    p = (
+        np.stack(
+            np.meshgrid(
+                np.arange(-54, 55, 6.0),
+                np.arange(-76, 50, 6.0),
+                np.arange(-8, 49, 6.0),
+                indexing='ij',
+            )
+        )
+        .reshape(3, -1)
+        .astype(np.float32)
+    )
     p = p[:, np.abs(p[0]) > 16]
     cav = cavity(p)
-    white = inside(geo, p, 0*p, 8., cav)[WM]
-    good = np.flatnonzero((white > .75) & (cerebrum(geo, p, cav) < -13) & (p[2] > -6 - .25*p[1]*(p[1] < 0)))
+    white = inside(geo, p, 0 * p, 8.0, cav)[WM]
+    good = np.flatnonzero(
+        (white > 0.75) & (cerebrum(geo, p, cav) < -13) & (p[2] > -6 - 0.25 * p[1] * (p[1] < 0))
+    )
     return p[:, rng.choice(good)] + rng.uniform(-2, 2, 3).astype(np.float32)
 
 # %% ../nbs/12_bodies.ipynb #96c85e4b
-def pushed(t:Glioma, p, cav):
+def pushed(t: Glioma, p, cav):
     "Where the tissue found at `p` (3, N) would be without the tumour."
     v = p - t.centre[:, None]
-    s = np.float32(12 + 2*t.radii.mean())
-    return p - v*(np.float32(t.push)*np.exp(-(v*v).sum(0)/s**2)*np.clip(-cav/14, 0, 1))
+    s = np.float32(12 + 2 * t.radii.mean())
+    return p - v * (np.float32(t.push) * np.exp(-(v * v).sum(0) / s**2) * np.clip(-cav / 14, 0, 1))
 
 # %% ../nbs/12_bodies.ipynb #e2265fe4
-def core(t:Glioma, p, q, cav):
+def core(t: Glioma, p, q, cav):
     "Signed distances (N,) to the outer surface of the tumour and to its necrosis."
-    size = np.float32(t.radii.mean()/16)
-    d = ellipsoid(p, t.centre, t.radii, *t.turn) + size*(2.6*at(t.lobes, p, 4.) + 1.*at(t.fine, p, 2.))
-    d = smax(d, 2.5 - np.sign(t.centre[0])*q[0], 3)
+    size = np.float32(t.radii.mean() / 16)
+    d = ellipsoid(p, t.centre, t.radii, *t.turn) + size * (
+        2.6 * at(t.lobes, p, 4.0) + 1.0 * at(t.fine, p, 2.0)
+    )
+    d = smax(d, 2.5 - np.sign(t.centre[0]) * q[0], 3)
     d = smax(d, cerebrum(t.geo, q, cav) + 1.5, 3)
-    rim = np.float32(t.rim)*np.exp(.55*at(t.lobes, p + np.float32(57), 4.) + .4*at(t.fine, p + np.float32(31), 2.))
+    rim = np.float32(t.rim) * np.exp(
+        0.55 * at(t.lobes, p + np.float32(57), 4.0) + 0.4 * at(t.fine, p + np.float32(31), 2.0)
+    )
     return d, d + np.maximum(rim, 1.4)
 
 # %% ../nbs/12_bodies.ipynb #78349745
-box = 66.      # mm, half the side of the lattice of paths
+box = 66.0  # mm, half the side of the lattice of paths
 
-def paths(t:Glioma) -> np.ndarray: # (45, 45, 45) float32, mm of white matter, at most 90
+
+def paths(t: Glioma) -> np.ndarray:  # (45, 45, 45) float32, mm of white matter, at most 90
     "Length of the easiest way from the tumour to each point of the lattice."
     from scipy.ndimage import gaussian_filter
     from skimage.graph import MCP_Geometric
-    n = int(2*box/3) + 1
-    p = (np.indices((n,)*3, dtype=np.float32)*3 - np.float32(box)).reshape(3, -1) + t.centre[:, None]
-    cav = cavity(p); out = np.full(n**3, 90, np.float32)
-    i = np.flatnonzero(cav < 0); p, cav = p[:, i], cav[i]
-    q = pushed(t, p, cav)
-    ease = np.full(n**3, .02, np.float32); ease[i] += inside(t.geo, q, 0*q, 3., cav)[WM]**2
-    seeds = i[core(t, p, q, cav)[0] < 0]
-    cost, _ = MCP_Geometric(1/ease.reshape(n, n, n)).find_costs([np.unravel_index(k, (n,)*3) for k in seeds])
-    return gaussian_filter(np.minimum(3*cost, 90).astype(np.float32), .6)
 
-def along(t:Glioma, p):
+    n = int(2 * box / 3) + 1
+    p = (np.indices((n,) * 3, dtype=np.float32) * 3 - np.float32(box)).reshape(3, -1) + t.centre[
+        :, None
+    ]
+    cav = cavity(p)
+    out = np.full(n**3, 90, np.float32)
+    i = np.flatnonzero(cav < 0)
+    p, cav = p[:, i], cav[i]
+    q = pushed(t, p, cav)
+    ease = np.full(n**3, 0.02, np.float32)
+    ease[i] += inside(t.geo, q, 0 * q, 3.0, cav)[WM] ** 2
+    seeds = i[core(t, p, q, cav)[0] < 0]
+    cost, _ = MCP_Geometric(1 / ease.reshape(n, n, n)).find_costs(
+        [np.unravel_index(k, (n,) * 3) for k in seeds]
+    )
+    return gaussian_filter(np.minimum(3 * cost, 90).astype(np.float32), 0.6)
+
+
+def along(t: Glioma, p):
     "Path length (N,) in mm from the tumour to the points `p`."
     from scipy.ndimage import map_coordinates
-    return map_coordinates(t.arrival, [(a - c + np.float32(box))/3 for a, c in zip(p, t.centre)], order=1, mode='nearest', output=np.float32, prefilter=False)
+
+    return map_coordinates(
+        t.arrival,
+        [(a - c + np.float32(box)) / 3 for a, c in zip(p, t.centre)],
+        order=1,
+        mode='nearest',
+        output=np.float32,
+        prefilter=False,
+    )
 
 # %% ../nbs/12_bodies.ipynb #980ed87d
 @lru_cache(4)
-def glioma(s:Subject) -> Glioma:
+def glioma(s: Subject) -> Glioma:
     "The tumour of a subject."
     rng, geo = np.random.default_rng(item_seed(s.seed, 'glioma')), upright(s)
-    radii = rng.uniform(11, 23)*np.exp(rng.normal(0, .16, 3))
-    t = Glioma(geo, seat(geo, rng), radii.clip(9, 27).astype(np.float32), (rng.uniform(-90, 90), rng.uniform(-40, 40)),
-               rim=rng.uniform(2.2, 5.), reach=rng.uniform(10, 32), push=rng.uniform(.25, .6), lobes=field(rng, 34., 4., 64, .4), fine=field(rng, 13., 2., 64, .4))
+    radii = rng.uniform(11, 23) * np.exp(rng.normal(0, 0.16, 3))
+    t = Glioma(
+        geo,
+        seat(geo, rng),
+        radii.clip(9, 27).astype(np.float32),
+        (rng.uniform(-90, 90), rng.uniform(-40, 40)),
+        rim=rng.uniform(2.2, 5.0),
+        reach=rng.uniform(10, 32),
+        push=rng.uniform(0.25, 0.6),
+        lobes=field(rng, 34.0, 4.0, 64, 0.4),
+        fine=field(rng, 13.0, 2.0, 64, 0.4),
+    )
     return replace(t, arrival=paths(t))
 
 # %% ../nbs/12_bodies.ipynb #6fe1bc92
-vessels = (((3, -6, -16, 1.5), (20, -2, -15, 1.4), (36, 2, -12, 1.3), (39, -12, -4, 1.1), (37, -30, 6, .8)),      # middle cerebral
-           ((4, -6, -15, 1.2), (1.6, 14, -13, 1.2), (1.4, 36, -4, 1.), (1.4, 34, 14, 1.), (1.4, 16, 28, .8)),      # anterior cerebral
-           ((0, -14, -52, 1.9), (0, -11, -26, 1.7), (1, -13, -16, 1.4), (18, -24, -14, 1.), (22, -48, -6, .8)),    # basilar, posterior cerebral
-           ((2, -6, 13, 1.), (2, -34, 10, 1.4), (0, -43, 10, 2.2), (0, -58, 4, 2.2), (0, -88, -4, 2.4)))           # inner veins, straight sinus
+# middle cerebral
+vessels = (
+    (
+        (3, -6, -16, 1.5),
+        (20, -2, -15, 1.4),
+        (36, 2, -12, 1.3),
+        (39, -12, -4, 1.1),
+        (37, -30, 6, 0.8),
+    ),
+    # anterior cerebral
+    (
+        (4, -6, -15, 1.2),
+        (1.6, 14, -13, 1.2),
+        (1.4, 36, -4, 1.0),
+        (1.4, 34, 14, 1.0),
+        (1.4, 16, 28, 0.8),
+    ),
+    # basilar, posterior cerebral
+    (
+        (0, -14, -52, 1.9),
+        (0, -11, -26, 1.7),
+        (1, -13, -16, 1.4),
+        (18, -24, -14, 1.0),
+        (22, -48, -6, 0.8),
+    ),
+    # inner veins, straight sinus
+    ((2, -6, 13, 1.0), (2, -34, 10, 1.4), (0, -43, 10, 2.2), (0, -58, 4, 2.2), (0, -88, -4, 2.4)),
+)
 
-def tumour_shares(t:Glioma, p, w, cav, width):
+
+def tumour_shares(t: Glioma, p, w, cav, width):
     "Shares (kinds, N) of points within the skull."
-    q = pushed(t, p, cav); lr = (np.abs(q[0]), q[1], q[2])
+    q = pushed(t, p, cav)
+    lr = (np.abs(q[0]), q[1], q[2])
     frac = np.zeros((len(kinds), p.shape[1]), np.float32)
-    frac[:len(tissues)] = inside(t.geo, q, w, width, cav)
-    i = np.flatnonzero(frac[CSF] + frac[VENT] > .02); some = [a[i] for a in lr]; thin = frac[:, i]
-    d = smin(smin(tube(some, vessels[0]), tube(some, vessels[1]), .1), smin(tube(some, vessels[2]), tube(some, vessels[3]), .1), .1)
-    paint(thin, BLOOD, soft(d, width)*(thin[CSF] + thin[VENT]))
-    paint(thin, BLOOD, .5*soft(ellipsoid(some, (24, -43, 11), (2., 4.5, 3)), width)*thin[VENT])      # choroid plexus
+    frac[: len(tissues)] = inside(t.geo, q, w, width, cav)
+    i = np.flatnonzero(frac[CSF] + frac[VENT] > 0.02)
+    some = [a[i] for a in lr]
+    thin = frac[:, i]
+    d = smin(
+        smin(tube(some, vessels[0]), tube(some, vessels[1]), 0.1),
+        smin(tube(some, vessels[2]), tube(some, vessels[3]), 0.1),
+        0.1,
+    )
+    paint(thin, BLOOD, soft(d, width) * (thin[CSF] + thin[VENT]))
+    # choroid plexus
+    paint(
+        thin, BLOOD, 0.5 * soft(ellipsoid(some, (24, -43, 11), (2.0, 4.5, 3)), width) * thin[VENT]
+    )
     frac[:, i] = thin
-    i = np.flatnonzero((np.abs(p - t.centre[:, None]) < box).all(0)); p, q, thin = p[:, i], q[:, i], frac[:, i]
-    reach = np.float32(t.reach)*np.exp(.35*at(t.lobes, p + np.float32(101), 4.)) + 1.2*at(t.fine, p + np.float32(77), 2.)
-    wet = soft(along(t, p) - reach, 7.)
-    for k, part in ((WM, .97), (DEEP, .3), (GM, .12)):
-        a = part*wet*thin[k]; thin[k] -= a; thin[OEDEMA] += a
+    i = np.flatnonzero((np.abs(p - t.centre[:, None]) < box).all(0))
+    p, q, thin = p[:, i], q[:, i], frac[:, i]
+    reach = np.float32(t.reach) * np.exp(0.35 * at(t.lobes, p + np.float32(101), 4.0)) + 1.2 * at(
+        t.fine, p + np.float32(77), 2.0
+    )
+    wet = soft(along(t, p) - reach, 7.0)
+    for k, part in ((WM, 0.97), (DEEP, 0.3), (GM, 0.12)):
+        a = part * wet * thin[k]
+        thin[k] -= a
+        thin[OEDEMA] += a
     outer, inner = core(t, p, q, cav[i])
     room = 1 - thin[VENT]
-    paint(thin, ENH, soft(outer, width)*room); paint(thin, NEC, soft(inner, width)*room)
+    paint(thin, ENH, soft(outer, width) * room)
+    paint(thin, NEC, soft(inner, width) * room)
     frac[:, i] = thin
     return frac
 
 # %% ../nbs/12_bodies.ipynb #a584dce8
-def tumour_fractions(t:Glioma, shape, affine) -> np.ndarray: # (kinds, *shape) float32, sums to 1 within the skull and to 0 far outside
+# (kinds, *shape) float32, sums to 1 within the skull and to 0 far outside
+def tumour_fractions(t: Glioma, shape, affine) -> np.ndarray:
     "Share of every tissue in every voxel, nothing but the content of the skull."
     vox = voxel_sizes(affine)
-    sub = np.maximum(1, np.round(vox/2)).astype(int); width = (vox/sub).prod()**(1/3)
-    ijk = np.indices(shape).reshape(3, -1); out = np.zeros((len(kinds), ijk.shape[1]), np.float32)
+    sub = np.maximum(1, np.round(vox / 2)).astype(int)
+    width = (vox / sub).prod() ** (1 / 3)
+    ijk = np.indices(shape).reshape(3, -1)
+    out = np.zeros((len(kinds), ijk.shape[1]), np.float32)
     world = lambda ijk: (affine[:3, :3] @ ijk + affine[:3, 3:]).astype(np.float32)
-    hold = np.concatenate([cavity((part - t.geo.offset[:, None])/t.geo.scale[:, None]) for part in np.array_split(world(ijk), 8, axis=1)])
-    hold = np.flatnonzero(hold < .87*vox.max() + 5)                     # the bending moves a point by less than that
+    hold = np.concatenate(
+        [
+            cavity((part - t.geo.offset[:, None]) / t.geo.scale[:, None])
+            for part in np.array_split(world(ijk), 8, axis=1)
+        ]
+    )
+    hold = np.flatnonzero(
+        hold < 0.87 * vox.max() + 5
+    )  # the bending moves a point by less than that
     for i in np.array_split(hold, max(1, len(hold) >> 15)):
         for part in np.ndindex(*sub):
-            p, w = place(t.geo, world(ijk[:, i] + np.array([[(k + .5)/n - .5] for k, n in zip(part, sub)])))
-            cav = cavity(p); j = np.flatnonzero(cav < width)
-            out[:, i[j]] += tumour_shares(t, p[:, j], w[:, j], cav[j], width)*soft(cav[j], width)
-    return (out/np.float32(np.prod(sub))).reshape(len(kinds), *shape)
+            p, w = place(
+                t.geo,
+                world(ijk[:, i] + np.array([[(k + 0.5) / n - 0.5] for k, n in zip(part, sub)])),
+            )
+            cav = cavity(p)
+            j = np.flatnonzero(cav < width)
+            out[:, i[j]] += tumour_shares(t, p[:, j], w[:, j], cav[j], width) * soft(cav[j], width)
+    return (out / np.float32(np.prod(sub))).reshape(len(kinds), *shape)
 
 # %% ../nbs/12_bodies.ipynb #4029e557
-def brain_mask(frac, voxel:float) -> np.ndarray: # bool
+def brain_mask(frac, voxel: float) -> np.ndarray:  # bool
     "What skull stripping would keep."
     from scipy.ndimage import binary_fill_holes, gaussian_filter, label
+
     brain = frac[[VENT, GM, DEEP, WM, NEC, ENH, OEDEMA]].sum(0)
-    pieces, n = label(gaussian_filter(brain, 2.2/voxel) > .5)
+    pieces, n = label(gaussian_filter(brain, 2.2 / voxel) > 0.5)
     return binary_fill_holes(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
 
-def segmentation(frac) -> np.ndarray: # uint8
+
+def segmentation(frac) -> np.ndarray:  # uint8
     "BraTS labels: 1 necrosis, 2 oedema, 4 enhancing rim, 0 the rest."
     parts = frac[[NEC, OEDEMA, ENH]]
-    return np.uint8([0, 1, 2, 4])[np.concatenate([1 - parts.sum(0, keepdims=True), parts]).argmax(0)]
+    return np.uint8([0, 1, 2, 4])[
+        np.concatenate([1 - parts.sum(0, keepdims=True), parts]).argmax(0)
+    ]
 
 # %% ../nbs/12_bodies.ipynb #73eaba92
 #                       necrosis enhancing oedema blood
 tumour_t1 = {1.5: (2600, 1300, 1350, 1450), 3.0: (2900, 1600, 1650, 1700)}
-tumour_t2 = {1.5: ( 350,  105,  150,    8), 3.0: ( 330,   98,  140,    8)}
-tumour_density =  ( .95,  .86,  .85,  .80)
-relaxivity, concentration = {1.5: 4.5, 3.0: 4.0}, {ENH: .5, BLOOD: 1.2}      # 1/(s mmol/L), mmol/L
+tumour_t2 = {1.5: (350, 105, 150, 8), 3.0: (330, 98, 140, 8)}
+tumour_density = (0.95, 0.86, 0.85, 0.80)
+relaxivity, concentration = {1.5: 4.5, 3.0: 4.0}, {ENH: 0.5, BLOOD: 1.2}  # 1/(s mmol/L), mmol/L
 
 contrasts = dict(t1='T1w', t1ce='T1w', t2='T2w', flair='FLAIR')
 
+
 def brats_signal(
-    contrast:str,   # 't1', 't1ce', 't2' or 'flair'
-    site:str='HH',  # whose timings, see `xmodal.phantom.protocol`
-) -> np.ndarray:    # (kinds,) relative to full magnetisation
+    contrast: str,  # 't1', 't1ce', 't2' or 'flair'
+    site: str = 'HH',  # whose timings, see `xmodal.phantom.protocol`
+) -> np.ndarray:  # (kinds,) relative to full magnetisation
     "What each pure tissue gives."
-    if contrast not in contrasts: raise InputError(f"contrast {contrast!r}: give one of {', '.join(contrasts)}")
+    if contrast not in contrasts:
+        raise InputError(f'contrast {contrast!r}: give one of {", ".join(contrasts)}')
     q = protocol(site, contrasts[contrast])
-    t1, t2, pd = (np.array([*a, *b], float) for a, b in ((t1_ms[q.field], tumour_t1[q.field]), (t2_ms[q.field], tumour_t2[q.field]), (density, tumour_density)))
+    t1, t2, pd = (
+        np.array([*a, *b], float)
+        for a, b in (
+            (t1_ms[q.field], tumour_t1[q.field]),
+            (t2_ms[q.field], tumour_t2[q.field]),
+            (density, tumour_density),
+        )
+    )
     if contrast == 't1ce':
-        for k, c in concentration.items(): t1[k] = 1/(1/t1[k] + relaxivity[q.field]*c/1000)
-    if q.modality == 'T1w': return spoiled_gradient(t1, t2, pd, q.tr, q.te, q.flip, q.ti, q.train)
-    return inversion_recovery(t1, t2, pd, q.tr, q.te, q.ti) if q.modality == 'FLAIR' else spin_echo(t1, t2, pd, q.tr, q.te)
+        for k, c in concentration.items():
+            t1[k] = 1 / (1 / t1[k] + relaxivity[q.field] * c / 1000)
+    if q.modality == 'T1w':
+        return spoiled_gradient(t1, t2, pd, q.tr, q.te, q.flip, q.ti, q.train)
+    return (
+        inversion_recovery(t1, t2, pd, q.tr, q.te, q.ti)
+        if q.modality == 'FLAIR'
+        else spin_echo(t1, t2, pd, q.tr, q.te)
+    )
 
 # %% ../nbs/12_bodies.ipynb #86c16980
 def brats_scan(
-    t:Glioma,
-    contrast:str,          # 't1', 't1ce', 't2' or 'flair'
-    frac, mask, affine,    # shares and brain mask on this grid
-    site:str='HH', seed:int=0, # whose timings; seed of noise, gain and sensitivity
-    noise:float|None=None, # standard deviation relative to white matter (default 0.045/tesla)
-    bias:float|None=None,  # strength of the bias field (default 0.03 per tesla)
-) -> np.ndarray:           # int16, arbitrary units, 0 outside the brain
+    t: Glioma,
+    contrast: str,  # 't1', 't1ce', 't2' or 'flair'
+    frac,
+    mask,
+    affine,  # shares and brain mask on this grid
+    site: str = 'HH',
+    seed: int = 0,  # whose timings; seed of noise, gain and sensitivity
+    noise: float | None = None,  # standard deviation relative to white matter (default 0.045/tesla)
+    bias: float | None = None,  # strength of the bias field (default 0.03 per tesla)
+) -> np.ndarray:  # int16, arbitrary units, 0 outside the brain
     "One contrast of one patient."
     q, pure = protocol(site, contrasts[contrast]), brats_signal(contrast, site)
-    noise, bias = .045/q.field if noise is None else noise, .03*q.field if bias is None else bias
-    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)): raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
+    noise, bias = (
+        0.045 / q.field if noise is None else noise,
+        0.03 * q.field if bias is None else bias,
+    )
+    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)):
+        raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
     rng = np.random.default_rng(item_seed(seed, 'brats', contrast))
     img = np.tensordot(pure.astype(np.float32), frac, 1)
-    if contrast == 't1ce':                                    # the rim takes up more here and less there
+    if contrast == 't1ce':  # the rim takes up more here and less there
         i = np.nonzero(frac[ENH] > 0)
         p, _ = place(t.geo, (affine[:3, :3] @ np.stack(i) + affine[:3, 3:]).astype(np.float32))
         gain = np.float32(pure[ENH] - brats_signal('t1', site)[ENH])
-        img[i] += frac[ENH][i]*gain*np.clip(.22*at(t.fine, p + np.float32(9), 2.) + .15*at(t.lobes, p + np.float32(9), 4.), -.6, .5)
-    centred = affine.copy(); centred[:3, 3] -= t.geo.offset
+        img[i] += (
+            frac[ENH][i]
+            * gain
+            * np.clip(
+                0.22 * at(t.fine, p + np.float32(9), 2.0)
+                + 0.15 * at(t.lobes, p + np.float32(9), 4.0),
+                -0.6,
+                0.5,
+            )
+        )
+    centred = affine.copy()
+    centred[:3, 3] -= t.geo.offset
     img *= bias_field(img.shape, centred, bias, np.random.default_rng(item_seed(seed, 'coil')))
-    img = rician(img, noise*pure[WM], rng)*np.float32(np.exp(rng.uniform(np.log(200), np.log(1500)))/pure[WM])
+    img = rician(img, noise * pure[WM], rng) * np.float32(
+        np.exp(rng.uniform(np.log(200), np.log(1500))) / pure[WM]
+    )
     return np.where(mask, np.rint(np.clip(img, 1, 32767)), 0).astype(np.int16)
 
 # %% ../nbs/12_bodies.ipynb #fb491f3b
 def write_brats(
-    root,             # folder to make; must be new, empty, or hold this very data set
-    n:int=8,          # patients
-    seed:int=0,       # of the whole data set
-    voxel:float=3.,   # mm (BraTS itself: 1)
-    noise=None, bias=None, # see `brats_scan`; None: by field strength
+    root,  # folder to make; must be new, empty, or hold this very data set
+    n: int = 8,  # patients
+    seed: int = 0,  # of the whole data set
+    voxel: float = 3.0,  # mm (BraTS itself: 1)
+    noise=None,
+    bias=None,  # see `brats_scan`; None: by field strength
 ) -> Path:
-    "Write gliomas as BraTS 2021 does: a folder per patient with t1, t1ce, t2, flair and seg. Raises `InputError` for bad parameters or an occupied folder."
+    """Write gliomas as BraTS 2021 does: a folder per patient with t1, t1ce, t2, flair and seg.
+
+    Raises `InputError` for bad parameters or an occupied folder.
+    """
     import nibabel as nib
     from tqdm.auto import tqdm
+
     crowd, (shape, affine) = people(n, item_seed(seed, 'brats')), brats_grid(voxel)
     request = dict(layout='brats', recipe=1, n=n, seed=seed, voxel=voxel, noise=noise, bias=bias)
-    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
+    if already(root, request, 'phantom.json', 'phantoms'):
+        return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for i, (s, site) in enumerate(tqdm(crowd, desc='tumours')):
             t, name = glioma(s), f'BraTS2021_{i:05d}'
             frac = tumour_fractions(t, shape, affine)
-            mask = brain_mask(frac, voxel); (tmp/name).mkdir()
-            files = {c: brats_scan(t, c, frac, mask, affine, site, s.seed, noise, bias) for c in contrasts} | dict(seg=segmentation(frac)*mask)
+            mask = brain_mask(frac, voxel)
+            (tmp / name).mkdir()
+            files = {
+                c: brats_scan(t, c, frac, mask, affine, site, s.seed, noise, bias)
+                for c in contrasts
+            } | dict(seg=segmentation(frac) * mask)
             for c, data in files.items():
                 img = nib.Nifti1Image(data.astype(np.uint8 if c == 'seg' else np.int16), affine)
-                img.header.set_xyzt_units('mm', 'sec'); img.set_sform(affine, 1); img.set_qform(affine, 1)
-                nib.save(img, tmp/name/f'{name}_{c}.nii.gz')
-        dump(tmp/'phantom.json', request)
+                img.header.set_xyzt_units('mm', 'sec')
+                img.set_sform(affine, 1)
+                img.set_qform(affine, 1)
+                nib.save(img, tmp / name / f'{name}_{c}.nii.gz')
+        dump(tmp / 'phantom.json', request)
     return Path(root)
 
 # %% ../nbs/12_bodies.ipynb #9bb6673d
 @dataclass(frozen=True, eq=False)
 class Pelvis:
     "The parameters of one male pelvis; lengths in mm. Made by `pelvis`."
-    rotation:np.ndarray; offset:np.ndarray; scale:np.ndarray   # pose on the table, size
-    waves:np.ndarray; coarse:np.ndarray; fine:np.ndarray       # bending as plane waves; lattices of 4 and 2 mm: unrest
-    fat:float; bulk:float                                      # thickness of the fat below the skin, strength of the muscles (about 1)
-    bladder:float; prostate:float; rectum:float; gas:float     # volume in mL, scale, radius, height of gas (0 none, 1 full)
-    cortex:float; age:float                                    # thickness of compact bone (about 1); years
+
+    rotation: np.ndarray
+    offset: np.ndarray
+    scale: np.ndarray  # pose on the table, size
+    # bending as plane waves; lattices of 4 and 2 mm: unrest
+    waves: np.ndarray
+    coarse: np.ndarray
+    fine: np.ndarray
+    fat: float
+    bulk: float  # thickness of the fat below the skin, strength of the muscles (about 1)
+    # volume in mL, scale, radius, height of gas (0 none, 1 full)
+    bladder: float
+    prostate: float
+    rectum: float
+    gas: float
+    cortex: float
+    age: float  # thickness of compact bone (about 1); years
+
 
 @lru_cache(4)
 def pelvis(
-    seed:int,      # which person
-    age:float=68., # years, 18 to 100
+    seed: int,  # which person
+    age: float = 68.0,  # years, 18 to 100
 ) -> Pelvis:
     "The pelvis of a person."
-    if not number(age, 18, 100): raise InputError(f'age {age!r}: phantoms are adults, give 18 to 100 years')
+    if not number(age, 18, 100):
+        raise InputError(f'age {age!r}: phantoms are adults, give 18 to 100 years')
     rng = np.random.default_rng(item_seed(seed, 'pelvis'))
-    turn, size = np.radians(rng.uniform([-3, -1.5, -2], [3, 1.5, 2])), rng.normal(1, .03)
+    turn, size = np.radians(rng.uniform([-3, -1.5, -2], [3, 1.5, 2])), rng.normal(1, 0.03)
     (cx, cy, cz), (sx, sy, sz) = np.cos(turn), np.sin(turn)
-    rotation = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]] @ [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
-    scale = (size*np.exp(rng.normal(0, .02, 3))).clip(.92, 1.09)
-    offset, waves = rng.uniform(-6, 6, 3), np.concatenate([rng.normal(0, 1/24, (3, 4, 3)), rng.uniform(0, 2*np.pi, (3, 4, 1))], 2)
-    return Pelvis(*(a.astype(np.float32) for a in (rotation, offset, scale, waves)), field(rng, 32., 4., 64, .5), field(rng, 11., 2., 64, .5),
-        fat=float(np.clip(rng.lognormal(np.log(18), .38), 8, 40)), bulk=rng.uniform(.9, 1.1), bladder=rng.uniform(80, 380),
-        prostate=rng.uniform(.85, 1.1)*(1 + .006*(age - 60)), rectum=rng.uniform(11, 18), gas=rng.uniform(0, .8), cortex=rng.uniform(.85, 1.15), age=age)
+    rotation = (
+        np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+        @ [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]
+        @ [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
+    )
+    scale = (size * np.exp(rng.normal(0, 0.02, 3))).clip(0.92, 1.09)
+    offset, waves = (
+        rng.uniform(-6, 6, 3),
+        np.concatenate([rng.normal(0, 1 / 24, (3, 4, 3)), rng.uniform(0, 2 * np.pi, (3, 4, 1))], 2),
+    )
+    return Pelvis(
+        *(a.astype(np.float32) for a in (rotation, offset, scale, waves)),
+        field(rng, 32.0, 4.0, 64, 0.5),
+        field(rng, 11.0, 2.0, 64, 0.5),
+        fat=float(np.clip(rng.lognormal(np.log(18), 0.38), 8, 40)),
+        bulk=rng.uniform(0.9, 1.1),
+        bladder=rng.uniform(80, 380),
+        prostate=rng.uniform(0.85, 1.1) * (1 + 0.006 * (age - 60)),
+        rectum=rng.uniform(11, 18),
+        gas=rng.uniform(0, 0.8),
+        cortex=rng.uniform(0.85, 1.15),
+        age=age,
+    )
 
 # %% ../nbs/12_bodies.ipynb #68acb6e0
-def lie(geo:Pelvis, world):
+def lie(geo: Pelvis, world):
     "From scanner coordinates (3, N) in mm to those of the standard pelvis."
-    p = geo.rotation @ (world - geo.offset[:, None])/geo.scale[:, None]
-    return np.stack([a + np.float32(1.5)*sum(np.cos(k[0]*p[0] + k[1]*p[1] + k[2]*p[2] + k[3]) for k in part) for a, part in zip(p, geo.waves)])
+    p = geo.rotation @ (world - geo.offset[:, None]) / geo.scale[:, None]
+    return np.stack(
+        [
+            a
+            + np.float32(1.5)
+            * sum(np.cos(k[0] * p[0] + k[1] * p[1] + k[2] * p[2] + k[3]) for k in part)
+            for a, part in zip(p, geo.waves)
+        ]
+    )
 
 # %% ../nbs/12_bodies.ipynb #47cd177b
 #                   T1 ms  T2 ms density   HU
 pelvis_tissues = {
-    'air':         (1000,    1,   0.00, -1000),
-    'fat':         ( 330,  130,   0.90,  -100),
-    'muscle':      (1010,   42,   0.76,    52),
-    'bone':        ( 250,    1,   0.05,  1250),
-    'marrow':      ( 420,   92,   0.72,   150),
-    'yellow':      ( 350,  100,   0.85,   -40),
-    'cartilage':   (1000,   38,   0.72,   100),
-    'urine':       (3500, 1500,   1.00,     5),
-    'wall':        (1050,   60,   0.80,    40),
-    'transition':  (1250,   82,   0.83,    42),
-    'peripheral':  (1500,  125,   0.86,    36),
-    'vesicle':     (1900,  230,   0.92,    22),
-    'stool':       ( 900,   55,   0.55,    15),
-    'skin':        ( 900,   30,   0.50,    20),
-    'blood':       (1400,    8,   0.80,    46),
-    'nerve':       ( 900,   75,   0.75,    35),
-    'couch':       (1000,    1,   0.00,  -250),
-    'foam':        (1000,    1,   0.00,  -965)}
+    'air': (1000, 1, 0.00, -1000),
+    'fat': (330, 130, 0.90, -100),
+    'muscle': (1010, 42, 0.76, 52),
+    'bone': (250, 1, 0.05, 1250),
+    'marrow': (420, 92, 0.72, 150),
+    'yellow': (350, 100, 0.85, -40),
+    'cartilage': (1000, 38, 0.72, 100),
+    'urine': (3500, 1500, 1.00, 5),
+    'wall': (1050, 60, 0.80, 40),
+    'transition': (1250, 82, 0.83, 42),
+    'peripheral': (1500, 125, 0.86, 36),
+    'vesicle': (1900, 230, 0.92, 22),
+    'stool': (900, 55, 0.55, 15),
+    'skin': (900, 30, 0.50, 20),
+    'blood': (1400, 8, 0.80, 46),
+    'nerve': (900, 75, 0.75, 35),
+    'couch': (1000, 1, 0.00, -250),
+    'foam': (1000, 1, 0.00, -965),
+}
 organ = {k: i for i, k in enumerate(pelvis_tissues)}
 
+
 def pelvis_signal(
-    modality:str, # 'T1', 'T2' or 'CT'
-    site:int=1,   # 1, 2 or 3, see `pelvis_sites`
+    modality: str,  # 'T1', 'T2' or 'CT'
+    site: int = 1,  # 1, 2 or 3, see `pelvis_sites`
 ) -> np.ndarray:  # (tissues,) relative to full magnetisation, or HU for CT
     "What each pure tissue gives."
-    if modality not in ('T1', 'T2', 'CT'): raise InputError(f"modality {modality!r}: give 'T1', 'T2' or 'CT'")
-    if site not in pelvis_sites: raise InputError(f'site {site!r}: give 1, 2 or 3')
+    if modality not in ('T1', 'T2', 'CT'):
+        raise InputError(f"modality {modality!r}: give 'T1', 'T2' or 'CT'")
+    if site not in pelvis_sites:
+        raise InputError(f'site {site!r}: give 1, 2 or 3')
     t1, t2, pd, hu = np.array(list(pelvis_tissues.values()), float).T
     return hu if modality == 'CT' else spin_echo(t1, t2, pd, *pelvis_sites[site][modality])
 
 # %% ../nbs/12_bodies.ipynb #a7a38143
 pelvis_sites = {
-    1: dict(maker='GE MEDICAL SYSTEMS', T1=(560., 8.), T2=(6200., 96.), kvp=120, mr=(.875, 2.5), ct=(.977, 3.), dose=16.),
-    2: dict(maker='SIEMENS',            T1=(480., 11.), T2=(5100., 102.), kvp=120, mr=(.9, 2.5), ct=(1.1, 2.5), dose=12.),
-    3: dict(maker='Philips',            T1=(620., 14.), T2=(4600., 88.), kvp=140, mr=(.95, 2.7), ct=(1., 3.), dose=20.)}
+    1: dict(
+        maker='GE MEDICAL SYSTEMS',
+        T1=(560.0, 8.0),
+        T2=(6200.0, 96.0),
+        kvp=120,
+        mr=(0.875, 2.5),
+        ct=(0.977, 3.0),
+        dose=16.0,
+    ),
+    2: dict(
+        maker='SIEMENS',
+        T1=(480.0, 11.0),
+        T2=(5100.0, 102.0),
+        kvp=120,
+        mr=(0.9, 2.5),
+        ct=(1.1, 2.5),
+        dose=12.0,
+    ),
+    3: dict(
+        maker='Philips',
+        T1=(620.0, 14.0),
+        T2=(4600.0, 88.0),
+        kvp=140,
+        mr=(0.95, 2.7),
+        ct=(1.0, 3.0),
+        dose=20.0,
+    ),
+}
 
 # %% ../nbs/12_bodies.ipynb #ea0e6312
 class Canvas:
     "Points of the body and what has been painted there."
+
     def __init__(self, p, table, width):
-        self.p, self.lr, self.table, self.width = p, np.stack([np.abs(p[0]), p[1], p[2]]), np.asarray(table, np.float32), width
-        self.v = np.repeat(self.table[organ['air']][:, None], p.shape[1], 1)     # (channels, N)
+        self.p, self.lr, self.table, self.width = (
+            p,
+            np.stack([np.abs(p[0]), p[1], p[2]]),
+            np.asarray(table, np.float32),
+            width,
+        )
+        self.v = np.repeat(self.table[organ['air']][:, None], p.shape[1], 1)  # (channels, N)
 
     def near(self, lo, hi, mirrored=True):
         "Indices of the points within a box, or None if there are none."
         p = self.lr if mirrored else self.p
-        if p[2].min() > hi[2] + 4 or p[2].max() < lo[2] - 4: return None
+        if p[2].min() > hi[2] + 4 or p[2].max() < lo[2] - 4:
+            return None
         ok = (p[2] > lo[2] - 4) & (p[2] < hi[2] + 4)
-        for a in (0, 1): ok &= (p[a] > lo[a] - 4) & (p[a] < hi[a] + 4)
+        for a in (0, 1):
+            ok &= (p[a] > lo[a] - 4) & (p[a] < hi[a] + 4)
         i = np.flatnonzero(ok)
         return i if len(i) else None
 
-    def put(self, kind, d, i=slice(None), share=1.):
+    def put(self, kind, d, i=slice(None), share=1.0):
         "Paint `kind` inside signed distance `d` (mm) at the points `i`, covering at most `share`."
-        a = soft(d, self.width)*np.float32(1)*share
-        self.v[:, i] += a*(self.table[organ[kind]][:, None] - self.v[:, i])
+        a = soft(d, self.width) * np.float32(1) * share
+        self.v[:, i] += a * (self.table[organ[kind]][:, None] - self.v[:, i])
+
 
 def extent(part):
-    "The box (low, high) around an ellipsoid (centre, radii, yaw, pitch) or a tube of (x, y, z, radius)."
-    if len(part[0]) == 4: n = np.array(part); return (n[:, :3] - n[:, 3:]).min(0) - 2, (n[:, :3] + n[:, 3:]).max(0) + 2
+    """The box (low, high) around an ellipsoid (centre, radii, yaw, pitch) or a tube of (x, y, z,
+    radius).
+    """
+    if len(part[0]) == 4:
+        n = np.array(part)
+        return (n[:, :3] - n[:, 3:]).min(0) - 2, (n[:, :3] + n[:, 3:]).max(0) + 2
     c, r = np.array(part[0]), max(part[1]) if any(part[2:]) else np.array(part[1])
     return c - r, c + r
 
-def distance(p, part): return tube(p, part) if len(part[0]) == 4 else ellipsoid(p, *part)
+
+def distance(p, part):
+    return tube(p, part) if len(part[0]) == 4 else ellipsoid(p, *part)
 
 # %% ../nbs/12_bodies.ipynb #22273ad0
 def outline(geo, p):
     "Signed distances (N,) to the skin and to the fascia below the fat."
-    x, y, z = p; lr = (np.abs(x), y, z)
-    wide = np.float32(148) - 12*np.clip((z - 20)/90, 0, 1)
-    trunk = smax(ellipsoid((x*(150/wide), y, 0*z), (0, -4, 0), (150, 86, 1e3)), -(z + 28), 50)
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    wide = np.float32(148) - 12 * np.clip((z - 20) / 90, 0, 1)
+    trunk = smax(ellipsoid((x * (150 / wide), y, 0 * z), (0, -4, 0), (150, 86, 1e3)), -(z + 28), 50)
     legs = tube(lr, ((90, -6, -5, 74), (94, -6, -90, 72), (98, -8, -240, 62)))
-    f = smin(smin(trunk, legs, 30), ellipsoid(lr, (64, -58, -12), (74, 52, 84)), 24) + np.float32(12*(1 - geo.bulk))
-    side = np.clip((np.abs(x) - 105)/45, 0, 1)*np.clip((70 - np.abs(z + 5))/50, 0, 1)
-    layer = np.float32(geo.fat)*(.8 + .45*np.clip(-y/80, 0, 1)*np.clip((z + 120)/90, 0, 1) + .35*np.clip(y/70, 0, 1)*np.clip((z - 10)/50, 0, 1) - .5*side)
+    f = smin(smin(trunk, legs, 30), ellipsoid(lr, (64, -58, -12), (74, 52, 84)), 24) + np.float32(
+        12 * (1 - geo.bulk)
+    )
+    side = np.clip((np.abs(x) - 105) / 45, 0, 1) * np.clip((70 - np.abs(z + 5)) / 50, 0, 1)
+    layer = np.float32(geo.fat) * (
+        0.8
+        + 0.45 * np.clip(-y / 80, 0, 1) * np.clip((z + 120) / 90, 0, 1)
+        + 0.35 * np.clip(y / 70, 0, 1) * np.clip((z - 10) / 50, 0, 1)
+        - 0.5 * side
+    )
     skin = f - layer.astype(np.float32)
-    skin = smax(skin, -ellipsoid(p, (0, -116 - .6*geo.fat, -35), (3.5, 40 + .5*geo.fat, 72)), 8)        # natal cleft
-    skin = smax(skin, -ellipsoid(p, (0, -10, -190), (5 - .06*geo.fat, 95, 110)), 8)                     # between the thighs
-    skin = smin(skin, ellipsoid(lr, (13, 74, -88), (21, 22, 30)), 10)                                   # scrotum
+    # natal cleft
+    skin = smax(
+        skin, -ellipsoid(p, (0, -116 - 0.6 * geo.fat, -35), (3.5, 40 + 0.5 * geo.fat, 72)), 8
+    )
+    # between the thighs
+    skin = smax(skin, -ellipsoid(p, (0, -10, -190), (5 - 0.06 * geo.fat, 95, 110)), 8)
+    skin = smin(skin, ellipsoid(lr, (13, 74, -88), (21, 22, 30)), 10)  # scrotum
     skin = smin(skin, tube(p, ((0, 62, -58, 14), (4, 96, -72, 14), (6, 106, -100, 14))), 8)
-    skin = smax(skin, -(y + np.float32(100 + .6*geo.fat)), 16)                                          # the table
+    skin = smax(skin, -(y + np.float32(100 + 0.6 * geo.fat)), 16)  # the table
     return skin, smax(f, skin + 4, 6)
 
 # %% ../nbs/12_bodies.ipynb #1feb6dcf
 muscles = (
-    ((74, -74, -8), (66, 25, 88), 24, -6),                                                                    # gluteus maximus
-    ((131, 2, 56), (21, 54, 60), -32, 0), ((113, 6, 38), (13, 40, 40), -32, 0),                               # gluteus medius, minimus
-    ((46, -8, 140, 24), (64, 12, 70, 24), (78, 32, 10, 20), (98, 16, -38, 13), (106, -8, -52, 8)),            # psoas and iliopsoas
-    ((88, 4, 84), (17, 46, 44), -32, 0),                                                                      # iliacus
-    ((122, 48, 74, 5), (114, 60, 24, 9), (96, 68, -40, 10), (76, 64, -130, 11)),                              # sartorius
-    ((134, 38, 60, 7), (142, 34, 5, 13), (146, 18, -70, 11)),                                                 # tensor fasciae latae
-    ((106, 34, 30, 6), (110, 48, 0, 14), (110, 50, -60, 18), (104, 48, -150, 20)),                            # rectus femoris
-    ((36, 42, -14, 10), (66, 32, -32, 16), (104, 4, -62, 10)),                                                # pectineus
-    ((30, 24, -52, 13), (68, 4, -44, 15), (112, -18, -22, 8)),                                                # obturator externus
-    ((53, -6, -8), (10, 38, 44), 14, 0), ((58, -44, -8, 9), (86, -48, -6, 9), (124, -22, 2, 7)),              # obturator internus, gemelli
-    ((24, -70, 48, 10), (66, -56, 30, 15), (126, -18, 12, 7)),                                                # piriformis
-    ((66, -38, -46, 12), (114, -28, -46, 12)),                                                                # quadratus femoris
-    ((128, 22, -44, 22), (128, 14, -110, 36), (120, 12, -220, 38)),                                           # vasti
-    ((26, 30, -52, 12), (54, 24, -100, 24), (70, 18, -220, 24)), ((40, 0, -74, 12), (66, -14, -130, 32), (72, -16, -220, 36)),   # adductors
-    ((16, 16, -66, 6), (34, -4, -130, 10), (40, -8, -220, 10)),                                               # gracilis
-    ((64, -40, -78, 13), (84, -52, -140, 25), (86, -54, -220, 28)),                                           # hamstrings
-    ((30, 70, 92), (29, 8.5, 110), -9, 0), ((34, -86, 118), (31, 22, 62), 0, 0))                              # rectus abdominis, erector spinae
+    ((74, -74, -8), (66, 25, 88), 24, -6),  # gluteus maximus
+    # gluteus medius, minimus
+    ((131, 2, 56), (21, 54, 60), -32, 0),
+    ((113, 6, 38), (13, 40, 40), -32, 0),
+    # psoas and iliopsoas
+    ((46, -8, 140, 24), (64, 12, 70, 24), (78, 32, 10, 20), (98, 16, -38, 13), (106, -8, -52, 8)),
+    ((88, 4, 84), (17, 46, 44), -32, 0),  # iliacus
+    ((122, 48, 74, 5), (114, 60, 24, 9), (96, 68, -40, 10), (76, 64, -130, 11)),  # sartorius
+    ((134, 38, 60, 7), (142, 34, 5, 13), (146, 18, -70, 11)),  # tensor fasciae latae
+    ((106, 34, 30, 6), (110, 48, 0, 14), (110, 50, -60, 18), (104, 48, -150, 20)),  # rectus femoris
+    ((36, 42, -14, 10), (66, 32, -32, 16), (104, 4, -62, 10)),  # pectineus
+    ((30, 24, -52, 13), (68, 4, -44, 15), (112, -18, -22, 8)),  # obturator externus
+    # obturator internus, gemelli
+    ((53, -6, -8), (10, 38, 44), 14, 0),
+    ((58, -44, -8, 9), (86, -48, -6, 9), (124, -22, 2, 7)),
+    ((24, -70, 48, 10), (66, -56, 30, 15), (126, -18, 12, 7)),  # piriformis
+    ((66, -38, -46, 12), (114, -28, -46, 12)),  # quadratus femoris
+    ((128, 22, -44, 22), (128, 14, -110, 36), (120, 12, -220, 38)),  # vasti
+    # adductors
+    ((26, 30, -52, 12), (54, 24, -100, 24), (70, 18, -220, 24)),
+    ((40, 0, -74, 12), (66, -14, -130, 32), (72, -16, -220, 36)),
+    ((16, 16, -66, 6), (34, -4, -130, 10), (40, -8, -220, 10)),  # gracilis
+    ((64, -40, -78, 13), (84, -52, -140, 25), (86, -54, -220, 28)),  # hamstrings
+    # rectus abdominis, erector spinae
+    ((30, 70, 92), (29, 8.5, 110), -9, 0),
+    ((34, -86, 118), (31, 22, 62), 0, 0),
+)
+
 
 def fleshy(geo, c, fascia):
     "Paint the muscles."
     best, second = (np.full(c.p.shape[1], 30, np.float32) for _ in range(2))
-    def meet(i, d): second[i] = np.minimum(second[i], np.maximum(best[i], d)); best[i] = np.minimum(best[i], d)
+
+    def meet(i, d):
+        second[i] = np.minimum(second[i], np.maximum(best[i], d))
+        best[i] = np.minimum(best[i], d)
+
     for part in muscles:
-        lo, hi = extent(part); i = c.near(lo - 9, hi + 9)
-        if i is not None: meet(i, distance(c.lr[:, i], part) - np.float32(6 + 20*(geo.bulk - 1)))
-    i = c.near((0, -70, 40), (200, 100, 300))                                                                 # the wall of the belly
-    if i is not None: meet(i, smax(smax(np.abs(fascia[i] + 10) - 8, 56 - c.lr[0, i], 4), 52 - c.lr[2, i] - .25*c.lr[1, i], 4))
+        lo, hi = extent(part)
+        i = c.near(lo - 9, hi + 9)
+        if i is not None:
+            meet(i, distance(c.lr[:, i], part) - np.float32(6 + 20 * (geo.bulk - 1)))
+    i = c.near((0, -70, 40), (200, 100, 300))  # the wall of the belly
+    if i is not None:
+        meet(
+            i,
+            smax(
+                smax(np.abs(fascia[i] + 10) - 8, 56 - c.lr[0, i], 4),
+                52 - c.lr[2, i] - 0.25 * c.lr[1, i],
+                4,
+            ),
+        )
     i = np.flatnonzero((best < 1) & (fascia < 1))
-    n = at(geo.coarse, c.p[:, i]*np.float32([[1.5], [1.5], [.5]]), 4.)                                        # fibres run along the body
-    c.put('muscle', np.maximum(np.maximum(best, fascia + 1)[i], .8 - .5*(second - best)[i] + .6*n.clip(-1, 2)), i, 1 - .34*soft(np.abs(n)*7 - .1, 1.2))
+    n = at(
+        geo.coarse, c.p[:, i] * np.float32([[1.5], [1.5], [0.5]]), 4.0
+    )  # fibres run along the body
+    c.put(
+        'muscle',
+        np.maximum(
+            np.maximum(best, fascia + 1)[i], 0.8 - 0.5 * (second - best)[i] + 0.6 * n.clip(-1, 2)
+        ),
+        i,
+        1 - 0.34 * soft(np.abs(n) * 7 - 0.1, 1.2),
+    )
 
 # %% ../nbs/12_bodies.ipynb #979a418b
-gut = ((0, -30, -66, .6), (0, -36, -50, .7), (0, -46, -34, 1.), (0, -44, -10, 1.1), (-2, -52, 18, 1.1), (-6, -60, 40, 1.), (-22, -48, 62, .9), (-44, -20, 78, .9), (-60, 10, 96, .9))
-arteries = (((40, -2, 130, 6), (52, 26, 62, 6), (66, 48, 12, 6), (70, 58, -50, 5.5), (68, 56, -140, 5)), ((30, -16, 130, 7), (44, 12, 62, 7), (54, 42, 12, 7), (58, 52, -50, 7), (60, 50, -140, 6)),
-            ((36, -16, 100, 4), (44, -44, 60, 4), (48, -44, 20, 3)), ((26, 64, -8, 4), (34, 58, 10, 4), (58, 44, 40, 3)))
+gut = (
+    (0, -30, -66, 0.6),
+    (0, -36, -50, 0.7),
+    (0, -46, -34, 1.0),
+    (0, -44, -10, 1.1),
+    (-2, -52, 18, 1.1),
+    (-6, -60, 40, 1.0),
+    (-22, -48, 62, 0.9),
+    (-44, -20, 78, 0.9),
+    (-60, 10, 96, 0.9),
+)
+arteries = (
+    ((40, -2, 130, 6), (52, 26, 62, 6), (66, 48, 12, 6), (70, 58, -50, 5.5), (68, 56, -140, 5)),
+    ((30, -16, 130, 7), (44, 12, 62, 7), (54, 42, 12, 7), (58, 52, -50, 7), (60, 50, -140, 6)),
+    ((36, -16, 100, 4), (44, -44, 60, 4), (48, -44, 20, 3)),
+    ((26, 64, -8, 4), (34, 58, 10, 4), (58, 44, 40, 3)),
+)
+
 
 def bowel(geo, c, fascia):
     "Paint loops of bowel in the upper half."
     i = c.near((0, -70, 30), (120, 90, 300))
-    if i is None: return
+    if i is None:
+        return
     p = c.p[:, i]
-    top = 2*bladder_height(geo) - 10
-    room = smax(smax(ellipsoid(c.lr[:, i], (0, 20, 112), (86, 50, 78)), fascia[i] + 20, 6), top + 6 - p[2], 6)
-    n, mix = at(geo.coarse, p, 4.), at(geo.coarse, p + np.float32(90), 4.)
-    loop = (.05 - n)*9
+    top = 2 * bladder_height(geo) - 10
+    room = smax(
+        smax(ellipsoid(c.lr[:, i], (0, 20, 112), (86, 50, 78)), fascia[i] + 20, 6),
+        top + 6 - p[2],
+        6,
+    )
+    n, mix = at(geo.coarse, p, 4.0), at(geo.coarse, p + np.float32(90), 4.0)
+    loop = (0.05 - n) * 9
     c.put('wall', smax(loop, room, 3), i)
-    c.put('stool', smax(loop + 3, room + 3, 3), i, share=np.clip(.6 + .3*mix, 0, 1))
-    c.put('air', smax(smax(loop + 4, room + 4, 3), 9*(1.1 - mix), 3), i)
+    c.put('stool', smax(loop + 3, room + 3, 3), i, share=np.clip(0.6 + 0.3 * mix, 0, 1))
+    c.put('air', smax(smax(loop + 4, room + 4, 3), 9 * (1.1 - mix), 3), i)
 
-def bladder_height(geo): return .9*(3*geo.bladder*1000/(4*math.pi))**(1/3)       # half of it, mm
+
+def bladder_height(geo):
+    return 0.9 * (3 * geo.bladder * 1000 / (4 * math.pi)) ** (1 / 3)  # half of it, mm
+
 
 def rectum(geo, c):
     "Paint the rectum and the sigmoid."
-    nodes = tuple((x, y, z, geo.rectum*r) for x, y, z, r in gut)
-    lo, hi = extent(nodes); i = c.near(lo, hi, mirrored=False)
-    if i is None: return
-    d = tube(c.p[:, i], nodes); j = np.flatnonzero(d < 9); i, d = i[j], d[j]
-    p = c.p[:, i]; n = at(geo.coarse, p + np.float32(40), 4.); d = d + 2.2*n
-    y, r = (np.interp(p[2], [g[2] for g in gut], [g[k] for g in gut]).astype(np.float32) for k in (1, 3))
-    c.put('wall', d, i); c.put('stool', d + 3.2, i, share=np.clip(.85 + .15*at(geo.fine, p, 2.), 0, 1)*np.clip((p[2] + 58)/20, .2, 1))
-    level = geo.rectum*r*(1 - 2*geo.gas*np.clip((p[2] + 50)/25, 0, 1)*np.clip(.75 + .4*n, .1, 1.2))
+    nodes = tuple((x, y, z, geo.rectum * r) for x, y, z, r in gut)
+    lo, hi = extent(nodes)
+    i = c.near(lo, hi, mirrored=False)
+    if i is None:
+        return
+    d = tube(c.p[:, i], nodes)
+    j = np.flatnonzero(d < 9)
+    i, d = i[j], d[j]
+    p = c.p[:, i]
+    n = at(geo.coarse, p + np.float32(40), 4.0)
+    d = d + 2.2 * n
+    y, r = (
+        np.interp(p[2], [g[2] for g in gut], [g[k] for g in gut]).astype(np.float32) for k in (1, 3)
+    )
+    c.put('wall', d, i)
+    c.put(
+        'stool',
+        d + 3.2,
+        i,
+        share=np.clip(0.85 + 0.15 * at(geo.fine, p, 2.0), 0, 1) * np.clip((p[2] + 58) / 20, 0.2, 1),
+    )
+    level = (
+        geo.rectum
+        * r
+        * (1 - 2 * geo.gas * np.clip((p[2] + 50) / 25, 0, 1) * np.clip(0.75 + 0.4 * n, 0.1, 1.2))
+    )
     c.put('air', smax(d + 3.4, level - (p[1] - y), 1), i)
 
 # %% ../nbs/12_bodies.ipynb #8cfa261c
 def organs(geo, c):
     "Paint levator, vesicles, bladder, prostate and what lies below it."
     i = c.near((0, -80, -62), (52, 50, 2))
-    if i is not None:                                                                                         # levator: a funnel
-        x, y, z = c.lr[:, i]; t = np.clip((z + 60)/58, 0, 1)
-        d = (np.hypot(x/(10 + 36*t**1.6), (y + 34 - 26*t)/(13 + 36*t**1.6)) - 1)*(10 + 34*t**1.6)
+    if i is not None:  # levator: a funnel
+        x, y, z = c.lr[:, i]
+        t = np.clip((z + 60) / 58, 0, 1)
+        d = (np.hypot(x / (10 + 36 * t**1.6), (y + 34 - 26 * t) / (13 + 36 * t**1.6)) - 1) * (
+            10 + 34 * t**1.6
+        )
         c.put('muscle', smax(smax(np.abs(d) - 1.6, np.abs(z + 30) - 29, 1), y - 8, 3), i)
-        c.put('muscle', smax(np.hypot(x, y + 32) - 15, np.abs(z + 58) - 13, 3), i)                            # anal sphincter
-        c.put('wall', ellipsoid((x, y, z), (0, 6, -62), (13, 16, 10)), i); c.put('peripheral', tube((x, y, z), ((2, 14, -62, 6), (26, 2, -72, 6))), i, .5)
+        c.put('muscle', smax(np.hypot(x, y + 32) - 15, np.abs(z + 58) - 13, 3), i)  # anal sphincter
+        c.put('wall', ellipsoid((x, y, z), (0, 6, -62), (13, 16, 10)), i)
+        c.put('peripheral', tube((x, y, z), ((2, 14, -62, 6), (26, 2, -72, 6))), i, 0.5)
     s, h = geo.prostate, bladder_height(geo)
     i = c.near((0, -40, -8), (40, 0, 30))
-    if i is not None:                                                                                         # seminal vesicles
-        q = c.lr[:, i]; d = tube(q, ((4, -22, 0, 4), (18, -26, 9, 7), (34, -30, 14, 5))); n = at(geo.fine, c.p[:, i], 2.)
-        c.put('wall', d, i); c.put('vesicle', smax(d + 1, 2.2*(.5 - np.abs(n)) - .5, .5), i, .9)
-    i = c.near((0, -60, -20), (80, 70, 2*h + 4))
+    if i is not None:  # seminal vesicles
+        q = c.lr[:, i]
+        d = tube(q, ((4, -22, 0, 4), (18, -26, 9, 7), (34, -30, 14, 5)))
+        n = at(geo.fine, c.p[:, i], 2.0)
+        c.put('wall', d, i)
+        c.put('vesicle', smax(d + 1, 2.2 * (0.5 - np.abs(n)) - 0.5, 0.5), i, 0.9)
+    i = c.near((0, -60, -20), (80, 70, 2 * h + 4))
     if i is not None:
-        x, y, z = q = c.lr[:, i]; d = ellipsoid(q, (0, 14, h - 8), (1.18*h, .98*h, h))
-        d = smax(smax(d, y - 46 - .12*z, 8), -(y + 22 + .1*z), 14)
-        c.put('wall', d, i); c.put('urine', d + 2.6 + 200/(geo.bladder + 60), i)
+        x, y, z = q = c.lr[:, i]
+        d = ellipsoid(q, (0, 14, h - 8), (1.18 * h, 0.98 * h, h))
+        d = smax(smax(d, y - 46 - 0.12 * z, 8), -(y + 22 + 0.1 * z), 14)
+        c.put('wall', d, i)
+        c.put('urine', d + 2.6 + 200 / (geo.bladder + 60), i)
     i = c.near((0, -40, -60), (40, 36, 12))
     if i is not None:
-        x, y, z = q = c.lr[:, i]; n, fine = at(geo.coarse, c.p[:, i] + np.float32(20), 4.), at(geo.fine, c.p[:, i], 2.)
-        d = smax(ellipsoid(q, (0, -4, -24), (25*s, 16.5*s, 20*s)), -(y + 22 + .12*np.maximum(14 - x, 0)), 4)
-        inner = ellipsoid(q, (0, .5, -20), (17*s, 12.5*s, 16*s)) + .9*n
-        c.put('wall', d - 1, i); c.put('peripheral', d + .6, i, np.clip(.9 - .2*fine, .4, 1)); c.put('wall', inner - .6, i, .6)
-        c.put('transition', inner + .4, i); c.put('peripheral', inner + 1.5, i, np.clip(.5*fine, 0, .6)); c.put('wall', inner + 1.5, i, np.clip(-.5*fine, 0, .6))
-        c.put('wall', smax(d + .6, 8 - y, 2), i, .8)                                                          # the stroma in front
-        c.put('urine', np.hypot(x, y - 2) - 1.6, i, .5*soft(np.abs(z + 22) - 22, 4.))                         # urethra
+        x, y, z = q = c.lr[:, i]
+        n, fine = at(geo.coarse, c.p[:, i] + np.float32(20), 4.0), at(geo.fine, c.p[:, i], 2.0)
+        d = smax(
+            ellipsoid(q, (0, -4, -24), (25 * s, 16.5 * s, 20 * s)),
+            -(y + 22 + 0.12 * np.maximum(14 - x, 0)),
+            4,
+        )
+        inner = ellipsoid(q, (0, 0.5, -20), (17 * s, 12.5 * s, 16 * s)) + 0.9 * n
+        c.put('wall', d - 1, i)
+        c.put('peripheral', d + 0.6, i, np.clip(0.9 - 0.2 * fine, 0.4, 1))
+        c.put('wall', inner - 0.6, i, 0.6)
+        c.put('transition', inner + 0.4, i)
+        c.put('peripheral', inner + 1.5, i, np.clip(0.5 * fine, 0, 0.6))
+        c.put('wall', inner + 1.5, i, np.clip(-0.5 * fine, 0, 0.6))
+        c.put('wall', smax(d + 0.6, 8 - y, 2), i, 0.8)  # the stroma in front
+        c.put('urine', np.hypot(x, y - 2) - 1.6, i, 0.5 * soft(np.abs(z + 22) - 22, 4.0))  # urethra
 
 # %% ../nbs/12_bodies.ipynb #d5bc9a51
-def wing(q): # mm: x of the middle of the iliac plate
+def wing(q):  # mm: x of the middle of the iliac plate
     "Where the plate of the ilium lies."
     y, z = q[1], q[2]
-    return 84 + .55*(y + 10) + .30*(z - 45) - .0066*(y + 2)**2 - .0025*np.maximum(z - 40, 0)**1.5 + 2*np.sin((y - 14)/17)
+    return (
+        84
+        + 0.55 * (y + 10)
+        + 0.30 * (z - 45)
+        - 0.0066 * (y + 2) ** 2
+        - 0.0025 * np.maximum(z - 40, 0) ** 1.5
+        + 2 * np.sin((y - 14) / 17)
+    )
+
 
 def hip(geo, q):
     "Signed distance (N,) to the right hip bone."
-    x, y, z = q; h = np.sqrt((x - 88)**2 + y*y + z*z)
-    cup = smax(smax(np.sqrt((x - 84)**2 + (y + 6)**2 + (z - 6)**2) - 34, 26.3 - h, 1.5), .86*(x - 88) + .25*y - .45*z - 9, 3)
-    plate = (np.abs(x - wing(q))/np.sqrt(1.1 + (.55 - .0132*(y + 2))**2) - (.8*3. + 7*np.clip((60 - z)/32, 0, 1) + 3.5*np.clip((-38 - y)/20, 0, 1) + 2.5*np.clip(1 + np.hypot((y + 12)/66, (z - 52)/86)*9 - 9, 0, 1)))
-    rim = (np.hypot((y + 12)/64, (z - 52)/84) - 1)*70
-    plate = smax(smax(plate, smax(rim, .9*(y - 26 - .45*(z - 35)), 6), 3), 24 - np.hypot(y + 62, (z - 26)*.9), 4)
-    d = smin(smin(cup, smax(plate, 18 - z, 6), 7), smax(tube(q, ((82, -6, 24, 16), (83, -6, 36, 12))), 25.8 - h, 1.5), 5)
-    pubis = smin(tube(q, ((70, 22, -6, 11), (46, 38, -8, 7.5), (16, 48, -14, 8))), ellipsoid(q, (14, 46, -26), (12.5, 9, 20), 0, 24), 4)
+    x, y, z = q
+    h = np.sqrt((x - 88) ** 2 + y * y + z * z)
+    cup = smax(
+        smax(np.sqrt((x - 84) ** 2 + (y + 6) ** 2 + (z - 6) ** 2) - 34, 26.3 - h, 1.5),
+        0.86 * (x - 88) + 0.25 * y - 0.45 * z - 9,
+        3,
+    )
+    plate = np.abs(x - wing(q)) / np.sqrt(1.1 + (0.55 - 0.0132 * (y + 2)) ** 2) - (
+        0.8 * 3.0
+        + 7 * np.clip((60 - z) / 32, 0, 1)
+        + 3.5 * np.clip((-38 - y) / 20, 0, 1)
+        + 2.5 * np.clip(1 + np.hypot((y + 12) / 66, (z - 52) / 86) * 9 - 9, 0, 1)
+    )
+    rim = (np.hypot((y + 12) / 64, (z - 52) / 84) - 1) * 70
+    plate = smax(
+        smax(plate, smax(rim, 0.9 * (y - 26 - 0.45 * (z - 35)), 6), 3),
+        24 - np.hypot(y + 62, (z - 26) * 0.9),
+        4,
+    )
+    d = smin(
+        smin(cup, smax(plate, 18 - z, 6), 7),
+        smax(tube(q, ((82, -6, 24, 16), (83, -6, 36, 12))), 25.8 - h, 1.5),
+        5,
+    )
+    pubis = smin(
+        tube(q, ((70, 22, -6, 11), (46, 38, -8, 7.5), (16, 48, -14, 8))),
+        ellipsoid(q, (14, 46, -26), (12.5, 9, 20), 0, 24),
+        4,
+    )
     pubis = smin(pubis, tube(q, ((13, 40, -40, 6.5), (30, 20, -60, 6), (50, -10, -76, 8))), 4)
-    ischium = smin(tube(q, ((80, -22, -14, 15), (70, -32, -36, 13), (63, -33, -66, 15), (52, -16, -76, 9))), tube(q, ((62, -38, 0, 8), (48, -48, -6, 2.5))), 4)
+    ischium = smin(
+        tube(q, ((80, -22, -14, 15), (70, -32, -36, 13), (63, -33, -66, 15), (52, -16, -76, 9))),
+        tube(q, ((62, -38, 0, 8), (48, -48, -6, 2.5))),
+        4,
+    )
     d = smin(smin(d, pubis, 5), smax(ischium, 25.8 - h, 1.5), 5)
     return smax(d, 2 - x, 1)
 
+
 def femur(q):
     "Signed distance (N,) to the right femur."
-    ball = np.sqrt((q[0] - 88)**2 + q[1]**2 + q[2]**2) - 23.8
+    ball = np.sqrt((q[0] - 88) ** 2 + q[1] ** 2 + q[2] ** 2) - 23.8
     d = smin(ball, tube(q, ((88, 0, 0, 16), (120, -4, -22, 15.5))), 5)
     d = smin(d, tube(q, ((128, -10, -32, 16), (139, -14, -2, 11), (137, -16, 6, 9))), 8)
     d = smin(d, tube(q, ((127, -8, -30, 18), (123, -5, -72, 15), (116, 0, -240, 13.5))), 8)
@@ -486,176 +907,343 @@ def femur(q):
 
 # %% ../nbs/12_bodies.ipynb #06a23e20
 def sacrum(q, flat):
-    "Signed distances (N,) to sacrum and coccyx with the last vertebra, to its canal and holes, and to the discs."
+    """Signed distances (N,) to sacrum and coccyx with the last vertebra, to its canal and holes,
+    and to the discs.
+    """
     x, y, z = q
-    d = smin(tube(q, ((0, -44, 94, 20), (0, -62, 64, 16), (0, -80, 36, 13), (0, -90, 8, 9))), tube(q, ((0, -90, 4, 8), (0, -84, -14, 6), (0, -74, -26, 4))), 3)
-    ala = smin(ellipsoid(q, (24, -60, 84), (42, 13, 25), 0, 28), ellipsoid(q, (14, -74, 44), (34, 11, 28), 0, 22), 10)
+    d = smin(
+        tube(q, ((0, -44, 94, 20), (0, -62, 64, 16), (0, -80, 36, 13), (0, -90, 8, 9))),
+        tube(q, ((0, -90, 4, 8), (0, -84, -14, 6), (0, -74, -26, 4))),
+        3,
+    )
+    ala = smin(
+        ellipsoid(q, (24, -60, 84), (42, 13, 25), 0, 28),
+        ellipsoid(q, (14, -74, 44), (34, 11, 28), 0, 22),
+        10,
+    )
     d = smin(d, ala, 8)
-    d = smin(smin(d, ellipsoid(q, (0, -84, 72), (24, 11, 40), 0, 24), 5), tube(q, ((0, -90, 96, 4), (0, -104, 62, 4), (0, -108, 34, 3))), 6)    # arches and crest behind
+    # arches and crest behind
+    d = smin(
+        smin(d, ellipsoid(q, (0, -84, 72), (24, 11, 40), 0, 24), 5),
+        tube(q, ((0, -90, 96, 4), (0, -104, 62, 4), (0, -108, 34, 3))),
+        6,
+    )
     d = smax(d, x - flat, 2)
-    last = smin(ellipsoid(q, (0, -32, 130), (27, 20, 17)), tube(q, ((0, -62, 132, 6), (0, -92, 124, 5))), 3)
+    last = smin(
+        ellipsoid(q, (0, -32, 130), (27, 20, 17)), tube(q, ((0, -62, 132, 6), (0, -92, 124, 5))), 3
+    )
     last = smin(last, tube(q, ((14, -52, 130, 8), (36, -58, 132, 6))), 4)
     disc = ellipsoid(q, (0, -36, 110), (26, 20, 9), 0, 14)
     canal = tube(q, ((0, -62, 140, 9), (0, -74, 104, 9), (0, -84, 74, 7), (0, -95, 40, 4)))
-    for k, (yy, zz) in enumerate(((-58, 84), (-70, 62), (-80, 42))): canal = smin(canal, tube(q, ((19 - 2*k, yy + 18, zz - 4, 5), (17 - 2*k, yy - 22, zz + 2, 4))), 1)
+    for k, (yy, zz) in enumerate(((-58, 84), (-70, 62), (-80, 42))):
+        canal = smin(
+            canal, tube(q, ((19 - 2 * k, yy + 18, zz - 4, 5), (17 - 2 * k, yy - 22, zz + 2, 4))), 1
+        )
     return smin(d, last, 1), canal, disc
+
 
 def bony(geo, c):
     "Paint all bones and joints."
     k = np.float32(geo.cortex)
+
     def bone(d, i, shell):
-        j = np.flatnonzero(d < c.width); i, d = i[j], d[j]
+        j = np.flatnonzero(d < c.width)
+        i, d = i[j], d[j]
         c.put('bone', d, i)
-        c.put('marrow', d + k*(shell if np.isscalar(shell) else shell[j]), i, np.clip(.93 - .03*at(geo.fine, 1.7*c.p[:, i], 2.), .7, 1))
+        c.put(
+            'marrow',
+            d + k * (shell if np.isscalar(shell) else shell[j]),
+            i,
+            np.clip(0.93 - 0.03 * at(geo.fine, 1.7 * c.p[:, i], 2.0), 0.7, 1),
+        )
+
     i = c.near((0, -110, -40), (75, 0, 160))
     if i is not None:
-        q = c.lr[:, i]; flat = wing(q) - np.float32(9)
-        d, canal, disc = sacrum(q, flat + 2.5*np.maximum(56 - q[2], 0))
-        c.put('cartilage', smax(d - 3, q[0] - flat - 3, 1), i, soft(-np.minimum(q[2] - 34, flat - 26), 4.)*(np.abs(q[0] - flat - 1) < 3))
-        bone(d, i, 1.4); canal = smax(canal, d + 1, 1); c.put('nerve', canal, i, .55); c.put('fat', canal, i, .4); c.put('cartilage', disc, i)
+        q = c.lr[:, i]
+        flat = wing(q) - np.float32(9)
+        d, canal, disc = sacrum(q, flat + 2.5 * np.maximum(56 - q[2], 0))
+        c.put(
+            'cartilage',
+            smax(d - 3, q[0] - flat - 3, 1),
+            i,
+            soft(-np.minimum(q[2] - 34, flat - 26), 4.0) * (np.abs(q[0] - flat - 1) < 3),
+        )
+        bone(d, i, 1.4)
+        canal = smax(canal, d + 1, 1)
+        c.put('nerve', canal, i, 0.55)
+        c.put('fat', canal, i, 0.4)
+        c.put('cartilage', disc, i)
     i = c.near((0, -85, -95), (145, 60, 145))
     if i is not None:
         i = i[(c.lr[2, i] < 44) | (np.abs(c.lr[0, i] - wing(c.lr[:, i])) < 26)]
-        q = c.lr[:, i]; x, y, z = q
-        c.put('cartilage', smax(np.hypot((y - 44 - .45*(z + 26))/9, (z + 26)/19)*10 - 10, x - 4, 2), i)       # symphysis
-        c.put('cartilage', smax(np.sqrt((x - 88)**2 + y*y + z*z) - 26.6, .86*(x - 88) + .25*y - .45*z - 9, 3), i)
+        q = c.lr[:, i]
+        x, y, z = q
+        # symphysis
+        c.put(
+            'cartilage',
+            smax(np.hypot((y - 44 - 0.45 * (z + 26)) / 9, (z + 26) / 19) * 10 - 10, x - 4, 2),
+            i,
+        )
+        c.put(
+            'cartilage',
+            smax(
+                np.sqrt((x - 88) ** 2 + y * y + z * z) - 26.6,
+                0.86 * (x - 88) + 0.25 * y - 0.45 * z - 9,
+                3,
+            ),
+            i,
+        )
         bone(hip(geo, q), i, 1.5)
     i = c.near((64, -40, -300), (156, 35, 30))
     if i is not None:
-        q = c.lr[:, i]; d, low = femur(q), np.clip((-22 - q[2])/40, 0, 1)
-        bone(d, i, 1.3 + 4.4*low)
-        c.put('yellow', d + k*(1.3 + 4.4*low), i, low)
+        q = c.lr[:, i]
+        d, low = femur(q), np.clip((-22 - q[2]) / 40, 0, 1)
+        bone(d, i, 1.3 + 4.4 * low)
+        c.put('yellow', d + k * (1.3 + 4.4 * low), i, low)
 
 # %% ../nbs/12_bodies.ipynb #94d4a5ef
 def pelvis_values(
-    geo:Pelvis,
-    shape, affine,  # the grid, see `xmodal.phantom.fractions`
-    pure,           # (tissues,) signals, or (tissues, channels)
-    couch=False,    # draw the table of a CT scanner
-) -> np.ndarray:    # (*shape,) or (channels, *shape) float32
+    geo: Pelvis,
+    shape,
+    affine,  # the grid, see `xmodal.phantom.fractions`
+    pure,  # (tissues,) signals, or (tissues, channels)
+    couch=False,  # draw the table of a CT scanner
+) -> np.ndarray:  # (*shape,) or (channels, *shape) float32
     "The mixture of pure signals in every voxel."
-    pure = np.asarray(pure, np.float32); table_ = pure if pure.ndim == 2 else pure[:, None]
-    width, out = voxel_sizes(affine).prod()**(1/3), np.empty((table_.shape[1], *shape), np.float32)
-    step = max(1, (1 << 16)//(shape[0]*shape[1]))
+    pure = np.asarray(pure, np.float32)
+    table_ = pure if pure.ndim == 2 else pure[:, None]
+    width, out = (
+        voxel_sizes(affine).prod() ** (1 / 3),
+        np.empty((table_.shape[1], *shape), np.float32),
+    )
+    step = max(1, (1 << 16) // (shape[0] * shape[1]))
     for k in range(0, shape[2], step):
         slab = np.indices((*shape[:2], min(step, shape[2] - k)), dtype=np.float32).reshape(3, -1)
-        world = affine[:3, :3].astype(np.float32) @ slab + (affine[:3, 3:] + k*affine[:3, 2:3]).astype(np.float32)
+        world = affine[:3, :3].astype(np.float32) @ slab + (
+            affine[:3, 3:] + k * affine[:3, 2:3]
+        ).astype(np.float32)
         values = np.repeat(table_[organ['air']][:, None], world.shape[1], 1)
         if couch:
             deep = -world[1] - couch_depth(geo)
-            d = smax(np.abs(deep - 24) - 22, np.abs(world[0]) - 235 + 60*np.clip((deep - 4)/40, 0, 1), 20)
-            for kind, a in (('couch', soft(d, width)), ('foam', soft(d + 2, width))): values += a*(table_[organ[kind]][:, None] - values)
-        i = np.flatnonzero((world[0]/225)**2 + (world[1]/165)**2 < 1)                     # nobody is larger
-        p = lie(geo, world[:, i]); skin, fascia = outline(geo, p)
+            d = smax(
+                np.abs(deep - 24) - 22,
+                np.abs(world[0]) - 235 + 60 * np.clip((deep - 4) / 40, 0, 1),
+                20,
+            )
+            for kind, a in (('couch', soft(d, width)), ('foam', soft(d + 2, width))):
+                values += a * (table_[organ[kind]][:, None] - values)
+        i = np.flatnonzero((world[0] / 225) ** 2 + (world[1] / 165) ** 2 < 1)  # nobody is larger
+        p = lie(geo, world[:, i])
+        skin, fascia = outline(geo, p)
         j = np.flatnonzero(skin < width)
-        if len(j): values[:, i[j]] = dressed(geo, p[:, j], skin[j], fascia[j], table_, width, values[:, i[j]])
-        out[..., k:k + step] = values.reshape(-1, *shape[:2], min(step, shape[2] - k))
+        if len(j):
+            values[:, i[j]] = dressed(
+                geo, p[:, j], skin[j], fascia[j], table_, width, values[:, i[j]]
+            )
+        out[..., k : k + step] = values.reshape(-1, *shape[:2], min(step, shape[2] - k))
     return out if pure.ndim == 2 else out[0]
 
-def couch_depth(geo): return float((100 + .6*geo.fat)*geo.scale[1] - geo.offset[1] + 3)      # mm below the origin
+
+# mm below the origin
+def couch_depth(geo):
+    return float((100 + 0.6 * geo.fat) * geo.scale[1] - geo.offset[1] + 3)
+
 
 def dressed(geo, p, skin, fascia, table_, width, under):
     "Paint a body at the points `p` over the values `under`."
-    c = Canvas(p, table_, width); c.v = under
-    c.put('skin', skin); c.put('fat', skin + 1.8)
+    c = Canvas(p, table_, width)
+    c.v = under
+    c.put('skin', skin)
+    c.put('fat', skin + 1.8)
     i = np.flatnonzero(fascia > -2)
-    c.put('skin', np.abs(at(geo.coarse, p[:, i], 4.))*6 - .35, i, .3*soft(skin[i] + 5, 4.))                  # septa in the fat
+    # septa in the fat
+    c.put('skin', np.abs(at(geo.coarse, p[:, i], 4.0)) * 6 - 0.35, i, 0.3 * soft(skin[i] + 5, 4.0))
     i = c.near((0, 40, -130), (40, 110, -40))
-    if i is not None: c.put('peripheral', smin(ellipsoid(c.lr[:, i], (14, 74, -90), (14, 15, 22)), tube(p[:, i], ((0, 60, -56, 11), (4, 96, -72, 11), (6, 106, -100, 11))), 2), i)
+    if i is not None:
+        c.put(
+            'peripheral',
+            smin(
+                ellipsoid(c.lr[:, i], (14, 74, -90), (14, 15, 22)),
+                tube(p[:, i], ((0, 60, -56, 11), (4, 96, -72, 11), (6, 106, -100, 11))),
+                2,
+            ),
+            i,
+        )
     fleshy(geo, c, fascia)
     bowel(geo, c, fascia)
     for part in arteries:
-        lo, hi = extent(part); i = c.near(lo, hi)
-        if i is not None: d = tube(c.lr[:, i], part); c.put('fat', d - 2.5, i); c.put('wall', d, i); c.put('blood', d + .8, i)
-    organs(geo, c); rectum(geo, c); bony(geo, c)
+        lo, hi = extent(part)
+        i = c.near(lo, hi)
+        if i is not None:
+            d = tube(c.lr[:, i], part)
+            c.put('fat', d - 2.5, i)
+            c.put('wall', d, i)
+            c.put('blood', d + 0.8, i)
+    organs(geo, c)
+    rectum(geo, c)
+    bony(geo, c)
     return c.v
 
 # %% ../nbs/12_bodies.ipynb #6a546ff9
 def pelvis_grid(
-    modality:str,   # 'T1', 'T2' or 'CT'
-    site:int=1,     # 1, 2 or 3
-    voxel:float=1., # 1 is the full size of about 1 x 1 x 2.5 mm; in-plane size in about mm, up to 8
-    seed:int=0,     # of the planning
-):                  # shape and affine
+    modality: str,  # 'T1', 'T2' or 'CT'
+    site: int = 1,  # 1, 2 or 3
+    # 1 is the full size of about 1 x 1 x 2.5 mm; in-plane size in about mm, up to 8
+    voxel: float = 1.0,
+    seed: int = 0,  # of the planning
+):  # shape and affine
     "An axial grid as planned for one patient: axes (L, P, S)."
-    pelvis_signal(modality, site)                                          # complains about unknown names
-    if not number(voxel, 1, 8): raise InputError(f'voxel {voxel!r}: give 1 (full size) to 8')
+    pelvis_signal(modality, site)  # complains about unknown names
+    if not number(voxel, 1, 8):
+        raise InputError(f'voxel {voxel!r}: give 1 (full size) to 8')
     rng, ct = np.random.default_rng(item_seed(seed, 'plan', modality)), modality == 'CT'
     inplane, thick = pelvis_sites[site]['ct' if ct else 'mr']
-    size = np.array([inplane*voxel, inplane*voxel, max(thick, 1.5*voxel)])
-    fov, centre = ((480., 320., 208.), (0., -25., 6.)) if ct else ((420., 270., 192.), (0., 0., 6.))
-    shape = tuple(math.ceil(f/v) for f, v in zip(fov, size))
+    size = np.array([inplane * voxel, inplane * voxel, max(thick, 1.5 * voxel)])
+    fov, centre = (
+        ((480.0, 320.0, 208.0), (0.0, -25.0, 6.0))
+        if ct
+        else ((420.0, 270.0, 192.0), (0.0, 0.0, 6.0))
+    )
+    shape = tuple(math.ceil(f / v) for f, v in zip(fov, size))
     tilt = np.eye(3)
-    for i, a in enumerate(np.radians(rng.uniform(-2, 2, 3)*(not ct))):
-        j, k = (i + 1) % 3, (i + 2) % 3; turn = np.eye(3)
-        turn[j, j] = turn[k, k] = math.cos(a); turn[j, k] = -math.sin(a); turn[k, j] = math.sin(a); tilt = turn @ tilt
-    affine = np.eye(4); affine[:3, :3] = tilt @ np.diag([-1., -1., 1.])*size
-    affine[:3, 3] = np.array(centre) + rng.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1)/2)
+    for i, a in enumerate(np.radians(rng.uniform(-2, 2, 3) * (not ct))):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        turn = np.eye(3)
+        turn[j, j] = turn[k, k] = math.cos(a)
+        turn[j, k] = -math.sin(a)
+        turn[k, j] = math.sin(a)
+        tilt = turn @ tilt
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ np.diag([-1.0, -1.0, 1.0]) * size
+    affine[:3, 3] = (
+        np.array(centre) + rng.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    )
     return shape, affine
 
 # %% ../nbs/12_bodies.ipynb #62bac816
 def pelvis_scan(
-    geo:Pelvis, modality:str, site:int, # who, with what, where
-    shape, affine,          # the grid
-    seed:int=0,             # of noise, gain and coil
-    noise:float|None=None,  # MR: standard deviation relative to muscle in T1 (default 0.05); CT: in HU (default that of the site)
-    bias:float|None=None,   # strength of the bias field of MR (default 0.04)
-) -> np.ndarray:            # int16: HU for CT, arbitrary units for MR
+    geo: Pelvis,
+    modality: str,
+    site: int,  # who, with what, where
+    shape,
+    affine,  # the grid
+    seed: int = 0,  # of noise, gain and coil
+    # MR: standard deviation relative to muscle in T1 (default 0.05); CT: in HU (default that of the
+    # site)
+    noise: float | None = None,
+    bias: float | None = None,  # strength of the bias field of MR (default 0.04)
+) -> np.ndarray:  # int16: HU for CT, arbitrary units for MR
     "One scan of one pelvis."
     from scipy.ndimage import gaussian_filter
+
     place_, ct = pelvis_sites[site], modality == 'CT'
-    noise, bias = (place_['dose'] if ct else .05) if noise is None else noise, .04 if bias is None else bias
-    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)): raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
+    noise, bias = (
+        (place_['dose'] if ct else 0.05) if noise is None else noise,
+        0.04 if bias is None else bias,
+    )
+    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)):
+        raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
     rng = np.random.default_rng(item_seed(seed, 'pelvis', modality))
     pure = pelvis_signal(modality, site)
     img = pelvis_values(geo, shape, affine, pure, ct)
     if ct:
-        grain = gaussian_filter(rng.standard_normal(img.shape, dtype=np.float32), (.6, .6, 0), mode='wrap')
-        return np.rint(np.clip(img + grain*np.float32(noise/grain.std()), -1024, 3071)).astype(np.int16)
-    gain = np.exp(rng.uniform(np.log(300), np.log(1200)))/pelvis_signal('T2', site)[organ['fat']]
-    img = rician(img*bias_field(shape, affine, bias, rng), noise*pelvis_signal('T1', site)[organ['muscle']], rng)*np.float32(gain)
+        grain = gaussian_filter(
+            rng.standard_normal(img.shape, dtype=np.float32), (0.6, 0.6, 0), mode='wrap'
+        )
+        return np.rint(np.clip(img + grain * np.float32(noise / grain.std()), -1024, 3071)).astype(
+            np.int16
+        )
+    gain = np.exp(rng.uniform(np.log(300), np.log(1200))) / pelvis_signal('T2', site)[organ['fat']]
+    img = rician(
+        img * bias_field(shape, affine, bias, rng),
+        noise * pelvis_signal('T1', site)[organ['muscle']],
+        rng,
+    ) * np.float32(gain)
     return np.rint(np.clip(img, 0, 32767)).astype(np.int16)
 
 # %% ../nbs/12_bodies.ipynb #d55f76aa
 def need_pydicom():
     "The package pydicom. Raises `InputError` if it is missing."
-    try: import pydicom
-    except ImportError: raise InputError('DICOM needs the package pydicom: install pydicom (pip install pydicom), or take NIfTI') from None
+    try:
+        import pydicom
+    except ImportError:
+        raise InputError(
+            'DICOM needs the package pydicom: install pydicom (pip install pydicom), or take NIfTI'
+        ) from None
     return pydicom
+
 
 def slice_header(modality, name, site, age, uid, number_of, affine, k):
     "The DICOM data set of slice `k`, without pixels; `uid` makes an identifier of words."
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
     from pydicom.valuerep import DSfloat
-    ct, here, lps = modality == 'CT', pelvis_sites[site], np.diag([-1., -1., 1.])
+
+    ct, here, lps = modality == 'CT', pelvis_sites[site], np.diag([-1.0, -1.0, 1.0])
     ds = lambda v: [DSfloat(float(x), auto_format=True) for x in v]
-    sizes = voxel_sizes(affine); axes = lps @ (affine[:3, :3]/sizes)
+    sizes = voxel_sizes(affine)
+    axes = lps @ (affine[:3, :3] / sizes)
     d, d.file_meta = (d := Dataset()), FileMetaDataset()
     d.SOPClassUID = '1.2.840.10008.5.1.4.1.1.2' if ct else '1.2.840.10008.5.1.4.1.1.4'
     d.SOPInstanceUID = uid(modality, k)
-    d.file_meta.MediaStorageSOPClassUID, d.file_meta.MediaStorageSOPInstanceUID, d.file_meta.TransferSyntaxUID = d.SOPClassUID, d.SOPInstanceUID, ExplicitVRLittleEndian
-    d.StudyInstanceUID, d.FrameOfReferenceUID, d.SeriesInstanceUID = uid('study'), uid('frame'), uid('series', modality)
-    d.PatientName = d.PatientID = name; d.PatientSex, d.PatientAge, d.PatientPosition = 'M', f'{int(age):03d}Y', 'HFS'
-    d.Modality, d.Manufacturer, d.InstitutionName, d.SeriesDescription = 'CT' if ct else 'MR', here['maker'], f'made, site {site}', modality
-    d.StudyDate = d.SeriesDate = d.ContentDate = '20170601'; d.StudyTime = d.ContentTime = '120000'; d.StudyID, d.AccessionNumber, d.PatientBirthDate, d.ReferringPhysicianName = '1', '', '', ''
-    d.SeriesNumber = ('CT', 'T1', 'T2').index(modality) + 1; d.InstanceNumber = number_of(k)
+    (
+        d.file_meta.MediaStorageSOPClassUID,
+        d.file_meta.MediaStorageSOPInstanceUID,
+        d.file_meta.TransferSyntaxUID,
+    ) = d.SOPClassUID, d.SOPInstanceUID, ExplicitVRLittleEndian
+    d.StudyInstanceUID, d.FrameOfReferenceUID, d.SeriesInstanceUID = (
+        uid('study'),
+        uid('frame'),
+        uid('series', modality),
+    )
+    d.PatientName = d.PatientID = name
+    d.PatientSex, d.PatientAge, d.PatientPosition = 'M', f'{int(age):03d}Y', 'HFS'
+    d.Modality, d.Manufacturer, d.InstitutionName, d.SeriesDescription = (
+        'CT' if ct else 'MR',
+        here['maker'],
+        f'made, site {site}',
+        modality,
+    )
+    d.StudyDate = d.SeriesDate = d.ContentDate = '20170601'
+    d.StudyTime = d.ContentTime = '120000'
+    d.StudyID, d.AccessionNumber, d.PatientBirthDate, d.ReferringPhysicianName = '1', '', '', ''
+    d.SeriesNumber = ('CT', 'T1', 'T2').index(modality) + 1
+    d.InstanceNumber = number_of(k)
     d.ImageType = ['DERIVED', 'PRIMARY', 'AXIAL'] if ct else ['DERIVED', 'PRIMARY', 'OTHER']
-    d.ImagePositionPatient, d.ImageOrientationPatient = ds(lps @ (affine[:3, 3] + k*affine[:3, 2])), ds([*axes[:, 0], *axes[:, 1]])
-    d.PixelSpacing = ds([sizes[1], sizes[0]]); d.SliceThickness = d.SpacingBetweenSlices = ds([sizes[2]])[0]
-    if ct: d.KVP, d.RescaleSlope, d.RescaleIntercept, d.RescaleType = here['kvp'], 1, -1024, 'HU'
+    d.ImagePositionPatient, d.ImageOrientationPatient = (
+        ds(lps @ (affine[:3, 3] + k * affine[:3, 2])),
+        ds([*axes[:, 0], *axes[:, 1]]),
+    )
+    d.PixelSpacing = ds([sizes[1], sizes[0]])
+    d.SliceThickness = d.SpacingBetweenSlices = ds([sizes[2]])[0]
+    if ct:
+        d.KVP, d.RescaleSlope, d.RescaleIntercept, d.RescaleType = here['kvp'], 1, -1024, 'HU'
     else:
-        d.ScanningSequence, d.SequenceVariant, d.ScanOptions, d.MRAcquisitionType = 'SE', 'SK', '', '2D'
-        d.RepetitionTime, d.EchoTime = here[modality]; d.EchoTrainLength, d.MagneticFieldStrength, d.FlipAngle = 1, 1.5, 90
+        d.ScanningSequence, d.SequenceVariant, d.ScanOptions, d.MRAcquisitionType = (
+            'SE',
+            'SK',
+            '',
+            '2D',
+        )
+        d.RepetitionTime, d.EchoTime = here[modality]
+        d.EchoTrainLength, d.MagneticFieldStrength, d.FlipAngle = 1, 1.5, 90
     return d
 
 # %% ../nbs/12_bodies.ipynb #a8f838df
 def write_series(
-    folder, data, affine,                   # where to; int16 volume; its affine, RAS
-    modality:str, name:str, site:int, age:float, seed:int=0, # 'T1', 'T2' or 'CT'; patient; 1 to 3; years; of the identifiers
+    folder,
+    data,
+    affine,  # where to; int16 volume; its affine, RAS
+    # 'T1', 'T2' or 'CT'; patient; 1 to 3; years; of the identifiers
+    modality: str,
+    name: str,
+    site: int,
+    age: float,
+    seed: int = 0,
 ):
     "Write a volume as a series of DICOM files IM0001.dcm, ... Needs pydicom."
     from pydicom.uid import generate_uid
+
     need_pydicom()
     folder, n = Path(folder), data.shape[2]
     folder.mkdir(parents=True, exist_ok=True)
@@ -663,58 +1251,120 @@ def write_series(
     uid = lambda *words: generate_uid(entropy_srcs=[str(item_seed(seed, name, *words))])
     for k in range(n):
         d = slice_header(modality, name, site, age, uid, order, affine, k)
-        pixels = np.ascontiguousarray((data[:, :, k].T.astype(np.int32) + 1024*(modality == 'CT')).astype('<u2'))
+        pixels = np.ascontiguousarray(
+            (data[:, :, k].T.astype(np.int32) + 1024 * (modality == 'CT')).astype('<u2')
+        )
         d.Rows, d.Columns = pixels.shape
-        d.SamplesPerPixel, d.PhotometricInterpretation, d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 1, 'MONOCHROME2', 16, 16, 15, 0
+        (
+            d.SamplesPerPixel,
+            d.PhotometricInterpretation,
+            d.BitsAllocated,
+            d.BitsStored,
+            d.HighBit,
+            d.PixelRepresentation,
+        ) = 1, 'MONOCHROME2', 16, 16, 15, 0
         d.add_new(0x7FE00010, 'OW', pixels.tobytes())
-        d.save_as(folder/f'IM{order(k):04d}.dcm', enforce_file_format=True)
+        d.save_as(folder / f'IM{order(k):04d}.dcm', enforce_file_format=True)
 
 # %% ../nbs/12_bodies.ipynb #48a8f870
-def pelvis_people(n:int, seed:int) -> list: # of dict(patient, site, age, seed)
+def pelvis_people(n: int, seed: int) -> list:  # of dict(patient, site, age, seed)
     "The patients of a data set; asking for more does not change the first ones."
-    if not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f'n {n!r}: give the number of patients, 1 or more')
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise InputError(f'n {n!r}: give the number of patients, 1 or more')
     count, crowd = {}, []
     for i in range(n):
         own = item_seed(seed, 'pelvis', i) % 2**31
         rng = np.random.default_rng(own)
-        site = int(rng.choice(list(pelvis_sites), p=[.45, .25, .3])); count[site] = count.get(site, 0) + 1
-        crowd.append(dict(patient=f'{site}_{count[site]:02d}_P', site=site, age=round(float(np.clip(rng.normal(69, 6), 52, 84)), 1), seed=own))
+        site = int(rng.choice(list(pelvis_sites), p=[0.45, 0.25, 0.3]))
+        count[site] = count.get(site, 0) + 1
+        crowd.append(
+            dict(
+                patient=f'{site}_{count[site]:02d}_P',
+                site=site,
+                age=round(float(np.clip(rng.normal(69, 6), 52, 84)), 1),
+                seed=own,
+            )
+        )
     return crowd
+
 
 def pelvis_sidecar(modality, site) -> dict:
     "What is known of a scan: times in seconds."
     here = pelvis_sites[site]
-    d = dict(Modality='CT' if modality == 'CT' else 'MR', Manufacturer=here['maker'], InstitutionName=f'site {site}', BodyPartExamined='PELVIS')
-    if modality == 'CT': return d | dict(KVP=here['kvp'])
+    d = dict(
+        Modality='CT' if modality == 'CT' else 'MR',
+        Manufacturer=here['maker'],
+        InstitutionName=f'site {site}',
+        BodyPartExamined='PELVIS',
+    )
+    if modality == 'CT':
+        return d | dict(KVP=here['kvp'])
     tr, te = here[modality]
-    return d | dict(MagneticFieldStrength=1.5, ScanningSequence='SE', RepetitionTime=round(tr/1000, 6), EchoTime=round(te/1000, 6), FlipAngle=90)
+    return d | dict(
+        MagneticFieldStrength=1.5,
+        ScanningSequence='SE',
+        RepetitionTime=round(tr / 1000, 6),
+        EchoTime=round(te / 1000, 6),
+        FlipAngle=90,
+    )
+
 
 def write_pelvis(
-    root,             # folder to make; must be new, empty, or hold this very data set
-    n:int=8,          # patients
-    seed:int=0,       # of the whole data set
-    voxel:float=3.,   # 1 is full size, see `pelvis_grid`
-    dicom=False,      # DICOM series (needs pydicom) in place of NIfTI files
-    noise=None, bias=None, # of MR, see `pelvis_scan`
+    root,  # folder to make; must be new, empty, or hold this very data set
+    n: int = 8,  # patients
+    seed: int = 0,  # of the whole data set
+    voxel: float = 3.0,  # 1 is full size, see `pelvis_grid`
+    dicom=False,  # DICOM series (needs pydicom) in place of NIfTI files
+    noise=None,
+    bias=None,  # of MR, see `pelvis_scan`
 ) -> Path:
-    "Write male pelves with T1, T2 and CT, a folder per patient. Raises `InputError` for bad parameters or an occupied folder."
+    """Write male pelves with T1, T2 and CT, a folder per patient.
+
+    Raises `InputError` for bad parameters or an occupied folder.
+    """
     import nibabel as nib
     from tqdm.auto import tqdm
-    crowd = pelvis_people(n, seed); pelvis_grid('CT', 1, voxel)
-    if dicom: need_pydicom()
-    request = dict(layout='pelvis', recipe=1, n=n, seed=seed, voxel=voxel, dicom=bool(dicom), noise=noise, bias=bias)
-    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
+
+    crowd = pelvis_people(n, seed)
+    pelvis_grid('CT', 1, voxel)
+    if dicom:
+        need_pydicom()
+    request = dict(
+        layout='pelvis',
+        recipe=1,
+        n=n,
+        seed=seed,
+        voxel=voxel,
+        dicom=bool(dicom),
+        noise=noise,
+        bias=bias,
+    )
+    if already(root, request, 'phantom.json', 'phantoms'):
+        return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for who in tqdm(crowd, desc='pelves'):
-            name, site, own = who['patient'], who['site'], who['seed']; geo = pelvis(own, who['age']); (tmp/name).mkdir()
+            name, site, own = who['patient'], who['site'], who['seed']
+            geo = pelvis(own, who['age'])
+            (tmp / name).mkdir()
             for m in ('T1', 'T2', 'CT'):
                 shape, affine = pelvis_grid(m, site, voxel, own)
-                data = pelvis_scan(geo, m, site, shape, affine, own, None if m == 'CT' else noise, bias)
-                if dicom: write_series(tmp/name/m, data, affine, m, name, site, who['age'], own); continue
+                data = pelvis_scan(
+                    geo, m, site, shape, affine, own, None if m == 'CT' else noise, bias
+                )
+                if dicom:
+                    write_series(tmp / name / m, data, affine, m, name, site, who['age'], own)
+                    continue
                 img = nib.Nifti1Image(data, affine)
-                img.header.set_xyzt_units('mm', 'sec'); img.set_sform(affine, 1); img.set_qform(affine, 1)
-                nib.save(img, tmp/name/f'{name}_{m}.nii.gz'); dump(tmp/name/f'{name}_{m}.json', pelvis_sidecar(m, site))
-        table(tmp/'patients.csv', [{k: w[k] for k in ('patient', 'site', 'age')} for w in crowd], ',')
-        dump(tmp/'phantom.json', request)
+                img.header.set_xyzt_units('mm', 'sec')
+                img.set_sform(affine, 1)
+                img.set_qform(affine, 1)
+                nib.save(img, tmp / name / f'{name}_{m}.nii.gz')
+                dump(tmp / name / f'{name}_{m}.json', pelvis_sidecar(m, site))
+        table(
+            tmp / 'patients.csv',
+            [{k: w[k] for k in ('patient', 'site', 'age')} for w in crowd],
+            ',',
+        )
+        dump(tmp / 'phantom.json', request)
     return Path(root)

@@ -18,32 +18,56 @@ from .core import expand, table_dtype, check_same_shape
 # %% ../nbs/01_bridge.ipynb #da1787ee
 class Bridge(nn.Module):
     "A Gaussian path x_t = a x0 + b y + c eps. Subclasses give `coefs`."
-    kept = None             # what `table` has made last
 
-    def coefs(self,
-        t,      # time in [0, 1]: a number or shape (B,)
-        y=None, # source (B, C, *spatial); may be None for bridges whose coefficients are plain numbers
-    ):          # a, b, c: float64 tensors that broadcast against y
+    kept = None  # what `table` has made last
+
+    def coefs(
+        self,
+        t,  # time in [0, 1]: a number or shape (B,)
+        # source (B, C, *spatial); may be None for bridges whose coefficients are plain numbers
+        y=None,
+    ):  # a, b, c: float64 tensors that broadcast against y
         raise NotImplementedError
 
     def time(self, t, y=None):
         "`t` as a float64 tensor that broadcasts against `y`; raises ValueError outside [0, 1]."
         if not torch.is_tensor(t):
-            if not 0 <= float(t) <= 1: raise ValueError(f'time must lie in [0, 1] (0 target, 1 start of sampling), got {t}')
+            if not 0 <= float(t) <= 1:
+                raise ValueError(
+                    f'time must lie in [0, 1] (0 target, 1 start of sampling), got {t}'
+                )
             t = torch.tensor(float(t), dtype=torch.float64)
-        if y is None: return t.to(table_dtype(t.device))
+        if y is None:
+            return t.to(table_dtype(t.device))
         return expand(t.to(y.device, table_dtype(y.device)), y)
 
-    def table(self,
-        grid, # times (n,), on the CPU
-        y,    # source
-    ) -> list:# (a, b, c) at every time
-        "`coefs` along a grid. In eval mode they are kept for the next call, unless the field looks at the source."
+    def table(
+        self,
+        grid,  # times (n,), on the CPU
+        y,  # source
+    ) -> list:  # (a, b, c) at every time
+        """`coefs` along a grid.
+
+        In eval mode they are kept for the next call, unless the field looks at the source.
+        """
         at = lambda: [self.coefs(t, y) for t in grid.to(y.device, table_dtype(y.device))]
         mix = getattr(self, 'mix', None)
-        if self.training or torch.is_grad_enabled() or mix is not None and getattr(mix, 'sees_y', True): return at()                 # a field has to say that it does not look
-        key = tuple(grid.tolist()), tuple(y.shape[1:]), y.device, [(p.data_ptr(), p._version) for p in self.parameters()]
-        if self.kept is None or self.kept[0] is not mix or self.kept[1] != key: self.kept = mix, key, at()
+        # a field has to say that it does not look
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or mix is not None
+            and getattr(mix, 'sees_y', True)
+        ):
+            return at()
+        key = (
+            tuple(grid.tolist()),
+            tuple(y.shape[1:]),
+            y.device,
+            [(p.data_ptr(), p._version) for p in self.parameters()],
+        )
+        if self.kept is None or self.kept[0] is not mix or self.kept[1] != key:
+            self.kept = mix, key, at()
         return self.kept[2]
 
     def train(self, mode=True):
@@ -51,23 +75,23 @@ class Bridge(nn.Module):
         self.kept = None
         return super().train(mode)
 
-
 # %% ../nbs/01_bridge.ipynb #aa9e3a59
 def diffuse(
-    bridge, # a Bridge
-    x0,     # target (B, C, *spatial)
-    y,      # source, same shape
-    t,      # (B,) or number in [0, 1]
-    eps,    # standard normal noise, same shape
-):          # x_t, dtype of x0
+    bridge,  # a Bridge
+    x0,  # target (B, C, *spatial)
+    y,  # source, same shape
+    t,  # (B,) or number in [0, 1]
+    eps,  # standard normal noise, same shape
+):  # x_t, dtype of x0
     "Sample the forward marginal (CDTSDE Eq. 6, MetaDB Eq. 2): x_t = a x0 + b y + c eps."
     check_same_shape(x0=x0, y=y, eps=eps)
     a, b, c = (v.to(x0.dtype) for v in bridge.coefs(t, y))
-    return a*x0 + b*y + c*eps
+    return a * x0 + b * y + c * eps
 
 # %% ../nbs/01_bridge.ipynb #854e8882
 class Rectified(Bridge):
     "Straight line without noise: a = 1 - t, b = t, c = 0."
+
     def coefs(self, t, y=None):
         t = self.time(t, y)
         return 1 - t, t, torch.zeros_like(t)
@@ -75,104 +99,147 @@ class Rectified(Bridge):
 # %% ../nbs/01_bridge.ipynb #56696329
 class Brownian(Bridge):
     "Brownian bridge (BBDM): a = 1 - t, b = t, c^2 = 2 max_var t (1 - t)."
-    def __init__(self, max_var:float=1.): # variance scale; the largest variance is max_var/2, at t = 1/2
+
+    # variance scale; the largest variance is max_var/2, at t = 1/2
+    def __init__(self, max_var: float = 1.0):
         super().__init__()
         self.max_var = max_var
+
     def coefs(self, t, y=None):
         t = self.time(t, y)
-        return 1 - t, t, (2*self.max_var*t*(1 - t)).sqrt()
+        return 1 - t, t, (2 * self.max_var * t * (1 - t)).sqrt()
 
 # %% ../nbs/01_bridge.ipynb #cc8433ee
 class Table:
-    "Values at equally spaced times of [0, 1], linear in between; kept in float64 on every device that asks."
-    def __init__(self, values): # 1-D, at least two values
+    """Values at equally spaced times of [0, 1], linear in between; kept in float64 on every device
+    that asks.
+    """
+
+    def __init__(self, values):  # 1-D, at least two values
         self.values = torch.as_tensor(np.asarray(values), dtype=torch.float64)
         self.copies = {}
 
-    def __call__(self,
-        t, # times in [0, 1], any shape
-    ):     # values at t
-        if t.device not in self.copies: self.copies[t.device] = self.values.to(t.device, t.dtype)
+    def __call__(
+        self,
+        t,  # times in [0, 1], any shape
+    ):  # values at t
+        if t.device not in self.copies:
+            self.copies[t.device] = self.values.to(t.device, t.dtype)
         v = self.copies[t.device]
-        pos = t*(len(v) - 1)
+        pos = t * (len(v) - 1)
         i = pos.floor().clamp(0, len(v) - 2).long()
         return torch.lerp(v[i], v[i + 1], pos - i)
 
 # %% ../nbs/01_bridge.ipynb #40463856
 def vp_log_alpha_bar(
-    T:int=1000,           # number of steps
-    beta_start=0.00085,   # first variance
-    beta_end=0.012,       # last variance
-) -> np.ndarray:          # (T+1,): log of alpha-bar after 0, 1, ..., T steps
+    T: int = 1000,  # number of steps
+    beta_start=0.00085,  # first variance
+    beta_end=0.012,  # last variance
+) -> np.ndarray:  # (T+1,): log of alpha-bar after 0, 1, ..., T steps
     "Stable Diffusion's 'scaled linear' schedule, with the clean image prepended."
-    betas = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), T)**2
-    return np.concatenate([[0.], np.cumsum(np.log1p(-betas))])
+    betas = np.linspace(math.sqrt(beta_start), math.sqrt(beta_end), T) ** 2
+    return np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
 
 # %% ../nbs/01_bridge.ipynb #bb1ae662
 class VP(Bridge):
-    "Variance-preserving diffusion, b = 0: a = alpha, c = sigma. `zero_snr` rescales the table so that nothing of x0 is left at t = 1."
-    def __init__(self, T:int=1000, zero_snr:bool=True):
+    """Variance-preserving diffusion, b = 0: a = alpha, c = sigma.
+
+    `zero_snr` rescales the table so that nothing of x0 is left at t = 1.
+    """
+
+    def __init__(self, T: int = 1000, zero_snr: bool = True):
         super().__init__()
-        alpha = np.exp(vp_log_alpha_bar(T)/2)
-        if zero_snr: alpha = (alpha - alpha[-1])/(1 - alpha[-1])
+        alpha = np.exp(vp_log_alpha_bar(T) / 2)
+        if zero_snr:
+            alpha = (alpha - alpha[-1]) / (1 - alpha[-1])
         self.alpha = Table(alpha)
+
     def coefs(self, t, y=None):
         a = self.alpha(self.time(t, y))
-        return a, torch.zeros_like(a), (1 - a*a).clamp(min=0).sqrt()
+        return a, torch.zeros_like(a), (1 - a * a).clamp(min=0).sqrt()
 
 # %% ../nbs/01_bridge.ipynb #60c9eee1
 def base_step(
-    kind:str,    # 'cosine', 'linear' or 'released'
-    T1:int=500,  # number of steps until the field is 1; only 'released' depends on it
-):               # function: t in [0, 1] -> lam in [0, 1], with lam(0) = 0 and lam(1) = 1
+    kind: str,  # 'cosine', 'linear' or 'released'
+    T1: int = 500,  # number of steps until the field is 1; only 'released' depends on it
+):  # function: t in [0, 1] -> lam in [0, 1], with lam(0) = 0 and lam(1) = 1
     "The base step lambda_t (DOSSR's eta_t) that the mixing field is built around."
-    if kind == 'cosine': return lambda t: 0.5*(1 - torch.cos(math.pi*t))
-    if kind == 'linear': return lambda t: t
+    if kind == 'cosine':
+        return lambda t: 0.5 * (1 - torch.cos(math.pi * t))
+    if kind == 'linear':
+        return lambda t: t
     if kind == 'released':
-        eta = 0.5*(1 - np.cos(np.pi*np.linspace(0.001, 0.999, T1)))  # the code's indices 0 ... T1 - 1
-        return Table(np.concatenate([[0.], eta[:-1], [1.]]))         # exact ends: 0 before the first, 1 instead of 0.9999975
+        # the code's indices 0 ... T1 - 1
+        eta = 0.5 * (1 - np.cos(np.pi * np.linspace(0.001, 0.999, T1)))
+        # exact ends: 0 before the first, 1 instead of 0.9999975
+        return Table(np.concatenate([[0.0], eta[:-1], [1.0]]))
     raise ValueError(f"unknown base step {kind!r}: use 'cosine', 'linear' or 'released'")
 
 # %% ../nbs/01_bridge.ipynb #b10902df
 class CDTSDE(Bridge):
-    "Cross-domain translation SDE: a = alpha (1 - mix), b = alpha mix, c = sigma (CDTSDE Eq. 6), t = 1 at the truncation point T1."
-    def __init__(self,
-        mix,             # module or function (lam, y) -> field in [0, 1], broadcastable to y, exactly 0 at lam=0 and 1 at lam=1
-        base='cosine',   # base step, see `base_step`
-        T:int=1000,      # steps of the noise schedule
-        keep:float=0.5,  # T1/T: where the field reaches 1 and sampling starts; 0 < keep <= 1
+    """Cross-domain translation SDE: a = alpha (1 - mix), b = alpha mix, c = sigma (CDTSDE Eq. 6), t
+    = 1 at the truncation point T1.
+    """
+
+    def __init__(
+        self,
+        # module or function (lam, y) -> field in [0, 1], broadcastable to y, exactly 0 at lam=0 and
+        # 1 at lam=1
+        mix,
+        base='cosine',  # base step, see `base_step`
+        T: int = 1000,  # steps of the noise schedule
+        keep: float = 0.5,  # T1/T: where the field reaches 1 and sampling starts; 0 < keep <= 1
     ):
         super().__init__()
-        if not 0 < keep <= 1: raise ValueError(f'keep = T1/T must lie in (0, 1], got {keep}')
-        T1 = max(1, int(T*keep))
-        self.mix, self.log_ab, self.lam = mix, Table(vp_log_alpha_bar(T)[:T1 + 1]), base_step(base, T1)
+        if not 0 < keep <= 1:
+            raise ValueError(f'keep = T1/T must lie in (0, 1], got {keep}')
+        T1 = max(1, int(T * keep))
+        self.mix, self.log_ab, self.lam = (
+            mix,
+            Table(vp_log_alpha_bar(T)[: T1 + 1]),
+            base_step(base, T1),
+        )
 
     def coefs(self, t, y=None):
         t = self.time(t, y)
         log_ab, mix = self.log_ab(t), self.mix(self.lam(t), y)
-        alpha = (log_ab/2).exp()
-        return alpha*(1 - mix), alpha*mix, (-torch.expm1(log_ab)).sqrt()
+        alpha = (log_ab / 2).exp()
+        return alpha * (1 - mix), alpha * mix, (-torch.expm1(log_ab)).sqrt()
 
 # %% ../nbs/01_bridge.ipynb #73102f9a
 def transition(
-    bridge, # a CDTSDE or another bridge with (a+b)^2 + c^2 = 1
-    x_s,    # state at time s
-    x0, y,  # the pair
-    s, t,   # times, s < t
-    eps,    # standard normal noise
-):          # x_t given x_s
-    "One step forward with the variance-preserving kernel of CDTSDE Eq. 7 (for neighbouring table entries) or its composition."
+    bridge,  # a CDTSDE or another bridge with (a+b)^2 + c^2 = 1
+    x_s,  # state at time s
+    x0,
+    y,  # the pair
+    s,
+    t,  # times, s < t
+    eps,  # standard normal noise
+):  # x_t given x_s
+    """One step forward with the variance-preserving kernel of CDTSDE Eq. 7 (for neighbouring table
+    entries) or its composition.
+    """
     (a_s, b_s, c_s), (a_t, b_t, c_t) = bridge.coefs(s, y), bridge.coefs(t, y)
-    r = (a_t + b_t)/(a_s + b_s)
-    return r*x_s + (a_t - r*a_s)*x0 + (b_t - r*b_s)*y + (c_t**2 - (r*c_s)**2).clamp(min=0).sqrt()*eps
+    r = (a_t + b_t) / (a_s + b_s)
+    return (
+        r * x_s
+        + (a_t - r * a_s) * x0
+        + (b_t - r * b_s) * y
+        + (c_t**2 - (r * c_s) ** 2).clamp(min=0).sqrt() * eps
+    )
 
 # %% ../nbs/01_bridge.ipynb #b65852bb
 class Tabulated(Bridge):
     "A bridge given by tables of a, b, c at equally spaced times from 0 to 1, linear in between."
-    def __init__(self, a, b, c): # 1-D arrays of one length
+
+    def __init__(self, a, b, c):  # 1-D arrays of one length
         super().__init__()
-        if not len(a) == len(b) == len(c) >= 2: raise ValueError(f'a, b, c must have one length of 2 or more, got {len(a)}, {len(b)}, {len(c)}')
+        if not len(a) == len(b) == len(c) >= 2:
+            raise ValueError(
+                f'a, b, c must have one length of 2 or more, got {len(a)}, {len(b)}, {len(c)}'
+            )
         self.a, self.b, self.c = Table(a), Table(b), Table(c)
+
     def coefs(self, t, y=None):
         t = self.time(t, y)
         return self.a(t), self.b(t), self.c(t)

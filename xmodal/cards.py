@@ -18,106 +18,317 @@ from .data import first_line
 @dataclass(frozen=True)
 class Remote:
     "A file that may be downloaded."
+
     url: str
-    md5: str = ''   # empty: not known, then the size alone is checked
+    md5: str = ''  # empty: not known, then the size alone is checked
     into: str = ''  # folder under the root into which an archive is unpacked; empty: kept as it is
+
 
 @dataclass(frozen=True)
 class Card:
     "Everything about a data set that is not in its files."
+
     title: str
     about: str
-    access: str         # how to get it, in steps
-    licence: str        # and whether it may be redistributed
+    access: str  # how to get it, in steps
+    licence: str  # and whether it may be redistributed
     cite: str
     size: str
-    layout: str         # as expected under the root
-    splits: str         # of each paper, with counts
-    preparation: str    # what this package does, and what the papers did
+    layout: str  # as expected under the root
+    splits: str  # of each paper, with counts
+    preparation: str  # what this package does, and what the papers did
     traps: str
-    remote: dict = field(default_factory=dict) # part -> Remote, for `get`
+    remote: dict = field(default_factory=dict)  # part -> Remote, for `get`
 
-    def markdown(self, name:str) -> str:
+    def markdown(self, name: str) -> str:
         "The card as Markdown."
-        sections = [('How to get it', self.access), ('Licence', self.licence), ('Size', self.size), ('Layout', self.layout), ('Splits in the papers', self.splits), ('Preparation', self.preparation), ('Known traps', self.traps), ('Cite', self.cite)]
-        return f'# {name}: {self.title}\n\n{self.about}\n\n' + '\n\n'.join(f'## {head}\n\n{text}' for head, text in sections) + '\n'
+        sections = [
+            ('How to get it', self.access),
+            ('Licence', self.licence),
+            ('Size', self.size),
+            ('Layout', self.layout),
+            ('Splits in the papers', self.splits),
+            ('Preparation', self.preparation),
+            ('Known traps', self.traps),
+            ('Cite', self.cite),
+        ]
+        return (
+            f'# {name}: {self.title}\n\n{self.about}\n\n'
+            + '\n\n'.join(f'## {head}\n\n{text}' for head, text in sections)
+            + '\n'
+        )
 
 # %% ../nbs/15_cards.ipynb #f46917df
 cards = {}
 cards['ixi'] = Card(
     title='brain MRI of healthy people, T1, T2, PD',
-    about='Nearly 600 healthy adults, scanned in three London hospitals: Guy\'s (Philips 1.5 T), Hammersmith (HH, Philips 3 T), Institute of Psychiatry (IOP, GE 1.5 T). T1, T2, PD, angiography and diffusion; whole heads, NIfTI.',
-    access='1. `xmodal data get ixi --root data/ixi` (downloads T1, T2, PD and the demographics, and unpacks them), or\n2. by hand from https://brain-development.org/ixi-dataset/: IXI-T1.tar, IXI-T2.tar, IXI-PD.tar, IXI.xls; unpack each archive into the folder of its name.',
+    about=(
+        "Nearly 600 healthy adults, scanned in three London hospitals: Guy's (Philips 1.5 T),"
+        ' Hammersmith (HH, Philips 3 T), Institute of Psychiatry (IOP, GE 1.5 T). T1, T2, PD,'
+        ' angiography and diffusion; whole heads, NIfTI.'
+    ),
+    access=(
+        '1. `xmodal data get ixi --root data/ixi` (downloads T1, T2, PD and the demographics, and'
+        ' unpacks them), or\n2. by hand from https://brain-development.org/ixi-dataset/:'
+        ' IXI-T1.tar, IXI-T2.tar, IXI-PD.tar, IXI.xls; unpack each archive into the folder of its'
+        ' name.'
+    ),
     licence='CC BY-SA 3.0. May be redistributed under the same licence; xmodal ships none of it.',
-    cite='IXI dataset, Biomedical Image Analysis Group, Imperial College London, https://brain-development.org/ixi-dataset/.',
+    cite=(
+        'IXI dataset, Biomedical Image Analysis Group, Imperial College London,'
+        ' https://brain-development.org/ixi-dataset/.'
+    ),
     size='About 4 to 5 GB for each contrast; 581 T1, 578 T2, 578 PD; 577 people have T1 and T2.',
     layout='```\nIXI-T1/IXI002-Guys-0828-T1.nii.gz\nIXI-T2/IXI002-Guys-0828-T2.nii.gz\nIXI-PD/IXI002-Guys-0828-PD.nii.gz\nIXI.xls\n```',
-    splits='- CDTSDE (`-p split cdtsde`): 500 pairs for training, 77 for test, T1 to T2 and T2 to T1; 577 is the number of people with both, so it is probably one axial slice of each person; the paper gives neither that nor its position.\n- MetaDB (`-p split metadb`): T1, T2, PD of 25 / 5 / 10 people (training / validation / test), 100 axial slices each: 12 000 images.\n- SynDiff uses the same 25 / 5 / 10.',
-    preparation='xmodal resamples the source onto the axial slices of the target through both affines. SynDiff registers T2 and PD to T1 by an affine transform first; the papers here say "spatial alignment" and no more. `register=True` corrects rigid motion.',
-    traps='- The T1 is sagittal and has another grid than T2 and PD: index by index they do not correspond.\n- About 20 people lack a contrast or a row of IXI.xls; some rows of IXI.xls are double.\n- The hospital is in the file name and is the scanner: a split by person still mixes scanners.\n- No skull stripping: a metric over the whole image is half a metric of air.',
-    remote=dict(T1=Remote('http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T1.tar', '34901a0593b41dd19c1a1f746eac2d58', 'IXI-T1'),
-                T2=Remote('http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T2.tar', 'e3140d78730ecdd32ba92da48c0a9aaa', 'IXI-T2'),
-                PD=Remote('http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-PD.tar', '88ecd9d1fa33cb4a2278183b42ffd749', 'IXI-PD'),
-                table=Remote('http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI.xls', '066002afe250e4375d132266fcfceac5')))
+    splits=(
+        '- CDTSDE (`-p split cdtsde`): 500 pairs for training, 77 for test, T1 to T2 and T2 to T1;'
+        ' 577 is the number of people with both, so it is probably one axial slice of each person;'
+        ' the paper gives neither that nor its position.\n- MetaDB (`-p split metadb`): T1, T2, PD'
+        ' of 25 / 5 / 10 people (training / validation / test), 100 axial slices each: 12 000'
+        ' images.\n- SynDiff uses the same 25 / 5 / 10.'
+    ),
+    preparation=(
+        'xmodal resamples the source onto the axial slices of the target through both affines.'
+        ' SynDiff registers T2 and PD to T1 by an affine transform first; the papers here say'
+        ' "spatial alignment" and no more. `register=True` corrects rigid motion.'
+    ),
+    traps=(
+        '- The T1 is sagittal and has another grid than T2 and PD: index by index they do not'
+        ' correspond.\n- About 20 people lack a contrast or a row of IXI.xls; some rows of IXI.xls'
+        ' are double.\n- The hospital is in the file name and is the scanner: a split by person'
+        ' still mixes scanners.\n- No skull stripping: a metric over the whole image is half a'
+        ' metric of air.'
+    ),
+    remote=dict(
+        T1=Remote(
+            'http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T1.tar',
+            '34901a0593b41dd19c1a1f746eac2d58',
+            'IXI-T1',
+        ),
+        T2=Remote(
+            'http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-T2.tar',
+            'e3140d78730ecdd32ba92da48c0a9aaa',
+            'IXI-T2',
+        ),
+        PD=Remote(
+            'http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI-PD.tar',
+            '88ecd9d1fa33cb4a2278183b42ffd749',
+            'IXI-PD',
+        ),
+        table=Remote(
+            'http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI/IXI.xls',
+            '066002afe250e4375d132266fcfceac5',
+        ),
+    ),
+)
 cards['brats'] = Card(
     title='BraTS 2021, brain tumours, T1, T1 with contrast agent, T2, FLAIR',
-    about='Gliomas before treatment from many hospitals: four MR contrasts per patient, skull-stripped, registered to one atlas at 1 mm, with a segmentation by experts (1 necrotic core, 2 oedema, 4 enhancing tumour).',
-    access='Register at https://www.synapse.org/brats2021, accept the terms, download the training data (task 1) and unpack it.',
+    about=(
+        'Gliomas before treatment from many hospitals: four MR contrasts per patient,'
+        ' skull-stripped, registered to one atlas at 1 mm, with a segmentation by experts (1'
+        ' necrotic core, 2 oedema, 4 enhancing tumour).'
+    ),
+    access=(
+        'Register at https://www.synapse.org/brats2021, accept the terms, download the training'
+        ' data (task 1) and unpack it.'
+    ),
     licence='Terms are accepted at registration. Not redistributed here; no automatic download.',
-    cite='Baid et al., The RSNA-ASNR-MICCAI BraTS 2021 benchmark on brain tumor segmentation and radiogenomic classification, arXiv:2107.02314, 2021.',
+    cite=(
+        'Baid et al., The RSNA-ASNR-MICCAI BraTS 2021 benchmark on brain tumor segmentation and'
+        ' radiogenomic classification, arXiv:2107.02314, 2021.'
+    ),
     size='1 251 patients in the training data, about 13 GB.',
-    layout='```\nBraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz\n```\n(also one folder deeper)',
-    splits='- MetaDB (`-p split metadb`): T1, T2, FLAIR of 25 / 10 / 20 patients, 100 axial slices each: 16 500 images.\n- SelfRDB\'s script (`-p split selfrdb`): folders sorted, shuffled with seed 42, 25 / 5 / 10, slices 27 to 126, turned by -90 degrees; test metrics inside T1 > 0.1.',
-    preparation='Background is exactly 0. SelfRDB scales every *slice* by its own minimum and maximum (`source_window slice:minmax` repeats that); here each volume has one window.',
-    traps='- 2020 and earlier have other names and partly the same patients, 2023 and later other names and labels; the loader reads 2021 only.\n- There is no label 3.\n- The tumour is in the data of every contrast, but a mean over all voxels hardly sees it: report it by region.')
+    layout=(
+        '```\nBraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz\n```\n(also one folder'
+        ' deeper)'
+    ),
+    splits=(
+        '- MetaDB (`-p split metadb`): T1, T2, FLAIR of 25 / 10 / 20 patients, 100 axial slices'
+        " each: 16 500 images.\n- SelfRDB's script (`-p split selfrdb`): folders sorted, shuffled"
+        ' with seed 42, 25 / 5 / 10, slices 27 to 126, turned by -90 degrees; test metrics inside'
+        ' T1 > 0.1.'
+    ),
+    preparation=(
+        'Background is exactly 0. SelfRDB scales every *slice* by its own minimum and maximum'
+        ' (`source_window slice:minmax` repeats that); here each volume has one window.'
+    ),
+    traps=(
+        '- 2020 and earlier have other names and partly the same patients, 2023 and later other'
+        ' names and labels; the loader reads 2021 only.\n- There is no label 3.\n- The tumour is in'
+        ' the data of every contrast, but a mean over all voxels hardly sees it: report it by'
+        ' region.'
+    ),
+)
 
 # %% ../nbs/15_cards.ipynb #168a4075
 cards['pelvis'] = Card(
     title='Gold Atlas, male pelvis, T1, T2, CT',
-    about='Nineteen men from three Swedish radiotherapy departments: T1 and T2 MR and CT of the pelvis, with organs drawn by several observers.',
-    access='Ask for access at https://zenodo.org/records/583096 (a form about the purpose). You get one archive per patient with DICOM series. Put each series into a folder of its own, `1_01_P/T1`, `1_01_P/T2`, `1_01_P/CT`, or convert them to NIfTI.',
-    licence='Research and education after an agreement. May not be redistributed; no automatic download.',
-    cite='Nyholm et al., MR and CT data with multiobserver delineations of organs in the pelvic area, part of the Gold Atlas project, Medical Physics 45(3), 1295-1300, 2018.',
+    about=(
+        'Nineteen men from three Swedish radiotherapy departments: T1 and T2 MR and CT of the'
+        ' pelvis, with organs drawn by several observers.'
+    ),
+    access=(
+        'Ask for access at https://zenodo.org/records/583096 (a form about the purpose). You get'
+        ' one archive per patient with DICOM series. Put each series into a folder of its own,'
+        ' `1_01_P/T1`, `1_01_P/T2`, `1_01_P/CT`, or convert them to NIfTI.'
+    ),
+    licence=(
+        'Research and education after an agreement. May not be redistributed; no automatic'
+        ' download.'
+    ),
+    cite=(
+        'Nyholm et al., MR and CT data with multiobserver delineations of organs in the pelvic'
+        ' area, part of the Gold Atlas project, Medical Physics 45(3), 1295-1300, 2018.'
+    ),
     size='19 patients, a few GB.',
-    layout='```\n1_01_P/1_01_P_{T1,T2,CT}.nii.gz          NIfTI, or\n1_01_P/{T1,T2,CT}/*.dcm                  one DICOM series per folder\n```',
-    splits='- MetaDB (`-p split metadb`): T1, T2, CT of 9 / 2 / 4 patients, 100 axial slices each: 4 500 images. SynDiff uses the same 15 patients.',
-    preparation='CT has the window `hu`, -1000 to 1000 HU: no paper states its window. Values above are not clipped. MR and CT were taken on different couches on different days: use `register`, and look.',
-    traps='- The bladder fills and the rectum moves between MR and CT: no rigid registration makes them equal.\n- Two series in one folder, or a lost slice, turn into a wrong volume in many readers; here they are refused.\n- DICOM counts x to the left and y to the back, NIfTI to the right and to the front.')
+    layout=(
+        '```\n1_01_P/1_01_P_{T1,T2,CT}.nii.gz          NIfTI, or\n1_01_P/{T1,T2,CT}/*.dcm          '
+        '        one DICOM series per folder\n```'
+    ),
+    splits=(
+        '- MetaDB (`-p split metadb`): T1, T2, CT of 9 / 2 / 4 patients, 100 axial slices each: 4'
+        ' 500 images. SynDiff uses the same 15 patients.'
+    ),
+    preparation=(
+        'CT has the window `hu`, -1000 to 1000 HU: no paper states its window. Values above are not'
+        ' clipped. MR and CT were taken on different couches on different days: use `register`, and'
+        ' look.'
+    ),
+    traps=(
+        '- The bladder fills and the rectum moves between MR and CT: no rigid registration makes'
+        ' them equal.\n- Two series in one folder, or a lost slice, turn into a wrong volume in'
+        ' many readers; here they are refused.\n- DICOM counts x to the left and y to the back,'
+        ' NIfTI to the right and to the front.'
+    ),
+)
 cards['sentinel'] = Card(
     title='SEN1-2, SAR to optical',
-    about='Patches of 256 x 256 pixels of 10 m: Sentinel-1 backscatter (VV, 8 bit grey) and Sentinel-2 (RGB, 8 bit), from all over the land surface and four seasons.',
-    access='https://mediatum.ub.tum.de/1436631 (the page gives an rsync address and its password). Unpack into one folder.',
+    about=(
+        'Patches of 256 x 256 pixels of 10 m: Sentinel-1 backscatter (VV, 8 bit grey) and'
+        ' Sentinel-2 (RGB, 8 bit), from all over the land surface and four seasons.'
+    ),
+    access=(
+        'https://mediatum.ub.tum.de/1436631 (the page gives an rsync address and its password).'
+        ' Unpack into one folder.'
+    ),
     licence='CC BY 4.0; contains modified Copernicus Sentinel data. No automatic download (rsync).',
-    cite='Schmitt, Hughes, Zhu, The SEN1-2 dataset for deep learning in SAR-optical data fusion, ISPRS Annals IV-1, 141-146, 2018.',
+    cite=(
+        'Schmitt, Hughes, Zhu, The SEN1-2 dataset for deep learning in SAR-optical data fusion,'
+        ' ISPRS Annals IV-1, 141-146, 2018.'
+    ),
     size='282 384 pairs, about 44 GB.',
-    layout='```\nROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.png     SAR, 1 channel\nROIs1158_spring/s2_1/ROIs1158_spring_s2_1_p30.png     optical, 3 channels\nROIs1868_summer, ROIs1970_fall, ROIs2017_winter likewise\n```',
-    splits='- CDTSDE (`-p split cdtsde`, whole scenes): 1 200 pairs for training, 300 for test: urban, fields, forest, coast; which ones is not published.',
+    layout=(
+        '```\nROIs1158_spring/s1_1/ROIs1158_spring_s1_1_p30.png     SAR, 1'
+        ' channel\nROIs1158_spring/s2_1/ROIs1158_spring_s2_1_p30.png     optical, 3'
+        ' channels\nROIs1868_summer, ROIs1970_fall, ROIs2017_winter likewise\n```'
+    ),
+    splits=(
+        '- CDTSDE (`-p split cdtsde`, whole scenes): 1 200 pairs for training, 300 for test: urban,'
+        ' fields, forest, coast; which ones is not published.'
+    ),
     preparation='SAR is repeated to three channels. The window is the full 8 bit range.',
-    traps='- Patches of one scene overlap by half: a split by patch leaks. Here the scene is the subject.\n- Dates of the two satellites differ by days; clouds were removed, harvests were not.\n- SEN12MS (the successor) has the same names with .tif and other bands: use data set csv for it.')
+    traps=(
+        '- Patches of one scene overlap by half: a split by patch leaks. Here the scene is the'
+        ' subject.\n- Dates of the two satellites differ by days; clouds were removed, harvests'
+        ' were not.\n- SEN12MS (the successor) has the same names with .tif and other bands: use'
+        ' data set csv for it.'
+    ),
+)
 cards['pscde'] = Card(
     title='PSCDE, electroluminescence of solar cells to defect masks',
-    about='700 electroluminescence images of polycrystalline cells, 512 x 512, with the outlines of seven kinds of defects by experts: linear crack, star crack, scratch, finger interruption, black core, fragment, corner.',
-    access='Ask the authors (doi 10.1109/TII.2023.3275705). No public description of the folders is known to us; arrange your copy as below.',
+    about=(
+        '700 electroluminescence images of polycrystalline cells, 512 x 512, with the outlines of'
+        ' seven kinds of defects by experts: linear crack, star crack, scratch, finger'
+        ' interruption, black core, fragment, corner.'
+    ),
+    access=(
+        'Ask the authors (doi 10.1109/TII.2023.3275705). No public description of the folders is'
+        ' known to us; arrange your copy as below.'
+    ),
     licence='Not stated where we looked; treat as not redistributable. No automatic download.',
-    cite='Wang, Chen, Zhao, RERN: rich edge features refinement detection network for polycrystalline solar cell defect segmentation, IEEE Transactions on Industrial Informatics 20(2), 1408-1419, 2024.',
+    cite=(
+        'Wang, Chen, Zhao, RERN: rich edge features refinement detection network for'
+        ' polycrystalline solar cell defect segmentation, IEEE Transactions on Industrial'
+        ' Informatics 20(2), 1408-1419, 2024.'
+    ),
     size='700 images.',
-    layout='```\nimage/{train,val,test}/NAME.png    8 bit grey\nmask/{train,val,test}/NAME.png     0 and one other value\nedge/{train,val,test}/NAME.png     the same, outlines (optional)\n```',
-    splits='- official: 280 / 140 / 280.\n- CDTSDE (`-p split cdtsde`): 420 (training and validation together) / 280.',
-    preparation='The mask is read as binary and refused if it has other values. Shrinking averages: a thin crack becomes grey, not absent. `fit=patch` cuts patches at full resolution instead.',
-    traps='- Masks saved as JPEG or resized smoothly have grey edges.\n- Cells of one module look alike; without module names the official split cannot be checked for leaks.\n- Defects cover a few per cent of the pixels: an empty mask has a high PSNR.')
+    layout=(
+        '```\nimage/{train,val,test}/NAME.png    8 bit grey\nmask/{train,val,test}/NAME.png     0'
+        ' and one other value\nedge/{train,val,test}/NAME.png     the same, outlines'
+        ' (optional)\n```'
+    ),
+    splits=(
+        '- official: 280 / 140 / 280.\n- CDTSDE (`-p split cdtsde`): 420 (training and validation'
+        ' together) / 280.'
+    ),
+    preparation=(
+        'The mask is read as binary and refused if it has other values. Shrinking averages: a thin'
+        ' crack becomes grey, not absent. `fit=patch` cuts patches at full resolution instead.'
+    ),
+    traps=(
+        '- Masks saved as JPEG or resized smoothly have grey edges.\n- Cells of one module look'
+        ' alike; without module names the official split cannot be checked for leaks.\n- Defects'
+        ' cover a few per cent of the pixels: an empty mask has a high PSNR.'
+    ),
+)
 
 # %% ../nbs/15_cards.ipynb #67357207
 general = dict(licence='That of your data.', cite='The source of your data.', size='Any.')
-cards['phantom'] = Card(title='made brains', about='Whole heads made from a seed, scanned by signal equations at two field strengths; BIDS. See nbs/10_phantom.ipynb for what it can and cannot show.',
-    access='Nothing to get: `-p dataset phantom` writes it under data/made/.', licence='Apache-2.0, like the package.', cite='xmodal.', size='A few MB; as many people as asked for.',
-    layout='BIDS.', splits='By seed.', preparation='As for BIDS.', traps='Numbers on it say nothing about patients.')
-cards['bids'] = Card(title='any BIDS data set', about='Two anatomical contrasts of each person or session.', access='Give its folder as root.', **general,
-    layout='```\nsub-01/[ses-1/]anat/sub-01_[ses-1_]T1w.nii.gz, and the same for the target\nparticipants.tsv, sidecars *.json             read if present\nderivatives/*/.../*_desc-brain_mask.nii.gz    becomes the mask\n```',
-    splits='By person, all sessions together.', preparation='See nbs/11_data.ipynb.', traps='- `T1w` is never the scan with contrast agent; write `ce-gadolinium_T1w` for that.\n- Several acquisitions of one contrast: name one.')
-cards['folder'] = Card(title='two folders of images', about='PNG or TIFF files with equal names.', access='Give the folder that holds both as root, and their names as source and target.', **general,
-    layout='```\nA/NAME.png\nB/NAME.png\n```', splits='By what `group` finds in the name; without it every file is a subject of its own.', preparation='8 and 16 bit without loss; shrunk or cut into patches.', traps='Patches of one scene are not independent: give `group`.')
-cards['csv'] = Card(title='a table of pairs', about='Paths of source and target, and what is known of each pair.', access='Give the table, or the folder that holds pairs.csv, as root.', **general,
-    layout='```\nsource,target,subject,split,mask,name,...\na/01.nii.gz,b/01.nii.gz,p01,train,,\n```\nOnly source and target are needed; paths are relative to the table.', splits='The column split (train, val, test), else by subject.', preparation='As for the kind of file.', traps='A subject on both sides of the split is refused.')
+cards['phantom'] = Card(
+    title='made brains',
+    about=(
+        'Whole heads made from a seed, scanned by signal equations at two field strengths; BIDS.'
+        ' See nbs/10_phantom.ipynb for what it can and cannot show.'
+    ),
+    access='Nothing to get: `-p dataset phantom` writes it under data/made/.',
+    licence='Apache-2.0, like the package.',
+    cite='xmodal.',
+    size='A few MB; as many people as asked for.',
+    layout='BIDS.',
+    splits='By seed.',
+    preparation='As for BIDS.',
+    traps='Numbers on it say nothing about patients.',
+)
+cards['bids'] = Card(
+    title='any BIDS data set',
+    about='Two anatomical contrasts of each person or session.',
+    access='Give its folder as root.',
+    **general,
+    layout=(
+        '```\nsub-01/[ses-1/]anat/sub-01_[ses-1_]T1w.nii.gz, and the same for the'
+        ' target\nparticipants.tsv, sidecars *.json             read if'
+        ' present\nderivatives/*/.../*_desc-brain_mask.nii.gz    becomes the mask\n```'
+    ),
+    splits='By person, all sessions together.',
+    preparation='See nbs/11_data.ipynb.',
+    traps=(
+        '- `T1w` is never the scan with contrast agent; write `ce-gadolinium_T1w` for that.\n-'
+        ' Several acquisitions of one contrast: name one.'
+    ),
+)
+cards['folder'] = Card(
+    title='two folders of images',
+    about='PNG or TIFF files with equal names.',
+    access='Give the folder that holds both as root, and their names as source and target.',
+    **general,
+    layout='```\nA/NAME.png\nB/NAME.png\n```',
+    splits='By what `group` finds in the name; without it every file is a subject of its own.',
+    preparation='8 and 16 bit without loss; shrunk or cut into patches.',
+    traps='Patches of one scene are not independent: give `group`.',
+)
+cards['csv'] = Card(
+    title='a table of pairs',
+    about='Paths of source and target, and what is known of each pair.',
+    access='Give the table, or the folder that holds pairs.csv, as root.',
+    **general,
+    layout=(
+        '```\nsource,target,subject,split,mask,name,...\na/01.nii.gz,b/01.nii.gz,p01,train,,\n```\nOnly'
+        ' source and target are needed; paths are relative to the table.'
+    ),
+    splits='The column split (train, val, test), else by subject.',
+    preparation='As for the kind of file.',
+    traps='A subject on both sides of the split is refused.',
+)
 
 # %% ../nbs/15_cards.ipynb #38162623
 def md5_of(path) -> str:
@@ -125,57 +336,109 @@ def md5_of(path) -> str:
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'md5').hexdigest()
 
+
 def download(
-    remote:Remote,
-    path,         # where the file goes; PATH.part while it is unfinished
+    remote: Remote,
+    path,  # where the file goes; PATH.part while it is unfinished
     progress=True,
 ) -> Path:
-    "Download a file, going on with an unfinished one; raises InputError if it cannot be reached or its checksum is wrong."
+    """Download a file, going on with an unfinished one; raises InputError if it cannot be reached
+    or its checksum is wrong.
+    """
     from tqdm.auto import tqdm
-    path = Path(path); part = path.with_name(path.name + '.part'); path.parent.mkdir(parents=True, exist_ok=True)
+
+    path = Path(path)
+    part = path.with_name(path.name + '.part')
+    path.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
     try:
-        try: reply = urllib.request.urlopen(urllib.request.Request(remote.url, headers={'Range': f'bytes={have}-', 'User-Agent': 'xmodal'} if have else {'User-Agent': 'xmodal'}), timeout=60)
+        try:
+            reply = urllib.request.urlopen(
+                urllib.request.Request(
+                    remote.url,
+                    headers=(
+                        {'Range': f'bytes={have}-', 'User-Agent': 'xmodal'}
+                        if have
+                        else {'User-Agent': 'xmodal'}
+                    ),
+                ),
+                timeout=60,
+            )
         except urllib.error.HTTPError as e:
-            if e.code != 416: raise                                        # nothing left to send: the part is complete
+            if e.code != 416:
+                raise  # nothing left to send: the part is complete
             reply = None
         if reply is not None:
             with reply:
-                if have and reply.status != 206: have = 0                  # the server starts anew
+                if have and reply.status != 206:
+                    have = 0  # the server starts anew
                 total = have + int(reply.headers.get('Content-Length') or 0)
-                with open(part, 'ab' if have else 'wb') as f, tqdm(total=total or None, initial=have, unit='B', unit_scale=True, desc=path.name, disable=not progress) as bar:
-                    while block := reply.read(1 << 20): f.write(block); bar.update(len(block))
-                if total and part.stat().st_size < total: raise InputError(f'{remote.url}: the connection ended after {part.stat().st_size} of {total} bytes; run the command again, it goes on from there')
+                with (
+                    open(part, 'ab' if have else 'wb') as f,
+                    tqdm(
+                        total=total or None,
+                        initial=have,
+                        unit='B',
+                        unit_scale=True,
+                        desc=path.name,
+                        disable=not progress,
+                    ) as bar,
+                ):
+                    while block := reply.read(1 << 20):
+                        f.write(block)
+                        bar.update(len(block))
+                if total and part.stat().st_size < total:
+                    raise InputError(
+                        f'{remote.url}: the connection ended after {part.stat().st_size} of {total}'
+                        ' bytes; run the command again, it goes on from there'
+                    )
     except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
-        raise InputError(f'{remote.url}: cannot be downloaded ({first_line(getattr(e, "reason", e))}); check the connection and run the command again, or download it by hand to {path}') from None
+        raise InputError(
+            f'{remote.url}: cannot be downloaded ({first_line(getattr(e, "reason", e))}); check the'
+            f' connection and run the command again, or download it by hand to {path}'
+        ) from None
     if remote.md5 and (got := md5_of(part)) != remote.md5:
         part.unlink()
         raise InputError(
             f'{remote.url}: checksum {got}, expected {remote.md5}; the damaged file was '
-            f'removed, run the command again')
+            'removed, run the command again'
+        )
     os.replace(part, path)
     return path
 
 # %% ../nbs/15_cards.ipynb #03ed0fa8
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, zlib.error,
-           lzma.LZMAError, ValueError, NotImplementedError)
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    OSError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    NotImplementedError,
+)
 
-def place_of(archive, name:str, folder:Path) -> Path:
+
+def place_of(archive, name: str, folder: Path) -> Path:
     "Where a member of an archive goes; raises InputError for a name that points outside."
     parts = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
     outside = name.startswith(('/', '\\')) or '..' in parts or ':' in name or '\0' in name
     if outside:
         raise InputError(
             f'{archive}: holds {name!r}, which would be written outside the folder; do not use '
-            f'this archive')
+            f'this archive'
+        )
     return folder.joinpath(*parts)
 
-def write_member(archive, name:str, source, size:int, path:Path):
+
+def write_member(archive, name: str, source, size: int, path: Path):
     "Write one regular file; raises InputError unless it holds as many bytes as the archive says."
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         raise InputError(
-            f'{archive}: holds {name!r} twice, or under two spellings; do not use this archive')
+            f'{archive}: holds {name!r} twice, or under two spellings; do not use this archive'
+        )
     left = size
     with open(path, 'xb') as f:
         while left and (block := source.read(min(left, 1 << 20))):
@@ -184,14 +447,16 @@ def write_member(archive, name:str, source, size:int, path:Path):
     if left:
         raise InputError(
             f'{archive}: is not a whole archive, {name!r} lacks {left} of {size} bytes; '
-            f'download it again')
+            f'download it again'
+        )
     if source.read(1):
         raise InputError(
             f'{archive}: {name!r} holds more than the {size} bytes that the archive says; do '
-            f'not use it')
+            f'not use it'
+        )
 
 # %% ../nbs/15_cards.ipynb #43ee9033
-def unpack_zip(archive, folder:Path) -> int:
+def unpack_zip(archive, folder: Path) -> int:
     "Write the files of a zip archive; the number of files."
     with zipfile.ZipFile(archive) as z:
         members = z.infolist()
@@ -199,12 +464,14 @@ def unpack_zip(archive, folder:Path) -> int:
         check_limit(archive, 'unpacked', sum(m.file_size for m in members))
         places = [place_of(archive, m.filename, folder) for m in members]
         for m, path in zip(members, places):
-            kind = m.external_attr >> 28      # of the file on a Unix system; 0: not said
-            if m.is_dir(): path.mkdir(parents=True, exist_ok=True)
+            kind = m.external_attr >> 28  # of the file on a Unix system; 0: not said
+            if m.is_dir():
+                path.mkdir(parents=True, exist_ok=True)
             elif kind not in (0, 8):
                 raise InputError(
                     f'{archive}: holds {m.filename!r}, which is a link or a device; do not use '
-                    f'this archive')
+                    f'this archive'
+                )
             else:
                 with z.open(m) as source:
                     write_member(archive, m.filename, source, m.file_size, path)
@@ -213,6 +480,7 @@ def unpack_zip(archive, folder:Path) -> int:
 # %% ../nbs/15_cards.ipynb #b1018016
 class Member(tarfile.TarInfo):
     "A header of a tar archive; the archive remembers whether it saw its end."
+
     @classmethod
     def frombuf(cls, buf, *given):
         found = super().frombuf(buf, *given)
@@ -222,13 +490,21 @@ class Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar):
-        try: return super().fromtarfile(tar)
+        try:
+            return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:
             tar.ended = True
             raise
 
-LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-        tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+LONG = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
 
 def check_tar_end(archive, t):
     "Raise InputError unless the reader stopped at a block of zeros and only zeros follow."
@@ -237,10 +513,11 @@ def check_tar_end(archive, t):
         whole = not any(block)
     if not whole:
         raise InputError(
-            f'{archive}: not a whole tar archive, members are missing at its end; download it '
-            f'again')
+            f'{archive}: not a whole tar archive, members are missing at its end; download it again'
+        )
 
-def unpack_tar(archive, folder:Path) -> int:
+
+def unpack_tar(archive, folder: Path) -> int:
     "Write the files of a tar archive, member by member; the number of files."
     found = total = 0
     with tarfile.open(archive, tarinfo=Member) as t:
@@ -252,11 +529,13 @@ def unpack_tar(archive, folder:Path) -> int:
             if not m.isreg() or m.sparse:
                 raise InputError(
                     f'{archive}: holds {m.name!r}, which is a link, a device or a file with '
-                    f'holes; do not use this archive')
+                    f'holes; do not use this archive'
+                )
             found, total = found + 1, total + m.size
             check_limit(archive, 'members', found)
             check_limit(archive, 'unpacked', total)
-            with t.extractfile(m) as source: write_member(archive, m.name, source, m.size, path)
+            with t.extractfile(m) as source:
+                write_member(archive, m.name, source, m.size, path)
         check_tar_end(archive, t)
     return found
 
@@ -264,52 +543,72 @@ def unpack_tar(archive, folder:Path) -> int:
 def unpack(archive, folder) -> Path:
     "Unpack a tar or zip archive into a new folder, whole or not at all; raises InputError."
     archive = Path(archive)
-    if not archive.is_file(): raise InputError(f'{archive}: no such file')
+    if not archive.is_file():
+        raise InputError(f'{archive}: no such file')
     try:
         with atomic(Path(folder)) as tmp:
             Path(tmp).mkdir()
             how = unpack_zip if zipfile.is_zipfile(archive) else unpack_tar
             n = how(archive, tmp)
-            if not n: raise InputError(f'{archive}: holds no files; download it again')
-    except InputError: raise
+            if not n:
+                raise InputError(f'{archive}: holds no files; download it again')
+    except InputError:
+        raise
     except DAMAGED as e:
         if isinstance(e, OSError) and e.errno:
             raise InputError(
-                f'{folder}: cannot be written ({e.strerror}); free space, or give '
-                f'another root') from None
+                f'{folder}: cannot be written ({e.strerror}); free space, or give another root'
+            ) from None
         raise InputError(
-            f'{archive}: not a whole tar or zip archive ({first_line(e)}); download '
-            f'it again') from None
+            f'{archive}: not a whole tar or zip archive ({first_line(e)}); download it again'
+        ) from None
     return Path(folder)
 
 # %% ../nbs/15_cards.ipynb #c3e451bd
 def get(
-    name:str,    # a card
-    root,        # where the data set goes
-    only=(),     # parts of the card's `remote`; default all
+    name: str,  # a card
+    root,  # where the data set goes
+    only=(),  # parts of the card's `remote`; default all
     keep=False,  # keep the archives after unpacking
     progress=True,
-) -> list:       # what was made
-    "Download and unpack a data set; raises InputError with the manual steps where that is not allowed."
-    if name not in cards: raise InputError(f"unknown data set {name!r}: use one of {', '.join(cards)}")
+) -> list:  # what was made
+    """Download and unpack a data set; raises InputError with the manual steps where that is not
+    allowed.
+    """
+    if name not in cards:
+        raise InputError(f'unknown data set {name!r}: use one of {", ".join(cards)}')
     card, root, made = cards[name], Path(root), []
-    if not card.remote: raise InputError(f'{name} is not downloaded automatically. What to do: ' + ' '.join(card.access.split()) + f' Terms: {card.licence}')
+    if not card.remote:
+        raise InputError(
+            f'{name} is not downloaded automatically. What to do: '
+            + ' '.join(card.access.split())
+            + f' Terms: {card.licence}'
+        )
     for part in only:
-        if part not in card.remote: raise InputError(f"{name} has the parts {', '.join(card.remote)}, not {part!r}")
+        if part not in card.remote:
+            raise InputError(f'{name} has the parts {", ".join(card.remote)}, not {part!r}')
     for part, remote in card.remote.items():
-        if only and part not in only: continue
-        archive = root/Path(remote.url).name; final = root/remote.into if remote.into else archive
+        if only and part not in only:
+            continue
+        archive = root / Path(remote.url).name
+        final = root / remote.into if remote.into else archive
         if not (remote.into and final.exists()):
-            if archive.exists(): check_md5(archive, remote)
-            else: download(remote, archive, progress)
-            if remote.into: unpack(archive, final)
-            if remote.into and not keep: archive.unlink()
+            if archive.exists():
+                check_md5(archive, remote)
+            else:
+                download(remote, archive, progress)
+            if remote.into:
+                unpack(archive, final)
+            if remote.into and not keep:
+                archive.unlink()
         made.append(final)
     return made
 
-def check_md5(path, remote:Remote):
+
+def check_md5(path, remote: Remote):
     "Raise InputError if a file that is there already is not the one that would be downloaded."
     if remote.md5 and (got := md5_of(path)) != remote.md5:
         raise InputError(
             f'{path}: is there already, with checksum {got}, expected {remote.md5}: it is '
-            f'damaged or another version; remove it and run the command again')
+            f'damaged or another version; remove it and run the command again'
+        )

@@ -20,333 +20,521 @@ from scipy import fft, ndimage
 from .core import InputError, already, atomic, item_seed
 
 # %% ../nbs/09_cells.ipynb #8f97e5d1
-GRID, SIDE = 512, 156.                     # pixels and mm of the drawing, each way
-PER_MM = GRID/SIDE                         # pixels per mm
-kinds = ('crack', 'star', 'scratch', 'finger', 'core', 'fragment', 'corner')   # label k + 1 is kinds[k]
+GRID, SIDE = 512, 156.0  # pixels and mm of the drawing, each way
+PER_MM = GRID / SIDE  # pixels per mm
+# label k + 1 is kinds[k]
+kinds = ('crack', 'star', 'scratch', 'finger', 'core', 'fragment', 'corner')
+
 
 def axes_mm():
     "Rows as a column and columns as a row, in mm from the middle of the drawing."
-    a = ((np.arange(GRID, dtype=np.float32) + .5)/PER_MM - SIDE/2).astype(np.float32)
+    a = ((np.arange(GRID, dtype=np.float32) + 0.5) / PER_MM - SIDE / 2).astype(np.float32)
     return a[:, None], a[None]
 
 # %% ../nbs/09_cells.ipynb #554bc46d
 def field(
-    rng,        # numpy Generator
-    wave,       # distance in mm beyond which points are unrelated
-    angle=0.,   # radians, direction of the streaks
-    stretch=1., # how much longer than wide they are
-):              # (GRID, GRID) float32, mean 0, standard deviation 1
+    rng,  # numpy Generator
+    wave,  # distance in mm beyond which points are unrelated
+    angle=0.0,  # radians, direction of the streaks
+    stretch=1.0,  # how much longer than wide they are
+):  # (GRID, GRID) float32, mean 0, standard deviation 1
     "A periodic random field: clouds of about `wave` mm with finer ones in them."
-    fy, fx = (np.float32(f(GRID, 1/PER_MM)) for f in (np.fft.fftfreq, np.fft.rfftfreq))
-    c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle)); fy = fy[:, None]
-    power = 1 + np.float32(wave**2)*((fx*c + fy*s)**2*np.float32(stretch**2) + (fy*c - fx*s)**2)
-    white = rng.standard_normal((GRID, GRID//2 + 1, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    f = fft.irfft2(white/(power*np.sqrt(power)), (GRID, GRID))
-    return (f - f.mean())/f.std()
+    fy, fx = (np.float32(f(GRID, 1 / PER_MM)) for f in (np.fft.fftfreq, np.fft.rfftfreq))
+    c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    fy = fy[:, None]
+    power = 1 + np.float32(wave**2) * (
+        (fx * c + fy * s) ** 2 * np.float32(stretch**2) + (fy * c - fx * s) ** 2
+    )
+    white = rng.standard_normal((GRID, GRID // 2 + 1, 2), dtype=np.float32).view(np.complex64)[
+        ..., 0
+    ]
+    f = fft.irfft2(white / (power * np.sqrt(power)), (GRID, GRID))
+    return (f - f.mean()) / f.std()
 
 # %% ../nbs/09_cells.ipynb #6758b41f
 @dataclass(frozen=True)
 class Panel:
     "What the cells of one module share; lengths in mm. Made by `panel`."
-    bars:int          # ribbons per cell, 2 to 5
-    upright:bool      # ribbons run from top to bottom
-    ribbon:float      # width of a ribbon
-    pads:bool         # wide only at its solder pads
-    pitch:float       # from finger to finger
-    loss:float        # logarithm of the brightness lost half way between two ribbons
-    grain:float       # size of a grain
-    clusters:float    # how common dislocation clusters are, 0 to 1
-    exposure:float    # grey level of good silicon at a ribbon, share of full scale
-    falloff:float     # light lost through the lens towards the corner of the module
-    blur:float        # standard deviation of the blur
-    noise:float       # shot noise at full scale, share of full scale
-    mono:bool = False # one crystal, corners cut
+
+    bars: int  # ribbons per cell, 2 to 5
+    upright: bool  # ribbons run from top to bottom
+    ribbon: float  # width of a ribbon
+    pads: bool  # wide only at its solder pads
+    pitch: float  # from finger to finger
+    loss: float  # logarithm of the brightness lost half way between two ribbons
+    grain: float  # size of a grain
+    clusters: float  # how common dislocation clusters are, 0 to 1
+    exposure: float  # grey level of good silicon at a ribbon, share of full scale
+    falloff: float  # light lost through the lens towards the corner of the module
+    blur: float  # standard deviation of the blur
+    noise: float  # shot noise at full scale, share of full scale
+    mono: bool = False  # one crystal, corners cut
+
 
 def panel(
-    seed:int,        # of the data set
-    module:int,      # which module, 0 or more
-    mono:bool=False, # monocrystalline cells
+    seed: int,  # of the data set
+    module: int,  # which module, 0 or more
+    mono: bool = False,  # monocrystalline cells
 ) -> Panel:
     "The common features of a module's cells."
-    r = np.random.default_rng(item_seed(seed, 'panel', module)); u = r.uniform
-    bars = int(r.choice([2, 3, 4, 5], p=[.2, .4, .25, .15]))
-    return Panel(bars, bool(u() < .25), ribbon=float(3.2/bars + u(.4, .9)), pads=bool(u() < (.7 if mono else .15)), pitch=float(u(1.6, 2.4)), loss=float(u(.18, .5)), grain=float(u(7, 16)),
-                 clusters=float(u(.1, 1)), exposure=float(u(.85, 1.15)), falloff=float(u(.05, .2)), blur=float(u(.22, .5)), noise=float(u(.012, .035)), mono=mono)
+    r = np.random.default_rng(item_seed(seed, 'panel', module))
+    u = r.uniform
+    bars = int(r.choice([2, 3, 4, 5], p=[0.2, 0.4, 0.25, 0.15]))
+    return Panel(
+        bars,
+        bool(u() < 0.25),
+        ribbon=float(3.2 / bars + u(0.4, 0.9)),
+        pads=bool(u() < (0.7 if mono else 0.15)),
+        pitch=float(u(1.6, 2.4)),
+        loss=float(u(0.18, 0.5)),
+        grain=float(u(7, 16)),
+        clusters=float(u(0.1, 1)),
+        exposure=float(u(0.85, 1.15)),
+        falloff=float(u(0.05, 0.2)),
+        blur=float(u(0.22, 0.5)),
+        noise=float(u(0.012, 0.035)),
+        mono=mono,
+    )
 
 # %% ../nbs/09_cells.ipynb #4fca65d5
 def grains(
     rng,
-    size, # mm
-):        # (GRID, GRID) number of the grain at each pixel, and how many numbers there are
+    size,  # mm
+):  # (GRID, GRID) number of the grain at each pixel, and how many numbers there are
     "The grains of a polycrystalline wafer."
-    n = max(8, int((SIDE/size)**2))
-    seeds = np.zeros((GRID, GRID), np.int32); seeds[tuple(rng.integers(0, GRID, (2, n)))] = np.arange(1, n + 1)
+    n = max(8, int((SIDE / size) ** 2))
+    seeds = np.zeros((GRID, GRID), np.int32)
+    seeds[tuple(rng.integers(0, GRID, (2, n)))] = np.arange(1, n + 1)
     i, j = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
-    y, x = (np.clip(np.arange(GRID).reshape(s) + field(rng, 8.)*(.65*PER_MM), 0, GRID - 1).astype(np.int32) for s in ((-1, 1), (1, -1)))
+    y, x = (
+        np.clip(np.arange(GRID).reshape(s) + field(rng, 8.0) * (0.65 * PER_MM), 0, GRID - 1).astype(
+            np.int32
+        )
+        for s in ((-1, 1), (1, -1))
+    )
     return seeds[i, j][y, x], n + 1
 
 # %% ../nbs/09_cells.ipynb #8a60b4ca
-def wafer(rng, p:Panel):
+def wafer(rng, p: Panel):
     "Brightness (GRID, GRID) of the silicon alone, about 1 where it is good."
-    if p.mono: return np.exp(.02*field(rng, 30.) + .006*field(rng, .6))
+    if p.mono:
+        return np.exp(0.02 * field(rng, 30.0) + 0.006 * field(rng, 0.6))
     (g, n), (y, x) = grains(rng, p.grain), axes_mm()
     a, start = (rng.uniform(0, math.pi, n).astype(np.float32) for _ in 'ab')
-    edge = np.zeros((GRID, GRID), np.float32); edge[1:] += g[1:] != g[:-1]; edge[:, 1:] += g[:, 1:] != g[:, :-1]
-    light = rng.normal(0, .04, n).astype(np.float32)[g] - .12*ndimage.gaussian_filter(np.minimum(edge, 1), 1.)*np.clip(.5 + .6*field(rng, 10.), 0, 2)
-    twin = np.where(rng.random(n) < .15, rng.uniform(.005, .03, n), 0).astype(np.float32)
-    light += twin[g]*np.sign(np.sin((x*np.cos(a)[g] + y*np.sin(a)[g])*(2*math.pi/rng.uniform(2, 6, n)).astype(np.float32)[g] + start[g]) + .4)
+    edge = np.zeros((GRID, GRID), np.float32)
+    edge[1:] += g[1:] != g[:-1]
+    edge[:, 1:] += g[:, 1:] != g[:, :-1]
+    light = rng.normal(0, 0.04, n).astype(np.float32)[g] - 0.12 * ndimage.gaussian_filter(
+        np.minimum(edge, 1), 1.0
+    ) * np.clip(0.5 + 0.6 * field(rng, 10.0), 0, 2)
+    twin = np.where(rng.random(n) < 0.15, rng.uniform(0.005, 0.03, n), 0).astype(np.float32)
+    light += twin[g] * np.sign(
+        np.sin(
+            (x * np.cos(a)[g] + y * np.sin(a)[g])
+            * (2 * math.pi / rng.uniform(2, 6, n)).astype(np.float32)[g]
+            + start[g]
+        )
+        + 0.4
+    )
     t = float(rng.uniform(0, math.pi))
-    streaks = np.stack([field(rng, 1.6, t + k*math.pi/3, 2.6) for k in range(3)])             # three slip directions, one per grain
-    fine = np.take_along_axis(streaks, (a*(3/math.pi)).astype(np.int64)[g][None] % 3, 0)[0]
-    cloud = .8*field(rng, 22.) + .55*field(rng, 5.) + rng.normal(0, .5, n).astype(np.float32)[g] + .55*fine
-    cluster = np.clip(cloud - (1.9 - .9*p.clusters), 0, 2.2)
-    thread = np.exp(-(field(rng, 6.)/.1)**2)*np.clip(cloud - .2, 0, 1)
-    smudge = np.clip(field(rng, 14.) - .6, 0, 2)
-    return np.exp(light + .012*field(rng, .7) - .12*smudge - .42*cluster - .16*p.clusters*thread - .03*np.abs(fine))
+    # three slip directions, one per grain
+    streaks = np.stack([field(rng, 1.6, t + k * math.pi / 3, 2.6) for k in range(3)])
+    fine = np.take_along_axis(streaks, (a * (3 / math.pi)).astype(np.int64)[g][None] % 3, 0)[0]
+    cloud = (
+        0.8 * field(rng, 22.0)
+        + 0.55 * field(rng, 5.0)
+        + rng.normal(0, 0.5, n).astype(np.float32)[g]
+        + 0.55 * fine
+    )
+    cluster = np.clip(cloud - (1.9 - 0.9 * p.clusters), 0, 2.2)
+    thread = np.exp(-((field(rng, 6.0) / 0.1) ** 2)) * np.clip(cloud - 0.2, 0, 1)
+    smudge = np.clip(field(rng, 14.0) - 0.6, 0, 2)
+    return np.exp(
+        light
+        + 0.012 * field(rng, 0.7)
+        - 0.12 * smudge
+        - 0.42 * cluster
+        - 0.16 * p.clusters * thread
+        - 0.03 * np.abs(fine)
+    )
 
 # %% ../nbs/09_cells.ipynb #95b9fc8b
-def strips(p:Panel):
+def strips(p: Panel):
     "The stretches of finger: (first row, end row, is there a ribbon before, is there one behind)."
-    at = [0] + [round((k + .5)*GRID/p.bars) for k in range(p.bars)] + [GRID]
+    at = [0] + [round((k + 0.5) * GRID / p.bars) for k in range(p.bars)] + [GRID]
     return [(a, b, a > 0, b < GRID) for a, b in zip(at, at[1:])]
 
+
 def drop(
-    p:Panel,
-    breaks=None, # (GRID, GRID) bool: where the finger in this column is interrupted
-    dead=1.6,    # the loss where no ribbon is reached
-):               # (GRID, GRID) float32, 0 at the ribbons
+    p: Panel,
+    breaks=None,  # (GRID, GRID) bool: where the finger in this column is interrupted
+    dead=1.6,  # the loss where no ribbon is reached
+):  # (GRID, GRID) float32, 0 at the ribbons
     "Logarithm of the brightness lost on the way from the ribbons along the fingers."
-    out, unit = np.zeros((GRID, GRID), np.float32), p.loss/(GRID/p.bars/2)**2
+    out, unit = np.zeros((GRID, GRID), np.float32), p.loss / (GRID / p.bars / 2) ** 2
     for a, b, above, below in strips(p):
-        g = b - a; x = (np.arange(g, dtype=np.float32) + .5)[:, None]; z = g - x
-        whole = x*z if above and below else z*(2*g - z) if below else x*(2*g - x)
-        if breaks is None: out[a:b] = whole*unit; continue
+        g = b - a
+        x = (np.arange(g, dtype=np.float32) + 0.5)[:, None]
+        z = g - x
+        whole = x * z if above and below else z * (2 * g - z) if below else x * (2 * g - x)
+        if breaks is None:
+            out[a:b] = whole * unit
+            continue
         cut = breaks[a:b]
-        t, u = np.float32(cut.argmax(0) + 1), np.float32(cut[::-1].argmax(0) + 1)             # way to the first break from either end
-        v = np.where(above & (x <= t), x*(2*t - x)*unit, np.where(below & (z <= u), z*(2*u - z)*unit, dead))
-        out[a:b] = np.where(cut.any(0), v, whole*unit)
+        # way to the first break from either end
+        t, u = np.float32(cut.argmax(0) + 1), np.float32(cut[::-1].argmax(0) + 1)
+        v = np.where(
+            above & (x <= t),
+            x * (2 * t - x) * unit,
+            np.where(below & (z <= u), z * (2 * u - z) * unit, dead),
+        )
+        out[a:b] = np.where(cut.any(0), v, whole * unit)
     return out
 
 # %% ../nbs/09_cells.ipynb #e87a9762
 def starve(
-    rng, p:Panel,
-    breaks,          # (GRID, GRID) bool
-    opened=(1., 1.), # how far a single finger is interrupted, drawn between these: 0 not at all, 1 wholly
-    dead=1.6,        # see `drop`
-):                   # brightness factor (GRID, GRID); the same before neighbours share
+    rng,
+    p: Panel,
+    breaks,  # (GRID, GRID) bool
+    # how far a single finger is interrupted, drawn between these: 0 not at all, 1 wholly
+    opened=(1.0, 1.0),
+    dead=1.6,  # see `drop`
+):  # brightness factor (GRID, GRID); the same before neighbours share
     "What broken fingers do to the light."
-    number = (np.arange(GRID)/(p.pitch*PER_MM)).astype(int)
-    change = (drop(p, breaks, dead) - drop(p))*rng.uniform(*opened, number[-1] + 1).astype(np.float32)[number]
-    return np.exp(-ndimage.gaussian_filter1d(change, .35*p.pitch*PER_MM, axis=1)), np.exp(-change)
+    number = (np.arange(GRID) / (p.pitch * PER_MM)).astype(int)
+    change = (drop(p, breaks, dead) - drop(p)) * rng.uniform(*opened, number[-1] + 1).astype(
+        np.float32
+    )[number]
+    return np.exp(-ndimage.gaussian_filter1d(change, 0.35 * p.pitch * PER_MM, axis=1)), np.exp(
+        -change
+    )
 
 # %% ../nbs/09_cells.ipynb #71494636
-STEP = 4                                   # pixels from point to point of a path
+STEP = 4  # pixels from point to point of a path
+
 
 def walk(
     rng,
     start,  # x, y in pixels of the drawing
     angle,  # radians
-    length, # mm
-    wander, # radians by which the direction strays
-):          # (n, 2) x, y in pixels
+    length,  # mm
+    wander,  # radians by which the direction strays
+):  # (n, 2) x, y in pixels
     "The path of a crack."
-    n = max(3, int(length*PER_MM/STEP)); turn, t = np.empty(n), 0.
-    push = rng.normal(0, .45*wander, n) + (rng.random(n) < .06)*rng.normal(0, 1.6*wander, n)
-    for i, v in enumerate(push): turn[i] = t = .85*t + v
-    return np.concatenate([[start], start + STEP*np.cumsum(np.stack([np.cos(angle + turn), np.sin(angle + turn)], 1), 0)])
+    n = max(3, int(length * PER_MM / STEP))
+    turn, t = np.empty(n), 0.0
+    push = rng.normal(0, 0.45 * wander, n) + (rng.random(n) < 0.06) * rng.normal(0, 1.6 * wander, n)
+    for i, v in enumerate(push):
+        turn[i] = t = 0.85 * t + v
+    return np.concatenate(
+        [
+            [start],
+            start + STEP * np.cumsum(np.stack([np.cos(angle + turn), np.sin(angle + turn)], 1), 0),
+        ]
+    )
+
 
 def branches(rng, path, wander, most):
     "Side cracks of a path, up to `most`, as a list of paths."
     out, n = [], len(path)
-    for i in rng.integers(n//6, max(n//6 + 1, n - 2), rng.integers(0, most + 1)):
+    for i in rng.integers(n // 6, max(n // 6 + 1, n - 2), rng.integers(0, most + 1)):
         dx, dy = path[min(i + 2, n - 1)] - path[max(i - 2, 0)]
-        out.append(walk(rng, path[i], math.atan2(dy, dx) + rng.choice([-1, 1])*rng.uniform(.4, 1.1), n*STEP/PER_MM*rng.uniform(.12, .4), wander))
+        out.append(
+            walk(
+                rng,
+                path[i],
+                math.atan2(dy, dx) + rng.choice([-1, 1]) * rng.uniform(0.4, 1.1),
+                n * STEP / PER_MM * rng.uniform(0.12, 0.4),
+                wander,
+            )
+        )
     return out
 
 # %% ../nbs/09_cells.ipynb #db48fcfd
 def stroke(
     paths,
-    width, # pixels: one number, or one per path
-):         # (GRID, GRID) bool
+    width,  # pixels: one number, or one per path
+):  # (GRID, GRID) bool
     "Lines through the points of each path, thinner towards its end."
-    im = Image.new('L', (GRID, GRID)); pen = ImageDraw.Draw(im)
+    im = Image.new('L', (GRID, GRID))
+    pen = ImageDraw.Draw(im)
     for path, w in zip(paths, np.broadcast_to(width, len(paths))):
-        xy, n = [(float(x), float(y)) for x, y in path], 1 + 2*len(path)//3
-        pen.line(xy[:n], fill=1, width=int(w), joint='curve'); pen.line(xy[n - 1:], fill=1, width=max(2, int(w) - 1), joint='curve')
+        xy, n = [(float(x), float(y)) for x, y in path], 1 + 2 * len(path) // 3
+        pen.line(xy[:n], fill=1, width=int(w), joint='curve')
+        pen.line(xy[n - 1 :], fill=1, width=max(2, int(w) - 1), joint='curve')
     return np.asarray(im, bool)
+
 
 def score(
     rng,
-    lines,     # (GRID, GRID) bool
-    depth,     # share of light lost in the middle of a wide line
-    flank=.25, # share lost beside it
-):             # brightness factor (GRID, GRID)
+    lines,  # (GRID, GRID) bool
+    depth,  # share of light lost in the middle of a wide line
+    flank=0.25,  # share lost beside it
+):  # brightness factor (GRID, GRID)
     "Dark lines with soft flanks that fade in and out along their way."
     f = lines.astype(np.float32)
-    core, wide = ndimage.gaussian_filter(f, .7), ndimage.gaussian_filter(f, 3.)
-    return (1 - depth*core*np.clip(.85 + .12*field(rng, 8.), .5, 1))*(1 - flank*np.minimum(2*wide, 1))
+    core, wide = ndimage.gaussian_filter(f, 0.7), ndimage.gaussian_filter(f, 3.0)
+    return (1 - depth * core * np.clip(0.85 + 0.12 * field(rng, 8.0), 0.5, 1)) * (
+        1 - flank * np.minimum(2 * wide, 1)
+    )
 
 # %% ../nbs/09_cells.ipynb #51d24b41
 def middle(rng, spread):
     "A point x, y in pixels, at most `spread` of the side away from the middle."
-    return GRID*rng.uniform(.5 - spread, .5 + spread, 2)
+    return GRID * rng.uniform(0.5 - spread, 0.5 + spread, 2)
 
-def linear(rng, p:Panel):
+
+def linear(rng, p: Panel):
     "A crack of mode A or B with side cracks: brightness factor and mask."
-    wander, sort = .1 if p.mono else rng.uniform(.12, .28), rng.random()
-    a = rng.choice([1, 3])*math.pi/4 + rng.normal(0, .06) if p.mono or sort < .4 else rng.normal(0, .12) if sort < .7 else rng.uniform(0, math.pi)
-    c, length, w = middle(rng, .28), rng.uniform(45, 130), int(rng.integers(2, 5))
-    halves = [walk(rng, c, a + turn, length/2, wander) for turn in (0., math.pi)]
+    wander, sort = 0.1 if p.mono else rng.uniform(0.12, 0.28), rng.random()
+    a = (
+        rng.choice([1, 3]) * math.pi / 4 + rng.normal(0, 0.06)
+        if p.mono or sort < 0.4
+        else rng.normal(0, 0.12)
+        if sort < 0.7
+        else rng.uniform(0, math.pi)
+    )
+    c, length, w = middle(rng, 0.28), rng.uniform(45, 130), int(rng.integers(2, 5))
+    halves = [walk(rng, c, a + turn, length / 2, wander) for turn in (0.0, math.pi)]
     side = [b for half in halves for b in branches(rng, half, wander, 2)]
-    lines = stroke(halves + side, [w, w] + [max(2, w - 1)]*len(side))
-    dark, _ = starve(rng, p, stroke(halves, 2), (0., rng.choice([.05, .3, .6])), dead=.5)
-    return score(rng, lines, rng.uniform(.4, .75))*dark, lines
+    lines = stroke(halves + side, [w, w] + [max(2, w - 1)] * len(side))
+    dark, _ = starve(rng, p, stroke(halves, 2), (0.0, rng.choice([0.05, 0.3, 0.6])), dead=0.5)
+    return score(rng, lines, rng.uniform(0.4, 0.75)) * dark, lines
 
-def scratch(rng, p:Panel):
+
+def scratch(rng, p: Panel):
     "One to three long, faint, nearly straight lines: brightness factor and mask."
     a, n = rng.uniform(0, math.pi), int(rng.choice([1, 1, 1, 2, 3]))
     along, across = np.array([math.cos(a), math.sin(a)]), np.array([-math.sin(a), math.cos(a)])
-    t, paths, c = np.linspace(-1, 1, 12)[:, None], [], middle(rng, .25)
+    t, paths, c = np.linspace(-1, 1, 12)[:, None], [], middle(rng, 0.25)
     for k in range(n):
-        m = c + PER_MM*(across*k*rng.uniform(2, 5) + along*rng.normal(0, 6))
-        paths.append(m + PER_MM*(along*t*rng.uniform(30, 65) + across*t**2*rng.normal(0, 1.2)))
+        m = c + PER_MM * (across * k * rng.uniform(2, 5) + along * rng.normal(0, 6))
+        paths.append(
+            m + PER_MM * (along * t * rng.uniform(30, 65) + across * t**2 * rng.normal(0, 1.2))
+        )
     lines = stroke(paths, 2)
-    return score(rng, lines, rng.uniform(.35, .6), .1), lines
+    return score(rng, lines, rng.uniform(0.35, 0.6), 0.1), lines
 
 # %% ../nbs/09_cells.ipynb #03922c2e
-def star(rng, p:Panel):
+def star(rng, p: Panel):
     "Arms from the point of impact: brightness factor and mask."
-    c, n, w, wander = middle(rng, .3), int(rng.integers(4, 8)), int(rng.integers(2, 4)), .08 if p.mono else .15
-    spokes = (np.arange(n) + rng.uniform(-.3, .3, n))*2*math.pi/n + rng.uniform(0, 6)
+    c, n, w, wander = (
+        middle(rng, 0.3),
+        int(rng.integers(4, 8)),
+        int(rng.integers(2, 4)),
+        0.08 if p.mono else 0.15,
+    )
+    spokes = (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * 2 * math.pi / n + rng.uniform(0, 6)
     arms = [walk(rng, c, a, rng.uniform(14, 52), wander) for a in spokes]
     side = [b for arm in arms for b in branches(rng, arm, wander, 1)]
-    lines = stroke(arms + side, [w + 1]*n + [w]*len(side))
+    lines = stroke(arms + side, [w + 1] * n + [w] * len(side))
     two = (arms[k := int(rng.integers(n))], arms[(k + 1) % n])
-    sector = Image.new('L', (GRID, GRID)); ImageDraw.Draw(sector).polygon([(float(x), float(y)) for x, y in np.concatenate([two[0], two[1][::-1]])], fill=1)
-    i, j = np.ogrid[:GRID, :GRID]; r2 = ((j - c[0])**2 + (i - c[1])**2).astype(np.float32)
-    near_, far = (np.exp(-r2/(2*(mm*PER_MM)**2)) for mm in (min(map(len, two))*STEP/PER_MM/3, 18))
-    shade = 1 - rng.uniform(.05, .6)*near_*ndimage.gaussian_filter(np.asarray(sector, np.float32), 1.)
-    spot = 1 - .6*np.exp(-r2/(2*(rng.uniform(.8, 2)*PER_MM)**2))
-    return (1 - (1 - score(rng, lines, rng.uniform(.55, .8)))*(.6 + .4*far))*shade*spot, lines | (r2 < (1.2*PER_MM)**2)
+    sector = Image.new('L', (GRID, GRID))
+    ImageDraw.Draw(sector).polygon(
+        [(float(x), float(y)) for x, y in np.concatenate([two[0], two[1][::-1]])], fill=1
+    )
+    i, j = np.ogrid[:GRID, :GRID]
+    r2 = ((j - c[0]) ** 2 + (i - c[1]) ** 2).astype(np.float32)
+    near_, far = (
+        np.exp(-r2 / (2 * (mm * PER_MM) ** 2))
+        for mm in (min(map(len, two)) * STEP / PER_MM / 3, 18)
+    )
+    shade = 1 - rng.uniform(0.05, 0.6) * near_ * ndimage.gaussian_filter(
+        np.asarray(sector, np.float32), 1.0
+    )
+    spot = 1 - 0.6 * np.exp(-r2 / (2 * (rng.uniform(0.8, 2) * PER_MM) ** 2))
+    return (
+        1 - (1 - score(rng, lines, rng.uniform(0.55, 0.8))) * (0.6 + 0.4 * far)
+    ) * shade * spot, lines | (r2 < (1.2 * PER_MM) ** 2)
 
 # %% ../nbs/09_cells.ipynb #a38e06a2
-def finger(rng, p:Panel):
+def finger(rng, p: Panel):
     "Interrupted fingers: brightness factor and mask."
-    cut, spans, step = np.zeros((GRID, GRID), bool), strips(p), p.pitch*PER_MM
+    cut, spans, step = np.zeros((GRID, GRID), bool), strips(p), p.pitch * PER_MM
     for _ in range(rng.integers(1, 5)):
         a, b, above, below = spans[rng.integers(len(spans))]
-        n, first = int(rng.choice([1, 1, 2, 2, 3, 6])), int(rng.integers(3, GRID/step - 12))
-        ends = [rng.uniform(.05, .25), rng.uniform(.75, .95)]
-        if not (above and below): ends = [rng.uniform(.5, .9) if below else rng.uniform(.1, .5)]       # one break cuts off the rim
-        elif rng.random() < .5: ends = [ends[rng.integers(2)]]
+        n, first = int(rng.choice([1, 1, 2, 2, 3, 6])), int(rng.integers(3, GRID / step - 12))
+        ends = [rng.uniform(0.05, 0.25), rng.uniform(0.75, 0.95)]
+        # one break cuts off the rim
+        if not (above and below):
+            ends = [rng.uniform(0.5, 0.9) if below else rng.uniform(0.1, 0.5)]
+        elif rng.random() < 0.5:
+            ends = [ends[rng.integers(2)]]
         for k in range(first, first + n):
-            for e in ends: cut[int(a + (b - a)*np.clip(e + rng.normal(0, .02), .03, .97)), int(k*step):int((k + 1)*step)] = True
-    dark, sharp = starve(rng, p, cut, (.75, 1.), dead=rng.uniform(.7, 1.4))
-    return dark, (sharp < .8) & cut.any(0)
+            for e in ends:
+                cut[
+                    int(a + (b - a) * np.clip(e + rng.normal(0, 0.02), 0.03, 0.97)),
+                    int(k * step) : int((k + 1) * step),
+                ] = True
+    dark, sharp = starve(rng, p, cut, (0.75, 1.0), dead=rng.uniform(0.7, 1.4))
+    return dark, (sharp < 0.8) & cut.any(0)
 
-def core(rng, p:Panel):
+
+def core(rng, p: Panel):
     "A dark disc or ring about the middle: brightness factor and mask."
-    (y, x), (cy, cx), q = axes_mm(), rng.normal(0, 4, 2), 1 + rng.uniform(0, .08)
-    turn, r = np.arctan2(y - cy, x - cx), np.hypot((x - cx)*q, (y - cy)/q)
-    r = r*(1 + sum(rng.normal(0, .025/k)*np.cos(k*turn + rng.uniform(0, 6)) for k in (2, 3, 4, 5)))
+    (y, x), (cy, cx), q = axes_mm(), rng.normal(0, 4, 2), 1 + rng.uniform(0, 0.08)
+    turn, r = np.arctan2(y - cy, x - cx), np.hypot((x - cx) * q, (y - cy) / q)
+    r = r * (
+        1
+        + sum(rng.normal(0, 0.025 / k) * np.cos(k * turn + rng.uniform(0, 6)) for k in (2, 3, 4, 5))
+    )
     big, soft = rng.uniform(16, 40), rng.uniform(2.5, 8)
-    step = lambda at: 1/(1 + np.exp(np.clip((r - at)/soft*2, -30, 30)))
+    step = lambda at: 1 / (1 + np.exp(np.clip((r - at) / soft * 2, -30, 30)))
     dark = step(big)
-    if rng.random() < .35: dark *= 1 - .75*step(big*rng.uniform(.35, .6))
-    dark *= 1 + rng.uniform(0, .07)*np.sin(r*2*math.pi/rng.uniform(3, 7))
-    return np.exp(-rng.uniform(.9, 1.9)*dark), dark > .5
+    if rng.random() < 0.35:
+        dark *= 1 - 0.75 * step(big * rng.uniform(0.35, 0.6))
+    dark *= 1 + rng.uniform(0, 0.07) * np.sin(r * 2 * math.pi / rng.uniform(3, 7))
+    return np.exp(-rng.uniform(0.9, 1.9) * dark), dark > 0.5
 
 # %% ../nbs/09_cells.ipynb #167112c5
 def jag(rng, n, rough):
     "A wandering line of `n` values from 0 to 0 with standard deviation `rough`."
-    v = np.cumsum(rng.normal(0, 1, n) + (rng.random(n) < .015)*rng.normal(0, 6, n))
+    v = np.cumsum(rng.normal(0, 1, n) + (rng.random(n) < 0.015) * rng.normal(0, 6, n))
     v = ndimage.gaussian_filter1d(v - np.linspace(v[0], v[-1], n), 4)
-    return (rough*v/(v.std() + 1e-6)).astype(np.float32)
+    return (rough * v / (v.std() + 1e-6)).astype(np.float32)
+
 
 def blacken(
-    area,    # (GRID, GRID) bool
-    level,   # what is left of the light in it
-    rim=.45, # share lost along its outline
-):           # brightness factor (GRID, GRID)
+    area,  # (GRID, GRID) bool
+    level,  # what is left of the light in it
+    rim=0.45,  # share lost along its outline
+):  # brightness factor (GRID, GRID)
     "An area that is cut off, with the crack around it."
     line = area & ~ndimage.binary_erosion(area, iterations=2, border_value=1)
-    inside, line = (ndimage.gaussian_filter(m.astype(np.float32), .8) for m in (area, line))
-    return (1 - (1 - level)*inside)*(1 - rim*line)
+    inside, line = (ndimage.gaussian_filter(m.astype(np.float32), 0.8) for m in (area, line))
+    return (1 - (1 - level) * inside) * (1 - rim * line)
 
-def fragment(rng, p:Panel):
+
+def fragment(rng, p: Panel):
     "A piece that reaches no ribbon, along an outer edge or as a wedge: brightness factor and mask."
-    i, j, h = np.arange(GRID)[:, None], np.arange(GRID), GRID/p.bars/2                        # h: from the edge to the first ribbon
-    if rng.random() < .7:
-        lo = rng.uniform(-.2, .45)*GRID; hi = lo + rng.uniform(.45, 1.)*GRID
-        ends = np.clip(np.minimum(j - lo, hi - j)/(rng.uniform(.12, .6)*h), 0, 1)**.7
-        area = i < np.minimum(h*rng.uniform(.45, .9) + jag(rng, GRID, h*.12), .94*h)*ends
-        if rng.random() < .5: area = area[::-1]
+    # h: from the edge to the first ribbon
+    i, j, h = np.arange(GRID)[:, None], np.arange(GRID), GRID / p.bars / 2
+    if rng.random() < 0.7:
+        lo = rng.uniform(-0.2, 0.45) * GRID
+        hi = lo + rng.uniform(0.45, 1.0) * GRID
+        ends = np.clip(np.minimum(j - lo, hi - j) / (rng.uniform(0.12, 0.6) * h), 0, 1) ** 0.7
+        area = (
+            i < np.minimum(h * rng.uniform(0.45, 0.9) + jag(rng, GRID, h * 0.12), 0.94 * h) * ends
+        )
+        if rng.random() < 0.5:
+            area = area[::-1]
     else:
         a, b, *_ = strips(p)[rng.integers(1, p.bars)]
-        up, down = (np.clip(1 - j/(rng.uniform(18, 60)*PER_MM), -1, 1)*(b - a)*rng.uniform(.15, .42) + jag(rng, GRID, 3.) for _ in 'ab')
-        mid = (a + b)/2 + rng.uniform(-.05, .05)*(b - a); area = (i > np.maximum(mid - up, a + 6)) & (i < np.minimum(mid + down, b - 6))
-        if rng.random() < .5: area = area[:, ::-1]
-    dark, _ = starve(rng, p, area & ~ndimage.binary_erosion(area, border_value=1), (.2, .6))
-    return blacken(area, rng.uniform(.12, .42))*np.where(area, 1, np.maximum(dark, .85)), area
+        up, down = (
+            np.clip(1 - j / (rng.uniform(18, 60) * PER_MM), -1, 1)
+            * (b - a)
+            * rng.uniform(0.15, 0.42)
+            + jag(rng, GRID, 3.0)
+            for _ in 'ab'
+        )
+        mid = (a + b) / 2 + rng.uniform(-0.05, 0.05) * (b - a)
+        area = (i > np.maximum(mid - up, a + 6)) & (i < np.minimum(mid + down, b - 6))
+        if rng.random() < 0.5:
+            area = area[:, ::-1]
+    dark, _ = starve(rng, p, area & ~ndimage.binary_erosion(area, border_value=1), (0.2, 0.6))
+    return blacken(area, rng.uniform(0.12, 0.42)) * np.where(area, 1, np.maximum(dark, 0.85)), area
 
-def corner(rng, p:Panel):
+
+def corner(rng, p: Panel):
     "A corner without light: brightness factor and mask."
     i, j = np.arange(GRID, dtype=np.float32)[:, None], np.arange(GRID, dtype=np.float32)
-    a, b = rng.uniform(*((24, 46) if p.mono else (9, 36)), 2)*PER_MM
-    bulge = rng.uniform(.75, 1.5)
-    area = (i/a)**bulge + (j/b)**bulge + jag(rng, 2*GRID, .035)[np.int32(i - j) + GRID - 1] < 1
-    area = area[::rng.choice([-1, 1]), ::rng.choice([-1, 1])]
-    return blacken(area, rng.choice([.03, rng.uniform(.08, .3)]), .25), area
+    a, b = rng.uniform(*((24, 46) if p.mono else (9, 36)), 2) * PER_MM
+    bulge = rng.uniform(0.75, 1.5)
+    area = (i / a) ** bulge + (j / b) ** bulge + jag(rng, 2 * GRID, 0.035)[
+        np.int32(i - j) + GRID - 1
+    ] < 1
+    area = area[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    return blacken(area, rng.choice([0.03, rng.uniform(0.08, 0.3)]), 0.25), area
 
 # %% ../nbs/09_cells.ipynb #b35c7de4
-def outline(rng, p:Panel):
+def outline(rng, p: Panel):
     "Depth in mm below the edge of the cell (GRID, GRID), negative outside."
-    y, x = axes_mm(); top, bottom, left, right = SIDE/2 - rng.uniform(.5, 2.2, 4)
-    return np.minimum(np.minimum(np.minimum(y + top, bottom - y), np.minimum(x + left, right - x)), (100. if p.mono else 107.) - np.hypot(x, y))
+    y, x = axes_mm()
+    top, bottom, left, right = SIDE / 2 - rng.uniform(0.5, 2.2, 4)
+    return np.minimum(
+        np.minimum(np.minimum(y + top, bottom - y), np.minimum(x + left, right - x)),
+        (100.0 if p.mono else 107.0) - np.hypot(x, y),
+    )
 
-def metal(rng, p:Panel):
+
+def metal(rng, p: Panel):
     "Share of the light that the fingers (1, GRID) and the ribbons (GRID, GRID) let through."
     i, j = np.arange(GRID, dtype=np.float32)[:, None], np.arange(GRID, dtype=np.float32)[None]
-    fingers = 1 - rng.uniform(.03, .09)*(np.cos(2*math.pi*j/(p.pitch*PER_MM))*.5 + .5)**3
-    ribbons, half = np.ones((GRID, GRID), np.float32), p.ribbon/2*PER_MM*(np.where((j/GRID*4 + .2) % 1 < .5, 1.25, .45) if p.pads else 1.)
+    fingers = (
+        1
+        - rng.uniform(0.03, 0.09) * (np.cos(2 * math.pi * j / (p.pitch * PER_MM)) * 0.5 + 0.5) ** 3
+    )
+    ribbons, half = (
+        np.ones((GRID, GRID), np.float32),
+        p.ribbon
+        / 2
+        * PER_MM
+        * (np.where((j / GRID * 4 + 0.2) % 1 < 0.5, 1.25, 0.45) if p.pads else 1.0),
+    )
     for _, row, _, behind in strips(p)[:-1]:
-        gaps = (rng.uniform(3, 6)*PER_MM, -1.)[::rng.choice([-1, 1])]
-        ribbons *= 1 - np.clip(half + .5 - np.abs(i + .5 - row - rng.uniform(-1, 1)), 0, 1)*((j > gaps[0]) & (j < GRID - gaps[1]))
+        gaps = (rng.uniform(3, 6) * PER_MM, -1.0)[:: rng.choice([-1, 1])]
+        ribbons *= 1 - np.clip(half + 0.5 - np.abs(i + 0.5 - row - rng.uniform(-1, 1)), 0, 1) * (
+            (j > gaps[0]) & (j < GRID - gaps[1])
+        )
     return fingers, ribbons
 
 # %% ../nbs/09_cells.ipynb #0ef67c4e
 def camera(
-    rng, p:Panel,
-    light, # (GRID, GRID), about 1 where the cell is good
-    index, # place of the cell in a module of 6 rows and 10 columns
-):         # (GRID, GRID), 0 to 1
+    rng,
+    p: Panel,
+    light,  # (GRID, GRID), about 1 where the cell is good
+    index,  # place of the cell in a module of 6 rows and 10 columns
+):  # (GRID, GRID), 0 to 1
     "What the camera records of the light."
     (row, col), (y, x) = divmod(index % 60, 10), axes_mm()
-    off = ((y/SIDE + row - 2.5)**2 + (x/SIDE + col - 4.5)**2)/34
-    seen = ((.07 + .93*light)*(1 - p.falloff*off)*(p.exposure*math.exp(rng.normal(0, .06)))).astype(np.float32)
+    off = ((y / SIDE + row - 2.5) ** 2 + (x / SIDE + col - 4.5) ** 2) / 34
+    seen = (
+        (0.07 + 0.93 * light) * (1 - p.falloff * off) * (p.exposure * math.exp(rng.normal(0, 0.06)))
+    ).astype(np.float32)
     wide = ndimage.gaussian_filter(np.asarray(Image.fromarray(seen).reduce(8)), 2.5, mode='nearest')
-    seen = .9*seen + .1*np.asarray(Image.fromarray(wide).resize((GRID, GRID), Image.BICUBIC))
-    seen = ndimage.gaussian_filter(seen, p.blur*PER_MM, mode='nearest')
-    noise = p.noise*np.sqrt(np.maximum(seen, .02))*rng.standard_normal((GRID, GRID), dtype=np.float32)
-    return np.clip(seen + noise + .003*rng.standard_normal((1, GRID), dtype=np.float32), 0, 1)
+    seen = 0.9 * seen + 0.1 * np.asarray(Image.fromarray(wide).resize((GRID, GRID), Image.BICUBIC))
+    seen = ndimage.gaussian_filter(seen, p.blur * PER_MM, mode='nearest')
+    noise = (
+        p.noise
+        * np.sqrt(np.maximum(seen, 0.02))
+        * rng.standard_normal((GRID, GRID), dtype=np.float32)
+    )
+    return np.clip(seen + noise + 0.003 * rng.standard_normal((1, GRID), dtype=np.float32), 0, 1)
 
 # %% ../nbs/09_cells.ipynb #d3d5ef51
 painters = dict(zip(kinds, (linear, star, scratch, finger, core, fragment, corner)))
-often = (.25, .14, .14, .22, .05, .11, .09)    # how often each kind is drawn
+often = (0.25, 0.14, 0.14, 0.22, 0.05, 0.11, 0.09)  # how often each kind is drawn
+
 
 def draw(seed, module, index, defects, mono):
     "The recorded light (0 to 1) and the label map of a cell, both (GRID, GRID); see `cell`."
-    p, own = panel(seed, module, mono), lambda *what: np.random.default_rng(item_seed(seed, 'cell', module, index, *what))
-    if defects is None: r = own('defects'); defects = r.choice(kinds, r.choice(4, p=[.15, .5, .25, .1]), replace=False, p=often)
-    r = own('build'); depth = outline(r, p); fingers, ribbons = metal(r, p)
-    light = wafer(own('wafer'), p)*np.exp(.08*field(r, 60.) - drop(p))*fingers*(1 - .35*np.exp(-np.maximum(depth, 0)/1.1))
+    p, own = (
+        panel(seed, module, mono),
+        lambda *what: np.random.default_rng(item_seed(seed, 'cell', module, index, *what)),
+    )
+    if defects is None:
+        r = own('defects')
+        defects = r.choice(kinds, r.choice(4, p=[0.15, 0.5, 0.25, 0.1]), replace=False, p=often)
+    r = own('build')
+    depth = outline(r, p)
+    fingers, ribbons = metal(r, p)
+    light = (
+        wafer(own('wafer'), p)
+        * np.exp(0.08 * field(r, 60.0) - drop(p))
+        * fingers
+        * (1 - 0.35 * np.exp(-np.maximum(depth, 0) / 1.1))
+    )
     for a, b, *_ in strips(p):
-        print_ = r.standard_normal(GRID); light[a:b] *= np.exp(.01*print_ + .03*ndimage.gaussian_filter1d(print_, 3)).astype(np.float32)
+        print_ = r.standard_normal(GRID)
+        light[a:b] *= np.exp(0.01 * print_ + 0.03 * ndimage.gaussian_filter1d(print_, 3)).astype(
+            np.float32
+        )
     labels = np.zeros((GRID, GRID), np.uint8)
     for k in sorted(set(defects), key=kinds.index, reverse=True):
         factor, area = painters[k](own('defect', k), p)
-        light *= factor; labels[area & (depth > 0)] = kinds.index(k) + 1
-    seen = camera(own('camera'), p, light*ribbons*np.clip(.5 + depth*PER_MM, 0, 1), index)
+        light *= factor
+        labels[area & (depth > 0)] = kinds.index(k) + 1
+    seen = camera(own('camera'), p, light * ribbons * np.clip(0.5 + depth * PER_MM, 0, 1), index)
     return (seen.T, labels.T) if p.upright else (seen, labels)
 
 # %% ../nbs/09_cells.ipynb #a032785e
@@ -354,66 +542,95 @@ def whole(v, lo=0) -> bool:
     "Is `v` a whole number of at least `lo`?"
     return isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= lo
 
+
 def cell(
-    seed:int,       # of the data set
-    module:int,     # which module, 0 or more
-    index:int,      # which cell of it, 0 or more
-    size:int=512,   # pixels, 64 to 512; a pixel is 156 mm / size
-    defects=None,   # any of `kinds`, () for none; None: drawn by seed
-    mono:bool=False, # monocrystalline, corners cut
-):                  # image (size, size) uint8; labels (size, size) uint8, 0 none, k + 1 for kinds[k]
-    "An electroluminescence image of a solar cell and the map of its defects. Raises `InputError` for bad values."
+    seed: int,  # of the data set
+    module: int,  # which module, 0 or more
+    index: int,  # which cell of it, 0 or more
+    size: int = 512,  # pixels, 64 to 512; a pixel is 156 mm / size
+    defects=None,  # any of `kinds`, () for none; None: drawn by seed
+    mono: bool = False,  # monocrystalline, corners cut
+):  # image (size, size) uint8; labels (size, size) uint8, 0 none, k + 1 for kinds[k]
+    """An electroluminescence image of a solar cell and the map of its defects.
+
+    Raises `InputError` for bad values.
+    """
     for name, v in dict(module=module, index=index).items():
-        if not whole(v): raise InputError(f'{name} {v!r}: give a whole number, 0 or more')
-    if not whole(seed, -math.inf): raise InputError(f'seed {seed!r}: give a whole number')
-    if not whole(size, 64) or size > GRID: raise InputError(f'size {size!r}: cells are drawn with {GRID} pixels, give 64 to {GRID}')
-    if isinstance(defects, str): defects = [defects]
-    if wrong := [k for k in ([] if defects is None else defects) if k not in kinds]: raise InputError(f'defects {wrong}: unknown, there are {", ".join(kinds)}')
+        if not whole(v):
+            raise InputError(f'{name} {v!r}: give a whole number, 0 or more')
+    if not whole(seed, -math.inf):
+        raise InputError(f'seed {seed!r}: give a whole number')
+    if not whole(size, 64) or size > GRID:
+        raise InputError(f'size {size!r}: cells are drawn with {GRID} pixels, give 64 to {GRID}')
+    if isinstance(defects, str):
+        defects = [defects]
+    if wrong := [k for k in ([] if defects is None else defects) if k not in kinds]:
+        raise InputError(f'defects {wrong}: unknown, there are {", ".join(kinds)}')
     seen, labels = draw(int(seed), int(module), int(index), defects, bool(mono))
-    box = lambda a: np.asarray(Image.fromarray(np.ascontiguousarray(a, np.float32)).resize((size, size), Image.BOX))
-    image = np.round(box(seen)*255).astype(np.uint8)
-    if size == GRID: return image, np.ascontiguousarray(labels)
+    box = lambda a: np.asarray(
+        Image.fromarray(np.ascontiguousarray(a, np.float32)).resize((size, size), Image.BOX)
+    )
+    image = np.round(box(seen) * 255).astype(np.uint8)
+    if size == GRID:
+        return image, np.ascontiguousarray(labels)
     share = np.stack([box(labels == k + 1) for k in range(len(kinds))])
-    return image, np.where(share.sum(0) >= .0999, share.argmax(0) + 1, 0).astype(np.uint8)
+    return image, np.where(share.sum(0) >= 0.0999, share.argmax(0) + 1, 0).astype(np.uint8)
 
 # %% ../nbs/09_cells.ipynb #31afb5b7
 def mask_of(labels):
     "The binary mask (H, W) uint8 of a label map: 255 where there is a defect, 0 elsewhere."
     return np.where(np.asarray(labels) > 0, 255, 0).astype(np.uint8)
 
+
 def edges_of(labels):
-    "The edge map (H, W) uint8 of a label map: 255 on the innermost pixels of the mask's outline, 0 elsewhere."
+    """The edge map (H, W) uint8 of a label map: 255 on the innermost pixels of the mask's outline,
+    0 elsewhere.
+    """
     m = np.asarray(labels) > 0
     return np.where(m & ~ndimage.binary_erosion(m), 255, 0).astype(np.uint8)
 
 # %% ../nbs/09_cells.ipynb #67dc58b6
 splits = ('train', 'val', 'test')
 
-def item_of(k:int):
+
+def item_of(k: int):
     "Module and cell of item `k` (0 or more), and its split."
-    module = k//20*5 + k % 5
-    return module, k % 20//5, ('train', 'val', 'test', 'train', 'test')[module % 5]
+    module = k // 20 * 5 + k % 5
+    return module, k % 20 // 5, ('train', 'val', 'test', 'train', 'test')[module % 5]
 
 # %% ../nbs/09_cells.ipynb #5acd8009
 def write_pscde(
-    root,         # folder to make; must be new, empty, or hold this very data set
-    n:int=16,     # cells, 3 or more
-    seed:int=0,   # of the whole data set
-    size:int=512, # pixels, 64 to 512
+    root,  # folder to make; must be new, empty, or hold this very data set
+    n: int = 16,  # cells, 3 or more
+    seed: int = 0,  # of the whole data set
+    size: int = 512,  # pixels, 64 to 512
 ) -> Path:
-    "Write made polycrystalline cells as image, mask, edge and label PNGs in train, val and test. Raises `InputError` for bad values or an occupied folder."
+    """Write made polycrystalline cells as image, mask, edge and label PNGs in train, val and test.
+
+    Raises `InputError` for bad values or an occupied folder.
+    """
     root = Path(root)
-    if not whole(n, 3): raise InputError(f'n {n!r}: give the number of cells, 3 or more, so that each split has one')
-    if not whole(seed, -math.inf): raise InputError(f'seed {seed!r}: give a whole number')
-    if not whole(size, 64) or size > GRID: raise InputError(f'size {size!r}: cells are drawn with {GRID} pixels, give 64 to {GRID}')
+    if not whole(n, 3):
+        raise InputError(
+            f'n {n!r}: give the number of cells, 3 or more, so that each split has one'
+        )
+    if not whole(seed, -math.inf):
+        raise InputError(f'seed {seed!r}: give a whole number')
+    if not whole(size, 64) or size > GRID:
+        raise InputError(f'size {size!r}: cells are drawn with {GRID} pixels, give 64 to {GRID}')
     request = dict(layout='pscde', recipe=1, n=int(n), seed=int(seed), size=int(size))
-    if already(root, request, 'cells.json', 'made cells'): return root
+    if already(root, request, 'cells.json', 'made cells'):
+        return root
     with atomic(root) as tmp:
         for side in ('image', 'mask', 'edge', 'label'):
-            for s in splits: (tmp/side/s).mkdir(parents=True)
+            for s in splits:
+                (tmp / side / s).mkdir(parents=True)
         for k in range(n):
-            module, index, s = item_of(k); image, labels = cell(seed, module, index, size)
-            for side, a in dict(image=image, mask=mask_of(labels), edge=edges_of(labels), label=labels).items():
-                Image.fromarray(a).save(tmp/side/s/f'M{module:03d}_C{index:02d}.png')
-        (tmp/'cells.json').write_text(json.dumps(request, indent=1) + '\n', encoding='utf-8')
+            module, index, s = item_of(k)
+            image, labels = cell(seed, module, index, size)
+            for side, a in dict(
+                image=image, mask=mask_of(labels), edge=edges_of(labels), label=labels
+            ).items():
+                Image.fromarray(a).save(tmp / side / s / f'M{module:03d}_C{index:02d}.png')
+        (tmp / 'cells.json').write_text(json.dumps(request, indent=1) + '\n', encoding='utf-8')
     return root

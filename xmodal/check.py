@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError, item_seed, show_grid
-from .data import (
+from xmodal.data import (
     header_concerns,
     check_rule,
     default_spacing,
@@ -27,7 +27,8 @@ from .data import (
     load_image,
     load_volume,
     meeting,
-    open_volume)
+    open_volume,
+)
 from xmodal.data import (
     padding_of,
     padding_shares,
@@ -35,66 +36,114 @@ from xmodal.data import (
     prepare_volume,
     resample,
     split_records,
-    to_plane)
+    to_plane,
+)
 from .data import unchanged, window_of, with_tissue
 from .layouts import datasets, default_windows, find_records
 
 # %% ../nbs/14_check.ipynb #39650b62
 def quantise(x, bins=16):
-    "Grey values as bin numbers 0 ... bins - 1 between the 1st and the 99th percentile; channels are averaged first: (n, C, H, W) -> (n, H, W)."
+    """Grey values as bin numbers 0 ... bins - 1 between the 1st and the 99th percentile; channels
+    are averaged first: (n, C, H, W) -> (n, H, W).
+    """
     x = np.asarray(x, dtype=np.float32).mean(1)
     lo, hi = np.percentile(x, [1, 99])
-    return np.clip((x - lo)/max(hi - lo, 1e-6)*bins, 0, bins - 1).astype(np.int64)
+    return np.clip((x - lo) / max(hi - lo, 1e-6) * bins, 0, bins - 1).astype(np.int64)
+
 
 def mutual_information(a, b, bins=16) -> float:
     "Mutual information in nats of two arrays of bin numbers."
-    p = np.bincount((a*bins + b).ravel(), minlength=bins*bins).reshape(bins, bins)/a.size
-    outer = p.sum(1, keepdims=True)*p.sum(0, keepdims=True)
-    return float((p[p > 0]*np.log(p[p > 0]/outer[p > 0])).sum())
+    p = np.bincount((a * bins + b).ravel(), minlength=bins * bins).reshape(bins, bins) / a.size
+    outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
+    return float((p[p > 0] * np.log(p[p > 0] / outer[p > 0])).sum())
 
 # %% ../nbs/14_check.ipynb #bb99fdd4
-def shifted_information(a, b, i:int, j:int) -> float:
+def shifted_information(a, b, i: int, j: int) -> float:
     "Mutual information of `a` with `b` moved by (i, j) pixels, over their common part."
     h, w = a.shape[-2:]
-    return mutual_information(a[..., max(0, i):h + min(0, i), max(0, j):w + min(0, j)], b[..., max(0, -i):h + min(0, -i), max(0, -j):w + min(0, -j)])
+    return mutual_information(
+        a[..., max(0, i) : h + min(0, i), max(0, j) : w + min(0, j)],
+        b[..., max(0, -i) : h + min(0, -i), max(0, -j) : w + min(0, -j)],
+    )
+
 
 def best_shift(a, b, reach=8):
-    "The shift (rows, columns) of the target that fits best, and the information it gains over no shift, in nats."
-    got = {(0, 0): shifted_information(a, b, 0, 0)}; best = (0, 0)
+    """The shift (rows, columns) of the target that fits best, and the information it gains over no
+    shift, in nats.
+    """
+    got = {(0, 0): shifted_information(a, b, 0, 0)}
+    best = (0, 0)
     for step in (4, 2, 1):
-        near_by = [(i, j) for i in range(best[0] - (reach if step == 4 else step), best[0] + (reach if step == 4 else step) + 1, step)
-                   for j in range(best[1] - (reach if step == 4 else step), best[1] + (reach if step == 4 else step) + 1, step) if max(abs(i), abs(j)) <= reach]
+        near_by = [
+            (i, j)
+            for i in range(
+                best[0] - (reach if step == 4 else step),
+                best[0] + (reach if step == 4 else step) + 1,
+                step,
+            )
+            for j in range(
+                best[1] - (reach if step == 4 else step),
+                best[1] + (reach if step == 4 else step) + 1,
+                step,
+            )
+            if max(abs(i), abs(j)) <= reach
+        ]
         got.update({ij: shifted_information(a, b, *ij) for ij in near_by if ij not in got})
         best = max(got, key=got.get)
     return best, got[best] - got[0, 0]
 
 # %% ../nbs/14_check.ipynb #ae58d517
-flips = {'mirrored left-right': lambda v: v[..., ::-1], 'flipped up-down': lambda v: v[..., ::-1, :], 'turned by 180 degrees': lambda v: v[..., ::-1, ::-1],
-         'turned by 90 degrees': lambda v: np.rot90(v, 1, (-2, -1)), 'turned by 270 degrees': lambda v: np.rot90(v, 3, (-2, -1)), 'reversed slice order': lambda v: v[::-1],
-         'transposed (rows and columns exchanged)': lambda v: v.swapaxes(-2, -1)}
+flips = {
+    'mirrored left-right': lambda v: v[..., ::-1],
+    'flipped up-down': lambda v: v[..., ::-1, :],
+    'turned by 180 degrees': lambda v: v[..., ::-1, ::-1],
+    'turned by 90 degrees': lambda v: np.rot90(v, 1, (-2, -1)),
+    'turned by 270 degrees': lambda v: np.rot90(v, 3, (-2, -1)),
+    'reversed slice order': lambda v: v[::-1],
+    'transposed (rows and columns exchanged)': lambda v: v.swapaxes(-2, -1),
+}
+
 
 def best_flip(a, b):
-    "The flip of the target that fits best, and the information it gains over none, in nats, each at its best small shift."
+    """The flip of the target that fits best, and the information it gains over none, in nats, each
+    at its best small shift.
+    """
     base = max(shifted_information(a, b, i, j) for i in (-2, 0, 2) for j in (-2, 0, 2))
-    got = {k: max(shifted_information(a, np.ascontiguousarray(f(b)), i, j) for i in (-2, 0, 2) for j in (-2, 0, 2)) for k, f in flips.items() if f(b).shape == a.shape and (len(b) > 1 or k != 'reversed slice order')}
+    got = {
+        k: max(
+            shifted_information(a, np.ascontiguousarray(f(b)), i, j)
+            for i in (-2, 0, 2)
+            for j in (-2, 0, 2)
+        )
+        for k, f in flips.items()
+        if f(b).shape == a.shape and (len(b) > 1 or k != 'reversed slice order')
+    }
     name = max(got, key=got.get)
     return name, got[name] - base
 
 # %% ../nbs/14_check.ipynb #98fb08cc
 def saturation(v) -> float:
-    "Share of the values above the mean that are exactly the largest one: near 0 for a scan, large if it was clipped."
+    """Share of the values above the mean that are exactly the largest one: near 0 for a scan, large
+    if it was clipped.
+    """
     fg = v[v > v.mean()]
     return float((fg == v.max()).mean()) if fg.size else 0.0
 
+
 def small_picture(x):
-    "(C, H, W) -> 256 numbers: means of 16 x 16 blocks, with mean 0 and standard deviation 1, so that gain and offset do not matter."
+    """(C, H, W) -> 256 numbers: means of 16 x 16 blocks, with mean 0 and standard deviation 1, so
+    that gain and offset do not matter.
+    """
     x = np.asarray(x, dtype=np.float32).mean(0)
     h, w = (n // 16 * 16 for n in x.shape)
     v = (x[:h, :w].reshape(16, h // 16, 16, w // 16).mean((1, 3)) if min(h, w) >= 16 else x).ravel()
     return (v - v.mean()) / max(v.std(), 1e-6)
 
+
 def mask_faults(r, target, labels=()):
-    "What is wrong with the mask of a record beside its target (canonical volume, or image array): (level, text), or None."
+    """What is wrong with the mask of a record beside its target (canonical volume, or image array):
+    (level, text), or None.
+    """
     try:
         if is_image(r.mask):
             values = load_image(r.mask)[0]
@@ -110,16 +159,19 @@ def mask_faults(r, target, labels=()):
     if bad:
         return (
             'error',
-            f"{r.mask}: holds the values "
-            f"{', '.join(f'{v:g}' for v in bad[:5])}{' ...' if len(bad) > 5 else ''}; documented "
-            f"are {', '.join(map(str, labels)) or 'whole numbers'}")
+            f'{r.mask}: holds the values '
+            f'{", ".join(f"{v:g}" for v in bad[:5])}{" ..." if len(bad) > 5 else ""}; documented '
+            f'are {", ".join(map(str, labels)) or "whole numbers"}',
+        )
     return (
         None
         if same
         else (
             'warning',
             f'{r.mask}: lies on another grid than {r.target}; regions measured with it need '
-            f'resampling first'))
+            f'resampling first',
+        )
+    )
 
 # %% ../nbs/14_check.ipynb #2e6c656b
 def few_values(v, most=20) -> tuple:
@@ -129,6 +181,7 @@ def few_values(v, most=20) -> tuple:
         return ()
     found = np.unique(v)
     return tuple(found.tolist()) if len(found) <= most and (found == np.round(found)).all() else ()
+
 
 def fine_picture(x):
     "(C, H, W) -> the fine structure in up to 32 x 32 blocks, normalised."
@@ -140,6 +193,7 @@ def fine_picture(x):
     v = v - ndimage.gaussian_filter(v, 1.5)
     return ((v - v.mean()) / max(v.std(), 1e-6)).ravel().astype(np.float16)
 
+
 def concerns_of(path) -> list:  # (cannot be right?, what)
     "What the header of a volume says against itself; DICOM is left to its reader."
     return [] if path.is_dir() else header_concerns(open_volume(path))
@@ -150,7 +204,8 @@ def some_of(use, n=5):
     if not len(use):
         return use
     return use[
-        np.unique(np.linspace(0.2 * (len(use) - 1), 0.8 * (len(use) - 1), n).round().astype(int))]
+        np.unique(np.linspace(0.2 * (len(use) - 1), 0.8 * (len(use) - 1), n).round().astype(int))
+    ]
 
 # %% ../nbs/14_check.ipynb #1ccb2be7
 def facts_of(values, kinds) -> dict:
@@ -164,7 +219,9 @@ def facts_of(values, kinds) -> dict:
         constant=tuple(v.min() == v.max() for v in values),
         high=tuple(v.max() for v in bare),
         padding=tuple(padding_shares(v, p) for v, p in zip(values, pads)),
-        saturated=tuple(0.0 if f else saturation(v) for v, f in zip(bare, few)))
+        saturated=tuple(0.0 if f else saturation(v) for v, f in zip(bare, few)),
+    )
+
 
 def look_at_images(r) -> tuple:
     "Facts about a pair of images, and the target's array."
@@ -175,6 +232,7 @@ def look_at_images(r) -> tuple:
         facts, channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), overlap=1.0, concerns=[]
     ), xs
 
+
 def look_at_volumes(r) -> tuple:
     "Facts about a pair of volumes, and the target."
     ys, xs = load_volume(r.source), load_volume(r.target)
@@ -182,11 +240,13 @@ def look_at_volumes(r) -> tuple:
     if met < 0.5:
         raise InputError(
             f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
-            f'lost')
+            f'lost'
+        )
     yv, xv = (np.asarray(v.dataobj) for v in (ys, xs))
     facts = facts_of((yv, xv), ('float32', 'float32'))
     bare = [
-        v[~np.isin(v, list(map(float, p)))] if p else v for v, p in zip((yv, xv), facts['padding'])]
+        v[~np.isin(v, list(map(float, p)))] if p else v for v, p in zip((yv, xv), facts['padding'])
+    ]
     some = np.s_[::2, ::2, ::2]
     alike = yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
     same = alike and np.corrcoef(yv[some].ravel(), xv[some].ravel())[0, 1] > 0.9995
@@ -228,7 +288,8 @@ def look(r, p):
         reach=[(float(v.min()), float(v.max())) for v in (y, x0)],
         levels=[np.percentile(v, [5, 50, 95]) for v in (y, x0)],
         prints=[(small_picture(y[k]), small_picture(x0[k])) for k in alive],
-        fine=[(fine_picture(y[k]), fine_picture(x0[k])) for k in alive])
+        fine=[(fine_picture(y[k]), fine_picture(x0[k])) for k in alive],
+    )
 
 # %% ../nbs/14_check.ipynb #11597201
 @dataclass(frozen=True)
@@ -236,7 +297,9 @@ class Finding:
     "One thing that was found."
 
     level: str  # 'error' or 'warning'
-    what: str  # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak, split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight
+    # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak,
+    # split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight
+    what: str
     text: str  # names the file or subject, the value, the remedy
 
 # %% ../nbs/14_check.ipynb #e479ca7a
@@ -248,7 +311,9 @@ def drawn_over(picture, edges):
 # %% ../nbs/14_check.ipynb #5def6055
 @dataclass
 class Report:
-    "What `check` found: `findings`, `ok` (no errors), `lines()` for the console, `figure()` of the worst pair."
+    """What `check` found: `findings`, `ok` (no errors), `lines()` for the console, `figure()` of
+    the worst pair.
+    """
 
     about: str
     findings: list = field(default_factory=list)
@@ -277,7 +342,8 @@ class Report:
             self.about,
             *[f'{f.level:8s}{f.what:11s}{f.text}' for f in shown],
             f'{n} error{"s" * (n != 1)}, {len(self.findings) - n} '
-            f'warning{"s" * (len(self.findings) - n != 1)}']
+            f'warning{"s" * (len(self.findings) - n != 1)}',
+        ]
 
     def worst(self):
         "Facts of the readable pair that fits worst: misfit, shift, gain; None if there is none."
@@ -300,15 +366,19 @@ class Report:
             [list(y), list(x0), over],
             labels=['source', 'target', 'edges of the target\non the source'],
             titles=[d['r'].name] + [''] * (len(y) - 1),
-            size=1.6)
+            size=1.6,
+        )
 
 # %% ../nbs/14_check.ipynb #3840001c
 def information_matrix(looked, p, most=8):
-    "Which pairs are compared with which, and the information of source i with target j: images all, volumes the `most` that fit worst, resampled onto each other's grid."
+    """Which pairs are compared with which, and the information of source i with target j: images
+    all, volumes the `most` that fit worst, resampled onto each other's grid.
+    """
     if is_image(looked[0]['r'].source):
         part, a, b = looked[:256], *([quantise(d[k]) for d in looked[:256]] for k in ('y', 'x0'))
         return part, np.array(
-            [[mutual_information(u, v) if u.shape == v.shape else 0.0 for v in b] for u in a])
+            [[mutual_information(u, v) if u.shape == v.shape else 0.0 for v in b] for u in a]
+        )
     fit = [mutual_information(quantise(d['y']), quantise(d['x0'])) for d in looked]
     part = [looked[k] for k in sorted(np.argsort(fit, kind='stable')[:most])]
     files = [[load_volume(getattr(d['r'], k)) for d in part] for k in ('source', 'target')]
@@ -322,20 +392,25 @@ def information_matrix(looked, p, most=8):
                 y.affine,
                 affine,
                 target.shape,
-                fill=-1.0)
+                fill=-1.0,
+            )
             use = some_of(np.flatnonzero(with_tissue(source, target)))
             if len(use):
                 I[i, j] = mutual_information(
-                    quantise(source[use, None]), quantise(target[use, None]))
+                    quantise(source[use, None]), quantise(target[use, None])
+                )
     return part, I
 
 # %% ../nbs/14_check.ipynb #10544d9e
 def find_exchanged(looked, report, p, sure=0.1):
-    "Pairs whose targets fit better the other way round: each is the other's best partner, in both directions, by a margin."
+    """Pairs whose targets fit better the other way round: each is the other's best partner, in both
+    directions, by a margin.
+    """
     if (
         any(
             f.what in ('shift', 'flip') and f.text.startswith('most targets')
-            for f in report.findings)
+            for f in report.findings
+        )
         or len(looked) < 2
     ):
         return  # then no pair fits
@@ -352,12 +427,16 @@ def find_exchanged(looked, report, p, sure=0.1):
                 I[i].argmax() == j,
                 I[j].argmax() == i,
                 I[:, i].argmax() == j,
-                I[:, j].argmax() == i]
+                I[:, j].argmax() == i,
+            ]
             gain = min(I[i, j], I[j, i]) - max(own[i], own[j])
             if gain > (0.1 if all(top) else 0.3) * strength and sum(top) >= (4 if n < 20 else 3):
-                report.add('error' if strength > sure else 'warning', 'swapped',
+                report.add(
+                    'error' if strength > sure else 'warning',
+                    'swapped',
                     f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's "
-                    f"source better; exchange {part[j]['r'].target} and {part[i]['r'].target}")
+                    f'source better; exchange {part[j]["r"].target} and {part[i]["r"].target}',
+                )
 
 # %% ../nbs/14_check.ipynb #eae0506a
 def direction(looked, bins=16) -> tuple:
@@ -368,13 +447,15 @@ def direction(looked, bins=16) -> tuple:
 
     def table(d):
         return np.bincount(place(d['y']) * bins + place(d['x0']), minlength=bins * bins).reshape(
-            bins, bins)
+            bins, bins
+        )
 
     joint = np.array([table(d) / d['y'].mean(1).size for d in looked])
     others = (
         np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint))
     )  # the median: one wrong pair does not spoil it
     return tuple(np.array([((P * t).sum(), (P * t.T).sum()) for P, t in zip(joint, others)]).T)
+
 
 def find_roles(looked, report, margin=0.05, clear=2.0):
     "Pairs whose joint grey values look like those of the others with source and target exchanged."
@@ -384,23 +465,32 @@ def find_roles(looked, report, margin=0.05, clear=2.0):
     usual, low = np.median(right - wrong), np.percentile(right, 10)
     scatter = 1.4826 * np.median(np.abs(right - wrong - usual))
     if usual <= max(margin, clear * scatter) and len(looked) >= 8:
-        report.add('warning', 'sight',
+        report.add(
+            'warning',
+            'sight',
             'source and target look too much alike to tell them apart by their grey values: a '
-            'single pair with exchanged roles may go unnoticed')
+            'single pair with exchanged roles may go unnoticed',
+        )
         return
     for d, r, w in zip(looked, right, wrong):
         if usual > margin and w - r > 0.5 * usual and w > low:
-            report.add('error' if len(looked) >= 8 else 'warning', 'exchanged',
-                f"{d['r'].name}: source and target seem exchanged (each looks like the other side "
-                f"of the data set); check {d['r'].source} and {d['r'].target}")
+            report.add(
+                'error' if len(looked) >= 8 else 'warning',
+                'exchanged',
+                f'{d["r"].name}: source and target seem exchanged (each looks like the other side '
+                f'of the data set); check {d["r"].source} and {d["r"].target}',
+            )
 
 # %% ../nbs/14_check.ipynb #61c6ff69
 def stands_out(gains, scale: float):
-    "Boolean per gain: larger than `scale` and, with five or more, more than six robust standard deviations above the median."
+    """Boolean per gain: larger than `scale` and, with five or more, more than six robust standard
+    deviations above the median.
+    """
     g = np.asarray(gains, dtype=float)
     if len(g) < 5:
         return g > 1.5 * scale
     return (g > scale) & (g > np.median(g) + 6 * 1.4826 * np.median(np.abs(g - np.median(g))))
+
 
 def holds_in_parts(d, shift, least) -> bool:
     "Does the shift gain information in each half of the picture? An accident seldom does."
@@ -409,14 +499,16 @@ def holds_in_parts(d, shift, least) -> bool:
     parts = [np.s_[:, : h // 2], np.s_[:, h // 2 :], np.s_[..., : w // 2], np.s_[..., w // 2 :]]
     return all(
         shifted_information(a[p], b[p], *shift) - shifted_information(a[p], b[p], 0, 0) > least
-        for p in parts)
+        for p in parts
+    )
 
 # %% ../nbs/14_check.ipynb #e294fcab
 def above_strangers(k: int, looked, most=40) -> float:
     "Information of pair k above that of its source with strangers, in standard deviations."
     d, rng = looked[k], np.random.default_rng(item_seed(0, 'strangers', k))
     others = [v for v in looked if v['r'].subject != d['r'].subject] or [
-        v for v in looked if v is not d]
+        v for v in looked if v is not d
+    ]
     a, found = quantise(d['y']), []
     for v in (others[i] for i in rng.permutation(len(others))[:most]):
         b = quantise(v['x0'])
@@ -436,21 +528,27 @@ def find_misfits(looked, report, lost, usual, volume=2.0, image=-3.0):
         if t['misfit'] >= (image if is_image(d['r'].source) else volume):
             doubt.append((t['misfit'], t, d))
         else:
-            report.add('error', 'misfit',
-                f"{t['name']}: source and target have hardly anything to do with each other "
-                f"({t['information']:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted "
-                f"by more than {8 * 64 // d['y'].shape[-1]} pixels: look at {d['r'].source} and "
-                f"{d['r'].target}")
+            report.add(
+                'error',
+                'misfit',
+                f'{t["name"]}: source and target have hardly anything to do with each other '
+                f'({t["information"]:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted '
+                f'by more than {8 * 64 // d["y"].shape[-1]} pixels: look at {d["r"].source} and '
+                f'{d["r"].target}',
+            )
     if not doubt:
         return
     doubt.sort(key=lambda v: v[0])
-    names = ', '.join(f"{t['name']} ({t['information']:.2f})" for _, t, _ in doubt[:20])
+    names = ', '.join(f'{t["name"]} ({t["information"]:.2f})' for _, t, _ in doubt[:20])
     if len(doubt) > 20:
         names += ' ...'
-    report.add('warning', 'misfit',
-        f"{len(doubt)} of {len(looked)} pairs share no more than strangers do, worst first: "
-        f"{names} (usual are {usual:.2f} nats); slices at the end of a scan look like that, and "
-        f"so do wrong pairs: look at {doubt[0][2]['r'].source} and {doubt[0][2]['r'].target}")
+    report.add(
+        'warning',
+        'misfit',
+        f'{len(doubt)} of {len(looked)} pairs share no more than strangers do, worst first: '
+        f'{names} (usual are {usual:.2f} nats); slices at the end of a scan look like that, and '
+        f'so do wrong pairs: look at {doubt[0][2]["r"].source} and {doubt[0][2]["r"].target}',
+    )
 
 # %% ../nbs/14_check.ipynb #3826b9fd
 def measure_pairs(looked, report):
@@ -462,31 +560,41 @@ def measure_pairs(looked, report):
         (shift, gain), (flip, more) = best_shift(a, b), best_flip(a, b)
         own = mutual_information(a, b)
         row = dict(
-            name=d['r'].name, shift=shift, gain=gain, flip=flip, flip_gain=more, information=own)
+            name=d['r'].name, shift=shift, gain=gain, flip=flip, flip_gain=more, information=own
+        )
         report.table.append(row)
         floor.append(mutual_information(a, np.roll(b, (h // 2, w // 2), (-2, -1))))
     return np.median(floor)
+
 
 def find_common(of, strength, report) -> tuple:
     "Is the whole set shifted, flipped? It then has one direction, where noise has many."
     counts = of('gain') > 0.1 * strength
     typical = (
-        np.median(of('shift')[counts], axis=0) if counts.sum() > 0.5 * len(counts) else np.zeros(2))
+        np.median(of('shift')[counts], axis=0) if counts.sum() > 0.5 * len(counts) else np.zeros(2)
+    )
     flip = max(set(of('flip')), key=list(of('flip')).count)
     moved = np.mean(np.hypot(*(of('shift') - typical).T) <= 1.5) > 0.6 and np.hypot(*typical) >= 2
     shifted = moved and np.median(of('gain')) > 0.25 * strength
     flipped = np.mean(of('flip') == flip) > 0.6 and np.median(of('flip_gain')) > 0.1 * strength
     where = f'{typical.round().astype(int).tolist()} pixels (rows, columns)'
     if shifted:
-        report.add('error', 'shift',
+        report.add(
+            'error',
+            'shift',
             f'most targets fit better when moved by about {where}: the two sides have a constant '
-            f'offset')
+            f'offset',
+        )
     elif moved:
         report.add(
-            'warning', 'shift', f'most targets fit a little better when moved by about {where}')
+            'warning', 'shift', f'most targets fit a little better when moved by about {where}'
+        )
     if flipped:
-        report.add('error', 'flip',
-            f'most targets fit better {flip}: the two sides have different orientations')
+        report.add(
+            'error',
+            'flip',
+            f'most targets fit better {flip}: the two sides have different orientations',
+        )
     return shifted, flipped
 
 # %% ../nbs/14_check.ipynb #b8342b1d
@@ -502,16 +610,22 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
     strength = max(usual, *reached) - floor
     report.strength = float(strength)
     if strength < least:
-        report.add('warning', 'shift',
+        report.add(
+            'warning',
+            'shift',
             f'source and target share too little to judge shifts and flips ({usual:.2f} nats, '
             f'{floor:.2f} by accident); look at a sheet of pairs yourself; exchanged pairs would '
-            f'not be noticed either')
+            f'not be noticed either',
+        )
         return
     if strength < 0.25:
-        report.add('warning', 'sight',
+        report.add(
+            'warning',
+            'sight',
             f'source and target share little ({strength:.2f} nats more than by accident): faults '
             f'of the whole set are seen, but a single shifted, mirrored or exchanged pair may go '
-            f'unnoticed; look at a sheet of pairs')
+            f'unnoticed; look at a sheet of pairs',
+        )
     far = np.hypot(*of('shift').T) * 64 / looked[0]['y'].shape[-1]
     everybody = find_common(of, strength, report)
 
@@ -524,7 +638,8 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
     turned = stands_out(of('flip_gain'), 0.1 * strength) & fits('flip_gain')
     level, alone = (
         'error' if strength > sure else 'warning',
-        of('information') < floor + 0.25 * strength)
+        of('information') < floor + 0.25 * strength,
+    )
     fit_well = (
         np.percentile(of('information'), 25) > floor + 0.5 * strength
     )  # then one that does not is suspicious by itself
@@ -532,28 +647,35 @@ def find_misplaced(looked, report, least=0.05, sure=0.1):
         find_misfits(looked, report, alone & ~(moved | turned), usual)
     for d, t, f, a, b in zip(looked, report.table, far, moved, turned):
         if b and not everybody[1]:
-            report.add(level, 'flip',
-                f"{t['name']}: the target fits better {t['flip']} ({t['information']:.2f} -> "
-                f"{t['information'] + t['flip_gain']:.2f} nats); check the orientation of "
-                f"{d['r'].target}")
+            report.add(
+                level,
+                'flip',
+                f'{t["name"]}: the target fits better {t["flip"]} ({t["information"]:.2f} -> '
+                f'{t["information"] + t["flip_gain"]:.2f} nats); check the orientation of '
+                f'{d["r"].target}',
+            )
         elif a and not everybody[0]:
             report.add(
                 level if f >= 3 and holds_in_parts(d, t['shift'], 0.1 * strength) else 'warning',
                 'shift',
-                f"{t['name']}: the target fits better when moved by {t['shift'][0]} rows and "
-                f"{t['shift'][1]} columns of {d['y'].shape[-1]} pixels ({t['information']:.2f} -> "
-                f"{t['information'] + t['gain']:.2f} nats); check the affine or crop of "
-                f"{d['r'].target}, or use register")
+                f'{t["name"]}: the target fits better when moved by {t["shift"][0]} rows and '
+                f'{t["shift"][1]} columns of {d["y"].shape[-1]} pixels ({t["information"]:.2f} -> '
+                f'{t["information"] + t["gain"]:.2f} nats); check the affine or crop of '
+                f'{d["r"].target}, or use register',
+            )
 
 # %% ../nbs/14_check.ipynb #f59b1c0f
 def nearest_pictures(D, subject, block=512, reach=0.15):
-    "Close pairs (i, j, distance) of normalised pictures (n, 256), and the usual distance to the nearest picture of another subject."
+    """Close pairs (i, j, distance) of normalised pictures (n, 256), and the usual distance to the
+    nearest picture of another subject.
+    """
     close, usual, n = [], np.full(len(D), np.inf), np.arange(len(D))
     for i in range(0, len(D), block):
         e = np.sqrt(np.maximum(0, 2 - 2 * (D[i : i + block] @ D.T) / D.shape[1]))
         usual[i : i + block] = np.where(subject[i : i + block, None] != subject, e, np.inf).min(1)
         close += [
-            (i + a, b, e[a, b]) for a, b in np.argwhere((e < reach) & (n[i : i + block, None] < n))]
+            (i + a, b, e[a, b]) for a, b in np.argwhere((e < reach) & (n[i : i + block, None] < n))
+        ]
     usual = usual[np.isfinite(usual)]
     return close, float(np.median(usual)) if len(usual) else np.inf
 
@@ -562,8 +684,11 @@ def is_copy(a, b, one_subject: bool, sure=0.985) -> bool:
     "Neighbouring slices of one subject look alike: there the fine structure must be equal, too."
     return not one_subject or float((a.astype(np.float32) * b).mean()) > sure
 
+
 def find_copies(looked, report, split, share=0.25):
-    "Equal images under different names: at least a quarter of the slices of the smaller record, each much closer than strangers are."
+    """Equal images under different names: at least a quarter of the slices of the smaller record,
+    each much closer than strangers are.
+    """
     side, told = {s: k for k, v in (split or {}).items() for s in v}, set()
     for k, which in enumerate(('source', 'target')):
         use = [
@@ -576,7 +701,8 @@ def find_copies(looked, report, split, share=0.25):
         fine = [v[k] for d in use for v in d['fine']]
         D, owner = (
             np.stack([v[k] for d in use for v in d['prints']]),
-            np.repeat(np.arange(len(use)), [len(d['prints']) for d in use]))
+            np.repeat(np.arange(len(use)), [len(d['prints']) for d in use]),
+        )
         close, usual = nearest_pictures(D, np.array([d['r'].subject for d in use])[owner])
         met = {}
         for i, j, e in close:
@@ -584,7 +710,8 @@ def find_copies(looked, report, split, share=0.25):
                 owner[i] != owner[j]
                 and e < 0.35 * usual
                 and is_copy(
-                    fine[i], fine[j], use[owner[i]]['r'].subject == use[owner[j]]['r'].subject)
+                    fine[i], fine[j], use[owner[i]]['r'].subject == use[owner[j]]['r'].subject
+                )
             ):
                 met.setdefault((owner[i], owner[j]), set()).add(j)
         for (i, j), slices in met.items():
@@ -597,17 +724,23 @@ def find_copies(looked, report, split, share=0.25):
             told.add((one.name, two.name))
             a, b = side.get(one.subject, ''), side.get(two.subject, '')
             if which == 'target':
-                report.add('warning', 'duplicate',
-                    f'{one.name} and {two.name} have equal targets but different sources')
+                report.add(
+                    'warning',
+                    'duplicate',
+                    f'{one.name} and {two.name} have equal targets but different sources',
+                )
             elif one.subject == two.subject:
                 report.add(
                     'warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image'
                 )
             else:
-                report.add('error' if a != b or not split else 'warning', 'duplicate',
-                    f"{one.name} ({a or 'unsplit'}) and {two.name} ({b or 'unsplit'}) hold the "
-                    f"same {which} image, or two takes of one thing, under two subjects; remove "
-                    f"one of {getattr(one, which)} and {getattr(two, which)}")
+                report.add(
+                    'error' if a != b or not split else 'warning',
+                    'duplicate',
+                    f'{one.name} ({a or "unsplit"}) and {two.name} ({b or "unsplit"}) hold the '
+                    f'same {which} image, or two takes of one thing, under two subjects; remove '
+                    f'one of {getattr(one, which)} and {getattr(two, which)}',
+                )
 
 # %% ../nbs/14_check.ipynb #fc2dc854
 def find_oddities(looked, report):
@@ -621,45 +754,60 @@ def find_oddities(looked, report):
                 report.add(
                     level,
                     code,
-                    f"{getattr(odd[0]['r'], what)}: {key} {odd[0][key][k]}, the other {what} "
-                    f"files {usual}"
+                    f'{getattr(odd[0]["r"], what)}: {key} {odd[0][key][k]}, the other {what} '
+                    f'files {usual}'
                     + (f' ({len(odd)} such files)' if len(odd) > 1 else '')
-                    + '; convert them to one kind')
+                    + '; convert them to one kind',
+                )
         deep = [d for d in looked if d['depth'][k] == 'uint16' and d['high'][k] < 256]
         if deep and len(deep) == len(looked):
-            report.add('warning', 'depth',
-                f"{getattr(deep[0]['r'], what)}: a 16-bit file whose values stay below 256, as "
-                f"all {what} files; give {what}_window 0:255")
+            report.add(
+                'warning',
+                'depth',
+                f'{getattr(deep[0]["r"], what)}: a 16-bit file whose values stay below 256, as '
+                f'all {what} files; give {what}_window 0:255',
+            )
         full = [
-            d for d in looked if d['saturated'][k] > (0.25 if d['depth'][k] != 'volume' else 0.05)]
+            d for d in looked if d['saturated'][k] > (0.25 if d['depth'][k] != 'volume' else 0.05)
+        ]
         if full:
-            report.add('warning', 'saturated',
-                f"{getattr(full[0]['r'], what)}: {full[0]['saturated'][k]:.0%} of the bright "
-                f"values are exactly the largest one"
+            report.add(
+                'warning',
+                'saturated',
+                f'{getattr(full[0]["r"], what)}: {full[0]["saturated"][k]:.0%} of the bright '
+                f'values are exactly the largest one'
                 + (f' ({len(full)} such files)' if len(full) > 1 else '')
-                + '; it was clipped, use the scan before conversion')
+                + '; it was clipped, use the scan before conversion',
+            )
         low = [
             d for d in looked if d['rule'][k] == 'hu' and d.get('air', (-1000, -1000))[k] > -500
         ]  # file units: padding of the grid is no air
         if low:
-            report.add('error', 'range',
-                f"{getattr(low[0]['r'], what)}: no air, the lowest values lie at "
-                f"{low[0]['air'][k]:.0f} HU"
+            report.add(
+                'error',
+                'range',
+                f'{getattr(low[0]["r"], what)}: no air, the lowest values lie at '
+                f'{low[0]["air"][k]:.0f} HU'
                 + (f' ({len(low)} such files)' if len(low) > 1 else '')
-                + '; the offset of -1024 is lost, or these are not Hounsfield units')
+                + '; the offset of -1024 is lost, or these are not Hounsfield units',
+            )
         reach = max(d['reach'][k][1] for d in looked) - min(d['reach'][k][0] for d in looked)
         if reach < 0.2:
-            report.add('error', 'range',
+            report.add(
+                'error',
+                'range',
                 f'the values of all {what} files fill only {reach / 2:.1%} of their intensity '
                 f'window, so a constant image would score well; give {what}_window (labels 0 to '
-                f'4, for example: labels:0:4)')
+                f'4, for example: labels:0:4)',
+            )
         flat = [d for d in looked if d['constant'][k]]
         if flat:
             report.add(
                 'error' if k == 0 or len(flat) > 0.5 * len(looked) else 'warning',
                 'constant',
-                f"{getattr(flat[0]['r'], what)}: a constant image"
-                + (f' ({len(flat)} such files)' if len(flat) > 1 else ''))
+                f'{getattr(flat[0]["r"], what)}: a constant image'
+                + (f' ({len(flat)} such files)' if len(flat) > 1 else ''),
+            )
 
 # %% ../nbs/14_check.ipynb #049f0128
 def find_unfit(looked, report):
@@ -669,24 +817,34 @@ def find_unfit(looked, report):
         for d in looked
         if d.get('same')
         or d['prints']
-        and np.mean([np.abs(a - b).max() < 0.02 for a, b in d['prints']]) > 0.8]
+        and np.mean([np.abs(a - b).max() < 0.02 for a, b in d['prints']]) > 0.8
+    ]
     if same:
-        report.add('error', 'identical',
-            f"{same[0]['r'].name}: source and target are the same image"
+        report.add(
+            'error',
+            'identical',
+            f'{same[0]["r"].name}: source and target are the same image'
             + (f' ({len(same)} such pairs)' if len(same) > 1 else '')
-            + f"; check {same[0]['r'].source} and {same[0]['r'].target}")
+            + f'; check {same[0]["r"].source} and {same[0]["r"].target}',
+        )
     part = sorted((d for d in looked if d['overlap'] < 0.55), key=lambda d: d['overlap'])
     if part:
-        report.add('warning', 'overlap',
-            f"{part[0]['r'].source} and {part[0]['r'].target} share {part[0]['overlap']:.0%} of "
-            f"the smaller field of view"
+        report.add(
+            'warning',
+            'overlap',
+            f'{part[0]["r"].source} and {part[0]["r"].target} share {part[0]["overlap"]:.0%} of '
+            f'the smaller field of view'
             + (f' (and {len(part) - 1} more pairs below 55 %)' if len(part) > 1 else '')
-            + '; what only one of them shows is left out')
+            + '; what only one of them shows is left out',
+        )
     for d in looked:
         if d['lonely'] > 0.25:
-            report.add('warning', 'empty',
-                f"{d['r'].name}: {d['lonely']:.0%} of the slices have tissue in only one of the "
-                f"two scans; they are left out of training")
+            report.add(
+                'warning',
+                'empty',
+                f'{d["r"].name}: {d["lonely"]:.0%} of the slices have tissue in only one of the '
+                f'two scans; they are left out of training',
+            )
 
 # %% ../nbs/14_check.ipynb #e963a4a7
 def find_labels(looked, report):
@@ -708,11 +866,13 @@ def find_labels(looked, report):
             wish = 'binary'
         words = (
             f'{path}: looks like a label map (only the values {shown}), as {len(use)} of '
-            f'{len(looked)} {side} files; give {side}_window {wish}')
+            f'{len(looked)} {side} files; give {side}_window {wish}'
+        )
         if ignored:
             words += (
                 f'; {ignored:g} looks like an ignore value, which is not supported yet: '
-                'give those pixels a class of their own or leave such files out')
+                'give those pixels a class of their own or leave such files out'
+            )
         hard = k == 1 and len(classes) > 2 and rule in ('dtype', 'percentile')
         report.add('error' if hard else 'warning', 'labels', words)
 
@@ -721,7 +881,8 @@ def find_padding(looked, report):
     "Values that fill what was not measured, and headers that contradict themselves."
     for k, side in enumerate(('source', 'target')):
         use = [
-            d for d in looked if d['padding'][k] and not re.match('labels:|binary', d['rule'][k])]
+            d for d in looked if d['padding'][k] and not re.match('labels:|binary', d['rule'][k])
+        ]
         if not use:
             continue
         worst = max(use, key=lambda d: max(d['padding'][k].values()))
@@ -732,8 +893,11 @@ def find_padding(looked, report):
                 f'it counts as a value under the rule dtype: give {side}_window percentile or LO:HI'
             )
         more = f' and {len(use) - 1} more {side} files' if len(use) > 1 else ''
-        report.add('warning', 'padding',
-            f"{getattr(worst['r'], side)}: padding ({shares} of the values){more}; {fate}")
+        report.add(
+            'warning',
+            'padding',
+            f'{getattr(worst["r"], side)}: padding ({shares} of the values){more}; {fate}',
+        )
     said = {}
     every = [c for d in looked for c in d['concerns']]
     for path, wrong, text in every:
@@ -752,7 +916,8 @@ def find_strays(looked, report):
         use = [
             d
             for d in looked
-            if not re.match('percentile|minmax|slice:|labels:|binary', d['rule'][k])]
+            if not re.match('percentile|minmax|slice:|labels:|binary', d['rule'][k])
+        ]
         if len(use) < 8:
             continue  # a window per volume removes such offsets anyway
         q = np.array([d['levels'][k] for d in use])
@@ -760,10 +925,14 @@ def find_strays(looked, report):
         scale = 1.4826 * np.median(np.abs(off), 0)
         for d, o in zip(use, off):
             if (np.abs(o) > np.maximum(6 * scale, 0.25)).sum() >= 2 and len(set(np.sign(o))) == 1:
-                report.add('warning', 'range',
-                    f"{getattr(d['r'], what)}: far {'brighter' if o[1] > 0 else 'darker'} than "
-                    f"the other {what} files (by {abs(o[1]) / 2:.0%} of the window); check its "
-                    f"units")
+                report.add(
+                    'warning',
+                    'range',
+                    f'{getattr(d["r"], what)}: far {"brighter" if o[1] > 0 else "darker"} than '
+                    f'the other {what} files (by {abs(o[1]) / 2:.0%} of the window); check its '
+                    f'units',
+                )
+
 
 def find_groups(records, report):
     "Names that form groups, where every file counts as a subject of its own."
@@ -774,10 +943,13 @@ def find_groups(records, report):
         if 1 < len(heads) <= len(records) / 2:
             break
     if 1 < len(heads) <= len(records) / 2:
-        report.add('warning', 'leak',
-            f"every file counts as a subject of its own, but the names form {len(heads)} groups "
-            f"({', '.join(heads[:4])}{' ...' if len(heads) > 4 else ''}); if those are scenes, "
-            f"people or modules, split by them: group {pattern!r}")
+        report.add(
+            'warning',
+            'leak',
+            f'every file counts as a subject of its own, but the names form {len(heads)} groups '
+            f'({", ".join(heads[:4])}{" ..." if len(heads) > 4 else ""}); if those are scenes, '
+            f'people or modules, split by them: group {pattern!r}',
+        )
 
 # %% ../nbs/14_check.ipynb #0994d0bb
 class Looked:
@@ -792,6 +964,7 @@ class Looked:
     def __getitem__(self, k):
         return look(self.records[k], self.p)
 
+
 def look_at_all(records, p, workers, progress) -> list:
     "Facts about every pair, in order."
     from torch.utils.data import DataLoader
@@ -800,6 +973,7 @@ def look_at_all(records, p, workers, progress) -> list:
     n = min(workers, len(records))
     loader = DataLoader(Looked(records, p), batch_size=None, num_workers=n, collate_fn=unchanged)
     return list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
+
 
 def found_records(dataset, **ask) -> tuple:
     "The records, and what is wrong with their pairing; InputError if there are none."
@@ -811,6 +985,7 @@ def found_records(dataset, **ask) -> tuple:
         return find_records(dataset, allow_unpaired=True, **ask), str(trouble)
     except InputError:
         raise trouble from None
+
 
 def judge(report, p, split):
     "Everything that can be found in what was looked at."
@@ -857,13 +1032,15 @@ def check(
     trouble = None
     if records is None:
         records, trouble = found_records(
-            dataset, root=root, source=source, target=target, group=group, **made)
+            dataset, root=root, source=source, target=target, group=group, **made
+        )
     d = datasets[dataset]
     subjects = {r.subject for r in records}
     report = Report(
-        f"{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of "
-        f"{len(subjects)} subjects"
-        + (f', {limit} of them looked at' if 0 < limit < len(records) else ''))
+        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
+        f'{len(subjects)} subjects'
+        + (f', {limit} of them looked at' if 0 < limit < len(records) else '')
+    )
     if trouble:
         report.add('error', 'unpaired', trouble)
     try:
@@ -875,17 +1052,20 @@ def check(
     if limit:
         records = [
             records[i]
-            for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))]
+            for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))
+        ]
     image = is_image(records[0].source)
     rules = tuple(
         w or v or ('dtype' if image else 'percentile')
-        for w, v in zip((source_window, target_window), default_windows(dataset, source, target)))
+        for w, v in zip((source_window, target_window), default_windows(dataset, source, target))
+    )
     try:
         spacing = None if image else default_spacing(records, size)
     except InputError:
         spacing = 3.0
     p = dict(
-        size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=d.labels)
+        size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=d.labels
+    )
     every = look_at_all(records, p, workers, progress)
     for v in every:
         if v['error']:

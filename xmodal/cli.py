@@ -14,32 +14,110 @@ from . import __version__
 # %% ../nbs/60_cli.ipynb #7b487275
 def make_parser() -> argparse.ArgumentParser:
     "The commands and their arguments."
-    p = argparse.ArgumentParser(prog='xmodal', description='Cross-modality image translation with diffusion bridges. Research software, not for clinical use.')
+    p = argparse.ArgumentParser(
+        prog='xmodal',
+        description=(
+            'Cross-modality image translation with diffusion bridges. Research software, not for'
+            ' clinical use.'
+        ),
+    )
     p.add_argument('--version', action='version', version=f'xmodal {__version__}')
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    t = sub.add_parser('translate', help='translate a file or a folder of files', description='Translate NIfTI volumes or PNG/TIFF images with a trained model. '
-                       'A NIfTI file comes out on the grid, orientation and affine it had, '
-                       'in units and number type of the target.')
+    t = sub.add_parser(
+        'translate',
+        help='translate a file or a folder of files',
+        description=(
+            'Translate NIfTI volumes or PNG/TIFF images with a trained model. '
+            'A NIfTI file comes out on the grid, orientation and affine it had, '
+            'in units and number type of the target.'
+        ),
+    )
     t.add_argument('model', help='model folder, as written by training: runs/NAME/model')
-    t.add_argument('input', help='a .nii, .nii.gz, .png or .tif file, '
-                   'a folder of them or of one DICOM series, or a BIDS data set (--bids)')
-    t.add_argument('output', help='file to write, or folder if the input is a folder; '
-                   'file names are kept, finished files are skipped, notes stand beside them (.json)')
+    t.add_argument(
+        'input',
+        help=(
+            'a .nii, .nii.gz, .png or .tif file, '
+            'a folder of them or of one DICOM series, or a BIDS data set (--bids)'
+        ),
+    )
+    t.add_argument(
+        'output',
+        help=(
+            'file to write, or folder if the input is a folder; '
+            'file names are kept, finished files are skipped, notes stand beside them (.json)'
+        ),
+    )
     t.add_argument('--steps', type=int, help="network calls per image (default: the method's own)")
     t.add_argument('--seed', type=int, default=0, help='seed of the sampling noise (default 0)')
-    t.add_argument('--tau', choices=['zero', 'markov', 'vp'], help="noise rule (default: the method's own)")
-    t.add_argument('--batch', type=int, default=8, help='slices at a time; changes memory and speed, not the result (default 8)')
-    t.add_argument('--target', default='', help='for a model with prompts: what the translation shall be, e.g. TE=120,field=3 (ms, tesla, years, degrees)')
+    t.add_argument(
+        '--tau', choices=['zero', 'markov', 'vp'], help="noise rule (default: the method's own)"
+    )
+    t.add_argument(
+        '--batch',
+        type=int,
+        default=8,
+        help='slices at a time; changes memory and speed, not the result (default 8)',
+    )
+    t.add_argument(
+        '--target',
+        default='',
+        help=(
+            'for a model with prompts: what the translation shall be, e.g. TE=120,field=3 (ms,'
+            ' tesla, years, degrees)'
+        ),
+    )
     t.add_argument('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
-    t.add_argument('--precision', choices=['no', 'bf16'], default='no', help='bf16: faster on GPUs, see the benchmark for what it costs')
+    t.add_argument(
+        '--precision',
+        choices=['no', 'bf16'],
+        default='no',
+        help='bf16: faster on GPUs, see the benchmark for what it costs',
+    )
     t.add_argument('--channels-last', action='store_true', help='memory format; faster on GPUs')
-    t.add_argument('--compile', action='store_true', help='compile the network: a minute at first, faster after; for whole cohorts')
-    t.add_argument('--bids', action='store_true', help='the input is a BIDS data set; the output becomes a derivative of it')
-    t.add_argument('--participant-label', nargs='+', default=[], metavar='LABEL', help='with --bids: these participants only')
-    t.add_argument('--samples', type=int, default=1, help='draw so many translations; writes their mean, and their standard deviation beside it (_std)')
-    t.add_argument('--noise', choices=['shared', 'independent'], default='shared', help='slices of a volume share their noise (default), or each has its own')
-    t.add_argument('--save-mix', action='store_true', help='also write the share of the source along the path, for CDTSDE the mixing field (_mix)')
-    t.add_argument('--force', action='store_true', help='translate input that does not fit the model; the notes beside the output say so')
+    t.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile the network: a minute at first, faster after; for whole cohorts',
+    )
+    t.add_argument(
+        '--bids',
+        action='store_true',
+        help='the input is a BIDS data set; the output becomes a derivative of it',
+    )
+    t.add_argument(
+        '--participant-label',
+        nargs='+',
+        default=[],
+        metavar='LABEL',
+        help='with --bids: these participants only',
+    )
+    t.add_argument(
+        '--samples',
+        type=int,
+        default=1,
+        help=(
+            'draw so many translations; writes their mean, and their standard deviation beside it'
+            ' (_std)'
+        ),
+    )
+    t.add_argument(
+        '--noise',
+        choices=['shared', 'independent'],
+        default='shared',
+        help='slices of a volume share their noise (default), or each has its own',
+    )
+    t.add_argument(
+        '--save-mix',
+        action='store_true',
+        help=(
+            'also write the share of the source along the path, for CDTSDE the mixing field (_mix)'
+        ),
+    )
+    t.add_argument(
+        '--force',
+        action='store_true',
+        help='translate input that does not fit the model; the notes beside the output say so',
+    )
     t.add_argument('--overwrite', action='store_true', help='replace output files that exist')
     add_evaluate_parser(sub)
     add_data_parser(sub)
@@ -48,45 +126,112 @@ def make_parser() -> argparse.ArgumentParser:
 # %% ../nbs/60_cli.ipynb #b21bdab3
 def add_evaluate_parser(sub):
     "The words after `xmodal evaluate` and `xmodal report`."
-    e = sub.add_parser('evaluate', help='measure a folder of translations against the truth', description='Match two folders by file name and measure them under a named protocol, which is printed beside every number. '
-                       'Nothing is resampled, rescaled or left out to make them fit: what does not fit is named, and the exit code is 1.')
+    e = sub.add_parser(
+        'evaluate',
+        help='measure a folder of translations against the truth',
+        description=(
+            'Match two folders by file name and measure them under a named protocol, which is'
+            ' printed beside every number. Nothing is resampled, rescaled or left out to make them'
+            ' fit: what does not fit is named, and the exit code is 1.'
+        ),
+    )
     e.add_argument('pred', help='folder of translations (or one file)')
     e.add_argument('truth', help='folder of what was really measured (or one file)')
-    e.add_argument('--protocol', default='fixed', help='fixed (default), cdtsde, selfrdb, syndiff or synthrad')
-    e.add_argument('--window', help='intensity scale, found on each truth: percentile, minmax, dtype, hu, LO:HI (default: percentile for volumes, dtype for images)')
-    e.add_argument('--pred-window', help='scale of the translations if it is another one: two fixed numbers LO:HI')
-    e.add_argument('--per', choices=['image', 'volume'], help='image: every slice or image; volume: whole volumes (default: volume for synthrad, else image)')
-    e.add_argument('--source', help='folder of the sources: finds translations or truths that are copies of them')
+    e.add_argument(
+        '--protocol', default='fixed', help='fixed (default), cdtsde, selfrdb, syndiff or synthrad'
+    )
+    e.add_argument(
+        '--window',
+        help=(
+            'intensity scale, found on each truth: percentile, minmax, dtype, hu, LO:HI (default:'
+            ' percentile for volumes, dtype for images)'
+        ),
+    )
+    e.add_argument(
+        '--pred-window',
+        help='scale of the translations if it is another one: two fixed numbers LO:HI',
+    )
+    e.add_argument(
+        '--per',
+        choices=['image', 'volume'],
+        help=(
+            'image: every slice or image; volume: whole volumes (default: volume for synthrad, else'
+            ' image)'
+        ),
+    )
+    e.add_argument(
+        '--source',
+        help='folder of the sources: finds translations or truths that are copies of them',
+    )
     e.add_argument('--mask', help='folder of masks: only what is not 0 is measured')
-    e.add_argument('--hu', help='LO:HI, with --protocol synthrad: the files are in HU, and this is their window')
+    e.add_argument(
+        '--hu',
+        help='LO:HI, with --protocol synthrad: the files are in HU, and this is their window',
+    )
     e.add_argument('--group', help='regular expression that finds the subject in a file name')
-    e.add_argument('--partial', action='store_true', help='leave out truths that have no translation, and say so')
-    e.add_argument('--masks', action='store_true', help='both folders hold masks: overlap, distances, lines')
-    e.add_argument('--classes', help='--masks: names of the values of label maps, such as 1:dark,2:cross')
-    e.add_argument('--tolerance', type=float, default=2, help='--masks: how far a line may be off, pixels or mm (default 2)')
+    e.add_argument(
+        '--partial',
+        action='store_true',
+        help='leave out truths that have no translation, and say so',
+    )
+    e.add_argument(
+        '--masks', action='store_true', help='both folders hold masks: overlap, distances, lines'
+    )
+    e.add_argument(
+        '--classes', help='--masks: names of the values of label maps, such as 1:dark,2:cross'
+    )
+    e.add_argument(
+        '--tolerance',
+        type=float,
+        default=2,
+        help='--masks: how far a line may be off, pixels or mm (default 2)',
+    )
     e.add_argument('--out', help='folder for metrics.json and rows.csv')
-    r = sub.add_parser('report', help='one table of all runs below a folder', description='Collect every metrics.json into report.md, report.csv, report.tex and cost.png. Runs of different data, protocol or test subjects stand in tables of their own.')
+    r = sub.add_parser(
+        'report',
+        help='one table of all runs below a folder',
+        description=(
+            'Collect every metrics.json into report.md, report.csv, report.tex and cost.png. Runs'
+            ' of different data, protocol or test subjects stand in tables of their own.'
+        ),
+    )
     r.add_argument('runs', help='folder, such as runs/')
     r.add_argument('--out', help='where to write (default: the same folder)')
 
 # %% ../nbs/60_cli.ipynb #f8fed4a0
 def add_data_parser(sub):
     "The words after `xmodal data`."
-    d = sub.add_parser('data', help='list, describe, check and download data sets').add_subparsers(dest='task', metavar='TASK', required=True)
+    d = sub.add_parser('data', help='list, describe, check and download data sets').add_subparsers(
+        dest='task', metavar='TASK', required=True
+    )
     d.add_parser('list', help='every data set in one line')
-    d.add_parser('info', help='the card of a data set: access, licence, layout, splits, traps').add_argument('name')
-    c = d.add_parser('check', help='is a data set fit to be trained on?', description='Read every pair and report what is wrong with it. Exit code 1 if there are errors.')
+    d.add_parser(
+        'info', help='the card of a data set: access, licence, layout, splits, traps'
+    ).add_argument('name')
+    c = d.add_parser(
+        'check',
+        help='is a data set fit to be trained on?',
+        description=(
+            'Read every pair and report what is wrong with it. Exit code 1 if there are errors.'
+        ),
+    )
     c.add_argument('name', help='phantom, bids, ixi, brats, pelvis, sentinel, pscde, folder or csv')
-    c.add_argument('--root', help="where it lies (default data/NAME; 'made': a made data set in this layout)")
+    c.add_argument(
+        '--root', help="where it lies (default data/NAME; 'made': a made data set in this layout)"
+    )
     c.add_argument('--source', help='what goes in (default: that of the data set)')
     c.add_argument('--target', help='what comes out')
-    c.add_argument('--group', help='regular expression that finds the subject in a file name (folder, pscde)')
+    c.add_argument(
+        '--group', help='regular expression that finds the subject in a file name (folder, pscde)'
+    )
     c.add_argument('--source-window', help='intensity rule, see nbs/11_data.ipynb')
     c.add_argument('--target-window')
     c.add_argument('--limit', type=int, default=0, help='look at this many pairs only')
     c.add_argument('--workers', type=int, default=0, help='processes that read')
     c.add_argument('--picture', help='write a PNG of the pair that fits worst')
-    g = d.add_parser('get', help='download a data set whose terms allow it; otherwise print the steps')
+    g = d.add_parser(
+        'get', help='download a data set whose terms allow it; otherwise print the steps'
+    )
     g.add_argument('name')
     g.add_argument('--root', help='where to put it (default data/NAME)')
     g.add_argument('--only', default='', help='parts, separated by commas, such as T1,T2')
@@ -96,29 +241,48 @@ def joined(words) -> list:
     "`--hu -1000:1000` as `--hu=-1000:1000`, because argparse takes a leading minus for an option."
     out = []
     for w in map(str, words):
-        if out and re.fullmatch(r'--[a-z-]+', out[-1]) and re.match(r'-[\d.]', w): out[-1] += f'={w}'
-        else: out.append(w)
+        if out and re.fullmatch(r'--[a-z-]+', out[-1]) and re.match(r'-[\d.]', w):
+            out[-1] += f'={w}'
+        else:
+            out.append(w)
     return out
 
+
 def main(
-    args=None, # list of words; default: the command line
-) -> int:      # exit code
+    args=None,  # list of words; default: the command line
+) -> int:  # exit code
     "Entry point of the console command `xmodal`."
     a = make_parser().parse_args(joined(sys.argv[1:] if args is None else args))
     from xmodal.core import InputError
-    warnings.formatwarning = lambda text, *_, **__: f'xmodal: note: {text}\n'          # one line, without the place in our code
-    try: return commands[a.command](a)
+
+    # one line, without the place in our code
+    warnings.formatwarning = lambda text, *_, **__: f'xmodal: note: {text}\n'
+    try:
+        return commands[a.command](a)
     except InputError as e:
         print(f'xmodal: {e}', file=sys.stderr)
         return 1
-    except (OSError, MemoryError) as e:       # a full disk, a folder that cannot be written, ...
-        name, given = getattr(e, 'filename', None) or getattr(a, 'output', 'data'), getattr(a, 'input', None)
-        remedy = 'check that the file can be read' if given and str(name).startswith(str(given)) else 'choose another output, or free space or memory'
-        print(f'xmodal: {name}: {getattr(e, "strerror", None) or type(e).__name__}; {remedy}', file=sys.stderr)
+    except (OSError, MemoryError) as e:  # a full disk, a folder that cannot be written, ...
+        name, given = (
+            getattr(e, 'filename', None) or getattr(a, 'output', 'data'),
+            getattr(a, 'input', None),
+        )
+        remedy = (
+            'check that the file can be read'
+            if given and str(name).startswith(str(given))
+            else 'choose another output, or free space or memory'
+        )
+        print(
+            f'xmodal: {name}: {getattr(e, "strerror", None) or type(e).__name__}; {remedy}',
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
-        print('xmodal: interrupted; finished files are whole, unfinished ones absent', file=sys.stderr)
+        print(
+            'xmodal: interrupted; finished files are whole, unfinished ones absent', file=sys.stderr
+        )
         return 130
+
 
 def translate(a) -> int:
     "xmodal translate"
@@ -126,32 +290,66 @@ def translate(a) -> int:
     from xmodal.train import is_first, join_processes
     from xmodal.folders import translate_paths
     from xmodal.translate import Translator
-    join_processes(a.device)                                                # before a device is chosen
+
+    join_processes(a.device)  # before a device is chosen
     target = parse_options(a.target, '--target', 'TE=120,field=3')
-    tr = Translator.from_pretrained(a.model, device=a.device, precision=a.precision, channels_last=a.channels_last, compile=a.compile)
-    tr.context(target=target)                                             # an impossible wish is refused before the first file
-    bad = translate_paths(tr, a.input, a.output, bids=a.bids, labels=a.participant_label, overwrite=a.overwrite, target=target or None, steps=a.steps, seed=a.seed, tau=a.tau, batch=a.batch, samples=a.samples, noise=a.noise, mix=a.save_mix, force=a.force)
-    for path, why in bad if is_first() else []: print(f'xmodal: not translated: {why}', file=sys.stderr)
+    tr = Translator.from_pretrained(
+        a.model,
+        device=a.device,
+        precision=a.precision,
+        channels_last=a.channels_last,
+        compile=a.compile,
+    )
+    tr.context(target=target)  # an impossible wish is refused before the first file
+    bad = translate_paths(
+        tr,
+        a.input,
+        a.output,
+        bids=a.bids,
+        labels=a.participant_label,
+        overwrite=a.overwrite,
+        target=target or None,
+        steps=a.steps,
+        seed=a.seed,
+        tau=a.tau,
+        batch=a.batch,
+        samples=a.samples,
+        noise=a.noise,
+        mix=a.save_mix,
+        force=a.force,
+    )
+    for path, why in bad if is_first() else []:
+        print(f'xmodal: not translated: {why}', file=sys.stderr)
     return 1 if bad else 0
 
 # %% ../nbs/60_cli.ipynb #05a85a7d
 def check_evaluate(a):
-    "Raise InputError for words of `xmodal evaluate` that contradict each other, or would be ignored."
+    """Raise InputError for words of `xmodal evaluate` that contradict each other, or would be
+    ignored.
+    """
     from pathlib import Path
     from xmodal.core import InputError
+
     alone = dict(mask=a.mask, hu=a.hu, window=a.window, pred_window=a.pred_window, per=a.per)
-    given = [f"--{k.replace('_', '-')}" for k, v in alone.items() if v]
-    given += ['--protocol']*(a.protocol != 'fixed')
+    given = [f'--{k.replace("_", "-")}' for k, v in alone.items() if v]
+    given += ['--protocol'] * (a.protocol != 'fixed')
     if a.masks and given:
         raise InputError(f'--masks has a protocol of its own; leave {" and ".join(given)} away')
     if a.classes and not a.masks:
-        raise InputError('--classes names the values of label maps, which are measured with --masks; add it, or leave --classes away')
-    if a.out and any((Path(a.out)/n).exists() for n in ('model', 'checkpoints')):
+        raise InputError(
+            '--classes names the values of label maps, which are measured with --masks; add it, or'
+            ' leave --classes away'
+        )
+    if a.out and any((Path(a.out) / n).exists() for n in ('model', 'checkpoints')):
         raise InputError(f'{a.out}: holds a training run; give --out another folder')
 
+
 def read_classes(text) -> dict:
-    "`1:dark,2:cross` as value -> name; raises InputError for anything else, and for a value or name that occurs twice."
+    """`1:dark,2:cross` as value -> name; raises InputError for anything else, and for a value or
+    name that occurs twice.
+    """
     from xmodal.core import InputError
+
     try:
         pairs = [(int(k), v.strip()) for k, v in (w.split(':') for w in text.split(','))]
     except ValueError:
@@ -159,7 +357,10 @@ def read_classes(text) -> dict:
     for side in zip(*pairs):
         twice = [v for v in side if list(side).count(v) > 1 or v == '']
         if twice:
-            raise InputError(f'--classes {text}: {twice[0]!r} occurs twice or is empty; give every value one name')
+            raise InputError(
+                f'--classes {text}: {twice[0]!r} occurs twice or is empty; give every value one'
+                ' name'
+            )
     return dict(pairs)
 
 # %% ../nbs/60_cli.ipynb #c4255b8f
@@ -169,15 +370,27 @@ def evaluate_as_masks(a, cases, missing, bars) -> tuple:
     from xmodal.cohort import evaluate_mask_cases
     from xmodal.masks import format_masks
     from xmodal.metrics import summary
+
     classes = read_classes(a.classes) if a.classes else None
     rows = evaluate_mask_cases(cases, a.tolerance, classes, bars)
-    label = rows.attrs['protocol'] + (f'; {missing} truths without a translation left out' if missing else '')
+    label = rows.attrs['protocol'] + (
+        f'; {missing} truths without a translation left out' if missing else ''
+    )
     groups = list(rows.groupby('label')) if classes else [('', rows)]
     for note in rows.attrs['notes']:
         print(f'note: {note}')
-    for k in ('dice', 'iou', 'precision', 'recall', 'hd95', 'skeleton_f1', 'cldice', 'connectivity_iou'):
+    for k in (
+        'dice',
+        'iou',
+        'precision',
+        'recall',
+        'hd95',
+        'skeleton_f1',
+        'cldice',
+        'connectivity_iou',
+    ):
         for name, g in groups:
-            print(f"{name}{' '*bool(name)}{k} {format_masks(g, k)} [{label}]")
+            print(f'{name}{" " * bool(name)}{k} {format_masks(g, k)} [{label}]')
     scores = {f'{Path(a.pred).name} {n}'.strip(): summary(g) for n, g in groups}
     return rows, label, scores, rows.attrs['notes']
 
@@ -188,7 +401,8 @@ def evaluate(a) -> int:
     from xmodal.core import InputError
     from xmodal.cohort import evaluate_cases, left_out, match
     from xmodal.report import environment, write_json
-    bars = sys.stderr.isatty()                                        # a bar in a log file hides the message behind it
+
+    bars = sys.stderr.isatty()  # a bar in a log file hides the message behind it
     check_evaluate(a)
     cases = match(a.pred, a.truth, source=a.source, mask=a.mask, group=a.group, partial=a.partial)
     missing = left_out(a.truth, cases)
@@ -199,25 +413,37 @@ def evaluate(a) -> int:
             options = dict(hu=tuple(map(float, a.hu.split(':')))) if a.hu else {}
         except ValueError:
             raise InputError(f'--hu must be LO:HI, got {a.hu!r}') from None
-        e = evaluate_cases(cases, a.protocol, a.window, a.pred_window, a.per, missing, bars, **options)
+        e = evaluate_cases(
+            cases, a.protocol, a.window, a.pred_window, a.per, missing, bars, **options
+        )
         rows, label, scores, notes = e.rows, e.label, {Path(a.pred).name: e.stats}, e.notes
         print(e)
     if a.out:
-        write_json(Path(a.out)/'metrics.json', dict(
-            name=Path(a.out).name, scores=scores, protocol=label, notes=list(notes),
-            subjects=sorted({c.subject for c in cases}), parameters=dict(dataset=str(a.truth)),
-            environment=environment()))
-        rows.to_csv(Path(a.out)/'rows.csv', index=False)
-        print(f"written: {a.out} (metrics.json, rows.csv)")
+        write_json(
+            Path(a.out) / 'metrics.json',
+            dict(
+                name=Path(a.out).name,
+                scores=scores,
+                protocol=label,
+                notes=list(notes),
+                subjects=sorted({c.subject for c in cases}),
+                parameters=dict(dataset=str(a.truth)),
+                environment=environment(),
+            ),
+        )
+        rows.to_csv(Path(a.out) / 'rows.csv', index=False)
+        print(f'written: {a.out} (metrics.json, rows.csv)')
     return 0
 
 # %% ../nbs/60_cli.ipynb #ed9d2c76
 def report(a) -> int:
     "xmodal report"
     from xmodal.collect import collect, write_report
+
     table = collect(a.runs)
     files = write_report(table, a.out or a.runs)
-    print(files[0].read_text(encoding='utf-8')); print('written: ' + ', '.join(map(str, files)))
+    print(files[0].read_text(encoding='utf-8'))
+    print('written: ' + ', '.join(map(str, files)))
     return 0
 
 # %% ../nbs/60_cli.ipynb #95ab5fbf
@@ -225,21 +451,46 @@ def data(a) -> int:
     "xmodal data list, info, check, get"
     from xmodal.cards import cards, get
     from xmodal.core import InputError, project_root
+
     if a.task == 'list':
-        for k, c in cards.items(): print(f'{k:10s}{c.title}' + ('   [xmodal data get]' if c.remote else ''))
+        for k, c in cards.items():
+            print(f'{k:10s}{c.title}' + ('   [xmodal data get]' if c.remote else ''))
         return 0
-    if a.name not in cards: raise InputError(f"unknown data set {a.name!r}: use one of {', '.join(cards)}")
-    if a.task == 'info': print(cards[a.name].markdown(a.name), end=''); return 0
+    if a.name not in cards:
+        raise InputError(f'unknown data set {a.name!r}: use one of {", ".join(cards)}')
+    if a.task == 'info':
+        print(cards[a.name].markdown(a.name), end='')
+        return 0
     if a.task == 'get':
-        for path in get(a.name, a.root or project_root()/'data'/a.name, [v.strip() for v in a.only.split(',') if v.strip()]): print(path)
+        for path in get(
+            a.name,
+            a.root or project_root() / 'data' / a.name,
+            [v.strip() for v in a.only.split(',') if v.strip()],
+        ):
+            print(path)
         return 0
     from xmodal.check import check
-    report = check(a.name, a.root, a.source, a.target, a.group, a.source_window, a.target_window, limit=a.limit, workers=a.workers)
+
+    report = check(
+        a.name,
+        a.root,
+        a.source,
+        a.target,
+        a.group,
+        a.source_window,
+        a.target_window,
+        limit=a.limit,
+        workers=a.workers,
+    )
     print('\n'.join(report.lines()))
-    if a.picture and (fig := report.figure()) is not None: fig.savefig(a.picture, dpi=100); print(f'the pair that fits worst: {a.picture}')
+    if a.picture and (fig := report.figure()) is not None:
+        fig.savefig(a.picture, dpi=100)
+        print(f'the pair that fits worst: {a.picture}')
     return 0 if report.ok else 1
+
 
 commands = dict(translate=translate, evaluate=evaluate, report=report, data=data)
 
 # %% ../nbs/60_cli.ipynb #cae4b565
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

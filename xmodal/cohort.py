@@ -19,7 +19,13 @@ import numpy as np
 
 from .core import InputError
 from xmodal.data import (
-    IMAGE_ENDINGS, NIFTI_ENDINGS, Window, is_image, load_image, load_volume, window_of,
+    IMAGE_ENDINGS,
+    NIFTI_ENDINGS,
+    Window,
+    is_image,
+    load_image,
+    load_volume,
+    window_of,
 )
 from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases
@@ -30,33 +36,41 @@ from .protocols import Evaluation, evaluate
 SUBJECT = (
     r'(sub-[A-Za-z0-9]+|IXI\d+|BraTS2021_\d+|BraTS20_(?:Training|Validation|Testing)_\d+|BraTS-[A-Z]+-\d+'
     r'|Bra[Tt][Ss]1\d_[A-Za-z0-9]+_[A-Za-z0-9]+_\d+|TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}|\d+_\d+_P'
-    r'|(?<![A-Za-z])(?i:case|patient|subject|subj|sub|pat|pt)[-_]?\d+)')
+    r'|(?<![A-Za-z])(?i:case|patient|subject|subj|sub|pat|pt)[-_]?\d+)'
+)
 ENDINGS = (*NIFTI_ENDINGS, *IMAGE_ENDINGS)
 OTHER_ENDINGS = tuple(
-    '.jpg .jpeg .bmp .gif .webp .jp2 .mha .mhd .nrrd .mgz .npy .npz .dcm .h5 .mat'.split())
+    '.jpg .jpeg .bmp .gif .webp .jp2 .mha .mhd .nrrd .mgz .npy .npz .dcm .h5 .mat'.split()
+)
+
 
 def bare(path):
     "Path without its image ending."
-    return path.parent/re.sub(r'(\.nii(\.gz)?|\.[^.]+)$', '', path.name, flags=re.I)
+    return path.parent / re.sub(r'(\.nii(\.gz)?|\.[^.]+)$', '', path.name, flags=re.I)
+
 
 def stem_of(path) -> str:
     "File name without its ending and without a BIDS desc entity."
     return re.sub(r'_desc-[^_]+', '', bare(Path(path)).name)
 
+
 def visible_files(root) -> list:
     "Files at or below a folder that are not hidden, sorted."
-    below = (q for q in root.rglob('*') if not any(v.startswith('.') for v in q.relative_to(root).parts))
+    below = (
+        q for q in root.rglob('*') if not any(v.startswith('.') for v in q.relative_to(root).parts)
+    )
     return sorted(q for q in below if q.is_file())
+
 
 def is_map(path, there) -> bool:
     "Is it a map (std, mix) beside a translation?"
     if re.search('_desc-synth(Std|Mix)_', path.name):
         return True
     m = re.fullmatch('(.+)_(std|mix)', bare(path).name)
-    return bool(m) and path.parent/m[1] in there
+    return bool(m) and path.parent / m[1] in there
 
 # %% ../nbs/45_cohort.ipynb #627dd28c
-def files_of(root, what:str) -> dict:
+def files_of(root, what: str) -> dict:
     """Name -> path of the NIfTI, PNG and TIFF files at or below `root`, without maps beside a
     translation; raises InputError if there are none, or a name occurs twice."""
     root, found = Path(root), {}
@@ -71,29 +85,33 @@ def files_of(root, what:str) -> dict:
         name = stem_of(p)
         if name in found:
             raise InputError(
-                f'{p}: {found[name]} has the same name; give folders in which each name occurs '
-                f'once')
+                f'{p}: {found[name]} has the same name; give folders in which each name occurs once'
+            )
         found[name] = p
     if not found:
-        raise InputError(f"{root}: holds no {', '.join(ENDINGS)} file ({what})")
+        raise InputError(f'{root}: holds no {", ".join(ENDINGS)} file ({what})')
     other = [q for q in every if q.name.lower().endswith(OTHER_ENDINGS)]
     if other and root.is_dir():
         warnings.warn(
             f'{root}: {len(other)} files of kinds that are not read here are left out (first: '
-            f'{other[0].name}); convert them to PNG, TIFF or NIfTI')
+            f'{other[0].name}); convert them to PNG, TIFF or NIfTI'
+        )
     return found
+
 
 KINDS = r'[_-](T1w?|T2w?|T1ce|PDw?|FLAIR|CT|CBCT|MRI?|PET|SAR|optical|image|mask|d?seg|labels?|synth|pred|truth)$'
 
 # %% ../nbs/45_cohort.ipynb #7b28631f
-def common_names(one:dict, other:dict) -> tuple:
+def common_names(one: dict, other: dict) -> tuple:
     """Both tables under names that they share: whole names, or names without the word for the
     kind of image; raises InputError where that is ambiguous."""
-    if set(one) & set(other) or not one or not other: return one, other
+    if set(one) & set(other) or not one or not other:
+        return one, other
     if len(one) == len(other) == 1:
         (a, p), (b, q) = *one.items(), *other.items()
         u, v = (re.search(SUBJECT, n) for n in (a, b))
-        if u and v and u[1] != v[1]: raise InputError(f'{p}: is of {u[1]}, but {q} of {v[1]}')
+        if u and v and u[1] != v[1]:
+            raise InputError(f'{p}: is of {u[1]}, but {q} of {v[1]}')
         return {'': p}, {'': q}
     short = []
     for table in (one, other):
@@ -103,7 +121,8 @@ def common_names(one:dict, other:dict) -> tuple:
             if key in less:
                 raise InputError(
                     f'{p} and {less[key].name}: both would be {key!r}; name the files of both '
-                    f'folders alike')
+                    f'folders alike'
+                )
             less[key] = p
         short.append(less)
     return tuple(short)
@@ -112,37 +131,44 @@ def common_names(one:dict, other:dict) -> tuple:
 @dataclass(frozen=True)
 class Case:
     "A translation and what it is compared with."
+
     subject: str
     name: str
     pred: Path
     truth: Path
     source: Path = None
-    mask: Path = None    # what is measured: not 0
+    mask: Path = None  # what is measured: not 0
     labels: Path = None  # whole numbers: error by class
-    std: Path = None     # standard deviation over several draws, in the translation's units
-    grouped: bool = False # the subject was found by a `group` that was given
+    std: Path = None  # standard deviation over several draws, in the translation's units
+    grouped: bool = False  # the subject was found by a `group` that was given
 
-def subject_in(name:str, group=None) -> str:
+
+def subject_in(name: str, group=None) -> str:
     """The subject in a file name; raises InputError if `group` is no regular expression or finds
     nothing."""
-    try: m = re.search(group or SUBJECT, name)
+    try:
+        m = re.search(group or SUBJECT, name)
     except re.error as e:
         raise InputError(f'group {group!r} is not a regular expression ({e})') from None
     if group and not (m and m.groups() and m[1]):
         raise InputError(
             f'{name}: group {group!r} does not find a subject in this name; it needs one group '
-            f'in parentheses that matches')
+            f'in parentheses that matches'
+        )
     return m[1] if m else name
+
 
 def translated(path) -> bool:
     "Does a name or a note beside the file say that xmodal has made it?"
     from xmodal.layouts import read_json
-    if '_desc-synth' in path.name or (path.parent/'xmodal.json').is_file():
+
+    if '_desc-synth' in path.name or (path.parent / 'xmodal.json').is_file():
         return True
     note = Path(f'{bare(path)}.json')
     return note.is_file() and 'xmodal' in read_json(note)
 
-def check_order(preds:dict, truths:dict):
+
+def check_order(preds: dict, truths: dict):
     """Raise InputError if the truth was made by xmodal and the translations were not; warn if
     names say that the two are of different kinds."""
     made = [any(translated(p) for p in list(side.values())[:3]) for side in (preds, truths)]
@@ -150,17 +176,24 @@ def check_order(preds:dict, truths:dict):
     if made == [False, True]:
         raise InputError(
             f'{first}: given as truth, but it is a translation made by xmodal; the order is '
-            f'translations first, then the truth')
+            f'translations first, then the truth'
+        )
     if all(made):
         warnings.warn(
             f'{first}: the truth is a translation made by xmodal too; this compares two '
-            f'translations')
+            f'translations'
+        )
     for name in set(preds) & set(truths):
         kinds = [re.search(KINDS, stem_of(side[name]), flags=re.I) for side in (preds, truths)]
-        if '_desc-synth' in preds[name].name and all(kinds) and kinds[0][1].lower() != kinds[1][1].lower():
+        if (
+            '_desc-synth' in preds[name].name
+            and all(kinds)
+            and kinds[0][1].lower() != kinds[1][1].lower()
+        ):
             warnings.warn(
                 f'{preds[name].name}: its name says {kinds[0][1]}, that of its truth '
-                f'{kinds[1][1]} ({truths[name].name}): the wrong modality as truth?')
+                f'{kinds[1][1]} ({truths[name].name}): the wrong modality as truth?'
+            )
             return
 
 # %% ../nbs/45_cohort.ipynb #50b64607
@@ -171,29 +204,36 @@ def subject_hint(cases) -> tuple:
     for pattern in ('^(.+)[_-][A-Za-z]*[0-9]+$', '^(.+?)[_-]', '^(.*[0-9].*[A-Za-z])[0-9]+$'):
         heads = [m[1] for n in own if (m := re.match(pattern, n))]
         some = sorted(set(heads))
-        if len(heads) < max(2, len(own)) or len(heads) < 1.5*len(some):
+        if len(heads) < max(2, len(own)) or len(heads) < 1.5 * len(some):
             continue
         if any(re.search(r'\d', h) for h in some) or len(some) >= 5:
-            shown = ', '.join(some[:3]) + ', ...'*(len(some) > 3)
+            shown = ', '.join(some[:3]) + ', ...' * (len(some) > 3)
             return (
-                f'{len(own)} files count as {len(own)} subjects, but their names look like '
-                f'{len(some)} ({shown}); '
-                    f'if those are people, scenes or modules, n and ± are wrong: give group {pattern!r} (--group)',
-                    f'{len(own)} FILES COUNT AS {len(own)} SUBJECTS, NAMES LOOK LIKE {len(some)}')
+                (
+                    f'{len(own)} files count as {len(own)} subjects, but their names look like'
+                    f' {len(some)} ({shown}); if those are people, scenes or modules, n and ± are'
+                    f' wrong: give group {pattern!r} (--group)'
+                ),
+                f'{len(own)} FILES COUNT AS {len(own)} SUBJECTS, NAMES LOOK LIKE {len(some)}',
+            )
     return '', ''
 
 # %% ../nbs/45_cohort.ipynb #0126a1ad
 def match(
-    pred, truth,                          # folders (searched with everything below) or single files
-    source=None, mask=None, labels=None,  # further folders, matched by the same names
-    group=None,                           # regular expression that finds the subject in a name
-    partial:bool=False,                   # leave out truths that have no translation, instead of refusing
-    std=None,                             # folder of standard deviations over several draws
-) -> list:                                # Cases, sorted by name
+    pred,
+    truth,  # folders (searched with everything below) or single files
+    source=None,
+    mask=None,
+    labels=None,  # further folders, matched by the same names
+    group=None,  # regular expression that finds the subject in a name
+    partial: bool = False,  # leave out truths that have no translation, instead of refusing
+    std=None,  # folder of standard deviations over several draws
+) -> list:  # Cases, sorted by name
     "Pair two folders by name; raises InputError naming the first file without a partner."
     if Path(pred).exists() and Path(pred).resolve() == Path(truth).resolve():
         raise InputError(
-            f'{pred}: given as translations and as truth; give two folders, translations first')
+            f'{pred}: given as translations and as truth; give two folders, translations first'
+        )
     extra, pairs = {}, common_names(files_of(pred, 'translations'), files_of(truth, 'truth'))
     check_order(*pairs)
     sides = dict(zip(('translation', 'truth'), pairs))
@@ -201,28 +241,54 @@ def match(
         lone = sorted(set(sides[one]) - set(sides[other]))
         if lone and not (partial and one == 'truth'):
             raise InputError(
-                f'{sides[one][lone[0]]}: has no {other}' + (f' (and {len(lone) - 1} more)' if len(lone) > 1 else '') + (
-                '; a missing translation must not leave the mean: translate it, or say '
-                'partial' if one == 'truth' else
-                    '; remove it, or name the files of both folders alike'))
+                f'{sides[one][lone[0]]}: has no {other}'
+                + (f' (and {len(lone) - 1} more)' if len(lone) > 1 else '')
+                + (
+                    '; a missing translation must not leave the mean: translate it, or say partial'
+                    if one == 'truth'
+                    else '; remove it, or name the files of both folders alike'
+                )
+            )
     names = sorted(set(pairs[0]) & set(pairs[1]))
     for k, root in dict(source=source, mask=mask, labels=labels, std=std).items():
-        if root is None: continue
-        found = files_of(root, k); mine, theirs = common_names({stem_of(pairs[1][n]): pairs[1][n] for n in names}, found)
-        back = {str(p): n for n, p in mine.items()}; extra[k] = {n: theirs.get(back[str(pairs[1][n])]) for n in names}
+        if root is None:
+            continue
+        found = files_of(root, k)
+        mine, theirs = common_names({stem_of(pairs[1][n]): pairs[1][n] for n in names}, found)
+        back = {str(p): n for n, p in mine.items()}
+        extra[k] = {n: theirs.get(back[str(pairs[1][n])]) for n in names}
         gone = [n for n in names if extra[k][n] is None]
         if gone:
             raise InputError(
-                f'{root}: holds no {k} for {pairs[1][gone[0]].name}' + (f' (and {len(gone) - 1} more)' if len(gone) > 1 else '') + '; add it, or leave the folder away')
-    return [Case(subject_in(stem_of(pairs[1][n]), group), n or stem_of(pairs[1][n]), pairs[0][n], pairs[1][n], **{k: v[n] for k, v in extra.items()}, grouped=bool(group)) for n in names]
+                f'{root}: holds no {k} for {pairs[1][gone[0]].name}'
+                + (f' (and {len(gone) - 1} more)' if len(gone) > 1 else '')
+                + '; add it, or leave the folder away'
+            )
+    return [
+        Case(
+            subject_in(stem_of(pairs[1][n]), group),
+            n or stem_of(pairs[1][n]),
+            pairs[0][n],
+            pairs[1][n],
+            **{k: v[n] for k, v in extra.items()},
+            grouped=bool(group),
+        )
+        for n in names
+    ]
 
 # %% ../nbs/45_cohort.ipynb #d7cd6094
 def read_one(path, constant=False):
     """Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the
     canonical image; raises InputError. `constant`: a volume of one value is allowed."""
-    if is_image(path): return (*load_image(path), None)
+    if is_image(path):
+        return (*load_image(path), None)
     img = load_volume(path, constant=constant)
-    return np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0)[:, ::-1, ::-1], np.dtype('float32'), img
+    return (
+        np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0)[:, ::-1, ::-1],
+        np.dtype('float32'),
+        img,
+    )
+
 
 def check_grids(one, other, name_one, name_other, mask=False):
     """Raise InputError unless two results of `read_one` have one shape, one kind of number, one
@@ -232,18 +298,35 @@ def check_grids(one, other, name_one, name_other, mask=False):
         raise InputError(f'{name_one}: an image and a volume cannot be compared ({name_other})')
     if a.shape != b.shape and not (mask and ia is None and a.shape[1:] == b.shape[1:]):
         raise InputError(
-            f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid')
+            f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid'
+        )
     if ia is None:
         if da != db and not mask:
             raise InputError(
-                f'{name_one}: {da}, but {name_other} is {db}; save both in one kind of number')
+                f'{name_one}: {da}, but {name_other} is {db}; save both in one kind of number'
+            )
         return
-    corners = np.array([[i, j, k, 1] for i in (0, ia.shape[0] - 1) for j in (0, ia.shape[1] - 1) for k in (0, ia.shape[2] - 1)]) @ (ia.affine - ib.affine).T
-    far, voxel = np.sqrt((corners[:, :3]**2).sum(1)).max(), np.sqrt((ia.affine[:3, :3]**2).sum(0)).min()
-    if far > .01*voxel + 1e-3:
+    corners = (
+        np.array(
+            [
+                [i, j, k, 1]
+                for i in (0, ia.shape[0] - 1)
+                for j in (0, ia.shape[1] - 1)
+                for k in (0, ia.shape[2] - 1)
+            ]
+        )
+        @ (ia.affine - ib.affine).T
+    )
+    far, voxel = (
+        np.sqrt((corners[:, :3] ** 2).sum(1)).max(),
+        np.sqrt((ia.affine[:3, :3] ** 2).sum(0)).min(),
+    )
+    if far > 0.01 * voxel + 1e-3:
         raise InputError(
             f'{name_one}: the affine places voxels up to {far:.2f} mm away from those of '
-            f'{name_other}; one of the two headers is wrong, or resample first')
+            f'{name_other}; one of the two headers is wrong, or resample first'
+        )
+
 
 def one_channel(v, path, any_of=False):
     "(C, H, W) mask or label map as (H, W): channels must be alike, or (masks) any of them counts."
@@ -252,32 +335,45 @@ def one_channel(v, path, any_of=False):
     if (v != v[:1]).any():
         raise InputError(
             f'{path}: a colour image, whose channels differ, is no label map; save the values '
-            f'as one channel')
+            f'as one channel'
+        )
     return v[0]
+
 
 def fixed_window(rule):
     "The Window of a rule that needs no image: LO:HI or hu; raises InputError for any other."
-    if rule is None or isinstance(rule, Window): return rule
-    try: return window_of(np.zeros(1), rule) if rule == 'hu' or re.fullmatch(r'-?[\d.]+(e-?\d+)?:-?[\d.]+(e-?\d+)?', str(rule)) else 1/0
+    if rule is None or isinstance(rule, Window):
+        return rule
+    try:
+        return (
+            window_of(np.zeros(1), rule)
+            if rule == 'hu' or re.fullmatch(r'-?[\d.]+(e-?\d+)?:-?[\d.]+(e-?\d+)?', str(rule))
+            else 1 / 0
+        )
     except (ZeroDivisionError, InputError):
         raise InputError(
             f'pred_window {rule!r}: state two fixed numbers LO:HI, or hu; a window found on '
-            f'each translation would hide its errors') from None
+            f'each translation would hide its errors'
+        ) from None
 
 # %% ../nbs/45_cohort.ipynb #2ac6bb36
 def truth_window(case, truth, window=None) -> Window:
     "The window of a truth that was read; raises InputError naming the file."
     try:
-        return window_of(truth[0], window or ('dtype' if is_image(case.truth) else 'percentile'), truth[1])
+        return window_of(
+            truth[0], window or ('dtype' if is_image(case.truth) else 'percentile'), truth[1]
+        )
     except InputError as e:
         raise InputError(f'{case.truth}: {e}') from None
 
 # %% ../nbs/45_cohort.ipynb #fc54f879
 def read_case(
-    case,             # a Case
-    window=None,      # rule for the truth: percentile, minmax, dtype, hu, LO:HI; default percentile (volumes), dtype (images)
-    pred_window=None, # LO:HI or hu: the translation's own scale; default: the window of the truth
-# pred, truth, [source, mask, labels]: (S, H, W) or (C, H, W); window: of the truth
+    case,  # a Case
+    # rule for the truth: percentile, minmax, dtype, hu, LO:HI; default percentile (volumes), dtype
+    # (images)
+    window=None,
+    pred_window=None,  # LO:HI or hu: the translation's own scale; default: the window of the truth
+    # pred, truth, [source, mask, labels]: (S, H, W) or (C, H, W); window: of the truth
 ) -> dict:
     """Read one case, scaled to [-1, 1] by stated windows; raises InputError for whatever does
     not fit."""
@@ -288,26 +384,33 @@ def read_case(
     v = fixed_window(pred_window) or w
     out = dict(pred=v.scale(pred[0]), truth=w.scale(truth[0]), window=w)
     for k in ('mask', 'labels'):
-        if getattr(case, k) is None: continue
-        path = getattr(case, k); m = read_one(path, constant=True)
+        if getattr(case, k) is None:
+            continue
+        path = getattr(case, k)
+        m = read_one(path, constant=True)
         check_grids(m, truth, path, case.truth, mask=True)
         if k == 'labels' and (m[0] != np.round(m[0])).any():
             raise InputError(f'{path}: labels must be whole numbers')
         m = one_channel(m[0], path, any_of=k == 'mask') if is_image(path) else m[0]
         out[k] = m != 0 if k == 'mask' else m.astype(int)
     if case.std is not None:
-        m = read_one(case.std, constant=True); check_grids(m, pred, case.std, case.pred, mask=True); out['std'] = 2*m[0]/(v.hi - v.lo)
+        m = read_one(case.std, constant=True)
+        check_grids(m, pred, case.std, case.pred, mask=True)
+        out['std'] = 2 * m[0] / (v.hi - v.lo)
         if (m[0] < 0).any():
             raise InputError(
-                f'{case.std}: holds negative numbers, which are no standard deviations')
+                f'{case.std}: holds negative numbers, which are no standard deviations'
+            )
     if case.source is not None:
-        s = read_one(case.source); out['source'] = s[0] if s[0].shape == truth[0].shape else None
+        s = read_one(case.source)
+        out['source'] = s[0] if s[0].shape == truth[0].shape else None
     return out
 
 # %% ../nbs/45_cohort.ipynb #c903975f
 def is_stated(window) -> bool:
     "Is the window of the truth two numbers, which no image has a say in?"
     return window is not None and (window == 'hu' or ':' in str(window).removeprefix('slice:'))
+
 
 def hu_rule(hu, window, pred_window) -> str:
     "The window LO:HI of files in Hounsfield units; raises InputError if another one is given."
@@ -327,12 +430,15 @@ def hu_rule(hu, window, pred_window) -> str:
         if not same:
             raise InputError(
                 f'{name} {given}: with hu the files are in Hounsfield units and {lo:g}:{hi:g} '
-                f'is their window; leave {name} away')
+                f'is their window; leave {name} away'
+            )
     return f'{lo!r}:{hi!r}'
+
 
 def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list:
     "Facts of every case; raises InputError for what cannot be compared."
     from tqdm.auto import tqdm
+
     out = []
     for c in tqdm(cases, desc='looking at files', disable=not progress, leave=False):
         truth, pred = read_one(c.truth), read_one(c.pred, constant=True)
@@ -340,13 +446,23 @@ def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list
         if hu and truth[1].kind in 'ub':
             raise InputError(
                 f'{c.truth}: {truth[1]} holds no numbers below 0, so these are no Hounsfield '
-                f'units; save them as TIFF (int16, float32) or NIfTI')
+                f'units; save them as TIFF (int16, float32) or NIfTI'
+            )
         w = truth_window(c, truth, window)
         v = fixed_window(pred_window) or w
         source = None if c.source is None else read_one(c.source, constant=True)[0]
-        out.append(facts_beside_truth(
-            c.name, c.subject, pred[0], truth[0], source, truth[1], not is_image(c.truth),
-            (v.hi - v.lo, w.hi - w.lo)))
+        out.append(
+            facts_beside_truth(
+                c.name,
+                c.subject,
+                pred[0],
+                truth[0],
+                source,
+                truth[1],
+                not is_image(c.truth),
+                (v.hi - v.lo, w.hi - w.lo),
+            )
+        )
     return out
 
 # %% ../nbs/45_cohort.ipynb #90ffa021
@@ -354,22 +470,26 @@ def check_spans(facts, cases, stated=False) -> list:
     """Lines about translations that span far more or less than their truth; raises InputError if
     most do and no units are stated."""
     spans = np.array([f.span for f in facts])
-    odd = (spans > 5) | (spans > 0) & (spans < 1/20)
+    odd = (spans > 5) | (spans > 0) & (spans < 1 / 20)
     if stated or not odd.any():
         return []
     first = int(np.flatnonzero(odd)[0])
-    if odd.mean() <= .5:
+    if odd.mean() <= 0.5:
         return [
             f'{cases[k].pred.name}: values span {spans[k]:.3g} times those of its truth, '
             f'unlike the other files; is it a nearly uniform one, or of another unit?'
-                for k in np.flatnonzero(odd)]
+            for k in np.flatnonzero(odd)
+        ]
     lo, hi, a, b = np.median([f.reach for f in facts], axis=0)
     numbers = ' '.join(
-        f'--{n} {u:.4g}:{max(v, np.nextafter(u, np.inf)):.4g}' for n, u, v in (('window', lo, hi), ('pred-window', a, b)))
+        f'--{n} {u:.4g}:{max(v, np.nextafter(u, np.inf)):.4g}'
+        for n, u, v in (('window', lo, hi), ('pred-window', a, b))
+    )
     raise InputError(
         f'{cases[first].pred}: values span {spans[first]:.3g} times those of '
         f'{cases[first].truth} (as in {odd.sum()} of {len(facts)} files); another unit? state '
-        f'the scales of truth and translation with window and pred_window, such as {numbers}')
+        f'the scales of truth and translation with window and pred_window, such as {numbers}'
+    )
 
 # %% ../nbs/45_cohort.ipynb #e2b60ed4
 def notes_on(cases, window=None, pred_window=None, hu=None, progress=True) -> list:
@@ -377,12 +497,16 @@ def notes_on(cases, window=None, pred_window=None, hu=None, progress=True) -> li
     certainly wrong."""
     facts = survey(cases, window, pred_window, hu, progress)
     stated = is_stated(window)
-    out = check_spans(facts, cases, stated) + find_faults(facts, stated=window is not None, scaled=pred_window is not None)
+    out = check_spans(facts, cases, stated) + find_faults(
+        facts, stated=window is not None, scaled=pred_window is not None
+    )
     if hu and not is_image(cases[0].truth) and min(f.reach[0] for f in facts) > -500:
-        out.insert(0,
+        out.insert(
+            0,
             f'no truth holds air (their lowest values lie at '
             f'{min(f.reach[0] for f in facts):.0f} HU): an offset of 1024 is lost, or these '
-            f'are no Hounsfield units')
+            f'are no Hounsfield units',
+        )
     return out
 
 # %% ../nbs/45_cohort.ipynb #bea8ca2a
@@ -390,22 +514,27 @@ def left_out(truth, cases) -> int:
     "How many truths have no translation among the cases."
     return len(files_of(truth, 'truth')) - len(cases)
 
+
 def slices_of(case, per='image', min_foreground=0.05, **windows):
     """Yields (pred, truth, mask, slice number or None) of one case: its slices, the whole
     volume, or the image."""
-    d = read_case(case, **windows); m = d.get('mask')
+    d = read_case(case, **windows)
+    m = d.get('mask')
     if m is not None and not m.any():
         raise InputError(
-            f'{case.mask}: no pixel is marked, so there is nothing to measure; leave this case '
-            f'out')
+            f'{case.mask}: no pixel is marked, so there is nothing to measure; leave this case out'
+        )
     if is_image(case.truth) or per == 'volume':
         yield d['pred'], d['truth'], m, None
         return
-    keep = ((d['truth'] > -.8).mean((1, 2)) >= min_foreground) & (True if m is None else m.any((1, 2)))
+    keep = ((d['truth'] > -0.8).mean((1, 2)) >= min_foreground) & (
+        True if m is None else m.any((1, 2))
+    )
     if not keep.any():
         raise InputError(
             f'{case.truth}: no slice shows anything (5 % of the pixels above a tenth of the '
-            f'window' + (', inside the mask)' if m is not None else ')') + '; check the window')
+            f'window' + (', inside the mask)' if m is not None else ')') + '; check the window'
+        )
     for k in np.flatnonzero(keep):
         yield d['pred'][k], d['truth'][k], None if m is None else m[k], int(k)
 
@@ -418,72 +547,91 @@ def check_cases(cases):
     if odd:
         raise InputError(
             f'{odd[0].truth}: images and volumes in one folder ({cases[0].truth.name}); '
-            f'evaluate them apart')
+            f'evaluate them apart'
+        )
 
 # %% ../nbs/45_cohort.ipynb #01ad66c9
 def evaluate_cases(
-    cases,                # from `match`
-    protocol:str='fixed', # row of protocols.protocols
-    window=None, pred_window=None, # see `read_case`
-    per=None,             # 'image': slices or images; 'volume': whole volumes; default: 'volume' for synthrad, else 'image'
-    missing:int=0,        # truths without a translation (see `left_out`), for the label
+    cases,  # from `match`
+    protocol: str = 'fixed',  # row of protocols.protocols
+    window=None,
+    pred_window=None,  # see `read_case`
+    # 'image': slices or images; 'volume': whole volumes; default: 'volume' for synthrad, else
+    # 'image'
+    per=None,
+    missing: int = 0,  # truths without a translation (see `left_out`), for the label
     progress=True,
-    look:bool=True,       # look at the pictures for faults (`notes_on`) before measuring
-    **options,            # of the protocol: crop, hu
+    look: bool = True,  # look at the pictures for faults (`notes_on`) before measuring
+    **options,  # of the protocol: crop, hu
 ) -> Evaluation:
     """Measure cases under a protocol; raises InputError naming the file that cannot be measured.
     Faults that are likely stand in `.notes`."""
     from dataclasses import replace
     from tqdm.auto import tqdm
+
     check_cases(cases)
     hu = options.get('hu')
     if hu is not None:
         window, pred_window = hu_rule(hu, window, pred_window), None
     per = per or ('volume' if protocol == 'synthrad' and not is_image(cases[0].truth) else 'image')
-    if per not in ('image', 'volume'): raise InputError(f"per: {per!r}; give 'image' or 'volume'")
+    if per not in ('image', 'volume'):
+        raise InputError(f"per: {per!r}; give 'image' or 'volume'")
     line, short = subject_hint(cases)
-    notes = [line]*bool(line)
+    notes = [line] * bool(line)
     if look:
         notes += notes_on(cases, window, pred_window, hu, progress)
     where = []
+
     def every():
         for c in tqdm(cases, desc=f'measuring ({protocol})', disable=not progress, leave=False):
             for p, t, m, k in slices_of(c, per, window=window, pred_window=pred_window):
-                where.append((c.name, k)); yield (p, t, c.subject) if m is None else (p, t, c.subject, m)
+                where.append((c.name, k))
+                yield (p, t, c.subject) if m is None else (p, t, c.subject, m)
+
     e = evaluate(every(), (-1, 1), protocol, **options)
-    for i, col in enumerate(('name', 'slice')): e.rows.insert(2 + i, col, [w[i] for w in where])
+    for i, col in enumerate(('name', 'slice')):
+        e.rows.insert(2 + i, col, [w[i] for w in where])
     rule = window or ('dtype' if is_image(cases[0].truth) else 'percentile')
-    scale = f'scaled by {rule} of each truth' + (
-        f', translations by {pred_window}' if pred_window else '') + (
-        f'; {missing} truths without a translation left out' if missing else '')
+    scale = (
+        f'scaled by {rule} of each truth'
+        + (f', translations by {pred_window}' if pred_window else '')
+        + (f'; {missing} truths without a translation left out' if missing else '')
+    )
     unit = 'image' if is_image(cases[0].truth) else 'volume' if per == 'volume' else 'slice'
-    label = f"{e.label.replace('per image', f'per {unit}')}; {scale}" + f'; {short}'*bool(short)
+    label = f'{e.label.replace("per image", f"per {unit}")}; {scale}' + f'; {short}' * bool(short)
     return replace(e, label=label, notes=tuple(notes))
 
 # %% ../nbs/45_cohort.ipynb #23fd01b1
 def evaluate_mask_cases(
-    cases,              # from `match`
-    tolerance:float=2,  # of lines, in pixels (images) or mm (volumes)
-    classes:dict=None,  # value -> name, for label maps
+    cases,  # from `match`
+    tolerance: float = 2,  # of lines, in pixels (images) or mm (volumes)
+    classes: dict = None,  # value -> name, for label maps
     progress=True,
-# DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol']
+    # DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol']
 ):
     """Measure masks against masks; raises InputError naming the file. How grey translations were
     cut stands in the protocol, faults that are likely in .attrs['notes']."""
     from tqdm.auto import tqdm
+
     check_cases(cases)
     volume, facts, agree = not is_image(cases[0].truth), [], []
     coding = None if classes else mask_coding(cases)
+
     def every():
         for c in tqdm(cases, desc='measuring masks', disable=not progress, leave=False):
             p, t, step = read_masks(c, classes, coding)
-            facts.append(facts_beside_truth(c.name, c.subject, as_stack(p, volume), as_stack(t, volume), volume=volume))
+            facts.append(
+                facts_beside_truth(
+                    c.name, c.subject, as_stack(p, volume), as_stack(t, volume), volume=volume
+                )
+            )
             agree.append(float((p == t).mean()))
             yield p, t, c.subject, step
+
     df = measure_cases(every(), lambda p, t, step: measure_labels(p, t, step, tolerance, classes))
     df.insert(2, 'name', [cases[i].name for i in df['image']])
     line, short = subject_hint(cases)
-    said = [mask_protocol(1. if volume else None, tolerance), coding.text if coding else '', short]
+    said = [mask_protocol(1.0 if volume else None, tolerance), coding.text if coding else '', short]
     notes = [line, *(coding.notes if coding else []), *mask_notes(facts, agree, classes, df)]
     df.attrs.update(protocol='; '.join(filter(None, said)), notes=list(filter(None, notes)))
     return df
@@ -494,31 +642,36 @@ def as_stack(v, volume):
     v = np.asarray(v, dtype=np.float32)
     return v if volume else v[None]
 
+
 def mask_notes(facts, agree, classes, df) -> list:
     "What is likely wrong with the masks of a cohort."
     if not any(f.truth.any() for f in facts):
         return [
-            'all truths are empty: there is nothing to find, and an empty translation is '
-            'perfect']
-    if not classes and np.median(agree) < .2:
+            'all truths are empty: there is nothing to find, and an empty translation is perfect'
+        ]
+    if not classes and np.median(agree) < 0.2:
         return [
-            f'translation and truth are each other\'s opposite ({1 - np.median(agree):.0%} of '
-            f'the pixels): are the masks inverted?']
+            f"translation and truth are each other's opposite ({1 - np.median(agree):.0%} of "
+            f'the pixels): are the masks inverted?'
+        ]
     out = find_faults(facts, masks=True)
     for name in (classes or {}).values():
         g = df[df.label == name]
         if g.both_empty.sum() + g.invented.sum() == len(g):
             out.append(
-                f'class {name} occurs in no truth; its scores only say whether it was invented')
+                f'class {name} occurs in no truth; its scores only say whether it was invented'
+            )
     return out
 
 # %% ../nbs/45_cohort.ipynb #bc41a935
 @dataclass(frozen=True)
 class MaskCoding:
     "How the numbers of a cohort's translations become masks: above the middle of 0 to `top`."
-    top: float|None   # None: of each file its own largest value, 1 or 255
-    text: str         # for the protocol
+
+    top: float | None  # None: of each file its own largest value, 1 or 255
+    text: str  # for the protocol
     notes: tuple
+
 
 def mask_coding(cases) -> MaskCoding:
     """Look at all files of a cohort, because one of them alone (an empty mask) cannot say
@@ -531,29 +684,38 @@ def mask_coding(cases) -> MaskCoding:
         if len(found) > 2 or len(found) == 2 and found[0] != 0:
             raise InputError(
                 f'{c.truth}: holds {values_text(found)}, but a binary mask has the value 0 and '
-                f'one other; {mask_remedy(found)}')
+                f'one other; {mask_remedy(found)}'
+            )
         dark |= set(found[found != 0].tolist())
         found = np.unique(p[0])
         if found[0] < 0:
             raise InputError(
                 f'{c.pred}: holds {values_text(found)}; masks and probabilities have no values '
-                f'below 0: save them as 0 to 1 or 0 to 255')
+                f'below 0: save them as 0 to 1 or 0 to 255'
+            )
         tops |= set(found[-1:][found[-1:] > 0].tolist())
         if len(found) > 2 or len(found) == 2 and found[0] != 0:
             grey.append((c, found, p[1]))
-            between.append(float(((p[0] > .1*found[-1]) & (p[0] < .9*found[-1])).mean()))
-    top = max(tops, default=1.)
-    notes = [
-        f'truths of different coding: {values_text(np.array(sorted(dark)))} stand for the '
-        f'mask; everything above 0 counts'] if len(dark) > 1 else []
+            between.append(float(((p[0] > 0.1 * found[-1]) & (p[0] < 0.9 * found[-1])).mean()))
+    top = max(tops, default=1.0)
+    notes = (
+        [
+            f'truths of different coding: {values_text(np.array(sorted(dark)))} stand for the '
+            f'mask; everything above 0 counts'
+        ]
+        if len(dark) > 1
+        else []
+    )
     if not grey:
-        if len(tops) > 1 and not tops <= {1., 255.}:
+        if len(tops) > 1 and not tops <= {1.0, 255.0}:
             raise InputError(
                 f'{cases[0].pred.parent}: masks of different coding, with the values '
                 f'{values_text(np.array(sorted(tops)))}; save all as 0 and 255, or give '
-                f'classes if these are labels')
+                f'classes if these are labels'
+            )
         return MaskCoding(None if len(tops) > 1 else top, '', tuple(notes))
     return grey_coding(grey, between, top, notes)
+
 
 def grey_coding(grey, between, top, notes) -> MaskCoding:
     "The coding of translations with grey values: probabilities from 0 to 1, 255 or 65535."
@@ -561,28 +723,40 @@ def grey_coding(grey, between, top, notes) -> MaskCoding:
     if 1 < top <= 16 and all((v == np.round(v)).all() for _, v, _ in grey):
         raise InputError(
             f'{c.pred}: holds {values_text(found)}, which is a label map; name its values with '
-            f'classes (--classes 1:name,2:name)')
-    full = next((v for v in (1., 255., 65535.) if top <= v), None)
+            f'classes (--classes 1:name,2:name)'
+        )
+    full = next((v for v in (1.0, 255.0, 65535.0) if top <= v), None)
     if full is None:
         raise InputError(
             f'{c.pred}: holds values up to {top:g}; masks are 0 and 1 or 0 and 255, '
-            f'probabilities lie from 0 to 1 or 0 to 255')
-    if np.median(between) > .2:
+            f'probabilities lie from 0 to 1 or 0 to 255'
+        )
+    if np.median(between) > 0.2:
         notes.append(
             f'{len(grey)} translations are grey images: {np.median(between):.0%} of their '
-            f'pixels are neither dark nor bright; they are cut at {full/2:g}. Are these masks '
-            f'at all?')
-    return MaskCoding(full, f'{len(grey)} grey translations cut at {full/2:g}', tuple(notes))
+            f'pixels are neither dark nor bright; they are cut at {full / 2:g}. Are these masks '
+            f'at all?'
+        )
+    return MaskCoding(full, f'{len(grey)} grey translations cut at {full / 2:g}', tuple(notes))
 
 # %% ../nbs/45_cohort.ipynb #14bef2e3
 def values_text(found) -> str:
     "The first values of a list as text."
-    return ', '.join(f'{v:g}' for v in found[:6]) + f' and {len(found) - 6} more'*(len(found) > 6)
+    return ', '.join(f'{v:g}' for v in found[:6]) + f' and {len(found) - 6} more' * (len(found) > 6)
+
 
 def mask_remedy(found) -> str:
     "What to do about a mask with several values."
     whole = len(found) <= 16 and (found == np.round(found)).all()
-    return 'name the values of a label map with classes (--classes 1:name,2:name)' if whole else 'threshold it (JPEG compression and smooth resizing leave such values behind), or is it a grey image?'
+    return (
+        'name the values of a label map with classes (--classes 1:name,2:name)'
+        if whole
+        else (
+            'threshold it (JPEG compression and smooth resizing leave such values behind), or is it'
+            ' a grey image?'
+        )
+    )
+
 
 def check_classes(v, path, classes):
     "Raise InputError naming the value if an array holds anything that is no label of `classes`."
@@ -594,9 +768,11 @@ def check_classes(v, path, classes):
     if bad:
         named = ', '.join(f'{k}:{n}' for k, n in classes.items())
         raise InputError(
-            f'{path}: holds the value {bad[0][0]:g} ({bad[0][1]} pixels' + f', and {len(bad) - 1} more values'*(len(bad) > 1) +
-            f'), which the classes {named} do not name; add it to the classes, or map it to '
-            f'one of them')
+            f'{path}: holds the value {bad[0][0]:g} ({bad[0][1]} pixels'
+            + f', and {len(bad) - 1} more values' * (len(bad) > 1)
+            + f'), which the classes {named} do not name; add it to the classes, or map it to '
+            'one of them'
+        )
 
 # %% ../nbs/45_cohort.ipynb #592d24dc
 def read_masks(case, classes=None, coding=None):
@@ -604,7 +780,7 @@ def read_masks(case, classes=None, coding=None):
     the voxel size in mm (None for images)."""
     p, t = read_one(case.pred, constant=True), read_one(case.truth, constant=True)
     check_grids(p, t, case.pred, case.truth, mask=True)
-    step = None if t[2] is None else tuple(np.sqrt((t[2].affine[:3, :3]**2).sum(0))[::-1])
+    step = None if t[2] is None else tuple(np.sqrt((t[2].affine[:3, :3] ** 2).sum(0))[::-1])
     if classes:
         for path, v in ((case.pred, p[0]), (case.truth, t[0])):
             check_classes(v, path, classes)
@@ -612,40 +788,56 @@ def read_masks(case, classes=None, coding=None):
         return flat(p[0], case.pred).astype(int), flat(t[0], case.truth).astype(int), step
     coding = coding or mask_coding([case])
     flat = lambda v: v.mean(0) if step is None else v
-    top = coding.top or float(p[0].max()) or 1.
-    return flat(p[0]) > top/2, flat(t[0]) > 0, step
+    top = coding.top or float(p[0].max()) or 1.0
+    return flat(p[0]) > top / 2, flat(t[0]) > 0, step
 
 # %% ../nbs/45_cohort.ipynb #52ca0e5b
 def error_by_label(
-    cases,       # from `match`, with labels
+    cases,  # from `match`, with labels
     names=None,  # value -> name; default: the numbers
-    progress=True, **windows, # window, pred_window of `read_case`
-# DataFrame: subject, name, label, share (of the pixels), mae (share of the range), bias (signed)
+    progress=True,
+    **windows,  # window, pred_window of `read_case`
+    # DataFrame: subject, name, label, share (of the pixels), mae (share of the range), bias
+    # (signed)
 ):
     "Mean absolute and mean signed error inside each class of a label map."
     import pandas as pd
     from tqdm.auto import tqdm
+
     rows = []
     for c in tqdm(cases, desc='error by class', disable=not progress, leave=False):
         if c.labels is None:
             raise InputError(f'{c.truth}: has no label map; give a folder of labels')
-        d = read_case(c, **windows); lab = np.broadcast_to(d['labels'], d['truth'].shape)
+        d = read_case(c, **windows)
+        lab = np.broadcast_to(d['labels'], d['truth'].shape)
         for k in np.unique(lab):
-            rows.append(dict(subject=c.subject, name=c.name, label=(names or {}).get(int(k), str(int(k))), share=float((lab == k).mean()), mae=mae(d['pred'], d['truth'], (-1, 1), lab == k), bias=float((d['pred'] - d['truth'])[lab == k].mean()/2)))
+            rows.append(
+                dict(
+                    subject=c.subject,
+                    name=c.name,
+                    label=(names or {}).get(int(k), str(int(k))),
+                    share=float((lab == k).mean()),
+                    mae=mae(d['pred'], d['truth'], (-1, 1), lab == k),
+                    bias=float((d['pred'] - d['truth'])[lab == k].mean() / 2),
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/45_cohort.ipynb #2b94e8ec
 def calibration(
-    cases,       # from `match`, with std
-    samples:int, # draws that mean and standard deviation were made of
-    bins:int=10,
-    progress=True, **windows, # window, pred_window of `read_case`
-# DataFrame: subject, bin, spread, error (root mean squares, shares of the range), n, ratio, covered
+    cases,  # from `match`, with std
+    samples: int,  # draws that mean and standard deviation were made of
+    bins: int = 10,
+    progress=True,
+    **windows,  # window, pred_window of `read_case`
+    # DataFrame: subject, bin, spread, error (root mean squares, shares of the range), n, ratio,
+    # covered
 ):
     """Error against the spread of several draws, in bins of voxels with equal spread; raises
     InputError."""
     import pandas as pd
     from tqdm.auto import tqdm
+
     if samples < 2:
         raise InputError(f'samples: {samples}; a standard deviation needs two draws or more')
     rows, seen = [], []
@@ -653,16 +845,38 @@ def calibration(
         if c.std is None:
             raise InputError(
                 f'{c.pred}: has no standard deviation beside it; translate with several '
-                f'samples, and give their folder as std')
-        v = read_case(c, **windows); keep = np.array(np.broadcast_to(v.get('mask', True), v['truth'].shape))
+                f'samples, and give their folder as std'
+            )
+        v = read_case(c, **windows)
+        keep = np.array(np.broadcast_to(v.get('mask', True), v['truth'].shape))
         if not is_image(c.truth):
             # the slices that are measured
-            keep &= ((v['truth'] > -.8).mean((1, 2)) >= .05)[:, None, None]
-        seen.append((c.subject, (v['std'][keep]/2*float(np.sqrt(1 + 1/samples))).astype(np.float32), np.abs(v['pred'] - v['truth'])[keep].astype(np.float32)/2))
-    some = np.concatenate([s[::max(1, s.size//100_000)] for _, s, _ in seen]); edges = np.quantile(some, np.linspace(0, 1, bins + 1)[1:-1])
+            keep &= ((v['truth'] > -0.8).mean((1, 2)) >= 0.05)[:, None, None]
+        seen.append(
+            (
+                c.subject,
+                (v['std'][keep] / 2 * float(np.sqrt(1 + 1 / samples))).astype(np.float32),
+                np.abs(v['pred'] - v['truth'])[keep].astype(np.float32) / 2,
+            )
+        )
+    some = np.concatenate([s[:: max(1, s.size // 100_000)] for _, s, _ in seen])
+    edges = np.quantile(some, np.linspace(0, 1, bins + 1)[1:-1])
     for who in dict.fromkeys(s for s, _, _ in seen):
-        s, e = (np.concatenate([v[k] for v in seen if v[0] == who]) for k in (1, 2)); at = np.searchsorted(edges, s, side='right')
-        whole = dict(ratio=float(np.sqrt((e**2).mean()/max((s**2).mean(), 1e-20))), covered=float((e <= 1.96*s).mean()))
+        s, e = (np.concatenate([v[k] for v in seen if v[0] == who]) for k in (1, 2))
+        at = np.searchsorted(edges, s, side='right')
+        whole = dict(
+            ratio=float(np.sqrt((e**2).mean() / max((s**2).mean(), 1e-20))),
+            covered=float((e <= 1.96 * s).mean()),
+        )
         for b in np.unique(at):
-            rows.append(dict(subject=who, bin=int(b), spread=float(np.sqrt((s[at == b]**2).mean())), error=float(np.sqrt((e[at == b]**2).mean())), n=int((at == b).sum()), **whole))
+            rows.append(
+                dict(
+                    subject=who,
+                    bin=int(b),
+                    spread=float(np.sqrt((s[at == b] ** 2).mean())),
+                    error=float(np.sqrt((e[at == b] ** 2).mean())),
+                    n=int((at == b).sum()),
+                    **whole,
+                )
+            )
     return pd.DataFrame(rows)

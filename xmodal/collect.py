@@ -14,91 +14,264 @@ import numpy as np
 from .core import InputError, atomic
 from .metrics import format_summary, formats
 
-
 # %% ../nbs/46_collect.ipynb #ce02056d
-COSTS = dict(nfe='network calls', seconds_per_image='s per image', memory_gb='peak memory, GB', training_seconds='training, s')
+COSTS = dict(
+    nfe='network calls',
+    seconds_per_image='s per image',
+    memory_gb='peak memory, GB',
+    training_seconds='training, s',
+)
+
 
 def read_run(path) -> list:
     "Rows of one metrics.json; raises InputError if it is damaged."
     path = Path(path)
     try:
-        m = json.loads(path.read_text(encoding='utf-8')); q, scores = m.get('parameters', {}), m['scores']
+        m = json.loads(path.read_text(encoding='utf-8'))
+        q, scores = m.get('parameters', {}), m['scores']
         test = m.get('split', {}).get('test') or m.get('subjects') or []
-        code = hashlib.blake2b(json.dumps(sorted(map(str, test))).encode(), digest_size=2).hexdigest() if test else ''
+        code = (
+            hashlib.blake2b(json.dumps(sorted(map(str, test))).encode(), digest_size=2).hexdigest()
+            if test
+            else ''
+        )
         own = q.get('method') or m.get('name')
-        about = dict(run=m.get('name') or path.parent.name, data=q.get('dataset', ''), protocol=m.get('protocol', ''), test=code, seed=q.get('seed'), steps=m.get('steps_done'), commit=(m.get('environment') or {}).get('commit'))
+        about = dict(
+            run=m.get('name') or path.parent.name,
+            data=q.get('dataset', ''),
+            protocol=m.get('protocol', ''),
+            test=code,
+            seed=q.get('seed'),
+            steps=m.get('steps_done'),
+            commit=(m.get('environment') or {}).get('commit'),
+        )
         rows = []
         for name, stats in scores.items():
-            stats = {k: {n: np.nan if w is None else w for n, w in v.items()} for k, v in stats.items()}          # JSON has no NaN
-            cost = {k: m.get(k) for k in COSTS} if name == own or len(scores) == 1 else {k: (0 if name == 'identity' and k == 'nfe' else None) for k in COSTS}
-            rows.append({**about, 'method': name, **cost, 'stats': stats, **{k: v['mean'] for k, v in stats.items()}, 'n_subjects': max([v['n_subjects'] for v in stats.values()], default=0)})
+            # JSON has no NaN
+            stats = {
+                k: {n: np.nan if w is None else w for n, w in v.items()} for k, v in stats.items()
+            }
+            cost = (
+                {k: m.get(k) for k in COSTS}
+                if name == own or len(scores) == 1
+                else {k: 0 if name == 'identity' and k == 'nfe' else None for k in COSTS}
+            )
+            rows.append(
+                {
+                    **about,
+                    'method': name,
+                    **cost,
+                    'stats': stats,
+                    **{k: v['mean'] for k, v in stats.items()},
+                    'n_subjects': max([v['n_subjects'] for v in stats.values()], default=0),
+                }
+            )
         return rows
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise InputError(f'{path}: not a metrics.json of this package ({type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ""}); remove it or run again') from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(
+            f'{path}: not a metrics.json of this package ({type(e).__name__}:'
+            f' {str(e).splitlines()[0][:100] if str(e) else ""}); remove it or run again'
+        ) from None
+
 
 def collect(root):
-    "pandas.DataFrame of every metrics.json at or below `root`, sorted by path; raises InputError if there is none."
+    """pandas.DataFrame of every metrics.json at or below `root`, sorted by path; raises InputError
+    if there is none.
+    """
     import pandas as pd
-    root = Path(root)
-    paths = [root] if root.is_file() else sorted(root.rglob('metrics.json')) if root.is_dir() else []
-    if not paths: raise InputError(f'{root}: holds no metrics.json; train or evaluate first (nbs/train.ipynb, xmodal evaluate)')
-    return pd.DataFrame([r for p in paths for r in read_run(p)]).dropna(axis=1, how='all')
 
+    root = Path(root)
+    paths = (
+        [root] if root.is_file() else sorted(root.rglob('metrics.json')) if root.is_dir() else []
+    )
+    if not paths:
+        raise InputError(
+            f'{root}: holds no metrics.json; train or evaluate first (nbs/train.ipynb, xmodal'
+            ' evaluate)'
+        )
+    return pd.DataFrame([r for p in paths for r in read_run(p)]).dropna(axis=1, how='all')
 
 # %% ../nbs/46_collect.ipynb #227526f1
 def told(stats, metric, n) -> str:
     "Mean and spread; the counts too where images are undefined or subjects are missing."
     s, text = stats[metric], format_summary(stats, metric)
-    return text if s['n_subjects'] != n or s.get('n_undefined') or s.get('n_infinite') else text.split(' (')[0]
+    return (
+        text
+        if s['n_subjects'] != n or s.get('n_undefined') or s.get('n_infinite')
+        else text.split(' (')[0]
+    )
+
 
 def shown(table, metrics=None):
     "List of (heading, DataFrame of texts), one per group of comparable rows."
     import pandas as pd
-    metrics = [k for k in (metrics or ('psnr', 'ssim', 'ms_ssim', 'mae', 'mae_hu', 'nmi', 'sharpness', 'dice', 'iou', 'hd95', 'skeleton_f1', 'missed', 'invented', 'both_empty')) if k in table]
+
+    metrics = [
+        k
+        for k in metrics
+        or (
+            'psnr',
+            'ssim',
+            'ms_ssim',
+            'mae',
+            'mae_hu',
+            'nmi',
+            'sharpness',
+            'dice',
+            'iou',
+            'hd95',
+            'skeleton_f1',
+            'missed',
+            'invented',
+            'both_empty',
+        )
+        if k in table
+    ]
     groups = []
     for (data, protocol, test), g in table.groupby(['data', 'protocol', 'test'], sort=False):
-        rows = [{'run': r['run'], 'method': r['method'], **{k: (told(r['stats'], k, g['n_subjects'].max()) if k in r['stats'] and not np.isnan(r['stats'][k]['mean']) else '') for k in metrics}, **{COSTS[k]: ('' if r.get(k) is None or np.isnan(r[k]) else f'{r[k]:.3g}') for k in COSTS if k in g}} for _, r in g.iterrows()]
+        rows = [
+            {
+                'run': r['run'],
+                'method': r['method'],
+                **{
+                    k: (
+                        told(r['stats'], k, g['n_subjects'].max())
+                        if k in r['stats'] and not np.isnan(r['stats'][k]['mean'])
+                        else ''
+                    )
+                    for k in metrics
+                },
+                **{
+                    COSTS[k]: '' if r.get(k) is None or np.isnan(r[k]) else f'{r[k]:.3g}'
+                    for k in COSTS
+                    if k in g
+                },
+            }
+            for _, r in g.iterrows()
+        ]
         t = pd.DataFrame(rows)
-        groups.append((f"{data or 'data'}: {g['n_subjects'].max()} subjects{f' (test set {test})' if test else ''}; {protocol}", t.loc[:, (t != '').any()]))
+        groups.append(
+            (
+                (
+                    f'{data or "data"}: {g["n_subjects"].max()}'
+                    f' subjects{f" (test set {test})" if test else ""}; {protocol}'
+                ),
+                t.loc[:, (t != '').any()],
+            )
+        )
     return groups
+
 
 def write_report(table, folder, metrics=None) -> list:
     "Write report.md, report.csv, report.tex and cost.png into `folder`; returns the paths."
     folder, groups = Path(folder), shown(table, metrics)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {'report.md': '\n\n'.join(f'**{head}**\n\n{t.to_markdown(index=False)}' for head, t in groups) + '\n',
-             'report.csv': with_spread(table).to_csv(index=False),
-             'report.tex': '\n'.join(t.map(tex_safe).rename(columns=tex_safe).to_latex(index=False, escape=False, caption=tex_safe(head)) for head, t in groups)}
+    texts = {
+        'report.md': (
+            '\n\n'.join(f'**{head}**\n\n{t.to_markdown(index=False)}' for head, t in groups) + '\n'
+        ),
+        'report.csv': with_spread(table).to_csv(index=False),
+        'report.tex': '\n'.join(
+            t.map(tex_safe)
+            .rename(columns=tex_safe)
+            .to_latex(index=False, escape=False, caption=tex_safe(head))
+            for head, t in groups
+        ),
+    }
     for name, text in texts.items():
-        with atomic(folder/name) as tmp: Path(tmp).write_text(text, encoding='utf-8')
+        with atomic(folder / name) as tmp:
+            Path(tmp).write_text(text, encoding='utf-8')
     fig = fig_cost(table)
-    if fig is not None: fig.savefig(folder/'cost.png', dpi=100)
-    return [folder/n for n in (*texts, *(['cost.png'] if fig is not None else []))]
+    if fig is not None:
+        fig.savefig(folder / 'cost.png', dpi=100)
+    return [folder / n for n in (*texts, *(['cost.png'] if fig is not None else []))]
+
 
 def with_spread(table):
-    "The table with std, number of subjects and undefined images of every metric in columns of their own."
-    more = {f'{k}_{part}': [s.get(k, {}).get(part, np.nan) for s in table['stats']] for k in dict.fromkeys(m for s in table['stats'] for m in s) for part in ('std', 'n_subjects', 'n_undefined')}
+    """The table with std, number of subjects and undefined images of every metric in columns of
+    their own.
+    """
+    more = {
+        f'{k}_{part}': [s.get(k, {}).get(part, np.nan) for s in table['stats']]
+        for k in dict.fromkeys(m for s in table['stats'] for m in s)
+        for part in ('std', 'n_subjects', 'n_undefined')
+    }
     return table.drop(columns='stats').assign(**more)
+
 
 def tex_safe(text) -> str:
     "Text with LaTeX's own characters escaped."
-    return ''.join({'&': '\\&', '%': '\\%', '_': '\\_', '#': '\\#', '$': '\\$', '±': '$\\pm$', '^': '\\^{}', '~': '\\~{}'}.get(c, c) for c in str(text))
-
+    return ''.join(
+        {
+            '&': '\\&',
+            '%': '\\%',
+            '_': '\\_',
+            '#': '\\#',
+            '$': '\\$',
+            '±': '$\\pm$',
+            '^': '\\^{}',
+            '~': '\\~{}',
+        }.get(c, c)
+        for c in str(text)
+    )
 
 # %% ../nbs/46_collect.ipynb #54d1c003
 def fig_cost(table, metric='psnr'):
     "Quality against NFE, seconds per image and peak memory; None if no row has a cost."
     import matplotlib.pyplot as plt
-    have = [k for k in ('nfe', 'seconds_per_image', 'memory_gb') if k in table and table[k].notna().sum()]
-    if not have or metric not in table: return None
-    fig, axes = plt.subplots(1, len(have), figsize=(3.9*len(have), 3.1), layout='constrained', squeeze=False, dpi=80)
-    groups = list(dict.fromkeys(zip(table['data'], table['protocol'], table['test']))); names = list(dict.fromkeys(table['method']))
-    for ax, k in zip(axes[0], have):
-        for (_, r) in table[table[k].notna() & (table[k] > 0)].iterrows():
-            s = r['stats'][metric]['std']; g = groups.index((r['data'], r['protocol'], r['test']))
-            ax.errorbar(r[k], r[metric], yerr=s if np.isfinite(s) else None, fmt='os^Dv<>'[g % 7], ms=5, color=f'C{names.index(r["method"]) % 10}', lw=.8, capsize=2)
-            ax.annotate(r['method'], (r[k], r[metric]), xytext=(4, 3), textcoords='offset points', fontsize=7)
-        ax.set(xlabel=COSTS[k], ylabel=f'{metric}{formats.get(metric, ("", ""))[1].replace(" ", ", ")}'); ax.margins(.12)
-        if k != 'memory_gb': ax.set_xscale('log')
-    if len(groups) > 1: axes[0, 0].legend(handles=[plt.Line2D([], [], color='0.4', ls='none', marker='os^Dv<>'[i % 7], label=f'{d or "data"}, test set {t or "?"}') for i, (d, _, t) in enumerate(groups)], fontsize=6)
-    return fig
 
+    have = [
+        k
+        for k in ('nfe', 'seconds_per_image', 'memory_gb')
+        if k in table and table[k].notna().sum()
+    ]
+    if not have or metric not in table:
+        return None
+    fig, axes = plt.subplots(
+        1, len(have), figsize=(3.9 * len(have), 3.1), layout='constrained', squeeze=False, dpi=80
+    )
+    groups = list(dict.fromkeys(zip(table['data'], table['protocol'], table['test'])))
+    names = list(dict.fromkeys(table['method']))
+    for ax, k in zip(axes[0], have):
+        for _, r in table[table[k].notna() & (table[k] > 0)].iterrows():
+            s = r['stats'][metric]['std']
+            g = groups.index((r['data'], r['protocol'], r['test']))
+            ax.errorbar(
+                r[k],
+                r[metric],
+                yerr=s if np.isfinite(s) else None,
+                fmt='os^Dv<>'[g % 7],
+                ms=5,
+                color=f'C{names.index(r["method"]) % 10}',
+                lw=0.8,
+                capsize=2,
+            )
+            ax.annotate(
+                r['method'],
+                (r[k], r[metric]),
+                xytext=(4, 3),
+                textcoords='offset points',
+                fontsize=7,
+            )
+        ax.set(
+            xlabel=COSTS[k], ylabel=f'{metric}{formats.get(metric, ("", ""))[1].replace(" ", ", ")}'
+        )
+        ax.margins(0.12)
+        if k != 'memory_gb':
+            ax.set_xscale('log')
+    if len(groups) > 1:
+        axes[0, 0].legend(
+            handles=[
+                plt.Line2D(
+                    [],
+                    [],
+                    color='0.4',
+                    ls='none',
+                    marker='os^Dv<>'[i % 7],
+                    label=f'{d or "data"}, test set {t or "?"}',
+                )
+                for i, (d, _, t) in enumerate(groups)
+            ],
+            fontsize=6,
+        )
+    return fig

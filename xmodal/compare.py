@@ -36,211 +36,435 @@ from .train import Recipe, measure_scale, predict
 @dataclass(frozen=True)
 class Parts:
     "A data set ready for a comparison."
-    records: list     # Records of all parts
-    split: dict       # train, val, test -> names of subjects
-    data: object      # the prepared whole
+
+    records: list  # Records of all parts
+    split: dict  # train, val, test -> names of subjects
+    data: object  # the prepared whole
     train: object
     val: object
     test: object
 
+
 def load_parts(
-    dataset='phantom', root='', source='', target='', # as in train.ipynb
-    size=64, slices=0, fit='shrink', group='', source_window='', target_window='',
-    train_subjects='', test_subjects='', # names separated by commas; empty: split by seed
-    workers=0, limit=0,                  # limit: images per part; 0: all
-    **made,                              # of made data: n, voxel, pixels, vary
+    dataset='phantom',
+    root='',
+    source='',
+    target='',  # as in train.ipynb
+    size=64,
+    slices=0,
+    fit='shrink',
+    group='',
+    source_window='',
+    target_window='',
+    train_subjects='',
+    test_subjects='',  # names separated by commas; empty: split by seed
+    workers=0,
+    limit=0,  # limit: images per part; 0: all
+    **made,  # of made data: n, voxel, pixels, vary
 ) -> Parts:
     "Find, split and prepare a data set. Raises InputError as its parts do."
     names = lambda s: [v.strip() for v in s.split(',') if v.strip()]
-    records = find_records(dataset, root or None, source or None, target or None, group=group or None, **{'seed': 0, **made})
-    split = split_records(records, seed=0, train_names=names(train_subjects), test_names=names(test_subjects))
+    records = find_records(
+        dataset,
+        root or None,
+        source or None,
+        target or None,
+        group=group or None,
+        **{'seed': 0, **made},
+    )
+    split = split_records(
+        records, seed=0, train_names=names(train_subjects), test_names=names(test_subjects)
+    )
     records = [r for r in records if any(r.subject in v for v in split.values())]
-    windows = [w or v for w, v in zip((source_window, target_window), default_windows(dataset, source, target))]
+    windows = [
+        w or v
+        for w, v in zip((source_window, target_window), default_windows(dataset, source, target))
+    ]
     data = prepare(records, size, None, *windows, slices=slices, fit=fit, workers=workers)
     parts = {k: data.select(v) for k, v in split.items()}
-    if limit: parts = {k: type(v)(v.folder, v.items[np.unique(np.linspace(0, len(v) - 1, limit).round().astype(int))] if len(v) else v.items) for k, v in parts.items()}
+    if limit:
+        parts = {
+            k: type(v)(
+                v.folder,
+                v.items[np.unique(np.linspace(0, len(v) - 1, limit).round().astype(int))]
+                if len(v)
+                else v.items,
+            )
+            for k, v in parts.items()
+        }
     return Parts(records, split, data, **parts)
 
 # %% ../nbs/47_compare.ipynb #440ebdd2
 @dataclass(frozen=True)
 class Row:
     "What is trained: a method with its options."
+
     name: str
     method: str
-    net: str                # row of nets.nets
+    net: str  # row of nets.nets
     sampler: dict = field(default_factory=dict)
     bridge: dict = field(default_factory=dict)
     objective: dict = field(default_factory=dict)
-    text: str = 'none'      # row of steer.conditionings
+    text: str = 'none'  # row of steer.conditionings
     fields: tuple = FIELDS  # groups of metadata that the prompts say
-    lr: float = 0.          # peak learning rate; 0: the budget's
-    pred: str = None        # parametrisation; None: the method's
+    lr: float = 0.0  # peak learning rate; 0: the budget's
+    pred: str = None  # parametrisation; None: the method's
 
-def read_row(name:str) -> Row:
+
+def read_row(name: str) -> Row:
     "A row from its name; raises InputError for words that nobody knows."
     method, *more = name.split('+')
     m, options = get_method(method), {}
     for part in more:
         k, sign, v = part.partition(':')
-        if not (sign and k and v): raise InputError(f'row {name!r}: {part!r} must read like option:value')
+        if not (sign and k and v):
+            raise InputError(f'row {name!r}: {part!r} must read like option:value')
         options.update(parse_options(f'{k}={v}'))
-    net, text, lr, pred = options.pop('net', m.net), options.pop('text', m.text or 'none'), options.pop('lr', 0.), options.pop('pred', None)
+    net, text, lr, pred = (
+        options.pop('net', m.net),
+        options.pop('text', m.text or 'none'),
+        options.pop('lr', 0.0),
+        options.pop('pred', None),
+    )
     find_net(net)
-    if isinstance(lr, (str, bool)) or lr < 0: raise InputError(f'row {name!r}: lr must be a positive number, got {lr!r}')
-    if pred and pred not in predictions: raise InputError(f"row {name!r}: pred must be one of {', '.join(predictions)}")
+    if isinstance(lr, (str, bool)) or lr < 0:
+        raise InputError(f'row {name!r}: lr must be a positive number, got {lr!r}')
+    if pred and pred not in predictions:
+        raise InputError(f'row {name!r}: pred must be one of {", ".join(predictions)}')
     fields = tuple(str(options.pop('fields', '|'.join(FIELDS))).split('|'))
-    if text not in conditionings: raise InputError(f"row {name!r}: text must be one of {', '.join(conditionings)}")
-    if set(fields) - set(FIELDS): raise InputError(f"row {name!r}: fields must be some of {'|'.join(FIELDS)}")
+    if text not in conditionings:
+        raise InputError(f'row {name!r}: text must be one of {", ".join(conditionings)}')
+    if set(fields) - set(FIELDS):
+        raise InputError(f'row {name!r}: fields must be some of {"|".join(FIELDS)}')
     return Row(name, method, net, *share_options(method, options), text, fields, float(lr), pred)
 
 # %% ../nbs/47_compare.ipynb #f1aa33f0
 @dataclass(frozen=True)
 class Budget:
     "What every row of a comparison gets."
-    steps: int = 400       # optimiser steps
+
+    steps: int = 400  # optimiser steps
     batch: int = 8
-    lr: float = 1e-3       # peak learning rate
-    ema: float = .99       # decay of the averaged weights
-    ch: int = 24           # channels of the network's first level
+    lr: float = 1e-3  # peak learning rate
+    ema: float = 0.99  # decay of the averaged weights
+    ch: int = 24  # channels of the network's first level
     mults: tuple = (1, 2, 2)
-    layers: int = 1        # residual blocks per level
+    layers: int = 1  # residual blocks per level
     precision: str = 'no'
     channels_last: bool = False
 
-    def recipe(self, row:Row, seed:int) -> Recipe:
+    def recipe(self, row: Row, seed: int) -> Recipe:
         "The training of a row: the budget over what its method says."
-        return Recipe(**{**get_method(row.method).recipe, 'lr': row.lr or self.lr, 'steps': self.steps, 'batch': self.batch, 'ema': self.ema, 'precision': self.precision, 'channels_last': self.channels_last, 'seed': seed})
+        return Recipe(
+            **{
+                **get_method(row.method).recipe,
+                'lr': row.lr or self.lr,
+                'steps': self.steps,
+                'batch': self.batch,
+                'ema': self.ema,
+                'precision': self.precision,
+                'channels_last': self.channels_last,
+                'seed': seed,
+            }
+        )
 
-    def model(self, row:Row, train, seed:int, dim:int=0) -> tuple:
-        "(denoiser, arguments of `build`) for images like those of `train`; `dim`: length of an embedding."
+    def model(self, row: Row, train, seed: int, dim: int = 0) -> tuple:
+        """(denoiser, arguments of `build`) for images like those of `train`; `dim`: length of an
+        embedding.
+        """
         m, item = get_method(row.method), train[0]['y']
         told = dict(text=dim, by=row.text) if dim else {}
-        sizes = sizes_for(row.net, min(item.shape[-2:]), ch=self.ch, mults=list(self.mults), layers=self.layers, attention=False, **told)
-        model = dict(method=row.method, channels=len(item), net=sizes, arch=row.net, bridge=row.bridge, pred=row.pred)
-        if (row.pred or m.pred) == 'ddbm': model['scale'] = measure_scale(train)
+        sizes = sizes_for(
+            row.net,
+            min(item.shape[-2:]),
+            ch=self.ch,
+            mults=list(self.mults),
+            layers=self.layers,
+            attention=False,
+            **told,
+        )
+        model = dict(
+            method=row.method,
+            channels=len(item),
+            net=sizes,
+            arch=row.net,
+            bridge=row.bridge,
+            pred=row.pred,
+        )
+        if (row.pred or m.pred) == 'ddbm':
+            model['scale'] = measure_scale(train)
         torch.manual_seed(item_seed(seed, 'weights'))
         return build(**model), model
 
 # %% ../nbs/47_compare.ipynb #af1cf3f5
 def clock(device) -> float:
     "Seconds: wall time on a GPU, processor time elsewhere."
-    if not str(device).startswith('cuda'): return time.process_time()
+    if not str(device).startswith('cuda'):
+        return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
+
 
 def peak_memory(f, device) -> float:
     "Bytes that a call allocates at most beyond what is held before; NaN if it allocates nothing."
     if str(device).startswith('cuda'):
-        torch.cuda.reset_peak_memory_stats(); base = torch.cuda.memory_allocated(); f()
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        f()
         return torch.cuda.max_memory_allocated() - base
     from torch.profiler import profile, ProfilerActivity
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: f()
-    moves = [n for _, n in sorted((e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == '[memory]')]
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        f()
+    moves = [
+        n
+        for _, n in sorted(
+            (e.start_ns(), e.nbytes())
+            for e in prof.profiler.kineto_results.events()
+            if e.name() == '[memory]'
+        )
+    ]
     return float(np.max(np.cumsum(moves), initial=0)) if moves else math.nan
 
 # %% ../nbs/47_compare.ipynb #878a2424
 MEASURES = dict(psnr=psnr, ssim=ssim, mse=mse, mae=mae, sharpness=sharpness)
-MASK_MEASURES = ('dice', 'iou', 'precision', 'recall', 'hausdorff', 'hd95', 'skeleton_f1', 'connectivity_iou', 'missed')
-SHOWN = ('psnr', 'ssim', 'sharpness', 'dice', 'skeleton_f1', 'hd95', 'missed')     # of a table that does not say
+MASK_MEASURES = (
+    'dice',
+    'iou',
+    'precision',
+    'recall',
+    'hausdorff',
+    'hd95',
+    'skeleton_f1',
+    'connectivity_iou',
+    'missed',
+)
+# of a table that does not say
+SHOWN = ('psnr', 'ssim', 'sharpness', 'dice', 'skeleton_f1', 'hd95', 'missed')
+
 
 def measure_images(
-    pred,         # (N, C, H, W)
-    data,         # the test set: items with 'x0', `subjects`
+    pred,  # (N, C, H, W)
+    data,  # the test set: items with 'x0', `subjects`
     masks=False,  # the target is a binary mask: also overlap and lines
-):                # DataFrame: subject, image, psnr, ssim, mse, mae, sharpness, ...
+):  # DataFrame: subject, image, psnr, ssim, mse, mae, sharpness, ...
     "Measure translations against the targets of a test set."
     truth, subjects = [data[i]['x0'].numpy() for i in range(len(data))], list(data.subjects)
     rows = evaluate_pairs(list(pred), truth, subjects, (-1, 1), measures=MEASURES)
-    if not masks: return rows
-    found = evaluate_masks([threshold(np.clip(v, -1.4, 1.4)) for v in pred], [threshold(v) for v in truth], subjects)
+    if not masks:
+        return rows
+    found = evaluate_masks(
+        [threshold(np.clip(v, -1.4, 1.4)) for v in pred], [threshold(v) for v in truth], subjects
+    )
     return rows.merge(found[['image', *MASK_MEASURES]], on='image')
 
 # %% ../nbs/47_compare.ipynb #c1d2e3a2
 def by_difficulty(
-    data,     # a test set: items with 'x0' and 'y'
-    n:int=64, # at most so many
-) -> list:    # numbers of images, from the hardest to the easiest
-    "Test images evenly spread over the order of difficulty, which is the SSIM between source and target."
+    data,  # a test set: items with 'x0' and 'y'
+    n: int = 64,  # at most so many
+) -> list:  # numbers of images, from the hardest to the easiest
+    """Test images evenly spread over the order of difficulty, which is the SSIM between source and
+    target.
+    """
     items = (data[i] for i in range(len(data)))
-    order = np.argsort([ssim(v['y'].numpy(), v['x0'].numpy(), (-1, 1)) for v in items], kind='stable')
-    return [int(order[k]) for k in np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
+    order = np.argsort(
+        [ssim(v['y'].numpy(), v['x0'].numpy(), (-1, 1)) for v in items], kind='stable'
+    )
+    return [
+        int(order[k])
+        for k in np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))
+    ]
 
 # %% ../nbs/47_compare.ipynb #b3765d19
 def with_prompts(row, parts, cache=None):
-    "Training and test set, with contexts if the row listens to prompts, and the length of an embedding."
+    """Training and test set, with contexts if the row listens to prompts, and the length of an
+    embedding.
+    """
     critics = get_method(row.method).adversarial
-    reads = critics and find_objective(critics, row.objective).options.get('semantic')          # SR-Net reads the prompts even if the generator does not
-    if row.text == 'none' and not reads: return parts.train, parts.test, 0
+    # SR-Net reads the prompts even if the generator does not
+    reads = critics and find_objective(critics, row.objective).options.get('semantic')
+    if row.text == 'none' and not reads:
+        return parts.train, parts.test, 0
     table = contexts(parts.records, 'record', row.fields, cache=cache)
     return Told(parts.train, table), Told(parts.test, table), next(iter(table.values())).shape[-1]
 
 # %% ../nbs/47_compare.ipynb #d0cb334d
 def run_row(
-    name:str,     # of the row, see `read_row`
-    parts:Parts,  # from `load_parts`
-    budget:Budget,
-    out,          # folder of the whole comparison
-    seed:int=0,
-    nfes=(1, 2, 5, 10), # network calls at which it is measured, beside its own default
-    about:dict={},# what else must agree for a finished result to be used: data set, size, ...
-    tests=None,   # function(test set) -> dict label -> test set; default: the test set alone, with label ''
-    masks=False, keep=(), # numbers of test images whose translations are kept as pictures.npy
-    workers=0, device=None,
-):                # DataFrame: method, seed, test, asked, nfe, steps, subject, image, measures, seconds, memory, training, parameters
-    "Train and measure one row, or read what was measured before. Raises InputError if that was under another budget."
+    name: str,  # of the row, see `read_row`
+    parts: Parts,  # from `load_parts`
+    budget: Budget,
+    out,  # folder of the whole comparison
+    seed: int = 0,
+    nfes=(1, 2, 5, 10),  # network calls at which it is measured, beside its own default
+    about: dict = {},  # what else must agree for a finished result to be used: data set, size, ...
+    # function(test set) -> dict label -> test set; default: the test set alone, with label ''
+    tests=None,
+    masks=False,
+    keep=(),  # numbers of test images whose translations are kept as pictures.npy
+    workers=0,
+    device=None,
+):  # DataFrame: method, seed, test, asked, nfe, steps, subject, image, measures, seconds, memory, training, parameters
+    """Train and measure one row, or read what was measured before.
+
+    Raises InputError if that was under another budget.
+    """
     import pandas as pd
-    row, folder = read_row(name), Path(out)/name.replace(':', '=')/f'seed{seed}'
-    mine = json.loads(json.dumps({**asdict(budget), **about, 'nfes': list(nfes), 'masks': masks, 'data': parts.data.folder.name, 'people': parts.split}))
+
+    row, folder = read_row(name), Path(out) / name.replace(':', '=') / f'seed{seed}'
+    mine = json.loads(
+        json.dumps(
+            {
+                **asdict(budget),
+                **about,
+                'nfes': list(nfes),
+                'masks': masks,
+                'data': parts.data.folder.name,
+                'people': parts.split,
+            }
+        )
+    )
     train, test, dim = with_prompts(row, parts)
-    if dim: mine['prompts'] = prompts_hash(train.table)
+    if dim:
+        mine['prompts'] = prompts_hash(train.table)
     critics = get_method(row.method).adversarial
-    if critics: mine['objective'] = find_objective(critics, row.objective).options
-    if (folder/'budget.json').is_file():
-        old = json.loads((folder/'budget.json').read_text())
-        if old != mine: raise InputError(f"{folder}: holds results of another budget ({ {k: old.get(k) for k in mine if old.get(k) != mine[k]} }); give another name, or delete it")
-        if (folder/'rows.csv').is_file(): return pd.read_csv(folder/'rows.csv', dtype=dict(test=str, asked=str), keep_default_na=True).fillna(dict(test=''))
-    write_json(folder/'budget.json', mine)
+    if critics:
+        mine['objective'] = find_objective(critics, row.objective).options
+    if (folder / 'budget.json').is_file():
+        old = json.loads((folder / 'budget.json').read_text())
+        if old != mine:
+            raise InputError(
+                f'{folder}: holds results of another budget'
+                f' ({ {k: old.get(k) for k in mine if old.get(k) != mine[k]} }); give another name,'
+                ' or delete it'
+            )
+        if (folder / 'rows.csv').is_file():
+            return pd.read_csv(
+                folder / 'rows.csv', dtype=dict(test=str, asked=str), keep_default_na=True
+            ).fillna(dict(test=''))
+    write_json(folder / 'budget.json', mine)
     den, model = budget.model(row, train, seed, dim)
-    resumed, begun = (folder/'checkpoints').is_dir(), clock(device)
-    fit(den, train, folder, row.method, budget.recipe(row, seed), model, objective=row.objective, log_every=max(1, budget.steps//20), save_every=max(1, budget.steps//3), resume=resumed, workers=workers, device=device)
-    same = dict(method=name, seed=seed, training=math.nan if resumed else clock(device) - begun, parameters=sum(q.numel() for q in den.parameters()))
-    save_model(folder/'model', den, model, dict(text=dict(by=row.text, encoder='record', fields=list(row.fields))) if dim else {}, dict(recipe=asdict(budget.recipe(row, seed)), name=name))
-    frame = measure_row(den, row, tests(test) if tests else {'': test}, nfes, seed, masks, keep, folder).assign(**same)
-    with atomic(folder/'rows.csv') as tmp: frame.to_csv(tmp, index=False)
+    resumed, begun = (folder / 'checkpoints').is_dir(), clock(device)
+    fit(
+        den,
+        train,
+        folder,
+        row.method,
+        budget.recipe(row, seed),
+        model,
+        objective=row.objective,
+        log_every=max(1, budget.steps // 20),
+        save_every=max(1, budget.steps // 3),
+        resume=resumed,
+        workers=workers,
+        device=device,
+    )
+    same = dict(
+        method=name,
+        seed=seed,
+        training=math.nan if resumed else clock(device) - begun,
+        parameters=sum(q.numel() for q in den.parameters()),
+    )
+    save_model(
+        folder / 'model',
+        den,
+        model,
+        dict(text=dict(by=row.text, encoder='record', fields=list(row.fields))) if dim else {},
+        dict(recipe=asdict(budget.recipe(row, seed)), name=name),
+    )
+    frame = measure_row(
+        den, row, tests(test) if tests else {'': test}, nfes, seed, masks, keep, folder
+    ).assign(**same)
+    with atomic(folder / 'rows.csv') as tmp:
+        frame.to_csv(tmp, index=False)
     return frame
 
+
 def measure_row(den, row, tests, nfes, seed, masks, keep, folder):
-    "Measure a trained row on every test set at every number of calls; keeps pictures of the first test set at the row's own default."
+    """Measure a trained row on every test set at every number of calls; keeps pictures of the first
+    test set at the row's own default.
+    """
     import pandas as pd
+
     m, dev, frames = get_method(row.method), next(den.parameters()).device, []
     ask = {**{str(n): steps_for(row.method, n, **row.sampler) for n in nfes}, 'own': m.steps}
     for label, data in tests.items():
         for asked, steps in ask.items():
-            if steps is None: continue
-            how = lambda some: predict(den, some, steps, m.tau, row.method, seed=seed, device=dev, progress=False, **row.sampler)
-            begun = clock(dev); pred = how(data); spent = (clock(dev) - begun)/len(data)
+            if steps is None:
+                continue
+            how = lambda some: predict(
+                den,
+                some,
+                steps,
+                m.tau,
+                row.method,
+                seed=seed,
+                device=dev,
+                progress=False,
+                **row.sampler,
+            )
+            begun = clock(dev)
+            pred = how(data)
+            spent = (clock(dev) - begun) / len(data)
             first = asked == 'own' and label == next(iter(tests))
-            memory = peak_memory(lambda: how([data[i] for i in range(min(16, len(data)))]), dev) if first else math.nan
-            frames.append(measure_images(pred, data, masks).assign(test=label, asked=asked, nfe=calls(row.method, steps, **row.sampler), steps=steps, seconds=spent, memory=memory))
-            if first and len(keep): np.save(folder/'pictures.npy', pred[list(keep)].astype(np.float32))
+            memory = (
+                peak_memory(lambda: how([data[i] for i in range(min(16, len(data)))]), dev)
+                if first
+                else math.nan
+            )
+            frames.append(
+                measure_images(pred, data, masks).assign(
+                    test=label,
+                    asked=asked,
+                    nfe=calls(row.method, steps, **row.sampler),
+                    steps=steps,
+                    seconds=spent,
+                    memory=memory,
+                )
+            )
+            if first and len(keep):
+                np.save(folder / 'pictures.npy', pred[list(keep)].astype(np.float32))
     return pd.concat(frames, ignore_index=True)
+
 
 def identity_rows(test, tests=None, masks=False):
     "The source itself as the translation, in the columns of `run_row`."
     import pandas as pd
-    return pd.concat([measure_images(np.stack([v[i]['y'].numpy() for i in range(len(v))]), v, masks).assign(method='identity', seed=0, test=k, asked='own', nfe=0, steps=0, seconds=0., memory=math.nan, training=0., parameters=0)
-                      for k, v in (tests(test) if tests else {'': test}).items()], ignore_index=True)
+
+    return pd.concat(
+        [
+            measure_images(np.stack([v[i]['y'].numpy() for i in range(len(v))]), v, masks).assign(
+                method='identity',
+                seed=0,
+                test=k,
+                asked='own',
+                nfe=0,
+                steps=0,
+                seconds=0.0,
+                memory=math.nan,
+                training=0.0,
+                parameters=0,
+            )
+            for k, v in (tests(test) if tests else {'': test}).items()
+        ],
+        ignore_index=True,
+    )
 
 # %% ../nbs/47_compare.ipynb #f1b7c218
 def run_rows(
-    names,       # of rows
-    parts:Parts, budget:Budget, out,
+    names,  # of rows
+    parts: Parts,
+    budget: Budget,
+    out,
     seeds=(0,),
-    tests=None, masks=False, **kw, # as in `run_row`
-):               # one DataFrame, the identity first
+    tests=None,
+    masks=False,
+    **kw,  # as in `run_row`
+):  # one DataFrame, the identity first
     "Train and measure a list of rows; finished ones are read."
     import pandas as pd
-    for n in names: read_row(n)                                            # a misspelt last row is refused before the first is trained
+
+    for n in names:
+        read_row(n)  # a misspelt last row is refused before the first is trained
     done = [identity_rows(parts.test, tests, masks).assign(seed=s) for s in seeds]
     for s in seeds:
         for n in names:
@@ -248,70 +472,179 @@ def run_rows(
             done.append(run_row(n, parts, budget, out, s, tests=tests, masks=masks, **kw))
     return pd.concat(done, ignore_index=True)
 
-def own_and_exchanged(parts:Parts, seed=0):
+
+def own_and_exchanged(parts: Parts, seed=0):
     "For `tests`: the test set with its own metadata and with that of other test subjects."
     mine = [r for r in parts.records if r.subject in parts.split['test']]
-    return lambda test: dict(own=test, **({'exchanged': Told(test.data, exchanged(test.table, mine, seed))} if isinstance(test, Told) else {}))
+    return lambda test: dict(
+        own=test,
+        **(
+            {'exchanged': Told(test.data, exchanged(test.table, mine, seed))}
+            if isinstance(test, Told)
+            else {}
+        ),
+    )
 
 # %% ../nbs/47_compare.ipynb #fcd841a6
 def translate_row(
-    name:str, parts:Parts, out, seed:int=0, # as in `run_row`, which has trained it
-    items=None,   # numbers of test images; default: all
-    view=None,    # function(test set) -> test set
-    noise:int=None, # seed of the sampling; default: the one it was measured with
+    name: str,
+    parts: Parts,
+    out,
+    seed: int = 0,  # as in `run_row`, which has trained it
+    items=None,  # numbers of test images; default: all
+    view=None,  # function(test set) -> test set
+    noise: int = None,  # seed of the sampling; default: the one it was measured with
     device='cpu',
 ) -> np.ndarray:  # (N, C, H, W)
     "Translations of test images by a row that was trained before."
     row, test = read_row(name), with_prompts(read_row(name), parts)[1]
-    m, den = get_method(row.method), load_model(Path(out)/name.replace(':', '=')/f'seed{seed}'/'model', device)[0]
-    return predict(den, view(test) if view else test, m.steps, m.tau, row.method, seed=seed if noise is None else noise, device=device, progress=False, items=items, **row.sampler)
+    m, den = (
+        get_method(row.method),
+        load_model(Path(out) / name.replace(':', '=') / f'seed{seed}' / 'model', device)[0],
+    )
+    return predict(
+        den,
+        view(test) if view else test,
+        m.steps,
+        m.tau,
+        row.method,
+        seed=seed if noise is None else noise,
+        device=device,
+        progress=False,
+        items=items,
+        **row.sampler,
+    )
 
 # %% ../nbs/47_compare.ipynb #6346101a
-SMOKE = dict(size=32, slices=4, ch=8, mults='1,2', steps=2, batch=4, made_subjects=4, made_voxel=6., made_pixels=64)   # the smallest form of an experiment
-ABOUT = ('dataset', 'root', 'source', 'target', 'size', 'slices', 'fit', 'train_subjects', 'test_subjects', 'made_subjects', 'made_voxel', 'made_pixels', 'made_varied')
+# the smallest form of an experiment
+SMOKE = dict(
+    size=32,
+    slices=4,
+    ch=8,
+    mults='1,2',
+    steps=2,
+    batch=4,
+    made_subjects=4,
+    made_voxel=6.0,
+    made_pixels=64,
+)
+ABOUT = (
+    'dataset',
+    'root',
+    'source',
+    'target',
+    'size',
+    'slices',
+    'fit',
+    'train_subjects',
+    'test_subjects',
+    'made_subjects',
+    'made_voxel',
+    'made_pixels',
+    'made_varied',
+)
+
 
 def experiment(
-    p,           # parameters of a notebook as a namespace; with `smoke` they are shrunk in place
-    folder:str,  # under runs/, unless p.name says otherwise
-    **more,      # further things that have to agree
-):               # namespace: parts, budget, out, seeds, about, device, machine, line (one sentence for tables)
-    "What a notebook's parameters mean. Raises InputError for numbers that are none, and as `load_parts` does."
+    p,  # parameters of a notebook as a namespace; with `smoke` they are shrunk in place
+    folder: str,  # under runs/, unless p.name says otherwise
+    **more,  # further things that have to agree
+):  # namespace: parts, budget, out, seeds, about, device, machine, line (one sentence for tables)
+    """What a notebook's parameters mean.
+
+    Raises InputError for numbers that are none, and as `load_parts` does.
+    """
     if p.smoke:
-        for k, v in SMOKE.items(): setattr(p, k, v)
+        for k, v in SMOKE.items():
+            setattr(p, k, v)
     seeds, mults = numbers(p.seeds, 'seeds', low=0), numbers(p.mults, 'mults', low=1)
-    if not seeds or not mults: raise InputError(f'seeds and mults must hold a number each, got {p.seeds!r}, {p.mults!r}')
+    if not seeds or not mults:
+        raise InputError(f'seeds and mults must hold a number each, got {p.seeds!r}, {p.mults!r}')
     get = lambda k, other='': getattr(p, k, other)
-    budget = Budget(p.steps, p.batch, p.lr, p.ema, p.ch, tuple(mults), p.layers, p.precision, p.channels_last)
-    parts = load_parts(p.dataset, p.root, p.source, p.target, p.size, get('slices', 0), get('fit', 'shrink'), get('group'), get('source_window'), get('target_window'), p.train_subjects, p.test_subjects,
-                       p.workers, 4 if p.smoke else 0, n=p.made_subjects, voxel=p.made_voxel, pixels=p.made_pixels, vary=bool(get('made_varied', False)) and p.dataset in ('phantom', 'bids'))
-    out = project_root()/'runs'/(p.name or folder)
+    budget = Budget(
+        p.steps, p.batch, p.lr, p.ema, p.ch, tuple(mults), p.layers, p.precision, p.channels_last
+    )
+    parts = load_parts(
+        p.dataset,
+        p.root,
+        p.source,
+        p.target,
+        p.size,
+        get('slices', 0),
+        get('fit', 'shrink'),
+        get('group'),
+        get('source_window'),
+        get('target_window'),
+        p.train_subjects,
+        p.test_subjects,
+        p.workers,
+        4 if p.smoke else 0,
+        n=p.made_subjects,
+        voxel=p.made_voxel,
+        pixels=p.made_pixels,
+        vary=bool(get('made_varied', False)) and p.dataset in ('phantom', 'bids'),
+    )
+    out = project_root() / 'runs' / (p.name or folder)
     if p.smoke:
-        out = out/'smoke'; shutil.rmtree(out, ignore_errors=True)
-    env = environment(); machine = env['gpu'] or f"{env['threads']} CPU thread{'s'*(env['threads'] != 1)}, {env['machine']}"
-    sides = [given or getattr(datasets.get(p.dataset), side, '') for given, side in ((p.source, 'source'), (p.target, 'target'))]
-    line = (f"{p.dataset} {sides[0]} to {sides[1]}: {len(parts.split['train'])} subjects train, {len(parts.split['test'])} test, {len(parts.test)} images of {p.size} x {p.size}; protocol fixed, range -1 to 1, no mask; "
-            f"{p.steps} steps of {p.batch}, lr {p.lr:g}, ema {p.ema}, UNet ch {p.ch} x {p.mults}, seeds {p.seeds}; {machine}")
-    return SimpleNamespace(parts=parts, budget=budget, out=out, seeds=seeds, about={**{k: getattr(p, k) for k in ABOUT if hasattr(p, k)}, **more}, device=p.device or ('cuda' if torch.cuda.is_available() else 'cpu'), machine=machine, line=line)
+        out = out / 'smoke'
+        shutil.rmtree(out, ignore_errors=True)
+    env = environment()
+    machine = (
+        env['gpu'] or f'{env["threads"]} CPU thread{"s" * (env["threads"] != 1)}, {env["machine"]}'
+    )
+    sides = [
+        given or getattr(datasets.get(p.dataset), side, '')
+        for given, side in ((p.source, 'source'), (p.target, 'target'))
+    ]
+    line = (
+        f'{p.dataset} {sides[0]} to {sides[1]}: {len(parts.split["train"])} subjects train,'
+        f' {len(parts.split["test"])} test, {len(parts.test)} images of {p.size} x {p.size};'
+        f' protocol fixed, range -1 to 1, no mask; {p.steps} steps of {p.batch}, lr {p.lr:g}, ema'
+        f' {p.ema}, UNet ch {p.ch} x {p.mults}, seeds {p.seeds}; {machine}'
+    )
+    return SimpleNamespace(
+        parts=parts,
+        budget=budget,
+        out=out,
+        seeds=seeds,
+        about={**{k: getattr(p, k) for k in ABOUT if hasattr(p, k)}, **more},
+        device=p.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
+        machine=machine,
+        line=line,
+    )
 
 # %% ../nbs/47_compare.ipynb #58ae360a
 def scores(
-    rows,     # from `run_row`
-    asked='own', test=None, # which of them; test None: the first label
-    measures=None, # default: psnr, ssim, sharpness and what there is of masks
-) -> dict:    # method -> summary, in the order of appearance
+    rows,  # from `run_row`
+    asked='own',
+    test=None,  # which of them; test None: the first label
+    measures=None,  # default: psnr, ssim, sharpness and what there is of masks
+) -> dict:  # method -> summary, in the order of appearance
     "Summaries of every row over subjects."
     t = rows[rows.asked == asked]
     names = list(measures or [k for k in (*MEASURES, *MASK_MEASURES) if k in t])
     out = {}
     for m in dict.fromkeys(t.method):
-        u = t[t.method == m]; label = u.test.iloc[0] if test is None else test
+        u = t[t.method == m]
+        label = u.test.iloc[0] if test is None else test
         u = u[u.test == label]
-        if len(u): out[m] = summary(u.groupby(['subject', 'image'], as_index=False)[names].mean())
+        if len(u):
+            out[m] = summary(u.groupby(['subject', 'image'], as_index=False)[names].mean())
     return out
+
 
 def score_table(rows, asked='own', test=None, measures=None):
     "The summaries as text, mean ± std over subjects, with the network calls."
     import pandas as pd
+
     found = scores(rows, asked, test, measures or [k for k in SHOWN if k in rows])
     calls_of = {m: int(rows[(rows.method == m) & (rows.asked == asked)].nfe.iloc[0]) for m in found}
-    return pd.DataFrame({m: {**{k: format_summary(s, k).split(' (')[0] for k in s if k in (measures or SHOWN)}, 'network calls': calls_of[m]} for m, s in found.items()}).T
+    return pd.DataFrame(
+        {
+            m: {
+                **{k: format_summary(s, k).split(' (')[0] for k in s if k in (measures or SHOWN)},
+                'network calls': calls_of[m],
+            }
+            for m, s in found.items()
+        }
+    ).T

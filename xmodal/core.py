@@ -18,56 +18,68 @@ import torch
 
 # %% ../nbs/00_core.ipynb #cede8736
 class InputError(ValueError):
-    "Something given to xmodal is wrong: a file, a folder, a parameter. The text names it and says what would be right."
+    """Something given to xmodal is wrong: a file, a folder, a parameter.
+
+    The text names it and says what would be right.
+    """
 
 # %% ../nbs/00_core.ipynb #7c4890be
 LIMITS = dict(
-    voxels=2**27,      # of a volume
-    values=2**27,      # of a picture: rows x columns x channels
-    rows=10**6,        # of a table
-    columns=4096,      # of a table
-    cells=3*10**6,     # of a table, rows x columns
-    table_bytes=2**28, # of a table's file, inflated
+    voxels=2**27,  # of a volume
+    values=2**27,  # of a picture: rows x columns x channels
+    rows=10**6,  # of a table
+    columns=4096,  # of a table
+    cells=3 * 10**6,  # of a table, rows x columns
+    table_bytes=2**28,  # of a table's file, inflated
     json_bytes=2**26,  # of a JSON file
-    extra_bytes=2**26, # of a NIfTI file between header and voxels
-    unpacked=2**40,    # bytes of an archive, inflated
-    members=10**6,     # of an archive
+    extra_bytes=2**26,  # of a NIfTI file between header and voxels
+    unpacked=2**40,  # bytes of an archive, inflated
+    members=10**6,  # of an archive
 )
 
+
 def limit(
-    name:str, # row of LIMITS
+    name: str,  # row of LIMITS
 ) -> int:
     "A limit: its default, or what the variable XMODAL_MAX_NAME says; raises InputError."
     said = os.environ.get(f'XMODAL_MAX_{name.upper()}', '').strip()
-    if not said: return LIMITS[name]
+    if not said:
+        return LIMITS[name]
     if not said.isdecimal():
-        raise InputError(
-            f'XMODAL_MAX_{name.upper()}: must be a whole number, got {said!r}')
+        raise InputError(f'XMODAL_MAX_{name.upper()}: must be a whole number, got {said!r}')
     return int(said)
 
+
 def check_limit(
-    path,      # file that is named in the message
-    name:str,  # row of LIMITS
-    found,     # how many there are
+    path,  # file that is named in the message
+    name: str,  # row of LIMITS
+    found,  # how many there are
 ):
     "Raise InputError if an input is larger than its limit."
     most = limit(name)
-    if found <= most: return
+    if found <= most:
+        return
     words = name.replace('_', ' ')
-    if name == 'unpacked': words = 'bytes'
-    raise InputError(f'{path}: asks for {found:,} {words}, more than the limit of {most:,}; '
-                     'if it is really that large, '
-                     f'set the environment variable XMODAL_MAX_{name.upper()} to a higher number')
+    if name == 'unpacked':
+        words = 'bytes'
+    raise InputError(
+        f'{path}: asks for {found:,} {words}, more than the limit of {most:,}; '
+        'if it is really that large, '
+        f'set the environment variable XMODAL_MAX_{name.upper()} to a higher number'
+    )
 
 # %% ../nbs/00_core.ipynb #4fd4a916
 def project_root(
-    start=None, # folder to start from; default: the current one
-) -> Path:      # the folder that holds xmodal's settings.ini, else `start` itself
+    start=None,  # folder to start from; default: the current one
+) -> Path:  # the folder that holds xmodal's settings.ini, else `start` itself
     "The root of the project, found by walking up from `start`."
     start = Path(start or Path.cwd()).resolve()
     for folder in [start, *start.parents]:
-        ini = folder/'settings.ini'
-        if ini.is_file() and 'lib_name = xmodal' in ini.read_text(encoding='utf-8', errors='ignore'): return folder
+        ini = folder / 'settings.ini'
+        if ini.is_file() and 'lib_name = xmodal' in ini.read_text(
+            encoding='utf-8', errors='ignore'
+        ):
+            return folder
     return start
 
 # %% ../nbs/00_core.ipynb #a701e4f5
@@ -97,56 +109,75 @@ def is_litter(path) -> bool:
 
 # %% ../nbs/00_core.ipynb #21d932b2
 def item_seed(
-    seed:int,  # seed of the run
-    *names,    # what identifies the item: a path, a slice number, a step
-) -> int:      # 63-bit seed
+    seed: int,  # seed of the run
+    *names,  # what identifies the item: a path, a slice number, a step
+) -> int:  # 63-bit seed
     "A seed for one item, independent of every other item's."
     text = '\x1f'.join(str(n) for n in (seed, *names))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little') >> 1
 
 # %% ../nbs/00_core.ipynb #c29c6a96
 class Noise:
-    "Standard normal draws with one private generator per item of the batch; each call gives the next draw of every item."
-    def __init__(self,
-        seeds,        # one int per item of the batch
-        device='cpu', # where the draws are made
+    """Standard normal draws with one private generator per item of the batch; each call gives the
+    next draw of every item.
+    """
+
+    def __init__(
+        self,
+        seeds,  # one int per item of the batch
+        device='cpu',  # where the draws are made
     ):
         self.gens = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
 
-    def __call__(self,
-        like, # (B, ...) tensor; B must be the number of seeds
-    ):        # draws of the shape, dtype and device of `like`
-        if len(like) != len(self.gens): raise ValueError(f'Noise was made for {len(self.gens)} items, got a batch of {len(like)}')
-        return torch.stack([torch.randn(like.shape[1:], generator=g, device=like.device) for g in self.gens]).to(like.dtype)
+    def __call__(
+        self,
+        like,  # (B, ...) tensor; B must be the number of seeds
+    ):  # draws of the shape, dtype and device of `like`
+        if len(like) != len(self.gens):
+            raise ValueError(
+                f'Noise was made for {len(self.gens)} items, got a batch of {len(like)}'
+            )
+        return torch.stack(
+            [torch.randn(like.shape[1:], generator=g, device=like.device) for g in self.gens]
+        ).to(like.dtype)
 
 # %% ../nbs/00_core.ipynb #26ed627c
 def expand(
-    v,    # number, (B,) tensor, or a field that already has the axes of `like`
-    like, # (B, C, *spatial) tensor
-):        # `v` as a tensor that broadcasts against `like`, on its device, its dtype kept
+    v,  # number, (B,) tensor, or a field that already has the axes of `like`
+    like,  # (B, C, *spatial) tensor
+):  # `v` as a tensor that broadcasts against `like`, on its device, its dtype kept
     "Append axes to `v` until it broadcasts against `like`."
     v = torch.as_tensor(v, device=like.device)
-    if v.ndim in (0, like.ndim): return v
-    if v.ndim == 1: return v.reshape(-1, *[1]*(like.ndim - 1))
-    raise ValueError(f'cannot broadcast shape {tuple(v.shape)} against {tuple(like.shape)}: give a number, shape (B,), or a field')
+    if v.ndim in (0, like.ndim):
+        return v
+    if v.ndim == 1:
+        return v.reshape(-1, *[1] * (like.ndim - 1))
+    raise ValueError(
+        f'cannot broadcast shape {tuple(v.shape)} against {tuple(like.shape)}: give a number, shape'
+        ' (B,), or a field'
+    )
 
 # %% ../nbs/00_core.ipynb #0f7892db
 def table_dtype(device) -> torch.dtype:
     "float64, or float32 on devices that have no float64."
     return torch.float32 if torch.device(device).type == 'mps' else torch.float64
 
+
 def check_same_shape(**named):
     "Raise unless all named tensors have one shape and are floating point."
     shapes = {k: tuple(v.shape) for k, v in named.items()}
-    if len(set(shapes.values())) > 1: raise ValueError(f'shapes must be equal, got {shapes}')
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f'shapes must be equal, got {shapes}')
     for k, v in named.items():
-        if not torch.is_floating_point(v): raise ValueError(f'{k} must be floating point in [-1, 1], got dtype {v.dtype}')
+        if not torch.is_floating_point(v):
+            raise ValueError(f'{k} must be floating point in [-1, 1], got dtype {v.dtype}')
 
 # %% ../nbs/00_core.ipynb #fd2d8a03
 HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 LEFT = re.compile(r'\.xmodal-([0-9a-f]{8})-(\w+)-(\d+)-(\d+)-[0-9a-f]{8}\.(part|old)\.(.+)', re.S)
-EARLIER = re.compile(r'\.()()(\d+)()\.(part|old)\.(.+)', re.S)   # names that earlier versions gave
-DAY = 24*3600.
+EARLIER = re.compile(r'\.()()(\d+)()\.(part|old)\.(.+)', re.S)  # names that earlier versions gave
+DAY = 24 * 3600.0
+
 
 def process_space() -> str:
     "Which table of processes this one is counted in: containers of one machine have several."
@@ -155,9 +186,10 @@ def process_space() -> str:
     except OSError:
         return '0'
 
+
 def started(
-    pid:int,    # of a process of this machine
-) -> str:       # ticks since the machine started; '0': not known; '': there is no such process
+    pid: int,  # of a process of this machine
+) -> str:  # ticks since the machine started; '0': not known; '': there is no such process
     "When a process started."
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
@@ -171,10 +203,11 @@ def started(
         pass
     return '0'
 
+
 def temporary(
-    path:Path,  # what shall exist afterwards
-    kind:str,   # part: being written; old: what is being replaced
-) -> Path:      # in the same folder, with the same ending
+    path: Path,  # what shall exist afterwards
+    kind: str,  # part: being written; old: what is being replaced
+) -> Path:  # in the same folder, with the same ending
     "A temporary name that says whose it is."
     pid = os.getpid()
     whose = f'{HOST}-{process_space()}-{pid}-{started(pid) or 0}-{secrets.token_hex(4)}'
@@ -187,14 +220,15 @@ def temporary(
 def untouched(path) -> float:
     "Seconds since anything in a file or folder was changed."
     path = Path(path)
-    last = 0.
+    last = 0.0
     for p in (path, *path.rglob('*')):
         with contextlib.suppress(OSError):
             stat = p.lstat()
             last = max(last, stat.st_mtime, stat.st_ctime)
     return time.time() - last
 
-def is_left(path, host:str, space:str, pid:str, start:str) -> bool:
+
+def is_left(path, host: str, space: str, pid: str, start: str) -> bool:
     "Does a temporary file or folder belong to a process that is gone for certain?"
     if host and host != HOST:
         return False
@@ -202,6 +236,7 @@ def is_left(path, host:str, space:str, pid:str, start:str) -> bool:
         now = started(int(pid))
         return now not in (start, '0') if start != '0' else now == ''
     return untouched(path) > DAY
+
 
 def remove(path):
     "Delete a file or folder, as far as it can be."
@@ -212,8 +247,9 @@ def remove(path):
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
+
 def clear_left(
-    folder, # where something is going to be written or read
+    folder,  # where something is going to be written or read
 ):
     "Remove what processes that are gone have left; an old folder without a new one is put back."
     try:
@@ -222,26 +258,30 @@ def clear_left(
         return
     for n in names:
         found = LEFT.fullmatch(n) or EARLIER.fullmatch(n)
-        if not found or not is_left(Path(folder)/n, *found.groups()[:4]):
+        if not found or not is_left(Path(folder) / n, *found.groups()[:4]):
             continue
-        path, (kind, name) = Path(folder)/n, found.groups()[4:]
-        if kind == 'old' and not (Path(folder)/name).exists():
+        path, (kind, name) = Path(folder) / n, found.groups()[4:]
+        if kind == 'old' and not (Path(folder) / name).exists():
             with contextlib.suppress(OSError):
-                os.replace(path, Path(folder)/name)
+                os.replace(path, Path(folder) / name)
             continue
         remove(path)
 
 # %% ../nbs/00_core.ipynb #f09a645b
 looked_at = set()
 
+
 def clear_once(
-    folder, # where something is going to be written
+    folder,  # where something is going to be written
 ):
-    "`clear_left`, once for each folder and process: to look again at every file of a large cohort takes long."
+    """`clear_left`, once for each folder and process: to look again at every file of a large cohort
+    takes long.
+    """
     folder = os.path.abspath(folder)
     if folder not in looked_at:
         clear_left(folder)
     looked_at.add(folder)
+
 
 def to_disk(path):
     "Hand a file, or a folder with all that is in it, to the disk."
@@ -253,7 +293,7 @@ def to_disk(path):
         try:
             handle = os.open(p, os.O_RDONLY)
         except OSError:
-            continue                                  # systems that cannot open folders
+            continue  # systems that cannot open folders
         try:
             os.fsync(handle)
         except OSError as e:
@@ -265,8 +305,8 @@ def to_disk(path):
 # %% ../nbs/00_core.ipynb #126ba07a
 @contextlib.contextmanager
 def atomic(
-    path, # the file or folder that shall exist afterwards, whole
-):        # yields a temporary path beside it to write to
+    path,  # the file or folder that shall exist afterwards, whole
+):  # yields a temporary path beside it to write to
     "Write to a temporary path; rename it to `path` if the block succeeds, delete it if not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +315,7 @@ def atomic(
     try:
         yield tmp
         to_disk(tmp)
-        if tmp.is_dir() and path.is_dir():            # the old one stays whole until the end
+        if tmp.is_dir() and path.is_dir():  # the old one stays whole until the end
             old = temporary(path, 'old')
             os.replace(path, old)
         os.replace(tmp, path)
@@ -289,6 +329,7 @@ def atomic(
     with contextlib.suppress(OSError):
         to_disk_folder(path.parent)
 
+
 def to_disk_folder(folder):
     "Hand the names in a folder to the disk."
     handle = os.open(folder, os.O_RDONLY)
@@ -299,117 +340,197 @@ def to_disk_folder(folder):
 
 # %% ../nbs/00_core.ipynb #117ad95e
 def already(
-    root,         # folder
-    request:dict, # what is wanted, as it will be noted
-    note:str,     # name of the note in the folder
-    what:str,     # what such folders hold, in the plural, for the messages
-) -> bool:        # True if the folder holds exactly this
-    "Has this request been written to `root` before? Raises `InputError` if `root` holds anything else."
-    root = Path(root); path = root/note
-    if root.exists() and not root.is_dir(): raise InputError(f'{root}: is a file; give a folder to write to')
-    if not root.is_dir() or not any(root.iterdir()): return False
-    if not path.is_file(): raise InputError(f'{root}: is not empty and holds no {what}; give a new folder')
-    try: old = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError: old = None
-    if old != request: raise InputError(f'{root}: holds other {what} ({old}); delete it or give a new folder')
+    root,  # folder
+    request: dict,  # what is wanted, as it will be noted
+    note: str,  # name of the note in the folder
+    what: str,  # what such folders hold, in the plural, for the messages
+) -> bool:  # True if the folder holds exactly this
+    """Has this request been written to `root` before? Raises `InputError` if `root` holds anything
+    else.
+    """
+    root = Path(root)
+    path = root / note
+    if root.exists() and not root.is_dir():
+        raise InputError(f'{root}: is a file; give a folder to write to')
+    if not root.is_dir() or not any(root.iterdir()):
+        return False
+    if not path.is_file():
+        raise InputError(f'{root}: is not empty and holds no {what}; give a new folder')
+    try:
+        old = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        old = None
+    if old != request:
+        raise InputError(f'{root}: holds other {what} ({old}); delete it or give a new folder')
     return True
 
 # %% ../nbs/00_core.ipynb #595f9907
 _declared = []
 
-def mend_torchvision() -> bool: # True if something was mended
-    "Let `import torchvision` succeed beside a torch it was not built for (missing operator schemas)."
-    try: import torchvision
+
+def mend_torchvision() -> bool:  # True if something was mended
+    """Let `import torchvision` succeed beside a torch it was not built for (missing operator
+    schemas).
+    """
+    try:
+        import torchvision
     except RuntimeError as e:
-        if 'torchvision::nms does not exist' not in str(e): raise
+        if 'torchvision::nms does not exist' not in str(e):
+            raise
         lib = torch.library.Library('torchvision', 'DEF')
         lib.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
         lib.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        _declared.append(lib)      # the declaration lives as long as this object
+        _declared.append(lib)  # the declaration lives as long as this object
         import torchvision
+
         return True
-    except ImportError: pass
+    except ImportError:
+        pass
     return False
 
 # %% ../nbs/00_core.ipynb #c906f262
 def near(
-    got, want,      # numbers, lists, arrays or tensors that broadcast against each other
-    eps:float=1e-9, # largest absolute difference allowed; NaN anywhere fails
+    got,
+    want,  # numbers, lists, arrays or tensors that broadcast against each other
+    eps: float = 1e-9,  # largest absolute difference allowed; NaN anywhere fails
 ):
     "Assert that `got` and `want` are equal within `eps`."
-    got, want = (np.asarray(v.detach().cpu() if torch.is_tensor(v) else v, dtype=float) for v in (got, want))
-    off = np.abs(got - want).max(initial=0.)
-    assert off <= eps, f'off by {off:.3g}, allowed {eps:.3g}\ngot  {got.ravel()[:8]}\nwant {want.ravel()[:8]}'
+    got, want = (
+        np.asarray(v.detach().cpu() if torch.is_tensor(v) else v, dtype=float) for v in (got, want)
+    )
+    off = np.abs(got - want).max(initial=0.0)
+    assert off <= eps, (
+        f'off by {off:.3g}, allowed {eps:.3g}\ngot  {got.ravel()[:8]}\nwant {want.ravel()[:8]}'
+    )
 
 # %% ../nbs/00_core.ipynb #1886526c
 def show_grid(
-    rows,            # list of rows, each a list of images: (H, W), (1, H, W) or (3, H, W); tensors or arrays
-    titles=None,     # one title per column
-    labels=None,     # one label per row
-    windows=None,    # (low, high) per column; default (-1, 1) for all
-    cmaps=None,      # colour map per column; default grey
-    bars=(),         # columns that get a colour bar
-    size:float=1.9,  # inches per panel
-):                   # the figure
-    "Draw rows of images, one intensity window per column; a line below says which, if it is one for all."
+    rows,  # list of rows, each a list of images: (H, W), (1, H, W) or (3, H, W); tensors or arrays
+    titles=None,  # one title per column
+    labels=None,  # one label per row
+    windows=None,  # (low, high) per column; default (-1, 1) for all
+    cmaps=None,  # colour map per column; default grey
+    bars=(),  # columns that get a colour bar
+    size: float = 1.9,  # inches per panel
+):  # the figure
+    """Draw rows of images, one intensity window per column; a line below says which, if it is one
+    for all.
+    """
     import matplotlib.pyplot as plt
+
     n, m = len(rows), len(rows[0])
-    windows, cmaps = windows or [(-1, 1)]*m, cmaps or ['gray']*m
-    fig, axes = plt.subplots(n, m, figsize=(size*m + 0.3*len(bars), size*n + 0.45), squeeze=False, layout='constrained')
+    windows, cmaps = windows or [(-1, 1)] * m, cmaps or ['gray'] * m
+    fig, axes = plt.subplots(
+        n,
+        m,
+        figsize=(size * m + 0.3 * len(bars), size * n + 0.45),
+        squeeze=False,
+        layout='constrained',
+    )
     for i, row in enumerate(rows):
         for j, img in enumerate(row):
-            a, (lo, hi) = np.asarray(img.detach().float().cpu() if torch.is_tensor(img) else img, dtype=float), windows[j]
-            if a.ndim == 3: a = a[0] if len(a) == 1 else np.clip((np.moveaxis(a, 0, -1) - lo)/(hi - lo), 0, 1)
+            a, (lo, hi) = (
+                np.asarray(
+                    img.detach().float().cpu() if torch.is_tensor(img) else img, dtype=float
+                ),
+                windows[j],
+            )
+            if a.ndim == 3:
+                a = a[0] if len(a) == 1 else np.clip((np.moveaxis(a, 0, -1) - lo) / (hi - lo), 0, 1)
             im = axes[i, j].imshow(a, cmap=cmaps[j], vmin=lo, vmax=hi, interpolation='nearest')
             axes[i, j].set(xticks=[], yticks=[])
-            if i == 0 and titles: axes[i, j].set_title(titles[j], fontsize=9)
-            if j == 0 and labels: axes[i, j].set_ylabel(labels[i], fontsize=8)
-    if len(set(map(tuple, windows))) == 1 and set(cmaps) == {'gray'}: fig.supxlabel(f'{a.shape[1]} x {a.shape[0]} pixels; all panels from {lo:g} (black) to {hi:g} (white)', fontsize=7)
-    for j in bars: fig.colorbar(axes[-1, j].images[0], ax=axes[:, j], fraction=0.05, pad=0.02)
+            if i == 0 and titles:
+                axes[i, j].set_title(titles[j], fontsize=9)
+            if j == 0 and labels:
+                axes[i, j].set_ylabel(labels[i], fontsize=8)
+    if len(set(map(tuple, windows))) == 1 and set(cmaps) == {'gray'}:
+        fig.supxlabel(
+            f'{a.shape[1]} x {a.shape[0]} pixels; all panels from {lo:g} (black) to {hi:g} (white)',
+            fontsize=7,
+        )
+    for j in bars:
+        fig.colorbar(axes[-1, j].images[0], ax=axes[:, j], fraction=0.05, pad=0.02)
     return fig
 
 # %% ../nbs/00_core.ipynb #8b07a889
 def snapshot(
-    names:dict, # globals() at the end of the parameters cell
-) -> dict:      # name -> default
+    names: dict,  # globals() at the end of the parameters cell
+) -> dict:  # name -> default
     "The notebook's parameters: plain values with public names."
-    return {k: v for k, v in names.items() if not k.startswith('_') and isinstance(v, (bool, int, float, str))}
+    return {
+        k: v
+        for k, v in names.items()
+        if not k.startswith('_') and isinstance(v, (bool, int, float, str))
+    }
+
 
 def settle(
-    defaults:dict, # from `snapshot`
-    names:dict,    # globals() after papermill's injection
-) -> dict:         # name -> value, each of the type of its default
-    "Check and convert a notebook's parameters; raises InputError for unknown names and wrong types."
+    defaults: dict,  # from `snapshot`
+    names: dict,  # globals() after papermill's injection
+) -> dict:  # name -> value, each of the type of its default
+    """Check and convert a notebook's parameters; raises InputError for unknown names and wrong
+    types.
+    """
     import difflib
-    plain = {k for k, v in names.items() if not k.startswith('_') and k not in ('In', 'Out') and (v is None or isinstance(v, (bool, int, float, str, list, tuple, dict)))}
+
+    plain = {
+        k
+        for k, v in names.items()
+        if not k.startswith('_')
+        and k not in ('In', 'Out')
+        and (v is None or isinstance(v, (bool, int, float, str, list, tuple, dict)))
+    }
     for k in sorted(plain - set(defaults) - {'defaults'}):
         near_ = difflib.get_close_matches(k, defaults, 1)
-        raise InputError(f"unknown parameter {k!r}" + (f", did you mean {near_[0]!r}?" if near_ else f"; known: {', '.join(sorted(defaults))}"))
+        raise InputError(
+            f'unknown parameter {k!r}'
+            + (
+                f', did you mean {near_[0]!r}?'
+                if near_
+                else f'; known: {", ".join(sorted(defaults))}'
+            )
+        )
     return {k: convert(k, names[k], v) for k, v in defaults.items()}
+
 
 def convert(name, value, default):
     "`value` in the type of `default`; raises InputError."
     kind = type(default)
     if kind is bool:
-        if isinstance(value, bool): return value
-        if str(value).lower() in ('true', 'false'): return str(value).lower() == 'true'
-    elif kind is str: return '' if value is None else str(value)
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ('true', 'false'):
+            return str(value).lower() == 'true'
+    elif kind is str:
+        return '' if value is None else str(value)
     elif not isinstance(value, bool):
         try:
             number = float(value)
-            if kind is float or number == int(number): return kind(number)
-        except (TypeError, ValueError, OverflowError): pass
-    raise InputError(f"parameter {name} must be {dict(bool='True or False', int='a whole number', float='a number')[kind.__name__]}, got {value!r}")
+            if kind is float or number == int(number):
+                return kind(number)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise InputError(
+        f'parameter {name} must be'
+        f' {dict(bool="True or False", int="a whole number", float="a number")[kind.__name__]}, got'
+        f' {value!r}'
+    )
 
 # %% ../nbs/00_core.ipynb #c590f133
 def numbers(
-    text,     # such as '1,2,5'; a single number will do
-    name:str, # of the parameter
-    kind=int, # int or float
-    low=None, # the smallest that makes sense
+    text,  # such as '1,2,5'; a single number will do
+    name: str,  # of the parameter
+    kind=int,  # int or float
+    low=None,  # the smallest that makes sense
 ) -> list:
     "Numbers separated by commas; raises InputError."
-    try: found = [kind(v) for v in str(text).split(',') if v.strip()]
-    except ValueError: raise InputError(f"{name} must be {'whole ' if kind is int else ''}numbers separated by commas, got {text!r}") from None
-    if low is not None and any(v < low for v in found): raise InputError(f'{name}: every number must be {low} or more, got {text!r}')
+    try:
+        found = [kind(v) for v in str(text).split(',') if v.strip()]
+    except ValueError:
+        raise InputError(
+            f'{name} must be {"whole " if kind is int else ""}numbers separated by commas, got'
+            f' {text!r}'
+        ) from None
+    if low is not None and any(v < low for v in found):
+        raise InputError(f'{name}: every number must be {low} or more, got {text!r}')
     return found

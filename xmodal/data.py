@@ -26,46 +26,51 @@ from torch.utils.data import Dataset
 from .core import InputError, atomic, check_limit, limit, project_root
 
 # %% ../nbs/11_data.ipynb #13056866
-def first_line(e) -> str: return (str(e).strip() or type(e).__name__).splitlines()[0][:160]
+def first_line(e) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0][:160]
+
 
 def raw_header(path):
     "The header of a NIfTI file, and what follows it up to the voxels; raises InputError."
     import gzip
     import nibabel as nib
+
     again = 'the file is cut short or damaged; copy or convert it again'
     try:
         with gzip.open(path) if str(path).lower().endswith('.gz') else open(path, 'rb') as f:
             head = f.read(540)
-            second = b'\x02\x1c' in (head[:2][::-1], head[2:4])      # 540, in either order of bytes
+            second = b'\x02\x1c' in (head[:2][::-1], head[2:4])  # 540, in either order of bytes
             kind = nib.Nifti2Header if second else nib.Nifti1Header
             size = kind.sizeof_hdr
             if len(head) < size:
-                raise InputError(
-                    f'{path}: cannot be read as a NIfTI volume, {again}')
+                raise InputError(f'{path}: cannot be read as a NIfTI volume, {again}')
             header = kind(head[:size], check=False)
             start = float(header['vox_offset'])
             if not size <= max(start, size) <= size + limit('extra_bytes') or start < 0:
                 raise InputError(
-                    f'{path}: its header says that the voxels begin at byte {start:g}, {again}')
+                    f'{path}: its header says that the voxels begin at byte {start:g}, {again}'
+                )
             return header, head[size:] + f.read(max(0, int(start) - 540))
     except (OSError, EOFError, zlib.error, nib.spatialimages.HeaderDataError) as e:
         raise InputError(f'{path}: cannot be read ({first_line(e)}), {again}') from None
+
 
 def check_extensions(path, header, extra):
     "Raise InputError if a header extension says that it is longer than the room before the voxels."
     order, at = '<' if header.endianness == '<' else '>', 4
     while extra[:1] not in (b'', b'\0') and at + 8 <= len(extra):
-        size = int(np.frombuffer(extra[at:at + 4], order + 'i4')[0])
+        size = int(np.frombuffer(extra[at : at + 4], order + 'i4')[0])
         if size < 8 or at + size > len(extra) + 16:
             raise InputError(
                 f'{path}: a header extension of {size} bytes does not fit; the file is damaged, '
-                f'copy or convert it again')
+                f'copy or convert it again'
+            )
         at += size
 
 # %% ../nbs/11_data.ipynb #46e78f47
 def check_nifti(
-    path, # of a .nii or .nii.gz file
-) -> int: # bytes that the file must hold, inflated
+    path,  # of a .nii or .nii.gz file
+) -> int:  # bytes that the file must hold, inflated
     "Does a header promise no more than the file holds and the limit allows? Raises InputError."
     header, extra = raw_header(path)
     check_extensions(path, header, extra)
@@ -73,39 +78,51 @@ def check_nifti(
         shape, item = header.get_data_shape(), header.get_data_dtype().itemsize
     except Exception as e:
         raise InputError(
-            f'{path}: its header makes no sense ({first_line(e)}); copy or convert it '
-            f'again') from None
+            f'{path}: its header makes no sense ({first_line(e)}); copy or convert it again'
+        ) from None
     if any(n < 0 for n in shape):
         raise InputError(
-            f'{path}: its header gives the shape {tuple(map(int, shape))}; copy or convert it '
-            f'again')
+            f'{path}: its header gives the shape {tuple(map(int, shape))}; copy or convert it again'
+        )
     voxels = math.prod(int(n) for n in shape)
-    if sum(n > 1 for n in shape) <= 3: check_limit(path, 'voxels', voxels)
-    want = max(int(header['vox_offset']), header.sizeof_hdr) + voxels*item
+    if sum(n > 1 for n in shape) <= 3:
+        check_limit(path, 'voxels', voxels)
+    want = max(int(header['vox_offset']), header.sizeof_hdr) + voxels * item
     size = Path(path).stat().st_size
     if not str(path).lower().endswith('.gz') and size < want:
         raise InputError(
             f'{path}: holds {size:,} bytes, its header promises {want:,}; the file is cut short '
-            f'or damaged, copy it again')
+            f'or damaged, copy it again'
+        )
     return want
 
 # %% ../nbs/11_data.ipynb #68b65158
 def open_volume(path):
     "nibabel image of a NIfTI file or of a folder with one DICOM series; raises InputError."
     import nibabel as nib
+
     path = Path(path)
-    if path.is_dir(): return open_dicom(path)
-    if not path.is_file(): raise InputError(f'{path}: no such file')
-    if path.name.lower().endswith(('.nii', '.nii.gz')): check_nifti(path)
-    try: return nib.load(path)
-    except Exception as e: raise InputError(f'{path}: cannot be read as a NIfTI volume ({first_line(e)}); copy or convert it again') from None
+    if path.is_dir():
+        return open_dicom(path)
+    if not path.is_file():
+        raise InputError(f'{path}: no such file')
+    if path.name.lower().endswith(('.nii', '.nii.gz')):
+        check_nifti(path)
+    try:
+        return nib.load(path)
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as a NIfTI volume ({first_line(e)}); copy or convert it again'
+        ) from None
+
 
 def check_gzip(
     path,
-    promised:int=None, # bytes that the header promises; much more than that is not read
-) -> int:              # bytes that it holds
+    promised: int = None,  # bytes that the header promises; much more than that is not read
+) -> int:  # bytes that it holds
     "Read a .gz to its end, so that its checksum is looked at; nibabel stops at the last voxel."
     import gzip
+
     found = 0
     try:
         with gzip.open(path) as f:
@@ -114,12 +131,17 @@ def check_gzip(
                 if promised is not None and found > promised + 2**24:
                     raise InputError(
                         f'{path}: inflates to more than the {promised:,} bytes that its header '
-                        f'promises; the file is damaged, copy or convert it again')
-    except (OSError, EOFError, zlib.error) as e: raise InputError(f'{path}: the compressed file is cut short or damaged ({first_line(e)}); copy it again') from None
+                        f'promises; the file is damaged, copy or convert it again'
+                    )
+    except (OSError, EOFError, zlib.error) as e:
+        raise InputError(
+            f'{path}: the compressed file is cut short or damaged ({first_line(e)}); copy it again'
+        ) from None
     if promised is not None and found < promised:
         raise InputError(
             f'{path}: inflates to {found:,} bytes, its header promises {promised:,}; the file '
-            f'is cut short or damaged, copy it again')
+            f'is cut short or damaged, copy it again'
+        )
     return found
 
 # %% ../nbs/11_data.ipynb #97db4bf8
@@ -129,65 +151,106 @@ def check_to_the_end(path):
     packed = str(path).lower().endswith('.gz')
     found = check_gzip(path, promised) if packed else Path(path).stat().st_size
     if found > promised:
-        warnings.warn(f'{path}: {found - promised:,} bytes more than its header promises; '
-                      'look whether the header or the file is wrong')
+        warnings.warn(
+            f'{path}: {found - promised:,} bytes more than its header promises; '
+            'look whether the header or the file is wrong'
+        )
 
 # %% ../nbs/11_data.ipynb #ffdd2a31
 def load_volume(
-    source, # path of a .nii or .nii.gz file, folder of a DICOM series, or a nibabel image
-    constant=False, # allow a volume of one value
-):          # nibabel Nifti1Image, float32, axes in canonical (RAS+) order
+    source,  # path of a .nii or .nii.gz file, folder of a DICOM series, or a nibabel image
+    constant=False,  # allow a volume of one value
+):  # nibabel Nifti1Image, float32, axes in canonical (RAS+) order
     "Read and check a 3-D volume; raises InputError."
     import nibabel as nib
+
     img = open_volume(source) if isinstance(source, (str, Path)) else source
     name = source if isinstance(source, (str, Path)) else 'the image'
     shape = img.shape
-    while len(shape) > 3 and shape[-1] == 1: shape = shape[:-1]
-    if len(shape) != 3: raise InputError(f'{name}: {len(img.shape)}-D image of shape {tuple(img.shape)}; a 3-D volume is needed: extract one volume of a series, or stack 2-D slices')
-    if 0 in shape: raise InputError(f'{name}: empty volume of shape {tuple(shape)}')
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise InputError(
+            f'{name}: {len(img.shape)}-D image of shape {tuple(img.shape)}; a 3-D volume is needed:'
+            ' extract one volume of a series, or stack 2-D slices'
+        )
+    if 0 in shape:
+        raise InputError(f'{name}: empty volume of shape {tuple(shape)}')
     kind = img.get_data_dtype()
-    if kind.kind not in 'iuf': raise InputError(f'{name}: voxels of type {kind}, not numbers; save one real-valued channel')
+    if kind.kind not in 'iuf':
+        raise InputError(
+            f'{name}: voxels of type {kind}, not numbers; save one real-valued channel'
+        )
     check_limit(name, 'voxels', math.prod(shape))
     nifti = str(name).lower().endswith(('.nii', '.nii.gz')) and Path(name).is_file()
-    if nifti: check_to_the_end(name)
-    elif str(name).endswith('.gz'): check_gzip(name)
-    try: data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
-    except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e: raise InputError(f'{name}: voxels cannot be read, the file is cut short or damaged ({first_line(e)}); copy it again') from None
-    if not np.isfinite(data).all(): raise InputError(f'{name}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite; replace them before use')
-    if data.min() == data.max() and not constant: raise InputError(f'{name}: constant volume (every voxel is {data.flat[0]:g}); the scan is empty')
-    zooms = np.sqrt((np.asarray(img.affine)[:3, :3]**2).sum(0))
-    if not np.isfinite(img.affine).all() or (zooms == 0).any() or abs(np.linalg.det(img.affine[:3, :3]/zooms)) < 1e-4: raise InputError(f'{name}: the affine cannot be inverted; the file has no usable orientation')
+    if nifti:
+        check_to_the_end(name)
+    elif str(name).endswith('.gz'):
+        check_gzip(name)
+    try:
+        data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
+    except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e:
+        raise InputError(
+            f'{name}: voxels cannot be read, the file is cut short or damaged ({first_line(e)});'
+            ' copy it again'
+        ) from None
+    if not np.isfinite(data).all():
+        raise InputError(
+            f'{name}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite; replace them'
+            ' before use'
+        )
+    if data.min() == data.max() and not constant:
+        raise InputError(
+            f'{name}: constant volume (every voxel is {data.flat[0]:g}); the scan is empty'
+        )
+    zooms = np.sqrt((np.asarray(img.affine)[:3, :3] ** 2).sum(0))
+    if (
+        not np.isfinite(img.affine).all()
+        or (zooms == 0).any()
+        or abs(np.linalg.det(img.affine[:3, :3] / zooms)) < 1e-4
+    ):
+        raise InputError(
+            f'{name}: the affine cannot be inverted; the file has no usable orientation'
+        )
     return nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
 
 # %% ../nbs/11_data.ipynb #303e555d
-UNITS = {1: 'metres', 3: 'micrometres'}           # codes of xyzt_units that are not millimetres
+UNITS = {1: 'metres', 3: 'micrometres'}  # codes of xyzt_units that are not millimetres
 PLANES = ('sagittal', 'coronal', 'axial')
 
+
 def header_concerns(
-    img,   # nibabel image as it is in the file, before its axes are turned
-) -> list: # (cannot be right?, what is wrong and what to do), one for each fault
+    img,  # nibabel image as it is in the file, before its axes are turned
+) -> list:  # (cannot be right?, what is wrong and what to do), one for each fault
     "Fields of a header that contradict each other, other units than mm, odd voxels."
-    if not np.isfinite(img.affine).all(): return [(True, 'its affine holds NaN or infinity')]
+    if not np.isfinite(img.affine).all():
+        return [(True, 'its affine holds NaN or infinity')]
     looks = (unit_concern, size_concern, form_concern, plane_concern)
     return [found for look in looks if (found := look(img)) is not None]
 
+
 def unit_concern(img):
     "Lengths that are not in mm, or None."
-    if not hasattr(img.header, 'get_sform'): return None
+    if not hasattr(img.header, 'get_sform'):
+        return None
     unit = UNITS.get(int(img.header['xyzt_units']) & 7)
-    if unit is None: return None
+    if unit is None:
+        return None
     return True, f'its header gives lengths in {unit}, and they are read as mm; convert the header'
+
 
 def size_concern(img):
     "Voxels of no possible size, or pixel sizes that contradict the affine; else None."
-    zooms, deep = np.sqrt((img.affine[:3, :3]**2).sum(0)), np.array(img.shape[:3]) > 1
+    zooms, deep = np.sqrt((img.affine[:3, :3] ** 2).sum(0)), np.array(img.shape[:3]) > 1
     text = ' x '.join(f'{v:.3g}' for v in zooms)
     if zooms.min() < 1e-3 or zooms.max() > 200:
         return True, f'its voxels measure {text} mm; set the voxel size in the header'
-    if not hasattr(img.header, 'get_sform') or int(img.header['sform_code']) <= 0: return None
+    if not hasattr(img.header, 'get_sform') or int(img.header['sform_code']) <= 0:
+        return None
     said = np.abs(np.asarray(img.header['pixdim'][1:4], dtype=float))
-    apart = np.abs(said - zooms) > .02*np.maximum(said, zooms)
-    if not (apart & deep & (said > 0)).any(): return None
+    apart = np.abs(said - zooms) > 0.02 * np.maximum(said, zooms)
+    if not (apart & deep & (said > 0)).any():
+        return None
     lost = int(img.header['sform_code']) == 1 or np.array_equal(img.affine[:3, :3], np.eye(3))
     said = ' x '.join(f'{v:.3g}' for v in said)
     return lost, f'its pixdim says voxels of {said} mm, its sform {text} mm; correct the header'
@@ -198,103 +261,230 @@ def form_concern(img):
     head = img.header
     if not hasattr(head, 'get_sform') or min(int(head['sform_code']), int(head['qform_code'])) <= 0:
         return None
-    try: qform = head.get_qform()
-    except Exception: return False, 'its qform is not a rotation; its sform is taken'
+    try:
+        qform = head.get_qform()
+    except Exception:
+        return False, 'its qform is not a rotation; its sform is taken'
     corners = np.stack(np.meshgrid(*[(0, n - 1) for n in img.shape[:3]], indexing='ij'), -1)
     moved = corners.reshape(-1, 3) @ (qform - img.affine)[:3, :3].T + (qform - img.affine)[:3, 3]
     far = float(np.sqrt((moved**2).sum(1)).max())
-    if not far > .5*np.sqrt((img.affine[:3, :3]**2).sum(0)).min(): return None
+    if not far > 0.5 * np.sqrt((img.affine[:3, :3] ** 2).sum(0)).min():
+        return None
     both = int(head['sform_code']) == int(head['qform_code'])
     remedy = 'correct the header' if both else 'its sform is taken'
     return both, f'its qform and its sform put a corner {far:.3g} mm apart; {remedy}'
 
+
 def plane_concern(img):
     "A stack of sagittal or coronal slices, whose axial planes are coarse; or None."
     import nibabel as nib
-    axes, zooms = nib.io_orientation(img.affine)[:, 0], np.sqrt((img.affine[:3, :3]**2).sum(0))
-    if not np.isfinite(axes).all(): return None
+
+    axes, zooms = nib.io_orientation(img.affine)[:, 0], np.sqrt((img.affine[:3, :3] ** 2).sum(0))
+    if not np.isfinite(axes).all():
+        return None
     x, y = (zooms[int(np.flatnonzero(axes == k)[0])] for k in (0, 1))
-    if max(x, y) < 2*min(x, y): return None
+    if max(x, y) < 2 * min(x, y):
+        return None
     stack = PLANES[0 if x > y else 1]
-    return False, (f'is a stack of {stack} slices {max(x, y):.2g} mm apart; the model takes axial '
-                   f'planes, and theirs have pixels of {x:.2g} x {y:.2g} mm')
+    return False, (
+        f'is a stack of {stack} slices {max(x, y):.2g} mm apart; the model takes axial '
+        f'planes, and theirs have pixels of {x:.2g} x {y:.2g} mm'
+    )
 
 # %% ../nbs/11_data.ipynb #528d4152
 def open_dicom(folder):
-    "nibabel image of the one DICOM series in a folder, in file units (HU for CT); raises InputError."
+    """nibabel image of the one DICOM series in a folder, in file units (HU for CT); raises
+    InputError.
+    """
     import nibabel as nib
-    try: import pydicom
-    except ImportError: raise InputError(f'{folder}: reading DICOM needs pydicom; install it with pip install "xmodal[dicom]", or convert the series to NIfTI') from None
-    slices, need = [], ('PixelData', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'Rows', 'Columns')
-    for p in sorted(q for q in Path(folder).iterdir() if q.is_file() and not q.name.startswith('.')):
-        try: d = pydicom.dcmread(p)
-        except pydicom.errors.InvalidDicomError: continue
-        except Exception as e: raise InputError(f'{p}: cannot be read as DICOM ({first_line(e)}); copy it again') from None
-        if 'PixelData' in d and (lacks := [k for k in need if d.get(k) is None]) and len(lacks) < 4: raise InputError(f'{p}: has no {lacks[0]}, so its place is not known; export the series again or convert it to NIfTI')
-        if all(d.get(k) is not None for k in need): slices.append((p, d))
-    if not slices: raise InputError(f'{folder}: holds no DICOM images with a position; give a folder with one series, or a NIfTI file')
+
+    try:
+        import pydicom
+    except ImportError:
+        raise InputError(
+            f'{folder}: reading DICOM needs pydicom; install it with pip install "xmodal[dicom]",'
+            ' or convert the series to NIfTI'
+        ) from None
+    slices, need = (
+        [],
+        (
+            'PixelData',
+            'ImagePositionPatient',
+            'ImageOrientationPatient',
+            'PixelSpacing',
+            'Rows',
+            'Columns',
+        ),
+    )
+    for p in sorted(
+        q for q in Path(folder).iterdir() if q.is_file() and not q.name.startswith('.')
+    ):
+        try:
+            d = pydicom.dcmread(p)
+        except pydicom.errors.InvalidDicomError:
+            continue
+        except Exception as e:
+            raise InputError(
+                f'{p}: cannot be read as DICOM ({first_line(e)}); copy it again'
+            ) from None
+        if 'PixelData' in d and (lacks := [k for k in need if d.get(k) is None]) and len(lacks) < 4:
+            raise InputError(
+                f'{p}: has no {lacks[0]}, so its place is not known; export the series again or'
+                ' convert it to NIfTI'
+            )
+        if all(d.get(k) is not None for k in need):
+            slices.append((p, d))
+    if not slices:
+        raise InputError(
+            f'{folder}: holds no DICOM images with a position; give a folder with one series, or a'
+            ' NIfTI file'
+        )
     series = sorted({str(d.get('SeriesInstanceUID', '')) for _, d in slices})
-    if len(series) > 1: raise InputError(f'{folder}: holds {len(series)} DICOM series; put each into a folder of its own')
-    row, column = np.array(slices[0][1].ImageOrientationPatient, float).reshape(2, 3); normal = np.cross(row, column)
-    where = np.array([np.dot(np.array(d.ImagePositionPatient, float), normal) for _, d in slices]); order = np.argsort(where)
+    if len(series) > 1:
+        raise InputError(
+            f'{folder}: holds {len(series)} DICOM series; put each into a folder of its own'
+        )
+    row, column = np.array(slices[0][1].ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(row, column)
+    where = np.array([np.dot(np.array(d.ImagePositionPatient, float), normal) for _, d in slices])
+    order = np.argsort(where)
     slices, where = [slices[i] for i in order], where[order]
-    first = slices[0][1]; dy, dx = map(float, first.PixelSpacing)
-    gaps = np.diff(where); step = float(np.median(gaps)) if len(gaps) else float(first.get('SliceThickness', 1) or 1)
+    first = slices[0][1]
+    dy, dx = map(float, first.PixelSpacing)
+    gaps = np.diff(where)
+    step = float(np.median(gaps)) if len(gaps) else float(first.get('SliceThickness', 1) or 1)
     for k, g in enumerate(gaps):
-        if g < 0.01: raise InputError(f'{slices[k + 1][0]}: lies at the same place as {slices[k][0].name}; the folder holds more than one image per slice')
-        if abs(g - step) > 0.05*step + 0.01: raise InputError(f'{folder}: the series has a gap: {slices[k][0].name} and {slices[k + 1][0].name} are {g:.2f} mm apart, the others {step:.2f} mm; copy the missing files')
+        if g < 0.01:
+            raise InputError(
+                f'{slices[k + 1][0]}: lies at the same place as {slices[k][0].name}; the folder'
+                ' holds more than one image per slice'
+            )
+        if abs(g - step) > 0.05 * step + 0.01:
+            raise InputError(
+                f'{folder}: the series has a gap: {slices[k][0].name} and {slices[k + 1][0].name}'
+                f' are {g:.2f} mm apart, the others {step:.2f} mm; copy the missing files'
+            )
     for p, d in slices:
-        if (d.Rows, d.Columns) != (first.Rows, first.Columns) or not np.allclose(np.r_[np.array(d.ImageOrientationPatient, float), np.array(d.PixelSpacing, float)], np.r_[row, column, dy, dx], atol=1e-3): raise InputError(f'{p}: has another size, pixel spacing or orientation than {slices[0][0].name}; one series is needed')
-    corners = np.array([d.ImagePositionPatient for _, d in slices], float); along = (corners[-1] - corners[0])/max(1, len(slices) - 1)
-    if len(slices) > 1 and np.abs(along - normal*step).max() > 0.05*step + 0.01: raise InputError(f'{folder}: the slices are sheared (a tilted gantry): each lies {np.abs(along - normal*step).max():.2f} mm beside the one before; correct the tilt when converting to NIfTI')
+        if (d.Rows, d.Columns) != (first.Rows, first.Columns) or not np.allclose(
+            np.r_[np.array(d.ImageOrientationPatient, float), np.array(d.PixelSpacing, float)],
+            np.r_[row, column, dy, dx],
+            atol=1e-3,
+        ):
+            raise InputError(
+                f'{p}: has another size, pixel spacing or orientation than {slices[0][0].name}; one'
+                ' series is needed'
+            )
+    corners = np.array([d.ImagePositionPatient for _, d in slices], float)
+    along = (corners[-1] - corners[0]) / max(1, len(slices) - 1)
+    if len(slices) > 1 and np.abs(along - normal * step).max() > 0.05 * step + 0.01:
+        raise InputError(
+            f'{folder}: the slices are sheared (a tilted gantry): each lies'
+            f' {np.abs(along - normal * step).max():.2f} mm beside the one before; correct the tilt'
+            ' when converting to NIfTI'
+        )
     promised = float(first.get('SpacingBetweenSlices', 0) or 0)
-    if len(slices) > 1 and promised and abs(step - promised) > 0.05*promised + 0.01: raise InputError(f'{folder}: slices are {step:.2f} mm apart, the headers promise {promised:.2f} mm; files are missing')
-    each = [max(int(first.get(k, 1) or 1), 1) for k in ('NumberOfFrames', 'SamplesPerPixel', 'Rows', 'Columns')]
-    check_limit(folder, 'voxels', math.prod(each)*len(slices))
-    if str(first.get('PhotometricInterpretation', '')) == 'MONOCHROME1': raise InputError(f'{folder}: MONOCHROME1, bright and dark are exchanged in these files; convert the series to NIfTI')
+    if len(slices) > 1 and promised and abs(step - promised) > 0.05 * promised + 0.01:
+        raise InputError(
+            f'{folder}: slices are {step:.2f} mm apart, the headers promise {promised:.2f} mm;'
+            ' files are missing'
+        )
+    each = [
+        max(int(first.get(k, 1) or 1), 1)
+        for k in ('NumberOfFrames', 'SamplesPerPixel', 'Rows', 'Columns')
+    ]
+    check_limit(folder, 'voxels', math.prod(each) * len(slices))
+    if str(first.get('PhotometricInterpretation', '')) == 'MONOCHROME1':
+        raise InputError(
+            f'{folder}: MONOCHROME1, bright and dark are exchanged in these files; convert the'
+            ' series to NIfTI'
+        )
+
     def units(d):
-        return d.pixel_array.T*float(d.get('RescaleSlope', 1)) + float(d.get('RescaleIntercept', 0))
-    try: data = np.stack([units(d).astype(np.float32) for _, d in slices], -1)
-    except Exception as e: raise InputError(f'{folder}: the pixels cannot be decoded ({first_line(e)}); convert the series to NIfTI') from None
-    A = np.eye(4); A[:3, 0], A[:3, 1], A[:3, 2], A[:3, 3] = row*dx, column*dy, normal*step, np.array(first.ImagePositionPatient, float)
-    return nib.Nifti1Image(data, np.diag([-1., -1, 1, 1]) @ A)
+        return d.pixel_array.T * float(d.get('RescaleSlope', 1)) + float(
+            d.get('RescaleIntercept', 0)
+        )
+
+    try:
+        data = np.stack([units(d).astype(np.float32) for _, d in slices], -1)
+    except Exception as e:
+        raise InputError(
+            f'{folder}: the pixels cannot be decoded ({first_line(e)}); convert the series to NIfTI'
+        ) from None
+    A = np.eye(4)
+    A[:3, 0], A[:3, 1], A[:3, 2], A[:3, 3] = (
+        row * dx,
+        column * dy,
+        normal * step,
+        np.array(first.ImagePositionPatient, float),
+    )
+    return nib.Nifti1Image(data, np.diag([-1.0, -1, 1, 1]) @ A)
 
 # %% ../nbs/11_data.ipynb #892fffc6
 def resample(
-    data,        # 3-D array
-    affine,      # its affine
-    to_affine,   # affine of the wanted grid
-    to_shape,    # shape of the wanted grid
-    fill=0.,     # value outside the field of view
-    order=1,     # 0 nearest (labels), 1 linear, 3 cubic spline
-) -> np.ndarray: # float32, to_shape
-    "Resampling through the affines, smoothed where the new grid is coarser; exact where the grids coincide."
+    data,  # 3-D array
+    affine,  # its affine
+    to_affine,  # affine of the wanted grid
+    to_shape,  # shape of the wanted grid
+    fill=0.0,  # value outside the field of view
+    order=1,  # 0 nearest (labels), 1 linear, 3 cubic spline
+) -> np.ndarray:  # float32, to_shape
+    """Resampling through the affines, smoothed where the new grid is coarser; exact where the grids
+    coincide.
+    """
     from scipy import ndimage
+
     m = np.linalg.inv(affine) @ to_affine
-    m = np.where(np.abs(m - np.round(m)) < 1e-4, np.round(m), m)           # header rounding is not geometry
-    if np.array_equal(m, np.eye(4)) and tuple(data.shape) == tuple(to_shape): return np.array(data, dtype=np.float32)
-    if np.array_equal(m, np.round(m)) and (np.abs(m[:3, :3]).sum(1) == 1).all(): order = 0           # voxels on voxels: nothing to interpolate
+    m = np.where(np.abs(m - np.round(m)) < 1e-4, np.round(m), m)  # header rounding is not geometry
+    if np.array_equal(m, np.eye(4)) and tuple(data.shape) == tuple(to_shape):
+        return np.array(data, dtype=np.float32)
+    # voxels on voxels: nothing to interpolate
+    if np.array_equal(m, np.round(m)) and (np.abs(m[:3, :3]).sum(1) == 1).all():
+        order = 0
     factor = np.maximum(np.abs(m[:3, :3]).max(axis=1), 1)
     data = np.asarray(data, dtype=np.float32)
-    if order and (factor > 1).any(): data = ndimage.gaussian_filter(data, (factor - 1)/2, mode='nearest')
-    return ndimage.affine_transform(data, m[:3, :3], m[:3, 3], tuple(to_shape), order=order, mode='constant', cval=fill, output=np.float32)
+    if order and (factor > 1).any():
+        data = ndimage.gaussian_filter(data, (factor - 1) / 2, mode='nearest')
+    return ndimage.affine_transform(
+        data,
+        m[:3, :3],
+        m[:3, 3],
+        tuple(to_shape),
+        order=order,
+        mode='constant',
+        cval=fill,
+        output=np.float32,
+    )
 
 # %% ../nbs/11_data.ipynb #118118d2
 def plane_grid(
-    img,           # canonical nibabel image (its shape and affine count)
-    spacing:float, # pixel size in mm
-    size:int,      # rows and columns, at least
-):                 # affine and shape (S, H, W) of the grid
+    img,  # canonical nibabel image (its shape and affine count)
+    spacing: float,  # pixel size in mm
+    size: int,  # rows and columns, at least
+):  # affine and shape (S, H, W) of the grid
     "The axial grid of square pixels: (slice up, row backwards, column to the patient's left)."
     A, shape = np.asarray(img.affine, dtype=float), np.array(img.shape)
-    zooms = np.sqrt((A[:3, :3]**2).sum(0))
-    steps = np.array([spacing, spacing, zooms[2]])/zooms                   # one pixel, in voxels of the image
-    steps = np.where(np.abs(steps - 1) < 1e-4, 1., steps)
-    if (shape[:2]/steps[:2]).max() > max(8*size, 1024): raise InputError(f'a field of view of {(shape[:2]*zooms[:2]).round().tolist()} mm at {spacing:g} mm per pixel needs planes of {int((shape[:2]/steps[:2]).max())} pixels, far more than {size}; check the voxel size in the header, or the spacing')
-    n = [max(size, 8*int(np.ceil(shape[i]/steps[i]/8 - 1e-6))) if shape[i]/steps[i] > size + 1e-6 else size for i in (0, 1)]
-    last = (shape - 1)/2 + np.array([(n[0] - 1)/2, (n[1] - 1)/2, 0])*steps # index of the first corner: right, front, bottom
-    last = np.where(steps == 1, np.floor(last), last)                      # equal pixels: stay on the voxels
-    m = np.zeros((4, 4)); m[2, 0], m[1, 1], m[0, 2], m[3, 3] = 1, -steps[1], -steps[0], 1
+    zooms = np.sqrt((A[:3, :3] ** 2).sum(0))
+    steps = np.array([spacing, spacing, zooms[2]]) / zooms  # one pixel, in voxels of the image
+    steps = np.where(np.abs(steps - 1) < 1e-4, 1.0, steps)
+    if (shape[:2] / steps[:2]).max() > max(8 * size, 1024):
+        raise InputError(
+            f'a field of view of {(shape[:2] * zooms[:2]).round().tolist()} mm at {spacing:g} mm'
+            f' per pixel needs planes of {int((shape[:2] / steps[:2]).max())} pixels, far more than'
+            f' {size}; check the voxel size in the header, or the spacing'
+        )
+    n = [
+        (
+            max(size, 8 * int(np.ceil(shape[i] / steps[i] / 8 - 1e-6)))
+            if shape[i] / steps[i] > size + 1e-6
+            else size
+        )
+        for i in (0, 1)
+    ]
+    # index of the first corner: right, front, bottom
+    last = (shape - 1) / 2 + np.array([(n[0] - 1) / 2, (n[1] - 1) / 2, 0]) * steps
+    last = np.where(steps == 1, np.floor(last), last)  # equal pixels: stay on the voxels
+    m = np.zeros((4, 4))
+    m[2, 0], m[1, 1], m[0, 2], m[3, 3] = 1, -steps[1], -steps[0], 1
     m[:3, 3] = last[0], last[1], 0
     return A @ m, (int(shape[2]), n[1], n[0])
 
@@ -312,7 +502,8 @@ class Window:
             v = np.where(np.isin(v, np.asarray(self.pad, dtype=v.dtype)), self.lo, v)
         if not isinstance(v, np.ndarray):
             return 2 * (v - self.lo) / (self.hi - self.lo) - 1
-        out = v - float(self.lo)  # the same numbers in place: a large picture is not held four times
+        # the same numbers in place: a large picture is not held four times
+        out = v - float(self.lo)
         out *= 2
         out /= self.hi - self.lo
         out -= 1
@@ -327,6 +518,7 @@ class Window:
         out += self.lo
         return out
 
+
 def padding_of(
     data,  # array in file units
     share=0.001,  # at least this share of the voxels has exactly this value
@@ -337,12 +529,14 @@ def padding_of(
     found, rest = [], np.asarray(data).ravel()
     while rest.size and len(found) < 4:
         value = next(
-            (v for v in (rest.min(), rest.max()) if is_padding(v, rest, share, low, high)), None)
+            (v for v in (rest.min(), rest.max()) if is_padding(v, rest, share, low, high)), None
+        )
         if value is None:
             break
         found.append(float(value))
         rest = rest[rest != value]
     return tuple(found)
+
 
 def is_padding(value, data, share, low, high) -> bool:
     "Is this extreme of `data` padding? The rule of `padding_of` for one value."
@@ -366,7 +560,9 @@ def window_of(
     rule='percentile',  # see the table above
     dtype=None,  # numpy dtype of the file, for rule 'dtype'
 ) -> Window:
-    "The intensity window of one volume or image; raises InputError for an unknown rule, an empty window, or values that contradict the rule."
+    """The intensity window of one volume or image; raises InputError for an unknown rule, an empty
+    window, or values that contradict the rule.
+    """
     pad = () if re.match('dtype|binary|labels:', str(rule)) else padding_of(data)
     if pad and rule in ('percentile', 'minmax'):
         data = data[~np.isin(data, pad)]
@@ -382,7 +578,8 @@ def window_of(
         if dtype is None or np.dtype(dtype).kind not in 'ub':
             raise InputError(
                 f"window rule 'dtype' needs unsigned integer images, got {dtype}; use percentile, "
-                f"minmax or LO:HI")
+                f'minmax or LO:HI'
+            )
         w = Window(0.0, 1.0 if np.dtype(dtype).kind == 'b' else float(np.iinfo(dtype).max))
     elif rule == 'binary':
         w = binary_window(data, dtype)
@@ -392,8 +589,9 @@ def window_of(
             w = Window(lo, hi, pad)
         except (ValueError, TypeError):
             raise InputError(
-                f"unknown window rule {rule!r}: use percentile, minmax, dtype, hu, binary, "
-                f"labels:0:4, or two numbers such as -1000:1000") from None
+                f'unknown window rule {rule!r}: use percentile, minmax, dtype, hu, binary, '
+                f'labels:0:4, or two numbers such as -1000:1000'
+            ) from None
         if str(rule).startswith('labels:'):
             check_labels(data, w, rule)
     if not (np.isfinite([w.lo, w.hi]).all() and w.lo < w.hi):
@@ -405,84 +603,117 @@ def padding_shares(data, pad) -> dict:
     "Share of each padding value among the voxels, for the record of what was done."
     return {f'{v:g}': round(float((data == v).mean()), 4) for v in pad}
 
+
 def some_values(v) -> str:
     return ', '.join(f'{x:g}' for x in v[:6]) + (' ...' if len(v) > 6 else '')
+
 
 def binary_window(data, dtype) -> Window:
     "0 to the one other value of a mask; raises InputError if there are more."
     v = np.unique(data)
     if len(v) > 2 or v[0] != 0 and len(v) > 1:
         raise InputError(
-            f"a binary mask has the value 0 and one other, this has {some_values(v)}; threshold "
-            f"it (JPEG compression and smooth resizing leave such values behind), or use "
-            f"labels:LO:HI")
+            f'a binary mask has the value 0 and one other, this has {some_values(v)}; threshold '
+            f'it (JPEG compression and smooth resizing leave such values behind), or use '
+            f'labels:LO:HI'
+        )
     of_bytes = dtype is not None and np.dtype(dtype) == np.uint8 and v[-1] in (0, 255)
     return Window(0.0, 255.0 if of_bytes else float(v[-1]) or 1.0)
+
 
 def check_labels(data, w, rule):
     "Raise InputError for values that are no labels of the rule."
     bad = np.unique(data[(data != np.round(data)) | (data < w.lo) | (data > w.hi)])
     if bad.size:
         raise InputError(
-            f"labels must be whole numbers from {w.lo:g} to {w.hi:g}, this has "
-            f"{some_values(bad)}; map them, or widen the rule {rule}")
+            f'labels must be whole numbers from {w.lo:g} to {w.hi:g}, this has '
+            f'{some_values(bad)}; map them, or widen the rule {rule}'
+        )
+
 
 def check_rule(rule):
     "Raise InputError for a per-slice rule that is not one."
     if str(rule).startswith('slice:') and rule not in ('slice:minmax', 'slice:percentile'):
         raise InputError(
-            f"unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile")
+            f'unknown window rule {rule!r}: per slice there are slice:minmax and slice:percentile'
+        )
+
 
 def spline_order(rule) -> int:
     return 0 if str(rule).startswith('labels:') else 1
 
 # %% ../nbs/11_data.ipynb #21e27a13
 def to_plane(
-    img,           # canonical image from load_volume
-    spacing:float, size:int,
-    window:Window,
-    order=1,       # 0 for labels
-):                 # (S, H, W) float32 scaled array and its affine
+    img,  # canonical image from load_volume
+    spacing: float,
+    size: int,
+    window: Window,
+    order=1,  # 0 for labels
+):  # (S, H, W) float32 scaled array and its affine
     "A volume as scaled axial slices on the training grid; outside the field of view it is -1."
     affine, shape = plane_grid(img, spacing, size)
-    return resample(window.scale(np.asarray(img.dataobj, dtype=np.float32)), img.affine, affine, shape, fill=-1., order=order), affine
+    return resample(
+        window.scale(np.asarray(img.dataobj, dtype=np.float32)),
+        img.affine,
+        affine,
+        shape,
+        fill=-1.0,
+        order=order,
+    ), affine
+
 
 def from_plane(
-    planes,        # (S, H, W)
-    affine,        # its affine, from to_plane
-    like,          # nibabel image: the wanted grid, any orientation
-    fill=-1.,
-    order=3,       # of the splines; 0, the nearest pixel, for labels
-) -> np.ndarray:   # like.shape[:3], float32
+    planes,  # (S, H, W)
+    affine,  # its affine, from to_plane
+    like,  # nibabel image: the wanted grid, any orientation
+    fill=-1.0,
+    order=3,  # of the splines; 0, the nearest pixel, for labels
+) -> np.ndarray:  # like.shape[:3], float32
     "Carry slices on the training grid back to the voxels of `like`, by cubic splines."
     return resample(planes, affine, like.affine, like.shape[:3], fill=fill, order=order)
 
 # %% ../nbs/11_data.ipynb #2cb550bb
 IMAGE_ENDINGS, NIFTI_ENDINGS = ('.png', '.tif', '.tiff'), ('.nii.gz', '.nii')
 
+
 def load_image(path):
-    "Read a PNG or TIFF file: (C, H, W) float32 in file units, C of 1 or 3, and the file's dtype; raises InputError."
+    """Read a PNG or TIFF file: (C, H, W) float32 in file units, C of 1 or 3, and the file's dtype;
+    raises InputError.
+    """
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path}: no such file')
-    if path.suffix.lower() in ('.tif', '.tiff'): a = read_tiff(path)
-    else: a = read_png(path)
-    a = a.astype(np.uint16) if a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536 else a     # PIL's way of holding 16-bit PNG
+    if not path.is_file():
+        raise InputError(f'{path}: no such file')
+    if path.suffix.lower() in ('.tif', '.tiff'):
+        a = read_tiff(path)
+    else:
+        a = read_png(path)
+    # PIL's way of holding 16-bit PNG
+    a = a.astype(np.uint16) if a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536 else a
     a = a.astype(a.dtype.newbyteorder('='), copy=False)
-    if a.dtype.kind not in 'uifb': raise InputError(f'{path}: pixels of type {a.dtype}, not real numbers; save one real-valued image')
-    if a.ndim == 3 and a.shape[-1] != 3 or a.ndim not in (2, 3): raise InputError(f'{path}: array of shape {a.shape}; xmodal takes one channel or RGB')
-    if a.dtype.kind == 'f' and not np.isfinite(a).all(): raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
+    if a.dtype.kind not in 'uifb':
+        raise InputError(
+            f'{path}: pixels of type {a.dtype}, not real numbers; save one real-valued image'
+        )
+    if a.ndim == 3 and a.shape[-1] != 3 or a.ndim not in (2, 3):
+        raise InputError(f'{path}: array of shape {a.shape}; xmodal takes one channel or RGB')
+    if a.dtype.kind == 'f' and not np.isfinite(a).all():
+        raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
 
-def no_palette(path, how:str):
+
+def no_palette(path, how: str):
     "Refuse an image with a palette: converted, the labels of a mask would be other numbers."
     raise InputError(
         f'{path}: an image with a palette, its pixels are numbers of a table of colours, which '
-        f'is not read yet; for a mask, save the numbers themselves: {how}')
+        f'is not read yet; for a mask, save the numbers themselves: {how}'
+    )
+
 
 @contextlib.contextmanager
 def own_limit():
     "Within the block Pillow's limit on pixels is off: ours was checked."
     from PIL import Image
+
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -491,8 +722,11 @@ def own_limit():
 
 # %% ../nbs/11_data.ipynb #c6699151
 def read_png(path):
-    "Array of a PNG file as it was saved; palette, alpha and 16-bit colour (which PIL would cut to 8 bits) are refused."
+    """Array of a PNG file as it was saved; palette, alpha and 16-bit colour (which PIL would cut to
+    8 bits) are refused.
+    """
     from PIL import Image
+
     try:
         with own_limit(), Image.open(path, formats=['PNG']) as im:
             mode = im.mode
@@ -500,28 +734,40 @@ def read_png(path):
                 deep_colour = mode == 'RGB' and f.read(25)[24] == 16
             if mode in ('P', 'PA'):
                 no_palette(path, 'PIL.Image.fromarray(numpy.array(PIL.Image.open(OLD))).save(NEW)')
-            if deep_colour: raise InputError(f'{path}: 16-bit colour PNG, which cannot be read without loss; save it as TIFF')
-            if mode not in ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I'): raise InputError(f'{path}: {mode} image; xmodal takes one channel (8 or 16 bit) or RGB: remove the alpha channel or convert it')
-            check_limit(path, 'values', im.width*im.height*len(im.getbands()))
-            im.verify()                   # checksums, which are not looked at while reading
+            if deep_colour:
+                raise InputError(
+                    f'{path}: 16-bit colour PNG, which cannot be read without loss; save it as TIFF'
+                )
+            if mode not in ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I'):
+                raise InputError(
+                    f'{path}: {mode} image; xmodal takes one channel (8 or 16 bit) or RGB: remove'
+                    ' the alpha channel or convert it'
+                )
+            check_limit(path, 'values', im.width * im.height * len(im.getbands()))
+            im.verify()  # checksums, which are not looked at while reading
         with own_limit(), Image.open(path, formats=['PNG']) as im:
             return np.asarray(im)
-    except InputError: raise
+    except InputError:
+        raise
     except Exception as e:
         raise InputError(
-            f'{path}: cannot be read as a PNG image ({first_line(e)}); copy it again') from None
+            f'{path}: cannot be read as a PNG image ({first_line(e)}); copy it again'
+        ) from None
 
 # %% ../nbs/11_data.ipynb #40af19f7
 def check_tiff(path, page, shape):
-    "Raise InputError for a TIFF beyond the limits, by its header and by what its strips inflate to."
+    """Raise InputError for a TIFF beyond the limits, by its header and by what its strips inflate
+    to.
+    """
     if not shape or 0 in shape:
-        raise InputError(
-            f'{path}: an image of shape {tuple(shape)} holds no pixels; copy it again')
+        raise InputError(f'{path}: an image of shape {tuple(shape)} holds no pixels; copy it again')
     check_limit(path, 'values', math.prod(shape))
-    most = 2*math.prod(shape)*page.dtype.itemsize + 2**24
-    if page.compression not in (8, 32946): return      # deflate: up to 1032 times
+    most = 2 * math.prod(shape) * page.dtype.itemsize + 2**24
+    if page.compression not in (8, 32946):
+        return  # deflate: up to 1032 times
     for start, size in zip(page.dataoffsets, page.databytecounts):
-        if size*1032 <= most: continue
+        if size * 1032 <= most:
+            continue
         unpack, found = zlib.decompressobj(), 0
         page.parent.filehandle.seek(start)
         piece = page.parent.filehandle.read(size)
@@ -530,130 +776,174 @@ def check_tiff(path, page, shape):
             if found > most:
                 raise InputError(
                     f'{path}: inflates to more than the pixels that its header promises; the '
-                    f'file is damaged, copy it again')
+                    f'file is damaged, copy it again'
+                )
             piece = unpack.unconsumed_tail
 
 # %% ../nbs/11_data.ipynb #53a8f735
 def read_tiff(path):
     "Array of a TIFF file, any depth, through tifffile; other files that it names are not opened."
     import tifffile
+
     try:
         with tifffile.TiffFile(path, _multifile=False) as f:
             page = f.pages[0]
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
                 no_palette(path, 'tifffile.imwrite(NEW, tifffile.imread(OLD))')
-            if 258 not in page.tags:                  # taken for pictures of one bit otherwise
+            if 258 not in page.tags:  # taken for pictures of one bit otherwise
                 raise InputError(
-                    f'{path}: does not say how many bits a pixel has; the file is damaged, copy it again')
+                    f'{path}: does not say how many bits a pixel has; the file is damaged, copy it'
+                    ' again'
+                )
             check_tiff(path, page, page.shape)
             series = f.series[0]
             check_tiff(path, page, series.shape)
             return series.asarray()
-    except InputError: raise
+    except InputError:
+        raise
     except Exception as e:
         raise InputError(
-            f'{path}: cannot be read as a TIFF image ({first_line(e)}); copy it again') from None
+            f'{path}: cannot be read as a TIFF image ({first_line(e)}); copy it again'
+        ) from None
 
 # %% ../nbs/11_data.ipynb #23e51968
-def square_box(h:int, w:int, size:int):
+def square_box(h: int, w: int, size: int):
     "Where an h x w image lies in the square: (top, left, rows, columns)."
-    f = min(1., size/max(h, w))
-    hh, ww = max(1, round(h*f)), max(1, round(w*f))
-    return (size - hh)//2, (size - ww)//2, hh, ww
+    f = min(1.0, size / max(h, w))
+    hh, ww = max(1, round(h * f)), max(1, round(w * f))
+    return (size - hh) // 2, (size - ww) // 2, hh, ww
 
-def thinned(x, size:int):
-    "A picture over 64 times larger than `size` as means of blocks: a wide filter would take minutes."
-    k = max(x.shape[1:])//(32*size)
-    if k < 2: return x
-    h, w = (-(-n//k)*k for n in x.shape[1:])
+
+def thinned(x, size: int):
+    """A picture over 64 times larger than `size` as means of blocks: a wide filter would take
+    minutes.
+    """
+    k = max(x.shape[1:]) // (32 * size)
+    if k < 2:
+        return x
+    h, w = (-(-n // k) * k for n in x.shape[1:])
     x = np.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2])), mode='edge')
-    return x.reshape(len(x), h//k, k, w//k, k).mean((2, 4))
+    return x.reshape(len(x), h // k, k, w // k, k).mean((2, 4))
 
-def to_square(x, size:int, order=1):
-    "(C, H, W) scaled image into (C, size, size): shrunk evenly if larger (order 0: nearest neighbour, for labels), then padded with -1."
+
+def to_square(x, size: int, order=1):
+    """(C, H, W) scaled image into (C, size, size): shrunk evenly if larger (order 0: nearest
+    neighbour, for labels), then padded with -1.
+    """
     from skimage.transform import resize
+
     top, left, h, w = square_box(*x.shape[1:], size)
-    out = np.full((len(x), size, size), -1., dtype=np.float32)
-    if order: x = thinned(x, size)
-    out[:, top:top + h, left:left + w] = x if (h, w) == x.shape[1:] else resize(x, (len(x), h, w), order=order, anti_aliasing=order > 0)
+    out = np.full((len(x), size, size), -1.0, dtype=np.float32)
+    if order:
+        x = thinned(x, size)
+    out[:, top : top + h, left : left + w] = (
+        x
+        if (h, w) == x.shape[1:]
+        else resize(x, (len(x), h, w), order=order, anti_aliasing=order > 0)
+    )
     return out
 
-def from_square(x, h:int, w:int, order=1):
+
+def from_square(x, h: int, w: int, order=1):
     "Undo `to_square` for an image of h x w: cut out and enlarge (order 0: nearest, for labels)."
     from skimage.transform import resize
+
     top, left, hh, ww = square_box(h, w, x.shape[-1])
-    x = x[:, top:top + hh, left:left + ww]
-    if (hh, ww) == (h, w): return x
+    x = x[:, top : top + hh, left : left + ww]
+    if (hh, ww) == (h, w):
+        return x
     return resize(x, (len(x), h, w), order=order, anti_aliasing=False).astype(np.float32)
 
 # %% ../nbs/11_data.ipynb #9fb8bdae
-def patch_corners(h:int, w:int, size:int) -> list:
+def patch_corners(h: int, w: int, size: int) -> list:
     "(row, column) of the patches that cover an h x w image."
     cover = lambda n: sorted({min(k, max(0, n - size)) for k in range(0, n, size)})
     return [(i, j) for i in cover(h) for j in cover(w)]
 
-def to_patches(x, size:int):
+
+def to_patches(x, size: int):
     "(C, H, W) scaled image -> (n, C, size, size) patches; a smaller image is padded with -1."
-    out = np.full((len(x), max(size, x.shape[1]), max(size, x.shape[2])), -1., dtype=np.float32)
-    out[:, :x.shape[1], :x.shape[2]] = x
-    return np.stack([out[:, i:i + size, j:j + size] for i, j in patch_corners(*x.shape[1:], size)])
+    out = np.full((len(x), max(size, x.shape[1]), max(size, x.shape[2])), -1.0, dtype=np.float32)
+    out[:, : x.shape[1], : x.shape[2]] = x
+    return np.stack(
+        [out[:, i : i + size, j : j + size] for i, j in patch_corners(*x.shape[1:], size)]
+    )
 
 # %% ../nbs/11_data.ipynb #39adee30
-def match_channels(x, c:int, name=''):
+def match_channels(x, c: int, name=''):
     "(C, ...) array with `c` channels: repeated if it has one; otherwise InputError."
-    if len(x) == c: return x
-    if len(x) == 1: return np.repeat(x, c, axis=0)
-    raise InputError(f'{name}: {len(x)} channels beside {c}; source and target need equal numbers of channels, or one of them a single channel')
+    if len(x) == c:
+        return x
+    if len(x) == 1:
+        return np.repeat(x, c, axis=0)
+    raise InputError(
+        f'{name}: {len(x)} channels beside {c}; source and target need equal numbers of channels,'
+        ' or one of them a single channel'
+    )
 
 # %% ../nbs/11_data.ipynb #5f6d9fd4
 @dataclass(frozen=True)
 class Record:
     "A pair of files of one subject (person, scene, module): what splitting and statistics count."
-    subject: str                             # the unit of splitting and of statistics
-    name: str                                # unique: subject, session, slice, ...
-    source: Path                             # NIfTI, PNG, TIFF, or a folder with one DICOM series
+
+    subject: str  # the unit of splitting and of statistics
+    name: str  # unique: subject, session, slice, ...
+    source: Path  # NIfTI, PNG, TIFF, or a folder with one DICOM series
     target: Path
-    meta: dict = field(default_factory=dict) # age, sex, site, sidecar values, ...
-    mask: Path = None                        # region or segmentation that belongs to the pair, where there is one
-    split: str = ''                          # train, val or test where the data set itself says so
-    target_meta: dict = field(default_factory=dict) # the same of the target's scan, `meta` being the source's
+    meta: dict = field(default_factory=dict)  # age, sex, site, sidecar values, ...
+    mask: Path = None  # region or segmentation that belongs to the pair, where there is one
+    split: str = ''  # train, val or test where the data set itself says so
+    # the same of the target's scan, `meta` being the source's
+    target_meta: dict = field(default_factory=dict)
 
 # %% ../nbs/11_data.ipynb #f9ee1b3c
 def with_tissue(y, x0, min_foreground=0.05):
-    "Boolean per slice of (S, H, W) arrays: both images have at least this share of pixels above -0.8."
+    """Boolean per slice of (S, H, W) arrays: both images have at least this share of pixels above
+    -0.8.
+    """
     return np.minimum(*[(v > -0.8).mean(axis=(1, 2)) for v in (y, x0)]) >= min_foreground
 
 # %% ../nbs/11_data.ipynb #2f806f34
 def overlap(img, affine, shape) -> float:
-    "Share of the points of a grid that lie inside the field of view of `img` (looked at every few voxels)."
+    """Share of the points of a grid that lie inside the field of view of `img` (looked at every few
+    voxels).
+    """
     pts = np.stack(
         np.meshgrid(*[np.linspace(0, s - 1, min(s, 9)) for s in shape], indexing='ij'), -1
     ).reshape(-1, 3)
     ijk = (np.c_[pts, np.ones(len(pts))] @ (np.linalg.inv(img.affine) @ affine).T)[:, :3]
     return float(((ijk >= -0.5) & (ijk <= np.array(img.shape) - 0.5)).all(1).mean())
 
+
 def meeting(a, b) -> float:
-    "Share of the smaller field of view that lies inside the other: 1 for a short MR stack within a long CT, 0 for scans that do not meet."
+    """Share of the smaller field of view that lies inside the other: 1 for a short MR stack within
+    a long CT, 0 for scans that do not meet.
+    """
     return max(overlap(a, b.affine, b.shape), overlap(b, a.affine, a.shape))
 
 # %% ../nbs/11_data.ipynb #6e145e23
 def prepare_volume(r, p):
-    "One volume pair -> scaled (n, 1, H, W) source and target slices, kept slice numbers, windows per volume or per slice, extras for the index."
+    """One volume pair -> scaled (n, 1, H, W) source and target slices, kept slice numbers, windows
+    per volume or per slice, extras for the index.
+    """
     y, x0, rules, per_slice = (
         load_volume(r.source),
         load_volume(r.target),
         p['windows'],
-        [w.startswith('slice:') for w in p['windows']])
+        [w.startswith('slice:') for w in p['windows']],
+    )
     shift = rigid(y, x0) if p['register'] else np.eye(4)
     y_affine = shift @ y.affine  # registration moves the affine; voxels are interpolated once
     met = meeting(y, x0)
     if met < 0.5:
         raise InputError(
             f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
-            f'lost: check the two files in a viewer')
+            f'lost: check the two files in a viewer'
+        )
     wy, wx = (
         window_of(np.asarray(v.dataobj), 'minmax' if one else rule)
-        for v, rule, one in zip((y, x0), rules, per_slice))
+        for v, rule, one in zip((y, x0), rules, per_slice)
+    )
     target, affine = to_plane(x0, p['spacing'], p['size'], wx, spline_order(rules[1]))
     source = resample(
         wy.scale(np.asarray(y.dataobj, dtype=np.float32)),
@@ -661,7 +951,8 @@ def prepare_volume(r, p):
         affine,
         target.shape,
         fill=-1.0,
-        order=spline_order(rules[0]))
+        order=spline_order(rules[0]),
+    )
     windows = [[w] for w in (wy, wx)]
     filled = [padding_shares(np.asarray(v.dataobj), w.pad) for v, w in zip((y, x0), (wy, wx))]
     extra = {'padding': filled} if any(filled) else {}
@@ -675,14 +966,16 @@ def prepare_volume(r, p):
                     np.ones(x0.shape if k else y.shape, np.float32),
                     x0.affine if k else y_affine,
                     affine,
-                    target.shape)
+                    target.shape,
+                )
                 > 0.5
             )  # the padding is no part of a slice
             own = [
                 window_of(s[m], rules[k][6:])
                 if m.any() and s[m].min() < s[m].max()
                 else Window(float(s.min()), float(s.min()) + 1)
-                for s, m in zip(v, inside)]
+                for s, m in zip(v, inside)
+            ]
             v[:] = np.where(inside, np.stack([w.scale(s) for w, s in zip(own, v)]), -1.0)
             windows[k] = [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
     keep = np.flatnonzero(with_tissue(source, target, p['min_foreground']))
@@ -695,11 +988,14 @@ def prepare_volume(r, p):
         [[w[i] for i in keep] if len(w) > 1 else w for w in windows],
         [1, 1],
         ['float32', 'float32'],
-        extra)
+        extra,
+    )
 
 # %% ../nbs/11_data.ipynb #2c2f515b
 def prepare_image(r, p):
-    "One image pair -> scaled (n, C, size, size) source and target, and the rest as `prepare_volume`."
+    """One image pair -> scaled (n, C, size, size) source and target, and the rest as
+    `prepare_volume`.
+    """
     out, windows, shapes, native, dtypes, filled = [], [], [], [], [], []
     for path, rule in zip((r.source, r.target), p['windows']):
         x, dtype = load_image(path)
@@ -710,7 +1006,8 @@ def prepare_image(r, p):
         fitted = (
             to_patches(w.scale(x), p['size'])
             if p['fit'] == 'patch'
-            else to_square(w.scale(x), p['size'], spline_order(rule))[None])
+            else to_square(w.scale(x), p['size'], spline_order(rule))[None]
+        )
         out.append(fitted)
         windows.append([w])
         shapes.append(x.shape[1:])
@@ -720,89 +1017,178 @@ def prepare_image(r, p):
     if shapes[0] != shapes[1]:
         raise InputError(
             f'{r.source}: {shapes[0][0]} x {shapes[0][1]} pixels, but {r.target} has '
-            f'{shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size')
+            f'{shapes[1][0]} x {shapes[1][1]}; images of a pair must have one size'
+        )
     y, x0 = (
         np.stack([match_channels(v, max(native), q) for v in x])
-        for x, q in zip(out, (r.source, r.target)))
+        for x, q in zip(out, (r.source, r.target))
+    )
     extra = {'padding': filled} if any(filled) else {}
     return y, x0, list(range(len(y))), windows, native, dtypes, extra
 
 # %% ../nbs/11_data.ipynb #57c8087a
 def rigid(
-    moving, fixed,  # canonical nibabel images
-) -> np.ndarray:    # (4, 4) in RAS mm: the corrected affine is this times moving.affine
+    moving,
+    fixed,  # canonical nibabel images
+) -> np.ndarray:  # (4, 4) in RAS mm: the corrected affine is this times moving.affine
     "Rigid registration by mutual information (SimpleITK), coarse to fine."
-    try: import SimpleITK as sitk
-    except ImportError: raise InputError('registration needs SimpleITK; install it with pip install "xmodal[register]", or switch register off') from None
+    try:
+        import SimpleITK as sitk
+    except ImportError:
+        raise InputError(
+            'registration needs SimpleITK; install it with pip install "xmodal[register]", or'
+            ' switch register off'
+        ) from None
+
     def convert(img):
-        A = np.diag([-1., -1, 1, 1]) @ img.affine; zooms = np.sqrt((A[:3, :3]**2).sum(0))
-        v = sitk.GetImageFromArray(np.ascontiguousarray(np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0)))
-        v.SetSpacing(zooms.tolist()); v.SetOrigin(A[:3, 3].tolist()); v.SetDirection((A[:3, :3]/zooms).ravel().tolist())
+        A = np.diag([-1.0, -1, 1, 1]) @ img.affine
+        zooms = np.sqrt((A[:3, :3] ** 2).sum(0))
+        v = sitk.GetImageFromArray(
+            np.ascontiguousarray(np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0))
+        )
+        v.SetSpacing(zooms.tolist())
+        v.SetOrigin(A[:3, 3].tolist())
+        v.SetDirection((A[:3, :3] / zooms).ravel().tolist())
         return v
+
     f, m = convert(fixed), convert(moving)
-    start = sitk.Euler3DTransform(); start.SetCenter((np.diag([-1., -1, 1, 1]) @ fixed.affine @ [*(np.array(fixed.shape) - 1)/2, 1])[:3].tolist())
+    start = sitk.Euler3DTransform()
+    start.SetCenter(
+        (np.diag([-1.0, -1, 1, 1]) @ fixed.affine @ [*(np.array(fixed.shape) - 1) / 2, 1])[
+            :3
+        ].tolist()
+    )
     reg = sitk.ImageRegistrationMethod()
-    reg.SetMetricAsMattesMutualInformation(32); reg.SetMetricSamplingStrategy(reg.REGULAR); reg.SetMetricSamplingPercentage(.25, 1)
-    reg.SetInterpolator(sitk.sitkLinear); reg.SetOptimizerAsRegularStepGradientDescent(2., 1e-3, 150); reg.SetOptimizerScalesFromPhysicalShift()
-    reg.SetShrinkFactorsPerLevel([4, 2, 1]); reg.SetSmoothingSigmasPerLevel([2., 1., 0.]); reg.SetInitialTransform(start)
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(); sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)          # sums in one order: the same result every time
-    try: found = reg.Execute(f, m)                                         # maps points of the target to points of the source, LPS
-    except RuntimeError as e: raise InputError(f'rigid registration failed ({first_line(e)}); the volumes are too small or do not meet: switch register off') from None
-    finally: sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    t = sitk.Euler3DTransform(found.GetNthTransform(0) if hasattr(found, 'GetNthTransform') else found)
-    R, c, o = np.array(t.GetMatrix()).reshape(3, 3), np.array(t.GetCenter()), np.array(t.GetTranslation())
-    M = np.eye(4); M[:3, :3], M[:3, 3] = R, o + c - R @ c
-    turn, middle = np.degrees(np.arccos(np.clip((np.trace(R) - 1)/2, -1, 1))), np.linalg.norm(o)
-    if turn > 20 or middle > 40: raise InputError(f'rigid registration found a motion of {turn:.0f} degrees and {middle:.0f} mm, which no head makes between two scans; check the affines, or switch register off')
-    lps = np.diag([-1., -1, 1, 1])
+    reg.SetMetricAsMattesMutualInformation(32)
+    reg.SetMetricSamplingStrategy(reg.REGULAR)
+    reg.SetMetricSamplingPercentage(0.25, 1)
+    reg.SetInterpolator(sitk.sitkLinear)
+    reg.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 150)
+    reg.SetOptimizerScalesFromPhysicalShift()
+    reg.SetShrinkFactorsPerLevel([4, 2, 1])
+    reg.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
+    reg.SetInitialTransform(start)
+    # sums in one order: the same result every time
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        found = reg.Execute(f, m)  # maps points of the target to points of the source, LPS
+    except RuntimeError as e:
+        raise InputError(
+            f'rigid registration failed ({first_line(e)}); the volumes are too small or do not'
+            ' meet: switch register off'
+        ) from None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    t = sitk.Euler3DTransform(
+        found.GetNthTransform(0) if hasattr(found, 'GetNthTransform') else found
+    )
+    R, c, o = (
+        np.array(t.GetMatrix()).reshape(3, 3),
+        np.array(t.GetCenter()),
+        np.array(t.GetTranslation()),
+    )
+    M = np.eye(4)
+    M[:3, :3], M[:3, 3] = R, o + c - R @ c
+    turn, middle = np.degrees(np.arccos(np.clip((np.trace(R) - 1) / 2, -1, 1))), np.linalg.norm(o)
+    if turn > 20 or middle > 40:
+        raise InputError(
+            f'rigid registration found a motion of {turn:.0f} degrees and {middle:.0f} mm, which no'
+            ' head makes between two scans; check the affines, or switch register off'
+        )
+    lps = np.diag([-1.0, -1, 1, 1])
     return np.linalg.inv(lps @ M @ lps)
 
 # %% ../nbs/11_data.ipynb #96a79a8f
 CACHE_FORMAT = 3
 
-def fingerprint(records, params:dict) -> str:
+
+def fingerprint(records, params: dict) -> str:
     "Twelve hex digits that change with the parameters and with any input file."
-    inside = lambda p: sorted(q for q in p.iterdir() if q.is_file()) if p.is_dir() else [p]             # a DICOM series is a folder
-    files = [(str(q.resolve()), q.stat().st_size, q.stat().st_mtime_ns) for r in records for p in (r.source, r.target) for q in inside(p)]
-    text = json.dumps([CACHE_FORMAT, params, [(r.subject, r.name) for r in records], files], sort_keys=True)
+    # a DICOM series is a folder
+    inside = lambda p: sorted(q for q in p.iterdir() if q.is_file()) if p.is_dir() else [p]
+    files = [
+        (str(q.resolve()), q.stat().st_size, q.stat().st_mtime_ns)
+        for r in records
+        for p in (r.source, r.target)
+        for q in inside(p)
+    ]
+    text = json.dumps(
+        [CACHE_FORMAT, params, [(r.subject, r.name) for r in records], files], sort_keys=True
+    )
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
-def default_spacing(records, size:int) -> float:
+
+def default_spacing(records, size: int) -> float:
     "The pixel size in mm at which the largest target field of view fills `size` pixels."
-    fov = 0.
+    fov = 0.0
     for r in records:
         img = open_volume(r.target)
         A = np.asarray(img.affine)[:3, :3]
-        zooms, up = np.sqrt((A**2).sum(0)), int(np.abs(A[2]/np.sqrt((A**2).sum(0))).argmax())
-        fov = max([fov, *[zooms[i]*img.shape[i] for i in range(3) if i != up]])
-    return float(np.ceil(fov/size*1000 - 1e-3)/1000)
+        zooms, up = np.sqrt((A**2).sum(0)), int(np.abs(A[2] / np.sqrt((A**2).sum(0))).argmax())
+        fov = max([fov, *[zooms[i] * img.shape[i] for i in range(3) if i != up]])
+    return float(np.ceil(fov / size * 1000 - 1e-3) / 1000)
 
 # %% ../nbs/11_data.ipynb #b14cc958
 class Slices(Dataset):
-    "Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the number in the cache."
-    def __init__(self,
-        folder,     # cache folder written by `prepare`
-        items=None, # numbers of the slices in this view; default all
+    """Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the
+    number in the cache.
+    """
+
+    def __init__(
+        self,
+        folder,  # cache folder written by `prepare`
+        items=None,  # numbers of the slices in this view; default all
     ):
         self.folder = Path(folder)
-        try: self.index = json.loads((self.folder/'index.json').read_text(encoding='utf-8'))
-        except (OSError, ValueError) as e: raise InputError(f'{self.folder}: not a cache of prepared slices ({first_line(e)}); prepare the data again') from None
-        if not isinstance(self.index, dict): raise InputError(f'{self.folder}: not a cache of prepared slices; delete the folder, it is made again')
-        if self.index.get('format') != CACHE_FORMAT: raise InputError(f"{self.folder}: cache of format {self.index.get('format')}, this version reads {CACHE_FORMAT}; delete the folder, it is made again")
+        try:
+            self.index = json.loads((self.folder / 'index.json').read_text(encoding='utf-8'))
+        except (OSError, ValueError) as e:
+            raise InputError(
+                f'{self.folder}: not a cache of prepared slices ({first_line(e)}); prepare the data'
+                ' again'
+            ) from None
+        if not isinstance(self.index, dict):
+            raise InputError(
+                f'{self.folder}: not a cache of prepared slices; delete the folder, it is made'
+                ' again'
+            )
+        if self.index.get('format') != CACHE_FORMAT:
+            raise InputError(
+                f'{self.folder}: cache of format {self.index.get("format")}, this version reads'
+                f' {CACHE_FORMAT}; delete the folder, it is made again'
+            )
         if not cache_is_whole(self.folder, arrays=False):
             raise InputError(
-                f'{self.folder}: the cache is damaged; delete the folder, it is made again')
+                f'{self.folder}: the cache is damaged; delete the folder, it is made again'
+            )
         self.shape, self.maps = tuple(self.index['shape']), None
         self.items = np.arange(self.shape[0]) if items is None else np.asarray(items)
-        self.subjects = np.array([s['subject'] for s in self.index['slices']])[self.items] if len(self.items) else np.array([], dtype=str)
+        self.subjects = (
+            np.array([s['subject'] for s in self.index['slices']])[self.items]
+            if len(self.items)
+            else np.array([], dtype=str)
+        )
 
-    def __len__(self): return len(self.items)
-    def __getstate__(self): return {**self.__dict__, 'maps': None}      # each loader process opens its own map
+    def __len__(self):
+        return len(self.items)
+
+    # each loader process opens its own map
+    def __getstate__(self):
+        return {**self.__dict__, 'maps': None}
 
     def __getitem__(self, k):
-        if self.maps is None: self.maps = [np.memmap(self.folder/f'{n}.f32', dtype=np.float32, mode='r', shape=self.shape) for n in ('source', 'target')]
+        if self.maps is None:
+            self.maps = [
+                np.memmap(self.folder / f'{n}.f32', dtype=np.float32, mode='r', shape=self.shape)
+                for n in ('source', 'target')
+            ]
         i = int(self.items[k])
-        return dict(y=torch.from_numpy(self.maps[0][i].copy()), x0=torch.from_numpy(self.maps[1][i].copy()), i=i)
+        return dict(
+            y=torch.from_numpy(self.maps[0][i].copy()),
+            x0=torch.from_numpy(self.maps[1][i].copy()),
+            i=i,
+        )
 
     def select(self, subjects):
         "The slices of these subjects, as a view."
@@ -813,7 +1199,8 @@ class Slices(Dataset):
         return self.index['slices'][int(self.items[k])]
 
     @property
-    def channels(self): return self.shape[1]
+    def channels(self):
+        return self.shape[1]
 
 # %% ../nbs/11_data.ipynb #978b166d
 def padding_lines(
@@ -829,168 +1216,359 @@ def padding_lines(
         what = ', '.join(f'{v} ({share:.1%})' for v, share in shares.items())
         lines.append(
             f'note: padding in {len(found)} of {len(infos)} {side} files (first: {path}: {what}) '
-            f'is left out of the intensity window and set to its lower end')
+            f'is left out of the intensity window and set to its lower end'
+        )
     return lines
 
 # %% ../nbs/11_data.ipynb #3081295f
 def prepare(
-    records,                # from find_records
-    size:int=64,            # rows and columns
-    spacing:float=None,     # mm per pixel; default: the largest field of view fills `size`
-    source_window=None, target_window=None, # rules of window_of; default 'percentile' for volumes, 'dtype' for images
+    records,  # from find_records
+    size: int = 64,  # rows and columns
+    spacing: float = None,  # mm per pixel; default: the largest field of view fills `size`
+    # rules of window_of; default 'percentile' for volumes, 'dtype' for images
+    source_window=None,
+    target_window=None,
     min_foreground=0.05,
-    slices:int=0,           # volumes: the middle ones of the slices with tissue, this many; 0: all
-    fit='shrink',           # images larger than `size`: 'shrink' them or cut them into 'patch'es
-    register=False,         # correct a rigid motion between source and target first (volumes; SimpleITK)
-    workers:int=0,          # processes that decode and resample; changes the speed and nothing else
-    cache=None,             # folder of caches; default data/cache
+    slices: int = 0,  # volumes: the middle ones of the slices with tissue, this many; 0: all
+    fit='shrink',  # images larger than `size`: 'shrink' them or cut them into 'patch'es
+    register=False,  # correct a rigid motion between source and target first (volumes; SimpleITK)
+    workers: int = 0,  # processes that decode and resample; changes the speed and nothing else
+    cache=None,  # folder of caches; default data/cache
     progress=True,
 ) -> Slices:
-    "Prepared slices of all records, from the cache if it is there; raises InputError naming the first bad file."
-    if not records: raise InputError('there are no records to prepare')
-    if not (isinstance(size, int) and size >= 8): raise InputError(f'size must be a whole number of 8 or more, got {size!r}')
-    if spacing is not None and not spacing > 0: raise InputError(f'spacing must be a positive number of mm, got {spacing!r}')
-    if not (isinstance(slices, int) and slices >= 0): raise InputError(f'slices must be a whole number of 0 (all) or more, got {slices!r}')
-    if fit not in ('shrink', 'patch'): raise InputError(f"fit must be 'shrink' or 'patch', got {fit!r}")
+    """Prepared slices of all records, from the cache if it is there; raises InputError naming the
+    first bad file.
+    """
+    if not records:
+        raise InputError('there are no records to prepare')
+    if not (isinstance(size, int) and size >= 8):
+        raise InputError(f'size must be a whole number of 8 or more, got {size!r}')
+    if spacing is not None and not spacing > 0:
+        raise InputError(f'spacing must be a positive number of mm, got {spacing!r}')
+    if not (isinstance(slices, int) and slices >= 0):
+        raise InputError(f'slices must be a whole number of 0 (all) or more, got {slices!r}')
+    if fit not in ('shrink', 'patch'):
+        raise InputError(f"fit must be 'shrink' or 'patch', got {fit!r}")
     missing = [p for r in records for p in (r.source, r.target) if not p.exists()]
-    if missing: raise InputError(f'{missing[0]}: no such file')
+    if missing:
+        raise InputError(f'{missing[0]}: no such file')
     image = is_image(records[0].source)
     if fit == 'patch' and not image:
         raise InputError(f'{records[0].source}: fit patch cuts images; leave it out for volumes')
-    if image and register: raise InputError(f'{records[0].source}: register works on volumes; images of a pair must lie on each other already (see xmodal data check)')
-    if image and any(str(w).startswith('slice:') for w in (source_window, target_window)): raise InputError('per-slice windows (slice:...) are for volumes; an image has one window anyway')
+    if image and register:
+        raise InputError(
+            f'{records[0].source}: register works on volumes; images of a pair must lie on each'
+            ' other already (see xmodal data check)'
+        )
+    if image and any(str(w).startswith('slice:') for w in (source_window, target_window)):
+        raise InputError(
+            'per-slice windows (slice:...) are for volumes; an image has one window anyway'
+        )
     rules = tuple(r or ('dtype' if image else 'percentile') for r in (source_window, target_window))
-    for r in rules: check_rule(r)
-    kinds = [k for k, r in enumerate(records) if is_image(r.source) != image or is_image(r.target) != image]
-    if kinds: raise InputError(f'{records[kinds[0]].source} and {records[kinds[0]].target}: the data set mixes images and volumes; prepare them apart')
+    for r in rules:
+        check_rule(r)
+    kinds = [
+        k
+        for k, r in enumerate(records)
+        if is_image(r.source) != image or is_image(r.target) != image
+    ]
+    if kinds:
+        raise InputError(
+            f'{records[kinds[0]].source} and {records[kinds[0]].target}: the data set mixes images'
+            ' and volumes; prepare them apart'
+        )
     spacing = None if image else float(spacing or default_spacing(records, size))
-    params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground, fit=fit, register=bool(register), **({'slices': slices} if slices else {}))
-    folder = Path(cache or project_root()/'data'/'cache')/fingerprint(records, params)
+    params = dict(
+        size=size,
+        spacing=spacing,
+        windows=rules,
+        min_foreground=min_foreground,
+        fit=fit,
+        register=bool(register),
+        **({'slices': slices} if slices else {}),
+    )
+    folder = Path(cache or project_root() / 'data' / 'cache') / fingerprint(records, params)
     if not cache_is_whole(folder):
-        if folder.exists(): print(f'{folder}: the prepared slices are damaged; they are made again')
+        if folder.exists():
+            print(f'{folder}: the prepared slices are damaged; they are made again')
         build_cache(folder, records, params, image, workers, progress)
     ready = Slices(folder)
     for line in padding_lines(ready.index['records']):
         print(line)
     return ready
 
-def is_image(path) -> bool: return Path(path).name.lower().endswith(IMAGE_ENDINGS)
+
+def is_image(path) -> bool:
+    return Path(path).name.lower().endswith(IMAGE_ENDINGS)
+
 
 def cache_is_whole(
     folder,
-    arrays=True, # look at every byte of the arrays, about a second per GB; else at their size alone
+    # look at every byte of the arrays, about a second per GB; else at their size alone
+    arrays=True,
 ) -> bool:
     "All files there, with the promised sizes and bytes (earlier versions promise sizes only)."
     try:
-        index = json.loads((folder/'index.json').read_text(encoding='utf-8'))
-        want = 4*math.prod(int(n) for n in index['shape'])
-        if len(index['slices']) != index['shape'][0]: return False
-        if any((folder/f'{n}.f32').stat().st_size != want for n in SIDES): return False
-        if 'digest' not in index: return True
-        if index.pop('digest') != digest_of_index(index): return False
-        if not arrays: return True
-        return all(digest_of_file(folder/f'{n}.f32') == index['digests'][n] for n in SIDES)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return False
+        index = json.loads((folder / 'index.json').read_text(encoding='utf-8'))
+        want = 4 * math.prod(int(n) for n in index['shape'])
+        if len(index['slices']) != index['shape'][0]:
+            return False
+        if any((folder / f'{n}.f32').stat().st_size != want for n in SIDES):
+            return False
+        if 'digest' not in index:
+            return True
+        if index.pop('digest') != digest_of_index(index):
+            return False
+        if not arrays:
+            return True
+        return all(digest_of_file(folder / f'{n}.f32') == index['digests'][n] for n in SIDES)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 # %% ../nbs/11_data.ipynb #f88a0f78
 SIDES = ('source', 'target')
+
 
 def digest_of_file(path) -> str:
     "What a file holds, in 32 letters."
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
-def digest_of_index(index:dict) -> str:
+
+def digest_of_index(index: dict) -> str:
     "What an index says, in 32 letters."
     return hashlib.blake2b(json.dumps(index, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 # %% ../nbs/11_data.ipynb #373b3516
 class Prepared(Dataset):
     "Prepares record k on demand: what a loader process runs."
-    def __init__(self, records, params, image): self.records, self.params, self.one = records, params, prepare_image if image else prepare_volume
-    def __len__(self): return len(self.records)
+
+    def __init__(self, records, params, image):
+        self.records, self.params, self.one = (
+            records,
+            params,
+            prepare_image if image else prepare_volume,
+        )
+
+    def __len__(self):
+        return len(self.records)
+
     def __getitem__(self, k):
-        try: return self.one(self.records[k], self.params)
-        except InputError as e: return e
+        try:
+            return self.one(self.records[k], self.params)
+        except InputError as e:
+            return e
+
 
 def write_slices(folder, records, params, image, loader):
-    "Write what `loader` yields into the files of a cache folder; raises InputError on the first bad record."
+    """Write what `loader` yields into the files of a cache folder; raises InputError on the first
+    bad record.
+    """
     rows, infos, shape, first, reach = [], [], None, None, [np.inf, -np.inf]
-    with open(Path(folder)/'source.f32', 'wb') as fy, open(Path(folder)/'target.f32', 'wb') as fx:
+    with (
+        open(Path(folder) / 'source.f32', 'wb') as fy,
+        open(Path(folder) / 'target.f32', 'wb') as fx,
+    ):
         for r, got in zip(records, loader):
-            if isinstance(got, InputError): raise got
+            if isinstance(got, InputError):
+                raise got
             y, x0, kept, windows, native, dtypes, extra = got
-            infos.append(dict(name=r.name, subject=r.subject, source=str(r.source), target=str(r.target), windows=[asdict(w[0]) for w in windows if w], channels=native, dtypes=dtypes, n=len(kept), **extra))
-            if not kept: continue
-            if shape and y.shape[1:] != shape: raise InputError(f'{r.source}: gives slices of shape {y.shape[1:]}, {first} {shape}; ' + ('the field of view is larger: give a larger spacing or size' if not image else 'all pairs need the same channels: convert the odd one of the two (xmodal data check names it)'))
-            shape, first, reach = y.shape[1:], first or r.source, [min(reach[0], x0.min()), max(reach[1], x0.max())]
-            fy.write(np.ascontiguousarray(y, np.float32)); fx.write(np.ascontiguousarray(x0, np.float32))
-            own = [{'windows': [asdict(w[i if len(w) > 1 else 0]) for w in windows]} if max(map(len, windows)) > 1 else {} for i in range(len(kept))]
-            rows += [dict(subject=r.subject, record=r.name, slice=k, **o) for k, o in zip(kept, own)]
-    if not rows: raise InputError(f'{records[0].source} and {len(records) - 1} more: no slice has tissue in source and target (min_foreground {params["min_foreground"]}); check the pairs and the windows')
-    if reach[1] - reach[0] < 0.2: raise InputError(f'{records[0].target}: the values of all targets fill only {(reach[1] - reach[0])/2:.1%} of their intensity window, so a constant image would score well; give target_window (labels 0 to 4, for example: labels:0:4)')
-    index = dict(format=CACHE_FORMAT, shape=[len(rows), *shape], params=params, kind='image' if image else 'volume', records=infos, slices=rows)
-    index['digests'] = {n: digest_of_file(Path(folder)/f'{n}.f32') for n in SIDES}
+            infos.append(
+                dict(
+                    name=r.name,
+                    subject=r.subject,
+                    source=str(r.source),
+                    target=str(r.target),
+                    windows=[asdict(w[0]) for w in windows if w],
+                    channels=native,
+                    dtypes=dtypes,
+                    n=len(kept),
+                    **extra,
+                )
+            )
+            if not kept:
+                continue
+            if shape and y.shape[1:] != shape:
+                raise InputError(
+                    f'{r.source}: gives slices of shape {y.shape[1:]}, {first} {shape}; '
+                    + (
+                        'the field of view is larger: give a larger spacing or size'
+                        if not image
+                        else (
+                            'all pairs need the same channels: convert the odd one of the two'
+                            ' (xmodal data check names it)'
+                        )
+                    )
+                )
+            shape, first, reach = (
+                y.shape[1:],
+                first or r.source,
+                [min(reach[0], x0.min()), max(reach[1], x0.max())],
+            )
+            fy.write(np.ascontiguousarray(y, np.float32))
+            fx.write(np.ascontiguousarray(x0, np.float32))
+            own = [
+                (
+                    {'windows': [asdict(w[i if len(w) > 1 else 0]) for w in windows]}
+                    if max(map(len, windows)) > 1
+                    else {}
+                )
+                for i in range(len(kept))
+            ]
+            rows += [
+                dict(subject=r.subject, record=r.name, slice=k, **o) for k, o in zip(kept, own)
+            ]
+    if not rows:
+        raise InputError(
+            f'{records[0].source} and {len(records) - 1} more: no slice has tissue in source and'
+            f' target (min_foreground {params["min_foreground"]}); check the pairs and the windows'
+        )
+    if reach[1] - reach[0] < 0.2:
+        raise InputError(
+            f'{records[0].target}: the values of all targets fill only'
+            f' {(reach[1] - reach[0]) / 2:.1%} of their intensity window, so a constant image would'
+            ' score well; give target_window (labels 0 to 4, for example: labels:0:4)'
+        )
+    index = dict(
+        format=CACHE_FORMAT,
+        shape=[len(rows), *shape],
+        params=params,
+        kind='image' if image else 'volume',
+        records=infos,
+        slices=rows,
+    )
+    index['digests'] = {n: digest_of_file(Path(folder) / f'{n}.f32') for n in SIDES}
     index['digest'] = digest_of_index(json.loads(json.dumps(index)))
-    (Path(folder)/'index.json').write_text(json.dumps(index), encoding='utf-8')
+    (Path(folder) / 'index.json').write_text(json.dumps(index), encoding='utf-8')
+
 
 def build_cache(folder, records, params, image, workers=0, progress=True):
     "Prepare all records into a cache folder, atomically, a few records in memory at a time."
     from tqdm.auto import tqdm
     from torch.utils.data import DataLoader
+
     shutil.rmtree(folder, ignore_errors=True)
-    loader = DataLoader(Prepared(records, params, image), batch_size=None, num_workers=min(workers, len(records)), collate_fn=unchanged)
+    loader = DataLoader(
+        Prepared(records, params, image),
+        batch_size=None,
+        num_workers=min(workers, len(records)),
+        collate_fn=unchanged,
+    )
     try:
         with atomic(folder) as tmp:
             Path(tmp).mkdir()
-            write_slices(tmp, records, params, image, tqdm(loader, desc='preparing slices', disable=not progress, leave=False))
-    except OSError as e: raise InputError(f'{folder}: the cache cannot be written ({e.strerror or first_line(e)}); free space, or give another folder as cache') from None
+            write_slices(
+                tmp,
+                records,
+                params,
+                image,
+                tqdm(loader, desc='preparing slices', disable=not progress, leave=False),
+            )
+    except OSError as e:
+        raise InputError(
+            f'{folder}: the cache cannot be written ({e.strerror or first_line(e)}); free space, or'
+            ' give another folder as cache'
+        ) from None
 
-def unchanged(x): return x
+
+def unchanged(x):
+    return x
 
 # %% ../nbs/11_data.ipynb #ffc77e76
 def split_subjects(
-    subjects,              # names, with or without repetition
-    seed:int=0,
-    val=0.1, test=0.2,     # shares, used where no names are given
-    train_names=(), test_names=(), # explicit choice; what is in neither becomes validation if both are given, training otherwise
-    limit:int=0,           # keep about this many subjects in all, at least one for training and test; 0: all
-) -> dict:                 # train, val, test -> sorted lists
+    subjects,  # names, with or without repetition
+    seed: int = 0,
+    val=0.1,
+    test=0.2,  # shares, used where no names are given
+    # explicit choice; what is in neither becomes validation if both are given, training otherwise
+    train_names=(),
+    test_names=(),
+    # keep about this many subjects in all, at least one for training and test; 0: all
+    limit: int = 0,
+) -> dict:  # train, val, test -> sorted lists
     "Split by subject; raises InputError if names are unknown or there are too few subjects."
-    every, train_names, test_names = sorted(set(map(str, subjects))), set(train_names), set(test_names)
-    if limit < 0: raise InputError(f'limit must be 0 (all) or a number of subjects, got {limit!r}')
+    every, train_names, test_names = (
+        sorted(set(map(str, subjects))),
+        set(train_names),
+        set(test_names),
+    )
+    if limit < 0:
+        raise InputError(f'limit must be 0 (all) or a number of subjects, got {limit!r}')
     for n in sorted(train_names | test_names):
-        if n not in every: raise InputError(f"{n!r} is not a subject of this data set; it has {', '.join(every[:12])}{' ...' if len(every) > 12 else ''}")
-    if train_names & test_names: raise InputError(f"{', '.join(sorted(train_names & test_names))}: in training and in test")
+        if n not in every:
+            raise InputError(
+                f'{n!r} is not a subject of this data set; it has'
+                f' {", ".join(every[:12])}{" ..." if len(every) > 12 else ""}'
+            )
+    if train_names & test_names:
+        raise InputError(f'{", ".join(sorted(train_names & test_names))}: in training and in test')
     rest = [n for n in every if n not in train_names | test_names]
-    if train_names and test_names: parts = (train_names, rest, test_names)
+    if train_names and test_names:
+        parts = (train_names, rest, test_names)
     else:
         rest = [rest[i] for i in np.random.default_rng(seed).permutation(len(rest))]
-        count = lambda share: max(1, round(share*len(every))) if share > 0 else 0
+        count = lambda share: max(1, round(share * len(every))) if share > 0 else 0
         n_test, n_val = (0 if test_names else count(test)), count(val)
-        if train_names: n_test = len(rest) - n_val
-        if len(rest) - n_test - n_val < (0 if train_names else 1) or n_test < 0 or not (test_names or n_test): n_val = 0
-        if not train_names and len(rest) - n_test - n_val < 1 or not (test_names or n_test > 0): raise InputError(f'{len(every)} subjects are too few to split; at least one is needed for training and one for test')
-        parts = (train_names | set(rest[n_test + n_val:]), rest[n_test:n_test + n_val], test_names | set(rest[:n_test]))
+        if train_names:
+            n_test = len(rest) - n_val
+        if (
+            len(rest) - n_test - n_val < (0 if train_names else 1)
+            or n_test < 0
+            or not (test_names or n_test)
+        ):
+            n_val = 0
+        if not train_names and len(rest) - n_test - n_val < 1 or not (test_names or n_test > 0):
+            raise InputError(
+                f'{len(every)} subjects are too few to split; at least one is needed for training'
+                ' and one for test'
+            )
+        parts = (
+            train_names | set(rest[n_test + n_val :]),
+            rest[n_test : n_test + n_val],
+            test_names | set(rest[:n_test]),
+        )
     parts = [sorted(v) for v in parts]
-    if limit: parts = [v[:max(1, n)] for v, n in zip(parts, (limit - limit//4 - 1, 1, limit//4))]
+    if limit:
+        parts = [v[: max(1, n)] for v, n in zip(parts, (limit - limit // 4 - 1, 1, limit // 4))]
     return dict(zip(('train', 'val', 'test'), parts))
 
 # %% ../nbs/11_data.ipynb #3c9298ca
 def split_records(
     records,  # from find_records
-    **kw,     # as for split_subjects
-) -> dict:    # train, val, test -> sorted lists of subjects
-    "The data set's own split where every record has one, else `split_subjects`; raises InputError for a subject on two sides."
+    **kw,  # as for split_subjects
+) -> dict:  # train, val, test -> sorted lists of subjects
+    """The data set's own split where every record has one, else `split_subjects`; raises InputError
+    for a subject on two sides.
+    """
     given = {}
     for r in records:
-        if r.split not in ('', 'train', 'val', 'test'): raise InputError(f'{r.name}: split {r.split!r}; use train, val or test')
-        if given.setdefault(r.subject, r.split) != r.split: raise InputError(f'subject {r.subject} is in {given[r.subject] or "no split"} and in {r.split or "no split"} ({r.name}); a subject belongs to one side')
+        if r.split not in ('', 'train', 'val', 'test'):
+            raise InputError(f'{r.name}: split {r.split!r}; use train, val or test')
+        if given.setdefault(r.subject, r.split) != r.split:
+            raise InputError(
+                f'subject {r.subject} is in {given[r.subject] or "no split"} and in'
+                f' {r.split or "no split"} ({r.name}); a subject belongs to one side'
+            )
     blank = [s for s, v in given.items() if not v]
-    if blank and len(blank) < len(given): raise InputError(f'{len(blank)} of {len(given)} subjects have no split (first: {blank[0]}), the others have; fill the column or leave it empty altogether')
-    if not records or blank or kw.get('train_names') or kw.get('test_names'): return split_subjects(list(given), **kw)
+    if blank and len(blank) < len(given):
+        raise InputError(
+            f'{len(blank)} of {len(given)} subjects have no split (first: {blank[0]}), the others'
+            ' have; fill the column or leave it empty altogether'
+        )
+    if not records or blank or kw.get('train_names') or kw.get('test_names'):
+        return split_subjects(list(given), **kw)
     parts = {k: sorted(s for s, v in given.items() if v == k) for k in ('train', 'val', 'test')}
     for k in ('train', 'test'):
-        if not parts[k]: raise InputError(f'the split of the data set has no {k} subject; name some with {k}_subjects')
+        if not parts[k]:
+            raise InputError(
+                f'the split of the data set has no {k} subject; name some with {k}_subjects'
+            )
     limit = kw.get('limit') or 0
-    return {k: v[:max(1, n)] for (k, v), n in zip(parts.items(), (limit - limit//4 - 1, 1, limit//4))} if limit else parts
+    return (
+        {
+            k: v[: max(1, n)]
+            for (k, v), n in zip(parts.items(), (limit - limit // 4 - 1, 1, limit // 4))
+        }
+        if limit
+        else parts
+    )

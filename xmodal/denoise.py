@@ -20,22 +20,27 @@ from .core import check_same_shape, expand
 @dataclass(frozen=True)
 class Scale:
     "Constants of the parametrisations: second moments of the pair, and a bridge's total variance."
-    s0: float = .5    # root mean square of the target
-    sT: float = .5    # root mean square of the source
-    cov: float = 0.   # mean product of the two
-    total: float = 1. # I2SB: S, the sum of its variances
+
+    s0: float = 0.5  # root mean square of the target
+    sT: float = 0.5  # root mean square of the source
+    cov: float = 0.0  # mean product of the two
+    total: float = 1.0  # I2SB: S, the sum of its variances
+
 
 def pred_x0(a, b, c, k):
     "The network answers with x0."
     return torch.zeros_like(c), torch.zeros_like(c), torch.ones_like(c), torch.ones_like(c)
 
+
 def pred_eps(a, b, c, k):
     "VP conversion, CDTSDE Eq. 11: x0_hat = (x - c F)/(a + b)."
-    return 1/(a + b), torch.zeros_like(c), -c/(a + b), torch.ones_like(c)
+    return 1 / (a + b), torch.zeros_like(c), -c / (a + b), torch.ones_like(c)
+
 
 def pred_v(a, b, c, k):
     "Velocity of variance-preserving paths: x0_hat = (a + b) x - c F."
     return a + b, torch.zeros_like(c), -c, torch.ones_like(c)
+
 
 def pred_grad(a, b, c, k):
     "The network answers with x - x0 (BBDM, ABridge)."
@@ -46,30 +51,50 @@ def pred_ysubx(a, b, c, k):
     "The network answers with y - x0 (BBDM's objective 'ysubx')."
     return torch.zeros_like(c), torch.ones_like(c), -torch.ones_like(c), torch.ones_like(c)
 
+
 def pred_flow(a, b, c, k):
-    "Velocity of a straight path from the source (c = 0) or from noise (b = 0): x0_hat = x - (b + c) F (rectified flow)."
+    """Velocity of a straight path from the source (c = 0) or from noise (b = 0): x0_hat = x - (b +
+    c) F (rectified flow).
+    """
     return torch.ones_like(c), torch.zeros_like(c), -(b + c), torch.ones_like(c)
+
 
 def pred_noise(a, b, c, k):
     "The true noise: x0_hat = (x - b y - c F)/a; infinite where a = 0."
-    return 1/a, -b/a, -c/a, torch.ones_like(c)
+    return 1 / a, -b / a, -c / a, torch.ones_like(c)
+
 
 def pred_i2sb(a, b, c, k):
     "I2SB: F = (x - x0)/fwd with fwd^2 = b S."
-    return torch.ones_like(c), torch.zeros_like(c), -(b*k.total).sqrt(), torch.ones_like(c)
+    return torch.ones_like(c), torch.zeros_like(c), -(b * k.total).sqrt(), torch.ones_like(c)
+
 
 def pred_ddbm(a, b, c, k):
     "DDBM's preconditioning: input and answer of unit size."
-    A = b**2*k.sT**2 + a**2*k.s0**2 + 2*a*b*k.cov + c**2
-    left = b**2*(k.sT**2*k.s0**2 - k.cov**2) + k.s0**2*c**2
-    return (a*k.s0**2 + b*k.cov)/A, torch.zeros_like(c), (left/A).sqrt(), A.rsqrt()
+    A = b**2 * k.sT**2 + a**2 * k.s0**2 + 2 * a * b * k.cov + c**2
+    left = b**2 * (k.sT**2 * k.s0**2 - k.cov**2) + k.s0**2 * c**2
+    return (a * k.s0**2 + b * k.cov) / A, torch.zeros_like(c), (left / A).sqrt(), A.rsqrt()
 
-predictions = dict(x0=pred_x0, eps=pred_eps, v=pred_v, grad=pred_grad, ysubx=pred_ysubx, flow=pred_flow, noise=pred_noise, i2sb=pred_i2sb, ddbm=pred_ddbm)
+
+predictions = dict(
+    x0=pred_x0,
+    eps=pred_eps,
+    v=pred_v,
+    grad=pred_grad,
+    ysubx=pred_ysubx,
+    flow=pred_flow,
+    noise=pred_noise,
+    i2sb=pred_i2sb,
+    ddbm=pred_ddbm,
+)
 
 # %% ../nbs/05_denoise.ipynb #bd78e07d
 def keep_older(new, old, settled, stop):
-    "The newer of two estimates, or the older one for the images that have settled; and which have, see `Stop`."
-    if not stop: return new, settled
+    """The newer of two estimates, or the older one for the images that have settled; and which
+    have, see `Stop`.
+    """
+    if not stop:
+        return new, settled
     close = (new - old).abs().flatten(1).amax(1) < stop
     settled = close if settled is None else settled | close
     return torch.where(expand(settled, new), old, new), settled
@@ -77,29 +102,51 @@ def keep_older(new, old, settled, stop):
 # %% ../nbs/05_denoise.ipynb #4892c997
 class Denoiser(nn.Module):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
-    takes_coefs = True      # a sampler hands over the coefficients it has
-    precision = 'no'        # see `fast`
-    def __init__(self,
-        net,             # module: net(x, t, y, ctx) -> (B, C, *spatial), t in [0, 1000]; keywords x_r if recur > 1, z if it has `latent`
-        bridge,          # a Bridge
-        pred:str='x0',   # parametrisation: a row of `predictions`
-        recur:int=1,     # network calls per estimate
-        scale=None,      # Scale: constants of the parametrisation
-        twin=None,       # second network, called like the first; answers with the noise
-        show_y:bool=True,# False: the network is given the state in the source's place
-        show_snr:bool=False, # True: the network is given the angle of signal and noise per pixel as x_r
+
+    takes_coefs = True  # a sampler hands over the coefficients it has
+    precision = 'no'  # see `fast`
+
+    def __init__(
+        self,
+        # module: net(x, t, y, ctx) -> (B, C, *spatial), t in [0, 1000]; keywords x_r if recur > 1,
+        # z if it has `latent`
+        net,
+        bridge,  # a Bridge
+        pred: str = 'x0',  # parametrisation: a row of `predictions`
+        recur: int = 1,  # network calls per estimate
+        scale=None,  # Scale: constants of the parametrisation
+        twin=None,  # second network, called like the first; answers with the noise
+        show_y: bool = True,  # False: the network is given the state in the source's place
+        # True: the network is given the angle of signal and noise per pixel as x_r
+        show_snr: bool = False,
     ):
         super().__init__()
-        if pred not in predictions: raise ValueError(f'unknown prediction type {pred!r}: use one of {sorted(predictions)}')
-        if not (isinstance(recur, int) and recur >= 1): raise ValueError(f'recur must be a whole number of 1 or more, got {recur!r}')
-        if show_snr and recur > 1: raise ValueError('show_snr and recur both need the third image x_r; choose one')
-        self.net, self.bridge, self.pred, self.recur, self.scale, self.twin, self.show_y, self.show_snr = net, bridge, pred, recur, scale or Scale(), twin, show_y, show_snr
+        if pred not in predictions:
+            raise ValueError(f'unknown prediction type {pred!r}: use one of {sorted(predictions)}')
+        if not (isinstance(recur, int) and recur >= 1):
+            raise ValueError(f'recur must be a whole number of 1 or more, got {recur!r}')
+        if show_snr and recur > 1:
+            raise ValueError('show_snr and recur both need the third image x_r; choose one')
+        (
+            self.net,
+            self.bridge,
+            self.pred,
+            self.recur,
+            self.scale,
+            self.twin,
+            self.show_y,
+            self.show_snr,
+        ) = net, bridge, pred, recur, scale or Scale(), twin, show_y, show_snr
 
     @property
-    def latent(self): return getattr(self.net, 'latent', 0)   # length of the random vector z, 0: none
+    # length of the random vector z, 0: none
+    def latent(self):
+        return getattr(self.net, 'latent', 0)
 
     @property
-    def codec(self): return getattr(self.net, 'codec', None)  # autoencoder of a network that works on latents
+    # autoencoder of a network that works on latents
+    def codec(self):
+        return getattr(self.net, 'codec', None)
 
     def factors(self, coefs, dtype=None):
         "skip, ysk, out, inp for (a, b, c)."
@@ -107,123 +154,182 @@ class Denoiser(nn.Module):
 
     def seen(self, x, t, y, inp):
         "What the network is shown: scaled state, its own time, source."
-        time = self.bridge.clock(t).to(x.dtype) if hasattr(self.bridge, 'clock') else 1000*t.to(x.dtype)
-        return inp*x, time, y if self.show_y else inp*x
+        time = (
+            self.bridge.clock(t).to(x.dtype)
+            if hasattr(self.bridge, 'clock')
+            else 1000 * t.to(x.dtype)
+        )
+        return inp * x, time, y if self.show_y else inp * x
 
-    def forward(self,
-        x,        # state (B, C, *spatial)
-        t,        # (B,) in [0, 1]
-        y,        # source, shape of x
-        ctx=None, # conditioning for the network
-        coefs=None, # (a, b, c) at t if the caller has them already
-        z=None,   # (B, latent) standard normal, for networks that take it
-        stop=0.,  # end the recursion of an image at a change below this; 0: never, see `Stop`
-    ):            # x0_hat, shape and dtype of x
-        if self.latent and z is None: raise ValueError(f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})')
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network
+        coefs=None,  # (a, b, c) at t if the caller has them already
+        z=None,  # (B, latent) standard normal, for networks that take it
+        stop=0.0,  # end the recursion of an image at a change below this; 0: never, see `Stop`
+    ):  # x0_hat, shape and dtype of x
+        if self.latent and z is None:
+            raise ValueError(
+                f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})'
+            )
         coefs = coefs or self.bridge.coefs(t, y)
         skip, ysk, out, inp = self.factors(coefs, x.dtype)
         more, x0_hat, settled = dict(z=z) if self.latent else {}, torch.zeros_like(x), None
-        if self.show_snr: more['x_r'] = (torch.atan2(coefs[0], coefs[2])*2/math.pi).to(x.dtype).expand_as(x)
+        if self.show_snr:
+            more['x_r'] = (torch.atan2(coefs[0], coefs[2]) * 2 / math.pi).to(x.dtype).expand_as(x)
         for _ in range(self.recur):
-            if self.recur > 1: more['x_r'] = x0_hat
+            if self.recur > 1:
+                more['x_r'] = x0_hat
             got = answer(self.precision, self.net, *self.seen(x, t, y, inp), ctx, **more)
-            x0_hat, settled = keep_older(skip*x + ysk*y + out*got.to(x.dtype), x0_hat, settled, stop)
+            x0_hat, settled = keep_older(
+                skip * x + ysk * y + out * got.to(x.dtype), x0_hat, settled, stop
+            )
         return x0_hat
 
     def eps_hat(self, x, t, y, ctx=None, coefs=None):
         "The twin's estimate of the noise; raises ValueError if there is no twin."
-        if self.twin is None: raise ValueError('this denoiser has no second network for the noise (ABridge has)')
+        if self.twin is None:
+            raise ValueError('this denoiser has no second network for the noise (ABridge has)')
         inp = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
         return answer(self.precision, self.twin, *self.seen(x, t, y, inp), ctx).to(x.dtype)
 
 # %% ../nbs/05_denoise.ipynb #3ffd07d9
 def fast(
-    den,                # Denoiser
-    precision='no',     # 'no' or 'bf16', inside the network
-    channels_last=False,# memory format
-    compile=False,      # torch.compile
-):                      # the denoiser itself
-    "Make the network of a denoiser faster, mostly on GPUs. Raises ValueError for a precision that does not exist."
-    if precision not in ('no', 'bf16'): raise ValueError(f"precision must be 'no' or 'bf16', got {precision!r}")
+    den,  # Denoiser
+    precision='no',  # 'no' or 'bf16', inside the network
+    channels_last=False,  # memory format
+    compile=False,  # torch.compile
+):  # the denoiser itself
+    """Make the network of a denoiser faster, mostly on GPUs.
+
+    Raises ValueError for a precision that does not exist.
+    """
+    if precision not in ('no', 'bf16'):
+        raise ValueError(f"precision must be 'no' or 'bf16', got {precision!r}")
     den.precision = precision
     for net in (den.net, den.twin):
-        if net is not None and channels_last: net.to(memory_format=torch.channels_last)
-        if net is not None and compile: net.compile()
+        if net is not None and channels_last:
+            net.to(memory_format=torch.channels_last)
+        if net is not None and compile:
+            net.compile()
     return den
+
 
 def answer(precision, net, x, *args, **kw):
     "The network's answer, in the precision that was asked for."
-    if precision == 'no': return net(x, *args, **kw)
-    with torch.autocast(x.device.type, torch.bfloat16): return net(x, *args, **kw)
+    if precision == 'no':
+        return net(x, *args, **kw)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return net(x, *args, **kw)
 
 # %% ../nbs/05_denoise.ipynb #4ac1c9bd
-def mse(got, want, out=1.):
+def mse(got, want, out=1.0):
     "Mean squared error of each image; `out` divides the error."
-    return ((got - want)/out).square().flatten(1).mean(1)
+    return ((got - want) / out).square().flatten(1).mean(1)
 
-def l1(got, want, out=1.):
+
+def l1(got, want, out=1.0):
     "Mean absolute error of each image; `out` divides the error."
-    return ((got - want)/out).abs().flatten(1).mean(1)
+    return ((got - want) / out).abs().flatten(1).mean(1)
 
-def aligned(got, want, out=1., share=.1):
-    "L1 of images, plus `share` of L1 of Fourier magnitudes and of slopes. A reconstruction from one sentence, see above."
+
+def aligned(got, want, out=1.0, share=0.1):
+    """L1 of images, plus `share` of L1 of Fourier magnitudes and of slopes.
+
+    A reconstruction from one sentence, see above.
+    """
     spectrum = lambda v: torch.fft.fft2(v.float(), norm='ortho').abs()
     slopes = lambda v: (v.diff(dim=-1), v.diff(dim=-2))
-    edges = sum(l1(g, w) for g, w in zip(slopes(got), slopes(want)))/2
-    return l1(got, want, out) + share*(l1(spectrum(got), spectrum(want)) + edges)
+    edges = sum(l1(g, w) for g, w in zip(slopes(got), slopes(want))) / 2
+    return l1(got, want, out) + share * (l1(spectrum(got), spectrum(want)) + edges)
+
 
 losses = dict(mse=mse, l1=l1, aligned=aligned)
 
+
 def loss_per_item(
-    den,         # Denoiser
-    x0, y,       # the pair, (B, C, *spatial)
-    t,           # (B,) in (0, 1]
-    eps,         # standard normal noise
+    den,  # Denoiser
+    x0,
+    y,  # the pair, (B, C, *spatial)
+    t,  # (B,) in (0, 1]
+    eps,  # standard normal noise
     ctx=None,
     kind='mse',  # row of `losses`
-    weight='x0', # 'x0': error of the target; 'net': error of the network's answer
-    z=None,      # (B, den.latent), for networks that take it
-):               # (B,) losses
-    "Denoising loss of each image: forward to t, estimate, compare. A twin adds the loss of its noise."
-    if kind not in losses: raise ValueError(f"unknown loss {kind!r}: use one of {', '.join(losses)}")
-    if weight not in ('x0', 'net'): raise ValueError(f"unknown weight {weight!r}: use 'x0' or 'net'")
+    weight='x0',  # 'x0': error of the target; 'net': error of the network's answer
+    z=None,  # (B, den.latent), for networks that take it
+):  # (B,) losses
+    """Denoising loss of each image: forward to t, estimate, compare.
+
+    A twin adds the loss of its noise.
+    """
+    if kind not in losses:
+        raise ValueError(f'unknown loss {kind!r}: use one of {", ".join(losses)}')
+    if weight not in ('x0', 'net'):
+        raise ValueError(f"unknown weight {weight!r}: use 'x0' or 'net'")
     check_same_shape(x0=x0, y=y, eps=eps)
     coefs = den.bridge.coefs(t, y)
     a, b, c = (v.to(x0.dtype) for v in coefs)
-    x, more = a*x0 + b*y + c*eps, {} if z is None else dict(z=z)
-    loss = losses[kind](den(x, t, y, ctx, coefs=coefs, **more), x0, den.factors(coefs, x0.dtype)[2] if weight == 'net' else 1.)
-    if getattr(den, 'twin', None) is not None: loss = loss + losses[kind](den.eps_hat(x, t, y, ctx, coefs), eps)
+    x, more = a * x0 + b * y + c * eps, {} if z is None else dict(z=z)
+    loss = losses[kind](
+        den(x, t, y, ctx, coefs=coefs, **more),
+        x0,
+        den.factors(coefs, x0.dtype)[2] if weight == 'net' else 1.0,
+    )
+    if getattr(den, 'twin', None) is not None:
+        loss = loss + losses[kind](den.eps_hat(x, t, y, ctx, coefs), eps)
     return loss
 
 # %% ../nbs/05_denoise.ipynb #7b83cf82
 class Wrap(nn.Module):
     "A denoiser around another one; what is not said here is the inner one's."
+
     def __init__(self, den):
         super().__init__()
         self.den = den
+
     @property
-    def bridge(self): return self.den.bridge
+    def bridge(self):
+        return self.den.bridge
+
     @property
-    def takes_coefs(self): return getattr(self.den, 'takes_coefs', False)
+    def takes_coefs(self):
+        return getattr(self.den, 'takes_coefs', False)
+
     @property
-    def latent(self): return getattr(self.den, 'latent', 0)
+    def latent(self):
+        return getattr(self.den, 'latent', 0)
+
     @property
-    def codec(self): return getattr(self.den, 'codec', None)
-    def forward(self, x, t, y, ctx=None, **more): return self.den(x, t, y, ctx, **more)
-    def eps_hat(self, *args, **kw): return self.den.eps_hat(*args, **kw)
+    def codec(self):
+        return getattr(self.den, 'codec', None)
+
+    def forward(self, x, t, y, ctx=None, **more):
+        return self.den(x, t, y, ctx, **more)
+
+    def eps_hat(self, *args, **kw):
+        return self.den.eps_hat(*args, **kw)
+
 
 class Clip(Wrap):
     "A denoiser whose estimate is clipped to [low, high]."
-    def __init__(self, den, low=-1., high=1.):
+
+    def __init__(self, den, low=-1.0, high=1.0):
         super().__init__(den)
         self.low, self.high = low, high
+
     def forward(self, x, t, y, ctx=None, **more):
         return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
 
+
 class Stop(Wrap):
     "A denoiser whose recursion ends, image by image, when an estimate hardly changes any more."
-    def __init__(self, den, change=.01): # largest change of a pixel that is no change
+
+    def __init__(self, den, change=0.01):  # largest change of a pixel that is no change
         super().__init__(den)
         self.change = change
+
     def forward(self, x, t, y, ctx=None, **more):
         return self.den(x, t, y, ctx, stop=self.change, **more)

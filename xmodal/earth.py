@@ -21,557 +21,923 @@ from scipy import fft, ndimage as nd
 from .core import InputError, already, atomic, item_seed
 
 # %% ../nbs/08_earth.ipynb #952aa5ef
-PIXEL, CELL = 10., 5.                      # metres: a pixel of the images, a cell of the drawing under it
+PIXEL, CELL = 10.0, 5.0  # metres: a pixel of the images, a cell of the drawing under it
 WATER, FOREST, FIELD, GRASS, BARE, TOWN, ROAD = range(7)
 classes = ('water', 'forest', 'field', 'grass', 'bare', 'town', 'road')
 seasons = ('spring', 'summer', 'fall', 'winter')
 
-materials = dict(                          # class, reflectance in red, green, blue (percent), sigma0 in VV (dB)
-    water=(WATER, 3.0, 4.4, 4.6, -20.5), sand=(BARE, 29., 25., 19., -15.), rock=(BARE, 14., 12.6, 11., -9.5), desert=(BARE, 20.5, 16., 11.5, -15.5),
-    grass=(GRASS, 7.0, 9.0, 4.6, -13.), scrub=(GRASS, 6.6, 7.2, 4.4, -10.5), steppe=(GRASS, 14.5, 12.4, 8.8, -14.5),
-    broadleaf=(FOREST, 3.2, 5.2, 2.6, -7.8), conifer=(FOREST, 2.2, 3.4, 2.1, -8.4),
-    soil=(FIELD, 15., 11.5, 8.4, -12.), young=(FIELD, 9.5, 10., 5.6, -12.3), cereal=(FIELD, 4.6, 7.6, 3.6, -15.), leafy=(FIELD, 3.9, 7.4, 3.3, -9.8),
-    flower=(FIELD, 12.5, 14., 4.2, -9.2), ripe=(FIELD, 15.5, 13., 7.6, -14.), stubble=(FIELD, 16.5, 14., 9.6, -13.2),
-    garden=(TOWN, 7.5, 8.3, 5.4, -10.), tile=(TOWN, 16., 11., 8.5, -6.), slate=(TOWN, 10.5, 10.5, 10.7, -6.), hall=(TOWN, 29., 29., 29., -5.),
-    asphalt=(ROAD, 11.5, 11.5, 11.3, -15.5), gravel=(ROAD, 17., 15.5, 13., -13.))
+materials = dict(  # class, reflectance in red, green, blue (percent), sigma0 in VV (dB)
+    water=(WATER, 3.0, 4.4, 4.6, -20.5),
+    sand=(BARE, 29.0, 25.0, 19.0, -15.0),
+    rock=(BARE, 14.0, 12.6, 11.0, -9.5),
+    desert=(BARE, 20.5, 16.0, 11.5, -15.5),
+    grass=(GRASS, 7.0, 9.0, 4.6, -13.0),
+    scrub=(GRASS, 6.6, 7.2, 4.4, -10.5),
+    steppe=(GRASS, 14.5, 12.4, 8.8, -14.5),
+    broadleaf=(FOREST, 3.2, 5.2, 2.6, -7.8),
+    conifer=(FOREST, 2.2, 3.4, 2.1, -8.4),
+    soil=(FIELD, 15.0, 11.5, 8.4, -12.0),
+    young=(FIELD, 9.5, 10.0, 5.6, -12.3),
+    cereal=(FIELD, 4.6, 7.6, 3.6, -15.0),
+    leafy=(FIELD, 3.9, 7.4, 3.3, -9.8),
+    flower=(FIELD, 12.5, 14.0, 4.2, -9.2),
+    ripe=(FIELD, 15.5, 13.0, 7.6, -14.0),
+    stubble=(FIELD, 16.5, 14.0, 9.6, -13.2),
+    garden=(TOWN, 7.5, 8.3, 5.4, -10.0),
+    tile=(TOWN, 16.0, 11.0, 8.5, -6.0),
+    slate=(TOWN, 10.5, 10.5, 10.7, -6.0),
+    hall=(TOWN, 29.0, 29.0, 29.0, -5.0),
+    asphalt=(ROAD, 11.5, 11.5, 11.3, -15.5),
+    gravel=(ROAD, 17.0, 15.5, 13.0, -13.0),
+)
 code = {k: np.uint8(i) for i, k in enumerate(materials)}
 class_of = np.array([v[0] for v in materials.values()], np.uint8)
 sigma0_db = np.float32([v[4] for v in materials.values()])
 
 # %% ../nbs/08_earth.ipynb #d0204f0a
-crops = dict(wheat=('cereal', 'ripe', 'young', 'young'), barley=('cereal', 'stubble', 'soil', 'young'), rape=('flower', 'stubble', 'leafy', 'young'),
-             maize=('soil', 'leafy', 'ripe', 'soil'), beet=('young', 'leafy', 'leafy', 'soil'), fallow=('young', 'soil', 'stubble', 'soil'))
-turned = dict(spring=dict(broadleaf=(4.0, 6.4, 3.0), grass=(6., 9.2, 4.2)), summer={}, fall=dict(broadleaf=(7.6, 6.2, 3.0), grass=(7.4, 8.4, 4.6)),
-              winter=dict(broadleaf=(7.4, 6.6, 5.0), grass=(8.6, 8.6, 5.2), garden=(8.4, 8., 6.), scrub=(8., 7.4, 5.2)))
+crops = dict(
+    wheat=('cereal', 'ripe', 'young', 'young'),
+    barley=('cereal', 'stubble', 'soil', 'young'),
+    rape=('flower', 'stubble', 'leafy', 'young'),
+    maize=('soil', 'leafy', 'ripe', 'soil'),
+    beet=('young', 'leafy', 'leafy', 'soil'),
+    fallow=('young', 'soil', 'stubble', 'soil'),
+)
+turned = dict(
+    spring=dict(broadleaf=(4.0, 6.4, 3.0), grass=(6.0, 9.2, 4.2)),
+    summer={},
+    fall=dict(broadleaf=(7.6, 6.2, 3.0), grass=(7.4, 8.4, 4.6)),
+    winter=dict(
+        broadleaf=(7.4, 6.6, 5.0),
+        grass=(8.6, 8.6, 5.2),
+        garden=(8.4, 8.0, 6.0),
+        scrub=(8.0, 7.4, 5.2),
+    ),
+)
 
-def colours(season) -> np.ndarray: # (materials, 3) reflectance in red, green and blue, 0 to 1
+
+def colours(season) -> np.ndarray:  # (materials, 3) reflectance in red, green and blue, 0 to 1
     "Reflectance of every material in a season."
-    return np.float32([turned[season].get(k, v[1:4]) for k, v in materials.items()])/100
+    return np.float32([turned[season].get(k, v[1:4]) for k, v in materials.items()]) / 100
 
 # %% ../nbs/08_earth.ipynb #cd9629fb
 @dataclass(frozen=True)
 class Region:
     "A kind of landscape; lengths in metres, shares from 0 to 1."
-    relief:float        # scale of the heights
-    ridged:float = 0.   # 0: rolling hills, 1: ridges
-    forest:float = .2   # share of the land that is wood
-    wild:float = .15    # share of untilled land without trees
-    plot:float = 3.     # usual parcel, hectares
-    block:float = 900.  # distance between lanes
-    spread:float = .5   # how far the directions of the fields differ, 1: any
-    town:float = 700.   # radius of the largest town
-    river:float = .7    # chance of a river
-    lakes:float = 0.    # share under lakes
-    sea:float = 0.      # chance of a coast
-    dry:float = 0.      # share of the untilled land that is bare
-    ground:str = 'rock' # what bare land is made of: rock or desert
 
-regions = dict(plain=Region(6, forest=.13, wild=.08, plot=5., block=1100, spread=.25), hills=Region(45, forest=.3, plot=1.6, block=750, spread=1., town=450),
-    mountains=Region(105, 1., forest=.62, wild=.3, plot=.7, block=600, spread=1., town=350, dry=.35), coast=Region(14, forest=.25, plot=1.6, sea=1., river=.3, town=900),
-    city=Region(9, plot=2.5, town=1900, river=.8), lakes=Region(10, forest=.5, wild=.2, plot=2.2, spread=1., lakes=.16, river=.4, town=350),
-    dry=Region(38, .4, forest=.015, wild=.62, plot=2., block=800, spread=.4, dry=.8, ground='desert', town=450))
+    relief: float  # scale of the heights
+    ridged: float = 0.0  # 0: rolling hills, 1: ridges
+    forest: float = 0.2  # share of the land that is wood
+    wild: float = 0.15  # share of untilled land without trees
+    plot: float = 3.0  # usual parcel, hectares
+    block: float = 900.0  # distance between lanes
+    spread: float = 0.5  # how far the directions of the fields differ, 1: any
+    town: float = 700.0  # radius of the largest town
+    river: float = 0.7  # chance of a river
+    lakes: float = 0.0  # share under lakes
+    sea: float = 0.0  # chance of a coast
+    dry: float = 0.0  # share of the untilled land that is bare
+    ground: str = 'rock'  # what bare land is made of: rock or desert
+
+
+regions = dict(
+    plain=Region(6, forest=0.13, wild=0.08, plot=5.0, block=1100, spread=0.25),
+    hills=Region(45, forest=0.3, plot=1.6, block=750, spread=1.0, town=450),
+    mountains=Region(
+        105, 1.0, forest=0.62, wild=0.3, plot=0.7, block=600, spread=1.0, town=350, dry=0.35
+    ),
+    coast=Region(14, forest=0.25, plot=1.6, sea=1.0, river=0.3, town=900),
+    city=Region(9, plot=2.5, town=1900, river=0.8),
+    lakes=Region(10, forest=0.5, wild=0.2, plot=2.2, spread=1.0, lakes=0.16, river=0.4, town=350),
+    dry=Region(
+        38,
+        0.4,
+        forest=0.015,
+        wild=0.62,
+        plot=2.0,
+        block=800,
+        spread=0.4,
+        dry=0.8,
+        ground='desert',
+        town=450,
+    ),
+)
 
 # %% ../nbs/08_earth.ipynb #8011779a
 def noise(
-    rng,         # numpy Generator
-    n:int,       # cells per side
-    wave:float,  # metres; longer waves carry no more power
-    beta=3.,     # power falls as frequency to the minus `beta`, above 2; 4 is smooth, 2.5 rough
-    step:int=1,  # make it on a lattice of `step` cells and interpolate
-):               # (n, n) float32, mean 0 and variance 1 over many fields
+    rng,  # numpy Generator
+    n: int,  # cells per side
+    wave: float,  # metres; longer waves carry no more power
+    beta=3.0,  # power falls as frequency to the minus `beta`, above 2; 4 is smooth, 2.5 rough
+    step: int = 1,  # make it on a lattice of `step` cells and interpolate
+):  # (n, n) float32, mean 0 and variance 1 over many fields
     "A random field whose statistics do not depend on `n`."
-    dx = step*CELL
-    m = fft.next_fast_len(int(max(1.15*n/step, 1.5*wave/dx)) + 4, real=True)
-    k2 = fft.fftfreq(m, dx)[:, None]**2 + fft.rfftfreq(m, dx)**2
-    f = fft.rfft2(rng.standard_normal((m, m), dtype=np.float32))*((1 + k2*wave**2)**(-beta/4)).astype(np.float32)
-    g = fft.irfft2(f, s=(m, m))*np.float32(wave/dx/math.sqrt(math.pi/(beta/2 - 1)))
-    return g[:n, :n] if step == 1 else stretched(g, (np.arange(n) + .5)/step)
+    dx = step * CELL
+    m = fft.next_fast_len(int(max(1.15 * n / step, 1.5 * wave / dx)) + 4, real=True)
+    k2 = fft.fftfreq(m, dx)[:, None] ** 2 + fft.rfftfreq(m, dx) ** 2
+    f = fft.rfft2(rng.standard_normal((m, m), dtype=np.float32)) * (
+        (1 + k2 * wave**2) ** (-beta / 4)
+    ).astype(np.float32)
+    g = fft.irfft2(f, s=(m, m)) * np.float32(wave / dx / math.sqrt(math.pi / (beta / 2 - 1)))
+    return g[:n, :n] if step == 1 else stretched(g, (np.arange(n) + 0.5) / step)
+
 
 def stretched(a, at):
     "A square array read at fractional rows and columns `at`, straight interpolation."
     lo = np.clip(at.astype(int), 0, len(a) - 2)
     w = np.clip(at - lo, 0, 1).astype(np.float32)
-    a = a[lo]*(1 - w)[:, None] + a[lo + 1]*w[:, None]
-    return a[:, lo]*(1 - w) + a[:, lo + 1]*w
+    a = a[lo] * (1 - w)[:, None] + a[lo + 1] * w[:, None]
+    return a[:, lo] * (1 - w) + a[:, lo + 1] * w
 
 # %% ../nbs/08_earth.ipynb #f39509e7
-def mixed(*ids) -> np.ndarray: # uint32
+def mixed(*ids) -> np.ndarray:  # uint32
     "Scramble whole-number arrays, together, into one 32-bit identity."
-    h = np.uint32(0x9e3779b9)
+    h = np.uint32(0x9E3779B9)
     with np.errstate(over='ignore'):
         for i in ids:
-            h = h ^ (i if getattr(i, 'dtype', None) == np.uint32 else np.asarray(i).astype(np.int64).astype(np.uint32))
-            for shift, factor in ((16, 0x7feb352d), (15, 0x846ca68b)): h = (h ^ (h >> np.uint32(shift)))*np.uint32(factor)
+            h = h ^ (
+                i
+                if getattr(i, 'dtype', None) == np.uint32
+                else np.asarray(i).astype(np.int64).astype(np.uint32)
+            )
+            for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+                h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
             h = h ^ (h >> np.uint32(16))
     return h
 
-def chance(*ids) -> np.ndarray: # float32 in [0, 1)
+
+def chance(*ids) -> np.ndarray:  # float32 in [0, 1)
     "A random number that belongs to identities."
-    return (mixed(*ids) >> np.uint32(8)).astype(np.float32)*np.float32(2**-24)
+    return (mixed(*ids) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 # %% ../nbs/08_earth.ipynb #bef592cf
 def blocks(x, y, spacing, key):
-    "Voronoi cells of a jittered grid: identity, own centre x and y (m), distance to the border (m)."
-    gx, gy = np.floor(x/spacing), np.floor(y/spacing)
+    """Voronoi cells of a jittered grid: identity, own centre x and y (m), distance to the border
+    (m).
+    """
+    gx, gy = np.floor(x / spacing), np.floor(y / spacing)
     best, second = np.full_like(x, np.inf), np.full_like(x, np.inf)
     own, ox, oy = np.zeros(x.shape, np.uint32), np.zeros_like(x), np.zeros_like(x)
     for i in (-1, 0, 1):
         for j in (-1, 0, 1):
             who = mixed(key, gx + i, gy + j)
-            cx, cy = ((g + .1 + .8*chance(who, k)).astype(np.float32)*np.float32(spacing) for k, g in ((1, gx + i), (2, gy + j)))
-            d = (x - cx)**2 + (y - cy)**2
+            cx, cy = (
+                (g + 0.1 + 0.8 * chance(who, k)).astype(np.float32) * np.float32(spacing)
+                for k, g in ((1, gx + i), (2, gy + j))
+            )
+            d = (x - cx) ** 2 + (y - cy) ** 2
             nearer = d < best
             second = np.where(nearer, best, np.minimum(second, d))
-            for old, new in ((own, who), (ox, cx), (oy, cy), (best, d)): np.copyto(old, new, where=nearer)
-    return own, ox, oy, (np.sqrt(second) - np.sqrt(best))/2
+            for old, new in ((own, who), (ox, cx), (oy, cy), (best, d)):
+                np.copyto(old, new, where=nearer)
+    return own, ox, oy, (np.sqrt(second) - np.sqrt(best)) / 2
+
 
 def tiles(u, v, key, side):
-    "Identity and rectangle [u0, u1, v0, v1] of the square tile of `side` metres around every point."
-    iu, iv = np.floor(u/side), np.floor(v/side)
-    u0, v0 = iu*np.float32(side), iv*np.float32(side)
+    """Identity and rectangle [u0, u1, v0, v1] of the square tile of `side` metres around every
+    point.
+    """
+    iu, iv = np.floor(u / side), np.floor(v / side)
+    u0, v0 = iu * np.float32(side), iv * np.float32(side)
     return mixed(key, iu, iv), [u0, u0 + np.float32(side), v0, v0 + np.float32(side)]
 
 # %% ../nbs/08_earth.ipynb #67824ad3
 def split(
-    u, v,     # coordinates along and across the local direction, metres
-    who,      # identity of the rectangle around every point
-    rect,     # that rectangle [u0, u1, v0, v1] in metres; left as it is
-    area,     # stop near this many square metres; number or array
-    levels=5, # cuts at most
-):            # identity and rectangle after the cuts
+    u,
+    v,  # coordinates along and across the local direction, metres
+    who,  # identity of the rectangle around every point
+    rect,  # that rectangle [u0, u1, v0, v1] in metres; left as it is
+    area,  # stop near this many square metres; number or array
+    levels=5,  # cuts at most
+):  # identity and rectangle after the cuts
     "Cut rectangles again and again, mostly across the longer side."
     u0, u1, v0, v1 = (a.copy() for a in rect)
     for k in range(levels):
         h = mixed(who, k)
-        r = [(b & np.uint32(1023)).astype(np.float32)/np.float32(1024) for b in (who, h, h >> np.uint32(10))]      # three random numbers
-        go = (u1 - u0)*(v1 - v0) > area*(.7 + 1.3*r[0])
-        along = (u1 - u0)*(.6 + .8*r[1]) > v1 - v0
-        share = .36 + .28*r[2]
-        cut = np.where(along, u0 + (u1 - u0)*share, v0 + (v1 - v0)*share)
+        # three random numbers
+        r = [
+            (b & np.uint32(1023)).astype(np.float32) / np.float32(1024)
+            for b in (who, h, h >> np.uint32(10))
+        ]
+        go = (u1 - u0) * (v1 - v0) > area * (0.7 + 1.3 * r[0])
+        along = (u1 - u0) * (0.6 + 0.8 * r[1]) > v1 - v0
+        share = 0.36 + 0.28 * r[2]
+        cut = np.where(along, u0 + (u1 - u0) * share, v0 + (v1 - v0) * share)
         high = np.where(along, u, v) > cut
         for a, lo, hi in ((go & along, u0, u1), (go & ~along, v0, v1)):
-            np.copyto(lo, cut, where=a & high); np.copyto(hi, cut, where=a & ~high)
+            np.copyto(lo, cut, where=a & high)
+            np.copyto(hi, cut, where=a & ~high)
         who = np.where(go, mixed(who, high), who)
     return who, [u0, u1, v0, v1]
+
 
 def inside(u, v, rect):
     "Distance in metres to the nearest side of the rectangle around every point."
     return np.minimum(np.minimum(u - rect[0], rect[1] - u), np.minimum(v - rect[2], rect[3] - v))
 
 # %% ../nbs/08_earth.ipynb #4005d341
-def course(rng, n, sway, wave=1100.):
-    "A winding line through the scene, (points, 2) in metres, x and y; `sway` is its largest turn in radians, `wave` its wavelength in metres."
-    side, ds = n*CELL, 8.
-    s = np.arange(-1.6*side, 1.6*side, ds)
-    knots = np.arange(s[0] - 400, s[-1] + 800, 400.)
-    phase = np.cumsum(2*np.pi*ds/wave*np.exp(.35*np.interp(s, knots, rng.normal(0, 1, len(knots))))) + rng.uniform(0, 6.3)
-    angle = rng.uniform(0, 2*np.pi) + sway*np.sin(phase)*(.6 + .4*np.sin(phase/7)) + .35*np.sin(s/rng.uniform(2500, 5000) + rng.uniform(0, 6))
-    p = np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1)*ds, 0)
-    return p - p[len(p)//2] + rng.uniform(.25, .75, 2)*side
+def course(rng, n, sway, wave=1100.0):
+    """A winding line through the scene, (points, 2) in metres, x and y; `sway` is its largest turn
+    in radians, `wave` its wavelength in metres.
+    """
+    side, ds = n * CELL, 8.0
+    s = np.arange(-1.6 * side, 1.6 * side, ds)
+    knots = np.arange(s[0] - 400, s[-1] + 800, 400.0)
+    phase = np.cumsum(
+        2 * np.pi * ds / wave * np.exp(0.35 * np.interp(s, knots, rng.normal(0, 1, len(knots))))
+    ) + rng.uniform(0, 6.3)
+    angle = (
+        rng.uniform(0, 2 * np.pi)
+        + sway * np.sin(phase) * (0.6 + 0.4 * np.sin(phase / 7))
+        + 0.35 * np.sin(s / rng.uniform(2500, 5000) + rng.uniform(0, 6))
+    )
+    p = np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1) * ds, 0)
+    return p - p[len(p) // 2] + rng.uniform(0.25, 0.75, 2) * side
+
 
 def drawn(n, lines, width):
     "Boolean (n, n): lines in metres, `width` metres wide."
     from PIL import Image, ImageDraw
+
     img = Image.new('1', (n, n))
     pen = ImageDraw.Draw(img)
-    for p in lines: pen.line([tuple(q) for q in (np.asarray(p)/CELL).tolist()], fill=1, width=max(1, round(width/CELL)), joint='curve')
+    for p in lines:
+        pen.line(
+            [tuple(q) for q in (np.asarray(p) / CELL).tolist()],
+            fill=1,
+            width=max(1, round(width / CELL)),
+            joint='curve',
+        )
     return np.asarray(img)
+
 
 def halve(a):
     "Mean over 2 x 2 cells: from cells of 5 m to pixels of 10 m."
-    return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2])*np.float32(.25)
+    return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2]) * np.float32(0.25)
+
 
 def enlarge(a):
     "From pixels of 10 m to cells of 5 m, straight interpolation."
-    return stretched(a, (np.arange(2*len(a)) - .5)/2)
+    return stretched(a, (np.arange(2 * len(a)) - 0.5) / 2)
+
 
 def away(mask):
-    "Distance in metres to the nearest cell of `mask`, to about half a pixel; very large if there is none."
-    if not mask.any(): return np.full(mask.shape, 1e6, np.float32)
-    return enlarge(nd.distance_transform_edt(halve(mask.astype(np.float32)) == 0).astype(np.float32)*np.float32(PIXEL))
+    """Distance in metres to the nearest cell of `mask`, to about half a pixel; very large if there
+    is none.
+    """
+    if not mask.any():
+        return np.full(mask.shape, 1e6, np.float32)
+    return enlarge(
+        nd.distance_transform_edt(halve(mask.astype(np.float32)) == 0).astype(np.float32)
+        * np.float32(PIXEL)
+    )
 
 # %% ../nbs/08_earth.ipynb #1ef1cff5
 def paint(d, where, material=None, tone=None, rough=None):
-    "Change material, tone and roughness of the cells `where`; numbers, arrays, or the name of a material."
-    for key, value in (('material', code[material] if isinstance(material, str) else material), ('tone', tone), ('rough', rough)):
-        if value is not None: np.copyto(getattr(d, key), value, where=where, casting='unsafe')
+    """Change material, tone and roughness of the cells `where`; numbers, arrays, or the name of a
+    material.
+    """
+    for key, value in (
+        ('material', code[material] if isinstance(material, str) else material),
+        ('tone', tone),
+        ('rough', rough),
+    ):
+        if value is not None:
+            np.copyto(getattr(d, key), value, where=where, casting='unsafe')
 
 # %% ../nbs/08_earth.ipynb #e542c0cd
-def terrain(rng, n, r:Region):
+def terrain(rng, n, r: Region):
     "Height in metres, (n, n), before valleys are cut."
-    rolling = noise(rng, n, 2600, 4.5, 4) + .16*noise(rng, n, 900, 3.6)
-    if r.ridged == 0: return r.relief*rolling
-    bend = [noise(rng, n, 1200, 4, 4)*np.float32(22) for _ in range(2)]
-    ridge = 1 - np.abs(noise(rng, n, 5200, 4.6, 2)) + .4*(1 - np.abs(noise(rng, n, 2000, 4.6, 2)))
+    rolling = noise(rng, n, 2600, 4.5, 4) + 0.16 * noise(rng, n, 900, 3.6)
+    if r.ridged == 0:
+        return r.relief * rolling
+    bend = [noise(rng, n, 1200, 4, 4) * np.float32(22) for _ in range(2)]
+    ridge = (
+        1 - np.abs(noise(rng, n, 5200, 4.6, 2)) + 0.4 * (1 - np.abs(noise(rng, n, 2000, 4.6, 2)))
+    )
     yy, xx = np.mgrid[:n, :n].astype(np.float32)
     ridge = nd.map_coordinates(ridge, (yy + bend[0], xx + bend[1]), order=1, mode='reflect')
-    return (r.relief*(1.4*r.ridged*ridge + (1 - .6*r.ridged)*rolling)).astype(np.float32)
+    return (r.relief * (1.4 * r.ridged * ridge + (1 - 0.6 * r.ridged) * rolling)).astype(np.float32)
 
 # %% ../nbs/08_earth.ipynb #0bee7665
-def waters(rng, d, r:Region):
-    "Rivers, lakes and the sea as distances `d.bank` and `d.shore`; cuts valleys into `d.ground` and measures its slope."
-    n, side = d.n, d.n*CELL
+def waters(rng, d, r: Region):
+    """Rivers, lakes and the sea as distances `d.bank` and `d.shore`; cuts valleys into `d.ground`
+    and measures its slope.
+    """
+    n, side = d.n, d.n * CELL
     d.bank, d.shore = (np.full((n, n), 1e6, np.float32) for _ in range(2))
-    d.lake, fray, sway = np.zeros((n, n), bool), noise(rng, n, 500, 3.2), rng.uniform(.25, 1.35)
+    d.lake, fray, sway = np.zeros((n, n), bool), noise(rng, n, 500, 3.2), rng.uniform(0.25, 1.35)
     if rng.random() < r.river:
-        wide = np.float32(rng.choice([16, 30, 60, 120], p=[.4, .3, .2, .1]) if r.relief < 100 else 14)
-        far = away(drawn(n, [course(rng, n, sway if r.relief < 100 else .5, 700 + 9*wide)], CELL))
-        if r.relief > 20: d.ground = (d.ground - d.ground.min())*(far/(far + np.float32(250 + 2*r.relief)))
-        d.bank = far - wide*(.5 + .12*fray)
+        wide = np.float32(
+            rng.choice([16, 30, 60, 120], p=[0.4, 0.3, 0.2, 0.1]) if r.relief < 100 else 14
+        )
+        far = away(
+            drawn(n, [course(rng, n, sway if r.relief < 100 else 0.5, 700 + 9 * wide)], CELL)
+        )
+        if r.relief > 20:
+            d.ground = (d.ground - d.ground.min()) * (far / (far + np.float32(250 + 2 * r.relief)))
+        d.bank = far - wide * (0.5 + 0.12 * fray)
     if r.lakes:
         low = noise(rng, n, 1100, 3.4)
         low -= np.quantile(low[::5, ::5], r.lakes)
-        d.lake, d.bank = low < 0, np.minimum(d.bank, low*600)
-        d.ground = np.maximum(d.ground, 0) + np.clip(low, 0, 2)*6
-    elif r.sea == 0: d.bank = np.minimum(d.bank, (noise(rng, n, 420, 3.4) + np.float32(2.75 + r.relief/100))*220)
+        d.lake, d.bank = low < 0, np.minimum(d.bank, low * 600)
+        d.ground = np.maximum(d.ground, 0) + np.clip(low, 0, 2) * 6
+    elif r.sea == 0:
+        d.bank = np.minimum(
+            d.bank, (noise(rng, n, 420, 3.4) + np.float32(2.75 + r.relief / 100)) * 220
+        )
     if rng.random() < r.sea:
-        a = rng.uniform(0, 2*np.pi)
-        d.shore = (math.cos(a)*(d.x - side/2) + math.sin(a)*(d.y - side/2) + side*rng.uniform(.05, .3) + noise(rng, n, 1800, 3.5)*rng.uniform(60, 220)).astype(np.float32)
+        a = rng.uniform(0, 2 * np.pi)
+        d.shore = (
+            math.cos(a) * (d.x - side / 2)
+            + math.sin(a) * (d.y - side / 2)
+            + side * rng.uniform(0.05, 0.3)
+            + noise(rng, n, 1800, 3.5) * rng.uniform(60, 220)
+        ).astype(np.float32)
         d.bank = np.minimum(d.bank, d.shore)
-        d.ground = np.maximum(d.ground + 2*r.relief, 0)*np.clip(d.shore/800, 0, 1)
+        d.ground = np.maximum(d.ground + 2 * r.relief, 0) * np.clip(d.shore / 800, 0, 1)
     d.steep = enlarge(nd.gaussian_filter(np.hypot(*np.gradient(halve(d.ground), PIXEL)), 2))
 
 # %% ../nbs/08_earth.ipynb #b1ea09df
-def farmland(rng, d, r:Region):
+def farmland(rng, d, r: Region):
     "Blocks between lanes, each with its own direction, and parcels of crops and meadows in them."
     key, n = np.uint32(rng.integers(2**31)), d.n
-    bx, by = (c + noise(rng, n, 1200, 4, 4)*np.float32(25) for c in (d.x, d.y))
+    bx, by = (c + noise(rng, n, 1200, 4, 4) * np.float32(25) for c in (d.x, d.y))
     d.block, ox, oy, d.lane = blocks(bx, by, r.block, key)
-    d.turn = (rng.uniform(0, np.pi) + (chance(d.block, 9) - .5)*(np.pi*r.spread)).astype(np.float32)
+    d.turn = (rng.uniform(0, np.pi) + (chance(d.block, 9) - 0.5) * (np.pi * r.spread)).astype(
+        np.float32
+    )
     c, s = np.cos(d.turn), np.sin(d.turn)
-    d.u, d.v = c*(bx - ox) + s*(by - oy), c*(by - oy) - s*(bx - ox)
-    thin = np.float32(rng.uniform(.4, 1.))                                      # long, narrow strips in some places
-    d.parcel, rect = split(d.u*thin, d.v, *tiles(d.u*thin, d.v, d.block, 700.), r.plot*1e4*thin, 7)
-    d.edge = inside(d.u*thin, d.v, rect)
-    mu, mv = (rect[0] + rect[1])/2/thin - d.u, (rect[2] + rect[3])/2 - d.v      # from here to the middle of the parcel
-    d.mid = tuple(np.clip(q/CELL, 0, n - 1).astype(np.int32) for q in (d.y + s*mu + c*mv, d.x + c*mu - s*mv))
-    which = np.searchsorted(np.cumsum(rng.dirichlet(np.full(len(crops), 1.3)))[:-1], chance(d.parcel, 11))
+    d.u, d.v = c * (bx - ox) + s * (by - oy), c * (by - oy) - s * (bx - ox)
+    thin = np.float32(rng.uniform(0.4, 1.0))  # long, narrow strips in some places
+    d.parcel, rect = split(
+        d.u * thin, d.v, *tiles(d.u * thin, d.v, d.block, 700.0), r.plot * 1e4 * thin, 7
+    )
+    d.edge = inside(d.u * thin, d.v, rect)
+    # from here to the middle of the parcel
+    mu, mv = (rect[0] + rect[1]) / 2 / thin - d.u, (rect[2] + rect[3]) / 2 - d.v
+    d.mid = tuple(
+        np.clip(q / CELL, 0, n - 1).astype(np.int32)
+        for q in (d.y + s * mu + c * mv, d.x + c * mu - s * mv)
+    )
+    which = np.searchsorted(
+        np.cumsum(rng.dirichlet(np.full(len(crops), 1.3)))[:-1], chance(d.parcel, 11)
+    )
     d.material = np.array([code[k[seasons.index(d.season)]] for k in crops.values()])[which]
-    d.tone = chance(d.parcel, 13)*2 - 1 + .4*(chance(d.parcel, np.floor(d.v/9)) - .5)
-    d.rough = (chance(d.parcel, 14) + chance(d.parcel, 15) - 1)*np.float32(6)
-    paint(d, chance(d.parcel, 12) < .28 - .02*r.plot, 'grass', None, .4*d.rough)
-    rim = (d.edge < 3.5) & (chance(d.parcel, 16) < .3)
-    paint(d, rim, np.where(chance(d.parcel, 17) < .6, code['grass'], code['gravel']))
+    d.tone = chance(d.parcel, 13) * 2 - 1 + 0.4 * (chance(d.parcel, np.floor(d.v / 9)) - 0.5)
+    d.rough = (chance(d.parcel, 14) + chance(d.parcel, 15) - 1) * np.float32(6)
+    paint(d, chance(d.parcel, 12) < 0.28 - 0.02 * r.plot, 'grass', None, 0.4 * d.rough)
+    rim = (d.edge < 3.5) & (chance(d.parcel, 16) < 0.3)
+    paint(d, rim, np.where(chance(d.parcel, 17) < 0.6, code['grass'], code['gravel']))
 
 # %% ../nbs/08_earth.ipynb #281d0435
-def wilderness(rng, d, r:Region):
+def wilderness(rng, d, r: Region):
     "Woods, copses with straight edges, scrub, grassland and bare ground."
     n = d.n
-    w, d.grain, d.kind = noise(rng, n, 1200, 2.9), noise(rng, n, 80, 2.6), noise(rng, n, 500, 2.8, 2)
-    w = w + .12*d.grain + (np.minimum(3*d.steep, 1.6) if r.relief > 20 else 0)
-    if r.relief > 100: w = w + (d.ground - d.ground.mean())/np.float32(r.relief)
-    whole = w[d.mid]
-    t_wood, t_wild = np.quantile(w[::7, ::7], [1 - r.forest, 1 - min(r.forest + r.wild, .99)])
-    wood = (whole > t_wood) & ((w > t_wood - .35) | (r.forest < .25)) | (w > t_wood + .3)
-    wild = ~wood & ((w if r.relief > 100 else .5*(w + whole)) > t_wild)
-    bare = wild & (d.kind - .5*d.grain < 2.6*r.dry - 1.3) & (r.dry > 0)
+    w, d.grain, d.kind = (
+        noise(rng, n, 1200, 2.9),
+        noise(rng, n, 80, 2.6),
+        noise(rng, n, 500, 2.8, 2),
+    )
+    w = w + 0.12 * d.grain + (np.minimum(3 * d.steep, 1.6) if r.relief > 20 else 0)
     if r.relief > 100:
-        line, crest = np.quantile(d.ground[::9, ::9], [.85, .88])
-        wood &= d.ground + 40*d.grain < line
+        w = w + (d.ground - d.ground.mean()) / np.float32(r.relief)
+    whole = w[d.mid]
+    t_wood, t_wild = np.quantile(w[::7, ::7], [1 - r.forest, 1 - min(r.forest + r.wild, 0.99)])
+    wood = (whole > t_wood) & ((w > t_wood - 0.35) | (r.forest < 0.25)) | (w > t_wood + 0.3)
+    wild = ~wood & ((w if r.relief > 100 else 0.5 * (w + whole)) > t_wild)
+    bare = wild & (d.kind - 0.5 * d.grain < 2.6 * r.dry - 1.3) & (r.dry > 0)
+    if r.relief > 100:
+        line, crest = np.quantile(d.ground[::9, ::9], [0.85, 0.88])
+        wood &= d.ground + 40 * d.grain < line
         wild |= ~wood & (w > t_wood)
-        bare |= wild & (d.ground > crest + 40*d.grain)
-    low, shrub = ('steppe', 1.2) if r.ground == 'desert' else ('grass', .3)
-    paint(d, wild, np.where(d.kind + .3*d.grain > shrub, code['scrub'], code[low]))
+        bare |= wild & (d.ground > crest + 40 * d.grain)
+    low, shrub = ('steppe', 1.2) if r.ground == 'desert' else ('grass', 0.3)
+    paint(d, wild, np.where(d.kind + 0.3 * d.grain > shrub, code['scrub'], code[low]))
     paint(d, bare, r.ground)
-    needles = noise(rng, n, 700, 2.8, 2) + .6*(chance(d.parcel, 21) - .5) + (.4 if r.relief > 100 or r.lakes else -.5)
+    needles = (
+        noise(rng, n, 700, 2.8, 2)
+        + 0.6 * (chance(d.parcel, 21) - 0.5)
+        + (0.4 if r.relief > 100 or r.lakes else -0.5)
+    )
     paint(d, wood, np.where(needles > 0, code['conifer'], code['broadleaf']))
-    paint(d, wood | wild, None, np.clip(.5*d.grain + .6*d.kind, -1.5, 1.5), np.clip(.35*d.grain + .35*d.kind, -1.5, 1.5))
+    paint(
+        d,
+        wood | wild,
+        None,
+        np.clip(0.5 * d.grain + 0.6 * d.kind, -1.5, 1.5),
+        np.clip(0.35 * d.grain + 0.35 * d.kind, -1.5, 1.5),
+    )
     d.wild = wood | wild
 
-def wet(rng, d, r:Region):
+
+def wet(rng, d, r: Region):
     "Trees along banks and lanes, beaches, and the water itself with silt, shoals and wind."
     desert = r.ground == 'desert'
-    hedge = (d.lane < 4) & (d.lane > 2) & (chance(d.block, 31) < .4)
-    trees = ((d.bank < 14 + 14*d.kind) | hedge) & (d.grain + d.kind > -.4) if not desert else (d.bank < 60) & (d.bank < 30 + 40*d.kind) & (d.grain > 0)
-    paint(d, trees, 'broadleaf', .5*d.grain, .3*d.grain)
-    paint(d, d.shore < 30 + 15*d.kind, 'sand', .3*d.grain, .3*d.grain)
-    calm, silt, wind, sea = rng.uniform(-2.5, 3.5), rng.uniform(-.6, 1.), noise(rng, d.n, 1500, 3., 4), d.shore < 1e5
+    hedge = (d.lane < 4) & (d.lane > 2) & (chance(d.block, 31) < 0.4)
+    trees = (
+        ((d.bank < 14 + 14 * d.kind) | hedge) & (d.grain + d.kind > -0.4)
+        if not desert
+        else (d.bank < 60) & (d.bank < 30 + 40 * d.kind) & (d.grain > 0)
+    )
+    paint(d, trees, 'broadleaf', 0.5 * d.grain, 0.3 * d.grain)
+    paint(d, d.shore < 30 + 15 * d.kind, 'sand', 0.3 * d.grain, 0.3 * d.grain)
+    calm, silt, wind, sea = (
+        rng.uniform(-2.5, 3.5),
+        rng.uniform(-0.6, 1.0),
+        noise(rng, d.n, 1500, 3.0, 4),
+        d.shore < 1e5,
+    )
     d.water = d.bank < 0
-    shoal = np.where(sea, np.exp(np.minimum(d.shore, 0)/150)*1.6 - .6, silt)       # bright near the beach
-    paint(d, d.water, 'water', shoal + .12*wind, calm + .7*wind + sea)
+    # bright near the beach
+    shoal = np.where(sea, np.exp(np.minimum(d.shore, 0) / 150) * 1.6 - 0.6, silt)
+    paint(d, d.water, 'water', shoal + 0.12 * wind, calm + 0.7 * wind + sea)
 
 # %% ../nbs/08_earth.ipynb #e6f2bc51
-def streets(rng, d, r:Region):
-    "Where towns are and how they are divided: `d.urban` (above 0 in town), kerbs and gaps in metres, lots, works and parks."
-    n, side = d.n, d.n*CELL
-    count = max(1, rng.poisson((side/2100)**2*1.6))
-    spots = rng.uniform(.1, .9, (count, 6, 2))*side
-    iy, ix = (spots[..., i].astype(int)//int(CELL) for i in (1, 0))
-    d.towns = spots[np.arange(count), (d.ground[iy, ix] + 400*(d.bank[iy, ix] < 0)).argmin(1)]
-    d.urban = np.full((n, n), -9., np.float32)
-    radius = r.town*rng.uniform(.2, .6, count)
-    if rng.random() < max((side/3000)**2, r.town > 1500): radius[0] = r.town*rng.uniform(.75, 1.2)    # small scenes seldom hold the largest one
+def streets(rng, d, r: Region):
+    """Where towns are and how they are divided: `d.urban` (above 0 in town), kerbs and gaps in
+    metres, lots, works and parks.
+    """
+    n, side = d.n, d.n * CELL
+    count = max(1, rng.poisson((side / 2100) ** 2 * 1.6))
+    spots = rng.uniform(0.1, 0.9, (count, 6, 2)) * side
+    iy, ix = (spots[..., i].astype(int) // int(CELL) for i in (1, 0))
+    d.towns = spots[np.arange(count), (d.ground[iy, ix] + 400 * (d.bank[iy, ix] < 0)).argmin(1)]
+    d.urban = np.full((n, n), -9.0, np.float32)
+    radius = r.town * rng.uniform(0.2, 0.6, count)
+    # small scenes seldom hold the largest one
+    if rng.random() < max((side / 3000) ** 2, r.town > 1500):
+        radius[0] = r.town * rng.uniform(0.75, 1.2)
     for (cx, cy), q in zip(d.towns, radius):
-        d.urban = np.maximum(d.urban, 1 - np.hypot(d.x - np.float32(cx), d.y - np.float32(cy))/np.float32(q))
-    low = noise(rng, n, 450, 3., 2)
-    d.urban += .35*low - np.maximum(d.steep - .2, 0)*4
-    d.quarter, rect = split(d.u, d.v, *tiles(d.u, d.v, d.block, 330.), 9e3, 4)
+        d.urban = np.maximum(
+            d.urban, 1 - np.hypot(d.x - np.float32(cx), d.y - np.float32(cy)) / np.float32(q)
+        )
+    low = noise(rng, n, 450, 3.0, 2)
+    d.urban += 0.35 * low - np.maximum(d.steep - 0.2, 0) * 4
+    d.quarter, rect = split(d.u, d.v, *tiles(d.u, d.v, d.block, 330.0), 9e3, 4)
     d.kerb = inside(d.u, d.v, rect)
-    d.works, d.park = (chance(d.quarter, 41) < .55) & (low[d.mid] > .45), chance(d.quarter, 42) < .07
-    d.lot, rect = split(d.u, d.v, d.quarter, rect, np.where(d.works, 6000., np.where(d.urban > .62, 1100., 620.)).astype(np.float32), 5)
+    d.works, d.park = (
+        (chance(d.quarter, 41) < 0.55) & (low[d.mid] > 0.45),
+        chance(d.quarter, 42) < 0.07,
+    )
+    d.lot, rect = split(
+        d.u,
+        d.v,
+        d.quarter,
+        rect,
+        np.where(d.works, 6000.0, np.where(d.urban > 0.62, 1100.0, 620.0)).astype(np.float32),
+        5,
+    )
     d.gap = inside(d.u, d.v, rect)
 
 # %% ../nbs/08_earth.ipynb #3e087533
-def towns(rng, d, r:Region):
-    "Paints streets, houses, halls, gardens, parks and lone farms; sets `d.top`, the heights of buildings."
+def towns(rng, d, r: Region):
+    """Paints streets, houses, halls, gardens, parks and lone farms; sets `d.top`, the heights of
+    buildings.
+    """
     streets(rng, d, r)
-    city, centre, q = (d.urban > 0) & ~d.water, d.urban > .62, chance(d.lot, 46)
-    house = city & ~d.park & (d.kerb > 5) & (d.gap > np.where(d.works, 9., np.where(centre, 2.5, 5.))) & (chance(d.lot, 43) < .93)
-    farm = ~city & ~d.wild & ~d.water & (chance(d.parcel, 44) < .035) & (d.edge > 6) & (np.abs(d.u - d.u[d.mid] - 12) < 26) & (np.abs(d.v - d.v[d.mid]) < 24)
-    paved = (d.works | centre) & (chance(d.quarter, 45) < .7)
-    paint(d, city, np.where(d.park, code['grass'], np.where(paved, code['asphalt'], code['garden'])), .5*d.grain, .5*d.grain)
-    paint(d, farm, 'garden', .3, 0.)
-    paint(d, city & (d.kerb < 4.2), 'asphalt', .2*d.grain, 0.)
-    built = house | farm & (chance(np.floor(d.u/13), np.floor(d.v/13), d.parcel) < .5)
-    small = np.where(q < rng.uniform(.1, .85), code['tile'], np.where(q < .97, code['slate'], code['hall']))
-    roof = np.where(d.works, np.where(q < .4, code['hall'], code['slate']), small)
-    paint(d, built, roof, chance(d.lot, 47)*2 - 1, (chance(d.lot, 48) + chance(d.lot, 40) - 1)*4)
-    tall = np.where(d.works, 7 + 6*q, 5 + 4*chance(d.lot, 49) + np.clip(d.urban - .5, 0, .5)*28*chance(d.lot, 50))
+    city, centre, q = (d.urban > 0) & ~d.water, d.urban > 0.62, chance(d.lot, 46)
+    house = (
+        city
+        & ~d.park
+        & (d.kerb > 5)
+        & (d.gap > np.where(d.works, 9.0, np.where(centre, 2.5, 5.0)))
+        & (chance(d.lot, 43) < 0.93)
+    )
+    farm = (
+        ~city
+        & ~d.wild
+        & ~d.water
+        & (chance(d.parcel, 44) < 0.035)
+        & (d.edge > 6)
+        & (np.abs(d.u - d.u[d.mid] - 12) < 26)
+        & (np.abs(d.v - d.v[d.mid]) < 24)
+    )
+    paved = (d.works | centre) & (chance(d.quarter, 45) < 0.7)
+    paint(
+        d,
+        city,
+        np.where(d.park, code['grass'], np.where(paved, code['asphalt'], code['garden'])),
+        0.5 * d.grain,
+        0.5 * d.grain,
+    )
+    paint(d, farm, 'garden', 0.3, 0.0)
+    paint(d, city & (d.kerb < 4.2), 'asphalt', 0.2 * d.grain, 0.0)
+    built = house | farm & (chance(np.floor(d.u / 13), np.floor(d.v / 13), d.parcel) < 0.5)
+    small = np.where(
+        q < rng.uniform(0.1, 0.85), code['tile'], np.where(q < 0.97, code['slate'], code['hall'])
+    )
+    roof = np.where(d.works, np.where(q < 0.4, code['hall'], code['slate']), small)
+    paint(
+        d, built, roof, chance(d.lot, 47) * 2 - 1, (chance(d.lot, 48) + chance(d.lot, 40) - 1) * 4
+    )
+    tall = np.where(
+        d.works,
+        7 + 6 * q,
+        5 + 4 * chance(d.lot, 49) + np.clip(d.urban - 0.5, 0, 0.5) * 28 * chance(d.lot, 50),
+    )
     d.top = np.where(built, tall, 0).astype(np.float32)
-    tree = chance(np.floor(d.x/CELL), np.floor(d.y/CELL), d.quarter) < np.where(d.park, .5, .22)
+    tree = chance(np.floor(d.x / CELL), np.floor(d.y / CELL), d.quarter) < np.where(
+        d.park, 0.5, 0.22
+    )
     d.shrub = city & ~built & (d.kerb > 4.2) & tree
-    paint(d, d.shrub, 'broadleaf', 0., 0.)
+    paint(d, d.shrub, 'broadleaf', 0.0, 0.0)
 
 # %% ../nbs/08_earth.ipynb #fabd5617
-def roads(rng, d, r:Region):
-    "Lanes, roads between towns, one long road and, on flat land, a motorway; bridges where they cross a river."
-    lane = (d.lane < 2.6) & ~d.water & ~d.wild & (chance(d.block, 51) < .8)
-    paint(d, lane, np.where(chance(d.block, 52) < .5, code['asphalt'], code['gravel']), 0., 0.)
+def roads(rng, d, r: Region):
+    """Lanes, roads between towns, one long road and, on flat land, a motorway; bridges where they
+    cross a river.
+    """
+    lane = (d.lane < 2.6) & ~d.water & ~d.wild & (chance(d.block, 51) < 0.8)
+    paint(d, lane, np.where(chance(d.block, 52) < 0.5, code['asphalt'], code['gravel']), 0.0, 0.0)
     lines, t = [], np.linspace(0, 1, 60)[:, None]
     for a in d.towns:
-        for b in d.towns[np.argsort(((d.towns - a)**2).sum(1))[1:3]]:
+        for b in d.towns[np.argsort(((d.towns - a) ** 2).sum(1))[1:3]]:
             across = np.array([a[1] - b[1], b[0] - a[0]])
-            lines.append(a + (b - a)*t + across*(rng.normal(0, .1)*np.sin(np.pi*t) + rng.normal(0, .05)*np.sin(2*np.pi*t)))
-    long = course(rng, d.n, .12, 4000.)
-    lines.append(long + d.towns[0] - long[np.argmin(((long - d.towns[0])**2).sum(1))])
-    motorway = [long + rng.uniform(-900, 900, 2)]*(r.relief < 60)
-    lines, motorway = ([p for p in ps if d.water[tuple(np.clip(p[:, ::-1]/CELL, 0, d.n - 1).astype(int).T)].mean() < .15] for ps in (lines, motorway))
-    road = drawn(d.n, lines, 10.) | drawn(d.n, motorway, 26.)
+            lines.append(
+                a
+                + (b - a) * t
+                + across
+                * (
+                    rng.normal(0, 0.1) * np.sin(np.pi * t)
+                    + rng.normal(0, 0.05) * np.sin(2 * np.pi * t)
+                )
+            )
+    long = course(rng, d.n, 0.12, 4000.0)
+    lines.append(long + d.towns[0] - long[np.argmin(((long - d.towns[0]) ** 2).sum(1))])
+    motorway = [long + rng.uniform(-900, 900, 2)] * (r.relief < 60)
+    lines, motorway = (
+        [
+            p
+            for p in ps
+            if d.water[tuple(np.clip(p[:, ::-1] / CELL, 0, d.n - 1).astype(int).T)].mean() < 0.15
+        ]
+        for ps in (lines, motorway)
+    )
+    road = drawn(d.n, lines, 10.0) | drawn(d.n, motorway, 26.0)
     road &= (d.shore > 0) & ~d.lake
-    paint(d, road, 'asphalt', 0., 0.)
-    paint(d, road & d.water, None, .5, 11.)
+    paint(d, road, 'asphalt', 0.0, 0.0)
+    paint(d, road & d.water, None, 0.5, 11.0)
     d.top[road], d.shrub = 0, d.shrub & ~road
+
 
 def canopy(rng, d):
     "Heights of trees in metres: stands of 10 to 26 m with crowns, 6 m in gardens."
-    crowns = nd.gaussian_filter(rng.standard_normal((d.n, d.n), dtype=np.float32), .85)*np.float32(2.9)
-    stand = np.clip(17 + 4*d.kind + 3*(chance(d.parcel, 61) - .5) + 1.9*crowns, 3, 30)
-    d.top = np.where(class_of[d.material] == FOREST, np.where(d.shrub, 6, stand), d.top).astype(np.float32)
+    crowns = nd.gaussian_filter(
+        rng.standard_normal((d.n, d.n), dtype=np.float32), 0.85
+    ) * np.float32(2.9)
+    stand = np.clip(17 + 4 * d.kind + 3 * (chance(d.parcel, 61) - 0.5) + 1.9 * crowns, 3, 30)
+    d.top = np.where(class_of[d.material] == FOREST, np.where(d.shrub, 6, stand), d.top).astype(
+        np.float32
+    )
 
-def snowed(rng, d, r:Region):
-    "Boolean: snow lies above a level in some winters, and on high mountains into spring; not on roads and water, seldom under trees."
-    odds = dict(winter=.15 if r.relief < 100 else .9, spring=.5*(r.relief > 100)).get(d.season, 0)
-    share = rng.uniform(.2, .8) if d.season == 'winter' else .85
-    if rng.random() >= odds or r.ground == 'desert': return np.zeros((d.n, d.n), bool)
-    height, cover = d.ground + 6*d.grain, class_of[d.material]
+
+def snowed(rng, d, r: Region):
+    """Boolean: snow lies above a level in some winters, and on high mountains into spring; not on
+    roads and water, seldom under trees.
+    """
+    odds = dict(winter=0.15 if r.relief < 100 else 0.9, spring=0.5 * (r.relief > 100)).get(
+        d.season, 0
+    )
+    share = rng.uniform(0.2, 0.8) if d.season == 'winter' else 0.85
+    if rng.random() >= odds or r.ground == 'desert':
+        return np.zeros((d.n, d.n), bool)
+    height, cover = d.ground + 6 * d.grain, class_of[d.material]
     level = np.quantile(height[::9, ::9], share) if r.relief > 20 else -np.inf
-    thin = np.select([cover == FOREST, cover == TOWN], [d.grain > 1.4, d.grain > -.2], d.grain + d.kind < 2)
+    thin = np.select(
+        [cover == FOREST, cover == TOWN], [d.grain > 1.4, d.grain > -0.2], d.grain + d.kind < 2
+    )
     return (height > level) & thin & (cover != WATER) & (cover != ROAD)
 
 # %% ../nbs/08_earth.ipynb #2f63e82f
 @dataclass(frozen=True, eq=False)
 class Scene:
     "A piece of land in cells of 5 m, two per pixel of 10 m; north is up. Made by `scene`."
-    seed:int; season:str; region:str
-    material:np.ndarray   # (2n, 2n) uint8, place in `materials`
-    ground:np.ndarray     # (2n, 2n) height of the earth, m
-    top:np.ndarray        # (2n, 2n) height of trees and buildings on it, m
-    tone:np.ndarray       # (2n, 2n) brightness within the class, about -1 to 1
-    rough:np.ndarray      # (2n, 2n) deviation from the backscatter of the class, dB
-    turn:np.ndarray       # (2n, 2n) direction of streets and fields, radians from east to south
-    snow:np.ndarray       # (2n, 2n) bool
-    look:float = 78.      # where the radar looks, degrees from north over east: 78 or 282
-    incidence:float = 38. # of the radar on flat ground, degrees
-    haze:float = 1.       # of the atmosphere, relative
+
+    seed: int
+    season: str
+    region: str
+    material: np.ndarray  # (2n, 2n) uint8, place in `materials`
+    ground: np.ndarray  # (2n, 2n) height of the earth, m
+    top: np.ndarray  # (2n, 2n) height of trees and buildings on it, m
+    tone: np.ndarray  # (2n, 2n) brightness within the class, about -1 to 1
+    rough: np.ndarray  # (2n, 2n) deviation from the backscatter of the class, dB
+    turn: np.ndarray  # (2n, 2n) direction of streets and fields, radians from east to south
+    snow: np.ndarray  # (2n, 2n) bool
+    look: float = 78.0  # where the radar looks, degrees from north over east: 78 or 282
+    incidence: float = 38.0  # of the radar on flat ground, degrees
+    haze: float = 1.0  # of the atmosphere, relative
 
     @property
-    def classes(self): # (n, n) uint8, place in `classes`: the most frequent of four cells, the first of equals
-        return np.stack([halve((class_of[self.material] == i).astype(np.float32)) for i in range(len(classes))]).argmax(0).astype(np.uint8)
+    # (n, n) uint8, place in `classes`: the most frequent of four cells, the first of equals
+    def classes(self):
+        return (
+            np.stack(
+                [
+                    halve((class_of[self.material] == i).astype(np.float32))
+                    for i in range(len(classes))
+                ]
+            )
+            .argmax(0)
+            .astype(np.uint8)
+        )
+
     @property
-    def height(self): return halve(self.ground)  # (n, n) float32, m
+    def height(self):
+        return halve(self.ground)  # (n, n) float32, m
 
 # %% ../nbs/08_earth.ipynb #bbc1b15c
 def scene(
-    seed:int,        # the place
-    season='summer', # 'spring', 'summer', 'fall', 'winter': the same place at another time
-    size:int=512,    # pixels of 10 m per side, 32 to 2048
-    region=None,     # a name in `regions`; None: drawn from the seed
+    seed: int,  # the place
+    season='summer',  # 'spring', 'summer', 'fall', 'winter': the same place at another time
+    size: int = 512,  # pixels of 10 m per side, 32 to 2048
+    region=None,  # a name in `regions`; None: drawn from the seed
 ) -> Scene:
     "A made landscape. Raises `InputError` for values outside the ranges."
     from types import SimpleNamespace
-    if not isinstance(seed, (int, np.integer)): raise InputError(f'seed {seed!r}: give a whole number')
-    if season not in seasons: raise InputError(f'season {season!r}: give one of {", ".join(seasons)}')
-    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 2048: raise InputError(f'size {size!r}: give 32 to 2048 pixels')
+
+    if not isinstance(seed, (int, np.integer)):
+        raise InputError(f'seed {seed!r}: give a whole number')
+    if season not in seasons:
+        raise InputError(f'season {season!r}: give one of {", ".join(seasons)}')
+    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 2048:
+        raise InputError(f'size {size!r}: give 32 to 2048 pixels')
     rng = lambda *what: np.random.default_rng(item_seed(seed, 'earth', *what))
-    drawn_region = rng('region').choice(list(regions), p=[.3, .2, .1, .11, .09, .1, .1])
+    drawn_region = rng('region').choice(list(regions), p=[0.3, 0.2, 0.1, 0.11, 0.09, 0.1, 0.1])
     region = str(drawn_region) if region is None else region
-    if region not in regions: raise InputError(f'region {region!r}: give one of {", ".join(regions)}')
-    r, n = regions[region], 2*int(size)
-    y, x = np.mgrid[:n, :n].astype(np.float32)*np.float32(CELL)
+    if region not in regions:
+        raise InputError(f'region {region!r}: give one of {", ".join(regions)}')
+    r, n = regions[region], 2 * int(size)
+    y, x = np.mgrid[:n, :n].astype(np.float32) * np.float32(CELL)
     d = SimpleNamespace(n=n, x=x, y=y, season=season, ground=terrain(rng('ground'), n, r))
-    for step in (waters, farmland, wilderness, wet, towns, roads): step(rng(step.__name__), d, r)
+    for step in (waters, farmland, wilderness, wet, towns, roads):
+        step(rng(step.__name__), d, r)
     canopy(rng('canopy'), d)
     orbit = rng('orbit')
-    fields = [a.astype(t) for a, t in ((d.material, np.uint8), *((a, np.float32) for a in (d.ground, d.top, d.tone, d.rough, d.turn)))]
-    return Scene(int(seed), season, region, *fields, snowed(rng('snow', season), d, r),
-                 look=float(orbit.choice([78., 282.])), incidence=float(orbit.uniform(32, 44)), haze=float(rng('haze', season).uniform(.6, 1.3)))
+    fields = [
+        a.astype(t)
+        for a, t in (
+            (d.material, np.uint8),
+            *((a, np.float32) for a in (d.ground, d.top, d.tone, d.rough, d.turn)),
+        )
+    ]
+    return Scene(
+        int(seed),
+        season,
+        region,
+        *fields,
+        snowed(rng('snow', season), d, r),
+        look=float(orbit.choice([78.0, 282.0])),
+        incidence=float(orbit.uniform(32, 44)),
+        haze=float(rng('haze', season).uniform(0.6, 1.3)),
+    )
 
 # %% ../nbs/08_earth.ipynb #fa6fdbdf
-def framed(s:Scene, by=10) -> Scene:
+def framed(s: Scene, by=10) -> Scene:
     "The scene with a mirrored frame of `by` cells."
-    return replace(s, **{k: np.pad(getattr(s, k), by, mode='reflect') for k in ('material', 'ground', 'top', 'tone', 'rough', 'turn', 'snow')})
+    return replace(
+        s,
+        **{
+            k: np.pad(getattr(s, k), by, mode='reflect')
+            for k in ('material', 'ground', 'top', 'tone', 'rough', 'turn', 'snow')
+        },
+    )
+
 
 def shifted(a, dx, dy):
     "`a` moved by whole cells to the east and south; the border is repeated."
     n, m = a.shape
     return a[np.clip(np.arange(n) - dy, 0, n - 1)][:, np.clip(np.arange(m) - dx, 0, m - 1)]
 
+
 def behind(
-    surface,   # (n, m) height in metres
-    azimuth,   # where the ray comes from, degrees from north over east
-    elevation, # of the source above the horizon, degrees
-    reach,     # largest height of anything that stands in the way, metres
-    slack=.5,  # ignore what is lower than this above the ray, metres
-):             # (n, m) bool
+    surface,  # (n, m) height in metres
+    azimuth,  # where the ray comes from, degrees from north over east
+    elevation,  # of the source above the horizon, degrees
+    reach,  # largest height of anything that stands in the way, metres
+    slack=0.5,  # ignore what is lower than this above the ray, metres
+):  # (n, m) bool
     "Which cells of a surface are hidden from a ray."
     a, rise = math.radians(azimuth), math.tan(math.radians(elevation))
     hidden = np.zeros(surface.shape, bool)
-    for k in range(1, int(reach/rise/CELL) + 2):
-        dx, dy = round(-k*math.sin(a)), round(k*math.cos(a))        # away from the source; rows grow to the south
-        hidden |= shifted(surface, dx, dy) - np.float32(k*CELL*rise + slack) > surface
+    for k in range(1, int(reach / rise / CELL) + 2):
+        # away from the source; rows grow to the south
+        dx, dy = round(-k * math.sin(a)), round(k * math.cos(a))
+        hidden |= shifted(surface, dx, dy) - np.float32(k * CELL * rise + slack) > surface
     return hidden
 
 # %% ../nbs/08_earth.ipynb #fa7aa867
-sun = dict(spring=(152., 47.), summer=(142., 58.), fall=(160., 34.), winter=(163., 20.))   # azimuth and elevation, degrees
+# azimuth and elevation, degrees
+sun = dict(spring=(152.0, 47.0), summer=(142.0, 58.0), fall=(160.0, 34.0), winter=(163.0, 20.0))
 
-def radiance(s:Scene) -> np.ndarray: # (n, n, 3) float32, about 0.02 to 0.6
+
+def radiance(s: Scene) -> np.ndarray:  # (n, n, 3) float32, about 0.02 to 0.6
     "Reflectance at the top of the atmosphere in red, green and blue, with light, shadow and haze."
     s, (azimuth, elevation) = framed(s), sun[s.season]
     cover, a, e = class_of[s.material], math.radians(azimuth), math.radians(elevation)
-    gy, gx = np.gradient(s.ground + .45*nd.gaussian_filter(s.top, .7)*(cover == FOREST), CELL)
-    facing = 1 + (gy*math.cos(a) - gx*math.sin(a))/math.tan(e)
-    direct = np.clip(facing/np.sqrt(1 + gx**2 + gy**2), .05, 1.6)*~behind(s.ground + s.top, azimuth, elevation, 30.)
-    swing = np.where(s.material == code['water'], .22, np.where(np.isin(cover, (FIELD, BARE, TOWN)), .16, .1))
-    rho = colours(s.season)[s.material]*(1 + s.tone*swing)[..., None]
-    white = (s.snow*np.clip(.62 + .2*s.tone, .2, .9))[..., None]                            # soil and stalks look through the snow
-    rho = rho*(1 - white) + white*np.float32([.56, .57, .59])
-    sky, haze = np.float32([.12, .16, .24]), np.float32([.016, .026, .046])*np.float32(s.haze)
-    lit = rho*(direct[..., None]*(1 - sky) + sky)
-    seen = np.stack([halve(nd.gaussian_filter(lit[..., c], .9)) for c in range(3)], -1)[5:-5, 5:-5]
-    return (seen*(1 - 1.3*haze) + haze).astype(np.float32)
+    gy, gx = np.gradient(s.ground + 0.45 * nd.gaussian_filter(s.top, 0.7) * (cover == FOREST), CELL)
+    facing = 1 + (gy * math.cos(a) - gx * math.sin(a)) / math.tan(e)
+    direct = np.clip(facing / np.sqrt(1 + gx**2 + gy**2), 0.05, 1.6) * ~behind(
+        s.ground + s.top, azimuth, elevation, 30.0
+    )
+    swing = np.where(
+        s.material == code['water'], 0.22, np.where(np.isin(cover, (FIELD, BARE, TOWN)), 0.16, 0.1)
+    )
+    rho = colours(s.season)[s.material] * (1 + s.tone * swing)[..., None]
+    # soil and stalks look through the snow
+    white = (s.snow * np.clip(0.62 + 0.2 * s.tone, 0.2, 0.9))[..., None]
+    rho = rho * (1 - white) + white * np.float32([0.56, 0.57, 0.59])
+    sky, haze = (
+        np.float32([0.12, 0.16, 0.24]),
+        np.float32([0.016, 0.026, 0.046]) * np.float32(s.haze),
+    )
+    lit = rho * (direct[..., None] * (1 - sky) + sky)
+    seen = np.stack([halve(nd.gaussian_filter(lit[..., c], 0.9)) for c in range(3)], -1)[5:-5, 5:-5]
+    return (seen * (1 - 1.3 * haze) + haze).astype(np.float32)
 
-def optical(s:Scene) -> np.ndarray: # (n, n, 3) uint8
+
+def optical(s: Scene) -> np.ndarray:  # (n, n, 3) uint8
     "What Sentinel-2 sees of a scene: red, green and blue in 8 bits."
     rng = np.random.default_rng(item_seed(s.seed, 'optical', s.season))
     r = radiance(s)
-    r = (r + rng.standard_normal(r.shape, dtype=np.float32)*np.float32(.0012) - .01)/.21    # detector noise, then the stretch
-    r = np.where(r < .8, r, 1 - .2*np.exp((.8 - np.maximum(r, .8))/.5))
-    return np.clip(255*r, 0, 255).round().astype(np.uint8)
+    # detector noise, then the stretch
+    r = (r + rng.standard_normal(r.shape, dtype=np.float32) * np.float32(0.0012) - 0.01) / 0.21
+    r = np.where(r < 0.8, r, 1 - 0.2 * np.exp((0.8 - np.maximum(r, 0.8)) / 0.5))
+    return np.clip(255 * r, 0, 255).round().astype(np.uint8)
 
 # %% ../nbs/08_earth.ipynb #5aa65226
-def sloped(s:Scene) -> np.ndarray:
+def sloped(s: Scene) -> np.ndarray:
     "Factor of power by the tilt of the ground towards the radar, 1 on flat ground."
     theta, a = math.radians(s.incidence), math.radians(s.look)
-    gy, gx = np.gradient(nd.gaussian_filter(s.ground, 2.), CELL)
-    local = theta - np.arctan(gx*math.sin(a) - gy*math.cos(a))
-    return np.clip(math.sin(theta)/np.sin(np.maximum(local, .12)), .3, 5)*np.clip(np.cos(local)/math.cos(theta), .3, 1.4)
+    gy, gx = np.gradient(nd.gaussian_filter(s.ground, 2.0), CELL)
+    local = theta - np.arctan(gx * math.sin(a) - gy * math.cos(a))
+    return np.clip(math.sin(theta) / np.sin(np.maximum(local, 0.12)), 0.3, 5) * np.clip(
+        np.cos(local) / math.cos(theta), 0.3, 1.4
+    )
 
-def corners(s:Scene, built) -> np.ndarray:
-    "Power of the double bounce at the foot of walls that face the radar, by height and by direction of the wall."
+
+def corners(s: Scene, built) -> np.ndarray:
+    """Power of the double bounce at the foot of walls that face the radar, by height and by
+    direction of the wall.
+    """
     a = math.radians(s.look)
     dx, dy = round(math.sin(a)), round(-math.cos(a))
-    wall, height, own = (shifted(q, -dx, -dy) for q in (built, s.top, s.rough))      # what stands one cell farther away
-    off = np.mod(a - s.turn + math.pi/4, math.pi/2) - math.pi/4
-    return (wall & ~built)*(.15 + np.exp(-(off/.21)**2))*height*.1*np.exp(own)
+    # what stands one cell farther away
+    wall, height, own = (shifted(q, -dx, -dy) for q in (built, s.top, s.rough))
+    off = np.mod(a - s.turn + math.pi / 4, math.pi / 2) - math.pi / 4
+    return (wall & ~built) * (0.15 + np.exp(-((off / 0.21) ** 2))) * height * 0.1 * np.exp(own)
 
-def backscatter(s:Scene) -> np.ndarray: # (n, n) float32, a power: 10 log10 of it is sigma0 in dB
-    "Expected backscatter of C band in VV, with relief, layover, shadow and double bounce; without speckle."
+
+def backscatter(s: Scene) -> np.ndarray:  # (n, n) float32, a power: 10 log10 of it is sigma0 in dB
+    """Expected backscatter of C band in VV, with relief, layover, shadow and double bounce; without
+    speckle.
+    """
     s = framed(s)
     theta, a, n = math.radians(s.incidence), math.radians(s.look), len(s.top)
     cover = class_of[s.material]
     built = (cover == TOWN) & (s.top > 2)
-    top = s.top*np.where(cover == FOREST, np.float32(.6), np.float32(1))
-    power = 10**((sigma0_db[s.material] + s.rough - 1.5*(s.snow & (cover != FOREST)))/10)*sloped(s)
+    top = s.top * np.where(cover == FOREST, np.float32(0.6), np.float32(1))
+    power = 10 ** (
+        (sigma0_db[s.material] + s.rough - 1.5 * (s.snow & (cover != FOREST))) / 10
+    ) * sloped(s)
     ground = s.ground - s.ground.mean()
-    power = np.where(behind(ground + top, s.look + 180, 90 - s.incidence, 40., 3.), power*.15, power)
-    power = np.where(behind(ground + top*built, s.look + 180, 90 - s.incidence, 40., 3.), power*.01, power)
+    power = np.where(
+        behind(ground + top, s.look + 180, 90 - s.incidence, 40.0, 3.0), power * 0.15, power
+    )
+    power = np.where(
+        behind(ground + top * built, s.look + 180, 90 - s.incidence, 40.0, 3.0), power * 0.01, power
+    )
     i, j = np.nonzero(top > 1.5)
-    move = top[i, j]/(math.tan(theta)*CELL)
-    ti, tj = np.rint(i + move*math.cos(a)).astype(int), np.rint(j - move*math.sin(a)).astype(int)
+    move = top[i, j] / (math.tan(theta) * CELL)
+    ti, tj = (
+        np.rint(i + move * math.cos(a)).astype(int),
+        np.rint(j - move * math.sin(a)).astype(int),
+    )
     ok = (ti >= 0) & (ti < n) & (tj >= 0) & (tj < n)
-    arrived = np.bincount((ti*n + tj)[ok], power[i, j][ok], n*n).reshape(n, n)
+    arrived = np.bincount((ti * n + tj)[ok], power[i, j][ok], n * n).reshape(n, n)
     power[i, j] = 0
-    return halve(nd.gaussian_filter((power + arrived + corners(s, built)).astype(np.float32), 1.5))[5:-5, 5:-5]
+    return halve(nd.gaussian_filter((power + arrived + corners(s, built)).astype(np.float32), 1.5))[
+        5:-5, 5:-5
+    ]
 
 # %% ../nbs/08_earth.ipynb #8ba5fa20
-def look_weights(looks:float) -> np.ndarray:
+def look_weights(looks: float) -> np.ndarray:
     "Weights of the looks whose equivalent number is `looks`, at least 1."
     m = math.ceil(looks) - 1
-    if m + 1 == looks: return np.ones(m + 1)
-    a, b, c = 1 - looks, 2*m, m*m - looks*m                                   # (m + w)^2 = looks (m + w^2)
-    return np.r_[np.ones(m), (math.sqrt(b*b - 4*a*c) - b)/(2*a)]
+    if m + 1 == looks:
+        return np.ones(m + 1)
+    a, b, c = 1 - looks, 2 * m, m * m - looks * m  # (m + w)^2 = looks (m + w^2)
+    return np.r_[np.ones(m), (math.sqrt(b * b - 4 * a * c) - b) / (2 * a)]
+
 
 def speckle(
-    shape,      # rows, columns; at least 8
-    rng,        # numpy Generator
+    shape,  # rows, columns; at least 8
+    rng,  # numpy Generator
     looks=4.4,  # equivalent number of looks
-    width=.8,   # standard deviation of the point response, pixels
-):              # float32 of mean 1 and variance 1/looks
+    width=0.8,  # standard deviation of the point response, pixels
+):  # float32 of mean 1 and variance 1/looks
     "Multiplicative speckle, correlated over about one pixel."
     w, out = look_weights(looks), np.zeros(shape, np.float32)
-    dot = np.zeros(33); dot[16] = 1
-    energy = float((nd.gaussian_filter1d(dot, width)**2).sum())**2           # what smoothing leaves of the variance of white noise
-    for k in np.repeat(w/(2*w.sum()*energy), 2):                             # real and imaginary part of each look
-        out += np.float32(k)*nd.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width, mode='wrap')**2
+    dot = np.zeros(33)
+    dot[16] = 1
+    # what smoothing leaves of the variance of white noise
+    energy = float((nd.gaussian_filter1d(dot, width) ** 2).sum()) ** 2
+    for k in np.repeat(w / (2 * w.sum() * energy), 2):  # real and imaginary part of each look
+        out += (
+            np.float32(k)
+            * nd.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width, mode='wrap')
+            ** 2
+        )
     return out
 
+
 def sar(
-    s:Scene,
-    seed:int=0, # of the speckle: another day, the same land
+    s: Scene,
+    seed: int = 0,  # of the speckle: another day, the same land
     looks=4.4,  # equivalent number of looks, 1 to 1000
-) -> np.ndarray: # (n, n) uint8
+) -> np.ndarray:  # (n, n) uint8
     "What Sentinel-1 sees of a scene: VV, -25 to 0 dB as 0 to 255."
-    if not isinstance(looks, (int, float)) or not 1 <= looks <= 1000: raise InputError(f'looks {looks!r}: give 1 to 1000')
+    if not isinstance(looks, (int, float)) or not 1 <= looks <= 1000:
+        raise InputError(f'looks {looks!r}: give 1 to 1000')
     p = backscatter(s) + np.float32(10**-2.4)
-    p = p*speckle(p.shape, np.random.default_rng(item_seed(s.seed, 'sar', s.season, seed)), looks)
-    return np.clip(255/25*(10*np.log10(np.maximum(p, 1e-6)) + 25), 0, 255).round().astype(np.uint8)
+    p = p * speckle(p.shape, np.random.default_rng(item_seed(s.seed, 'sar', s.season, seed)), looks)
+    return (
+        np.clip(255 / 25 * (10 * np.log10(np.maximum(p, 1e-6)) + 25), 0, 255)
+        .round()
+        .astype(np.uint8)
+    )
 
 # %% ../nbs/08_earth.ipynb #22f38ff4
-folders = dict(spring='ROIs1158_spring', summer='ROIs1868_summer', fall='ROIs1970_fall', winter='ROIs2017_winter')
+folders = dict(
+    spring='ROIs1158_spring',
+    summer='ROIs1868_summer',
+    fall='ROIs1970_fall',
+    winter='ROIs2017_winter',
+)
 
-def corners_of(size:int, patches:int, stride:int) -> list:
-    "Upper left pixels (row, column) of the patches, row by row on the smallest square that holds them."
+
+def corners_of(size: int, patches: int, stride: int) -> list:
+    """Upper left pixels (row, column) of the patches, row by row on the smallest square that holds
+    them.
+    """
     side = math.isqrt(patches - 1) + 1
-    return [(p//side*stride, p%side*stride) for p in range(patches)]
+    return [(p // side * stride, p % side * stride) for p in range(patches)]
 
 # %% ../nbs/08_earth.ipynb #2014b4f6
 def write_sen12(
-    root,          # folder to make; must be new, empty, or hold this very data set
-    n:int=8,       # scenes; their seasons take turns
-    seed:int=0,    # of the whole data set
-    size:int=256,  # pixels of 10 m per side of a patch
-    patches:int=4, # per scene
-    stride=None,   # pixels from patch to patch; None: `size`, no overlap
+    root,  # folder to make; must be new, empty, or hold this very data set
+    n: int = 8,  # scenes; their seasons take turns
+    seed: int = 0,  # of the whole data set
+    size: int = 256,  # pixels of 10 m per side of a patch
+    patches: int = 4,  # per scene
+    stride=None,  # pixels from patch to patch; None: `size`, no overlap
 ) -> Path:
-    "Write made land in the layout of SEN1-2. Raises `InputError` for bad parameters or an occupied folder."
+    """Write made land in the layout of SEN1-2.
+
+    Raises `InputError` for bad parameters or an occupied folder.
+    """
     from PIL import Image
     from tqdm.auto import tqdm
+
     stride = size if stride is None else stride
-    for name, v, lo, hi in (('n', n, 1, 100000), ('size', size, 32, 1024), ('patches', patches, 1, 256), ('stride', stride, 1, size), ('seed', seed, 0, 2**63)):
-        if not isinstance(v, (int, np.integer)) or not lo <= v <= hi: raise InputError(f'{name} {v!r}: give a whole number from {lo} to {hi}')
+    for name, v, lo, hi in (
+        ('n', n, 1, 100000),
+        ('size', size, 32, 1024),
+        ('patches', patches, 1, 256),
+        ('stride', stride, 1, size),
+        ('seed', seed, 0, 2**63),
+    ):
+        if not isinstance(v, (int, np.integer)) or not lo <= v <= hi:
+            raise InputError(f'{name} {v!r}: give a whole number from {lo} to {hi}')
     places = corners_of(size, patches, stride)
     side = max(c for _, c in places) + size
-    if side > 2048: raise InputError(f'size {size} and patches {patches}: a scene of {side} pixels is too large, at most 2048; give fewer or smaller patches')
-    request = dict(layout='sen12', recipe=1, n=int(n), seed=int(seed), size=int(size), patches=int(patches), stride=int(stride))
-    if already(root, request, 'earth.json', 'made land'): return Path(root)
+    if side > 2048:
+        raise InputError(
+            f'size {size} and patches {patches}: a scene of {side} pixels is too large, at most'
+            ' 2048; give fewer or smaller patches'
+        )
+    request = dict(
+        layout='sen12',
+        recipe=1,
+        n=int(n),
+        seed=int(seed),
+        size=int(size),
+        patches=int(patches),
+        stride=int(stride),
+    )
+    if already(root, request, 'earth.json', 'made land'):
+        return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for i in tqdm(range(n), desc='scenes'):
             season = seasons[i % 4]
             s = scene(item_seed(seed, 'scene', i), season, side)
             for kind, img in (('s1', sar(s)), ('s2', optical(s))):
-                home = tmp/folders[season]/f'{kind}_{i + 1}'
+                home = tmp / folders[season] / f'{kind}_{i + 1}'
                 home.mkdir(parents=True)
-                for p, (y, x) in enumerate(places): Image.fromarray(img[y:y + size, x:x + size]).save(home/f'{folders[season]}_{kind}_{i + 1}_p{p + 1}.png')
-        (tmp/'earth.json').write_text(json.dumps(request, indent=1) + '\n', encoding='utf-8')
+                for p, (y, x) in enumerate(places):
+                    Image.fromarray(img[y : y + size, x : x + size]).save(
+                        home / f'{folders[season]}_{kind}_{i + 1}_p{p + 1}.png'
+                    )
+        (tmp / 'earth.json').write_text(json.dumps(request, indent=1) + '\n', encoding='utf-8')
     return Path(root)

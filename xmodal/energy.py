@@ -10,15 +10,16 @@ import torch
 
 # %% ../nbs/04_energy.ipynb #c511fbe5
 def path_energy(
-    d,            # (n + 1, ..., pixels): trajectory at equally spaced times of [0, 1]
-    potential,    # function (d, t) -> energy density summed over pixels, for d (n, ..., pixels) and t (n,)
-    w=1.,         # metric: number, (pixels,), or (n, pixels)
-):                # (...,) energy
+    d,  # (n + 1, ..., pixels): trajectory at equally spaced times of [0, 1]
+    # function (d, t) -> energy density summed over pixels, for d (n, ..., pixels) and t (n,)
+    potential,
+    w=1.0,  # metric: number, (pixels,), or (n, pixels)
+):  # (...,) energy
     "CDTSDE Eq. 4 by the midpoint rule."
     n = len(d) - 1
-    speed, mid = (d[1:] - d[:-1])*n, (d[1:] + d[:-1])/2
-    t = (torch.arange(n, dtype=d.dtype) + 0.5)/n
-    return (0.5*(w*speed**2).sum(-1) + potential(mid, t)).sum(0)/n
+    speed, mid = (d[1:] - d[:-1]) * n, (d[1:] + d[:-1]) / 2
+    t = (torch.arange(n, dtype=d.dtype) + 0.5) / n
+    return (0.5 * (w * speed**2).sum(-1) + potential(mid, t)).sum(0) / n
 
 # %% ../nbs/04_energy.ipynb #d707404b
 def monotone(raw):
@@ -26,31 +27,53 @@ def monotone(raw):
     rise = torch.softmax(raw, 0).cumsum(0)
     return torch.cat([torch.zeros_like(rise[:1]), rise[:-1], torch.ones_like(rise[:1])])
 
+
 def minimise(
-    energy,       # function: schedule (n + 1, pixels) -> 0-d energy
-    pixels:int,   # 1 for the global class
-    n:int=100,    # time steps
-    start=None,   # (n, pixels) raw start; default: the straight line
-    iters:int=400,
-):                # (schedule, energy)
+    energy,  # function: schedule (n + 1, pixels) -> 0-d energy
+    pixels: int,  # 1 for the global class
+    n: int = 100,  # time steps
+    start=None,  # (n, pixels) raw start; default: the straight line
+    iters: int = 400,
+):  # (schedule, energy)
     "Minimise an energy over monotone schedules (L-BFGS on the softmax increments)."
-    raw = (torch.zeros(n, pixels, dtype=torch.float64) if start is None else start.clone()).requires_grad_()
-    opt = torch.optim.LBFGS([raw], max_iter=iters, history_size=30, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn='strong_wolfe')
+    raw = (
+        torch.zeros(n, pixels, dtype=torch.float64) if start is None else start.clone()
+    ).requires_grad_()
+    opt = torch.optim.LBFGS(
+        [raw],
+        max_iter=iters,
+        history_size=30,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        line_search_fn='strong_wolfe',
+    )
+
     def closure():
-        opt.zero_grad(); e = energy(monotone(raw)); e.backward(); return e
+        opt.zero_grad()
+        e = energy(monotone(raw))
+        e.backward()
+        return e
+
     opt.step(closure)
-    with torch.no_grad(): lam = monotone(raw); return lam, energy(lam)
+    with torch.no_grad():
+        lam = monotone(raw)
+        return lam, energy(lam)
 
 # %% ../nbs/04_energy.ipynb #a9d5f2e6
 def hill(height, centre=(0.5, 0.5), width=0.13):
     "Potential of a Gaussian hill in the plane of two pixels."
     c = torch.tensor(centre, dtype=torch.float64)
-    return lambda d, t: height*torch.exp(-((d - c)**2).sum(-1)/(2*width**2))
+    return lambda d, t: height * torch.exp(-((d - c) ** 2).sum(-1) / (2 * width**2))
+
 
 def round_the_hill(height, n=60, iters=200):
-    "Best global and best pixelwise schedule over a hill: (path, energy) of each; the pixelwise search starts slightly off the diagonal."
+    """Best global and best pixelwise schedule over a hill: (path, energy) of each; the pixelwise
+    search starts slightly off the diagonal.
+    """
     U = hill(height)
     g = minimise(lambda lam: path_energy(lam.expand(-1, 2), U), 1, n=n, iters=iters)
-    push = torch.linspace(1, -1, n, dtype=torch.float64)[:, None]*torch.tensor([0.3, -0.3], dtype=torch.float64)
+    push = torch.linspace(1, -1, n, dtype=torch.float64)[:, None] * torch.tensor(
+        [0.3, -0.3], dtype=torch.float64
+    )
     p = minimise(lambda lam: path_energy(lam, U), 2, n=n, start=push, iters=iters)
     return (g[0].expand(-1, 2), g[1]), p

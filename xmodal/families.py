@@ -15,148 +15,184 @@ from .bridge import Bridge, Tabulated
 from .core import table_dtype
 
 # %% ../nbs/17_families.ipynb #1057f803
-def before(table, first=0.):
+def before(table, first=0.0):
     "A published column with the target's value put in front."
     return np.concatenate([[first], np.asarray(table, dtype=float)])
 
 # %% ../nbs/17_families.ipynb #3381bc6a
 def bbdm(
-    schedule:str='linear', # 'linear' or 'sin'
-    max_var:float=1.,      # s_max; the largest variance is half of it
-    T:int=1000,            # entries of the table
+    schedule: str = 'linear',  # 'linear' or 'sin'
+    max_var: float = 1.0,  # s_max; the largest variance is half of it
+    T: int = 1000,  # entries of the table
 ) -> Tabulated:
     "The bridge of BBDM (Li et al., CVPR 2023) on its published table."
-    if schedule not in ('linear', 'sin'): raise ValueError(f"unknown schedule {schedule!r}: use 'linear' or 'sin'")
-    m = np.linspace(.001, .999, T) if schedule == 'linear' else 1.0075**np.linspace(0, T, T)
-    if schedule == 'sin': m = m/m[-1]; m[-1] = .999
-    return Tabulated(before(1 - m, 1.), before(m), before(np.sqrt(2*max_var*m*(1 - m))))
+    if schedule not in ('linear', 'sin'):
+        raise ValueError(f"unknown schedule {schedule!r}: use 'linear' or 'sin'")
+    m = np.linspace(0.001, 0.999, T) if schedule == 'linear' else 1.0075 ** np.linspace(0, T, T)
+    if schedule == 'sin':
+        m = m / m[-1]
+        m[-1] = 0.999
+    return Tabulated(before(1 - m, 1.0), before(m), before(np.sqrt(2 * max_var * m * (1 - m))))
 
 # %% ../nbs/17_families.ipynb #f95d5dc8
 class ScoreBrownian(Bridge):
     "A-Bridge (MM 2024): a = 1 - t, b = t, c = lam (1 - t) sqrt(ln 1/(1 - t))."
-    def __init__(self, lam:float=2.): # scale of the noise
+
+    def __init__(self, lam: float = 2.0):  # scale of the noise
         super().__init__()
         self.lam = lam
+
     def coefs(self, t, y=None):
         t = self.time(t, y)
         left = 1 - t
-        return left, t, self.lam*left*(-left.clamp(min=1e-300).log()).sqrt()
+        return left, t, self.lam * left * (-left.clamp(min=1e-300).log()).sqrt()
 
 # %% ../nbs/17_families.ipynb #0d3802ea
 class DDBM(Bridge):
-    "Denoising diffusion bridge (Zhou et al., ICLR 2024). Methods `process`, `clock`; attributes u_max, t_min."
-    def __init__(self,
-        kind:str='vp',         # 'vp' or 've'
-        u_max:float=None,      # end of the paper's clock; default 1 (vp) or 80 (ve)
-        u_min:float=None,      # smallest time; default 1e-4 (vp), 0.002 of 80 (ve)
-        beta_d:float=2., beta_min:float=.1, # vp
+    """Denoising diffusion bridge (Zhou et al., ICLR 2024).
+
+    Methods `process`, `clock`; attributes u_max, t_min.
+    """
+
+    def __init__(
+        self,
+        kind: str = 'vp',  # 'vp' or 've'
+        u_max: float = None,  # end of the paper's clock; default 1 (vp) or 80 (ve)
+        u_min: float = None,  # smallest time; default 1e-4 (vp), 0.002 of 80 (ve)
+        beta_d: float = 2.0,
+        beta_min: float = 0.1,  # vp
     ):
         super().__init__()
-        if kind not in ('vp', 've'): raise ValueError(f"unknown kind {kind!r}: use 'vp' or 've'")
-        self.kind, self.u_max = kind, float(u_max or dict(vp=1., ve=80.)[kind])
-        self.t_min = float(u_min or self.u_max*dict(vp=1e-4, ve=2.5e-5)[kind])/self.u_max     # smallest time, in [0, 1]
+        if kind not in ('vp', 've'):
+            raise ValueError(f"unknown kind {kind!r}: use 'vp' or 've'")
+        self.kind, self.u_max = kind, float(u_max or dict(vp=1.0, ve=80.0)[kind])
+        # smallest time, in [0, 1]
+        self.t_min = float(u_min or self.u_max * dict(vp=1e-4, ve=2.5e-5)[kind]) / self.u_max
         self.beta_d, self.beta_min = beta_d, beta_min
 
     def clock(self, t):
         "What the network is told: 250 ln u."
-        return 250*(self.u_max*t.to(table_dtype(t.device)) + 1e-44).log()
+        return 250 * (self.u_max * t.to(table_dtype(t.device)) + 1e-44).log()
 
     def lift(self, u):
         "vp: -2 ln alpha = ln(1 + rho^2)."
-        return self.beta_d*u*u/2 + self.beta_min*u
+        return self.beta_d * u * u / 2 + self.beta_min * u
 
     def process(self, u):
         "alpha, rho^2, rho_max^2 - rho^2, f, g^2 at the paper's time u (tensor)."
         end = torch.as_tensor(self.u_max, dtype=u.dtype, device=u.device)
-        if self.kind == 've': return torch.ones_like(u), u*u, (end - u)*(end + u), torch.zeros_like(u), 2*u
-        B, beta = self.lift(u), self.beta_min + self.beta_d*u
-        return (-B/2).exp(), B.expm1(), B.exp()*(self.lift(end) - B).expm1(), -beta/2, beta
+        if self.kind == 've':
+            return torch.ones_like(u), u * u, (end - u) * (end + u), torch.zeros_like(u), 2 * u
+        B, beta = self.lift(u), self.beta_min + self.beta_d * u
+        return (-B / 2).exp(), B.expm1(), B.exp() * (self.lift(end) - B).expm1(), -beta / 2, beta
 
     def coefs(self, t, y=None):
-        u = self.u_max*self.time(t, y)
+        u = self.u_max * self.time(t, y)
         alpha, rho2, left, _, _ = self.process(u)
         alpha_end, rho2_end, _, _, _ = self.process(torch.full_like(u, self.u_max))
-        return alpha*left/rho2_end, alpha/alpha_end*rho2/rho2_end, alpha*(rho2*left/rho2_end).sqrt()
+        return (
+            alpha * left / rho2_end,
+            alpha / alpha_end * rho2 / rho2_end,
+            alpha * (rho2 * left / rho2_end).sqrt(),
+        )
 
 # %% ../nbs/17_families.ipynb #74df85e1
 def i2sb(
-    beta_max:float=.3,       # largest variance times T; .3 or 1. in the paper
-    T:int=1000,              # entries of the table, even
-    sums:str='exclusive',    # 'exclusive', or 'inclusive' as released
-    noise:bool=True,         # False: OT-ODE
+    beta_max: float = 0.3,  # largest variance times T; .3 or 1. in the paper
+    T: int = 1000,  # entries of the table, even
+    sums: str = 'exclusive',  # 'exclusive', or 'inclusive' as released
+    noise: bool = True,  # False: OT-ODE
 ) -> Tabulated:
     "The bridge of I2SB (Liu et al., ICML 2023); attribute `total` is S."
-    if sums not in ('exclusive', 'inclusive'): raise ValueError(f"unknown sums {sums!r}: use 'exclusive' or 'inclusive'")
-    if T % 2: raise ValueError(f'T must be even, got {T}')
-    half = np.linspace(1e-4**.5, (beta_max/T)**.5, T)[:T//2]**2
+    if sums not in ('exclusive', 'inclusive'):
+        raise ValueError(f"unknown sums {sums!r}: use 'exclusive' or 'inclusive'")
+    if T % 2:
+        raise ValueError(f'T must be even, got {T}')
+    half = np.linspace(1e-4**0.5, (beta_max / T) ** 0.5, T)[: T // 2] ** 2
     beta = np.concatenate([half, half[::-1]])
     fwd2 = np.cumsum(beta)
     bwd2 = beta.sum() - fwd2 + (beta if sums == 'inclusive' else 0)
-    if sums == 'exclusive': bwd2[-1] = 0.                       # not the rounding error of a sum
-    c = np.sqrt(fwd2*bwd2/(fwd2 + bwd2)) if noise else np.zeros(T)
-    bridge = Tabulated(before(bwd2/(fwd2 + bwd2), 1.), before(fwd2/(fwd2 + bwd2)), before(c))
+    if sums == 'exclusive':
+        bwd2[-1] = 0.0  # not the rounding error of a sum
+    c = np.sqrt(fwd2 * bwd2 / (fwd2 + bwd2)) if noise else np.zeros(T)
+    bridge = Tabulated(before(bwd2 / (fwd2 + bwd2), 1.0), before(fwd2 / (fwd2 + bwd2)), before(c))
     bridge.total = float(beta.sum())
     return bridge
 
 # %% ../nbs/17_families.ipynb #203345e1
 class SoftPrior(Tabulated):
     "SelfRDB's bridge with a noisy start. `posterior()` is the bridge that steps."
-    def __init__(self,
-        N:int=10,                   # steps
-        beta_start:float=.1,        # as it is
-        beta_end:float=3.,          # divided by N
-        gamma:float=1.,             # scale of the noise
-        posterior_std:str='delta',  # 'delta', or 's' as released
+
+    def __init__(
+        self,
+        N: int = 10,  # steps
+        beta_start: float = 0.1,  # as it is
+        beta_end: float = 3.0,  # divided by N
+        gamma: float = 1.0,  # scale of the noise
+        posterior_std: str = 'delta',  # 'delta', or 's' as released
     ):
-        if posterior_std not in ('delta', 's'): raise ValueError(f"unknown posterior_std {posterior_std!r}: use 'delta' or 's'")
-        p = (math.sqrt(beta_start) + np.arange(N + 1)/N*(math.sqrt(beta_end/N) - math.sqrt(beta_start)))**2
-        p, L = np.concatenate([[0.], p]), N + 1
-        beta = np.concatenate([p[:L//2], p[L//2:L//2 + L % 2], p[:L//2][::-1]])
+        if posterior_std not in ('delta', 's'):
+            raise ValueError(f"unknown posterior_std {posterior_std!r}: use 'delta' or 's'")
+        p = (
+            math.sqrt(beta_start)
+            + np.arange(N + 1) / N * (math.sqrt(beta_end / N) - math.sqrt(beta_start))
+        ) ** 2
+        p, L = np.concatenate([[0.0], p]), N + 1
+        beta = np.concatenate([p[: L // 2], p[L // 2 : L // 2 + L % 2], p[: L // 2][::-1]])
         s2 = np.cumsum(beta)
         r2 = s2[::-1]
-        a, b = r2/(s2 + r2), s2/(s2 + r2)
-        a[-1], b[-1] = 0., 1.
-        super().__init__(a, b, gamma*beta.sum()*np.sqrt(s2)/(s2 + r2))
+        a, b = r2 / (s2 + r2), s2 / (s2 + r2)
+        a[-1], b[-1] = 0.0, 1.0
+        super().__init__(a, b, gamma * beta.sum() * np.sqrt(s2) / (s2 + r2))
         self.N, self.beta, self.s, self.posterior_std = N, beta, np.sqrt(s2), posterior_std
 
     def posterior(self):
         "The bridge whose coefficients a reverse step uses."
-        return self if self.posterior_std == 'delta' else Tabulated(self.a.values, self.b.values, self.s)
+        return (
+            self
+            if self.posterior_std == 'delta'
+            else Tabulated(self.a.values, self.b.values, self.s)
+        )
 
 # %% ../nbs/17_families.ipynb #dd4dbef0
 def clean_prior(
-    N:int=10,             # steps
-    beta_start:float=.1,  # first and last rate, over unit time
-    beta_end:float=3.,
-    gamma:float=1.,       # scale of the noise
+    N: int = 10,  # steps
+    beta_start: float = 0.1,  # first and last rate, over unit time
+    beta_end: float = 3.0,
+    gamma: float = 1.0,  # scale of the noise
 ) -> Tabulated:
     "The bridge of MetaDB's text: a linear schedule that ends at the source itself."
-    beta = np.linspace(beta_start, beta_end, N)/N
+    beta = np.linspace(beta_start, beta_end, N) / N
     s2 = before(np.cumsum(beta))
-    b = s2/s2[-1]
-    return Tabulated(1 - b, b, gamma*np.sqrt(s2*(1 - b)))
+    b = s2 / s2[-1]
+    return Tabulated(1 - b, b, gamma * np.sqrt(s2 * (1 - b)))
 
 # %% ../nbs/17_families.ipynb #d370d787
 def big_steps(
-    n:int=4,             # steps
-    beta_min:float=.1, beta_max:float=20.,
+    n: int = 4,  # steps
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
 ) -> Tabulated:
     "SynDiff's few large steps (Ozbey et al., TMI 2023), b = 0."
-    u = 1e-3 + np.arange(n + 1)/n*(1 - 1e-3)
-    log = -(u*u*(beta_max - beta_min)/2 + u*beta_min)
+    u = 1e-3 + np.arange(n + 1) / n * (1 - 1e-3)
+    log = -(u * u * (beta_max - beta_min) / 2 + u * beta_min)
     log = log - log[0]
-    return Tabulated(np.exp(log/2), np.zeros(n + 1), np.sqrt(-np.expm1(log)))
+    return Tabulated(np.exp(log / 2), np.zeros(n + 1), np.sqrt(-np.expm1(log)))
+
 
 def ddpm(
-    T:int=1000, beta_start:float=1e-4, beta_end:float=.02,
+    T: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
 ) -> Tabulated:
     "The table of DDPM (Ho et al., 2020), b = 0."
     log = np.cumsum(np.log1p(-np.linspace(beta_start, beta_end, T)))
-    return Tabulated(before(np.exp(log/2), 1.), np.zeros(T + 1), before(np.sqrt(-np.expm1(log))))
+    return Tabulated(before(np.exp(log / 2), 1.0), np.zeros(T + 1), before(np.sqrt(-np.expm1(log))))
 
 # %% ../nbs/17_families.ipynb #48329c19
 class NoiseFlow(Bridge):
     "Rectified flow from noise (Liu et al., ICLR 2023): a = 1 - t, b = 0, c = t."
+
     def coefs(self, t, y=None):
         t = self.time(t, y)
         return 1 - t, torch.zeros_like(t), t

@@ -19,23 +19,24 @@ from .check import best_flip, best_shift, mutual_information, quantise, small_pi
 @dataclass(frozen=True)
 class Facts:
     "What is kept of one case: small pictures in file units, and a few numbers."
+
     name: str
     subject: str
-    pred: np.ndarray     # (n, 1, h, w) small translation
-    truth: np.ndarray    # (n, 1, h, w) small truth
-    block: int           # rows and columns of the file behind one row or column here
-    equal: bool          # the translation equals the truth in every voxel
-    copied: bool         # the translation equals the source in every voxel
-    given: bool          # the truth equals the source in every voxel
-    print: str           # digest of the truth, '' if it is constant
-    kind: str            # number type of the truth
-    top: float           # its largest value
-    values: tuple        # its values, if there are at most 16 whole numbers; else ()
-    span: float          # spread (1st to 99th percentile) of the translation over that of the truth
-    reach: tuple         # 1st and 99th percentile of truth and translation, file units
+    pred: np.ndarray  # (n, 1, h, w) small translation
+    truth: np.ndarray  # (n, 1, h, w) small truth
+    block: int  # rows and columns of the file behind one row or column here
+    equal: bool  # the translation equals the truth in every voxel
+    copied: bool  # the translation equals the source in every voxel
+    given: bool  # the truth equals the source in every voxel
+    print: str  # digest of the truth, '' if it is constant
+    kind: str  # number type of the truth
+    top: float  # its largest value
+    values: tuple  # its values, if there are at most 16 whole numbers; else ()
+    span: float  # spread (1st to 99th percentile) of the translation over that of the truth
+    reach: tuple  # 1st and 99th percentile of truth and translation, file units
 
 # %% ../nbs/39_faults.ipynb #8120faeb
-def small(v, volume:bool):
+def small(v, volume: bool):
     """(S, H, W) volume or (C, H, W) image -> (n, 1, h, w) means over blocks, and the size of a
     block."""
     v = np.asarray(v, dtype=np.float32)
@@ -43,13 +44,14 @@ def small(v, volume:bool):
         v = v[np.unique(np.linspace(0, len(v) - 1, 16).round().astype(int))]
     else:
         v = v.mean(0, keepdims=True)
-    f = -(-max(v.shape[1:])//(64 if volume else 128))
-    h, w = (max(1, n//f) for n in v.shape[1:])
+    f = -(-max(v.shape[1:]) // (64 if volume else 128))
+    h, w = (max(1, n // f) for n in v.shape[1:])
     if f == 1:
         return v[:, None], 1
-    v = v[:, :h*f, :w*f]
+    v = v[:, : h * f, : w * f]
     rows, columns = min(f, v.shape[1]), min(f, v.shape[2])
     return v.reshape(len(v), 1, h, rows, w, columns).mean((3, 5)), f
+
 
 def distinct_values(v, most=16) -> tuple:
     "The values of an array, if they are whole numbers and at most 16; else ()."
@@ -61,31 +63,48 @@ def distinct_values(v, most=16) -> tuple:
     whole = len(found) <= most and (found == np.round(found)).all()
     return tuple(found.tolist()) if whole else ()
 
+
 def spread_of(v) -> tuple:
     "1st and 99th percentile; smallest and largest value where these are equal."
     lo, hi = np.percentile(v, [1, 99])
     return (float(lo), float(hi)) if hi > lo else (float(v.min()), float(v.max()))
 
+
 def facts_beside_truth(
-    name:str, subject:str,
-    pred, truth,         # (S, H, W) or (C, H, W), one shape, file units
-    source=None,         # the same of the source, if there is one
-    kind='float32',      # number type of the truth's file
-    volume:bool=False,   # first axis: slices
-    units=(1., 1.),      # widths of the windows of translation and truth
+    name: str,
+    subject: str,
+    pred,
+    truth,  # (S, H, W) or (C, H, W), one shape, file units
+    source=None,  # the same of the source, if there is one
+    kind='float32',  # number type of the truth's file
+    volume: bool = False,  # first axis: slices
+    units=(1.0, 1.0),  # widths of the windows of translation and truth
 ) -> Facts:
     "What the questions below need to know about one case."
     import hashlib
+
     (p, block), (t, _) = small(pred, volume), small(truth, volume)
     a, b = spread_of(pred), spread_of(truth)
-    wide = (b[1] - b[0])/units[1]
+    wide = (b[1] - b[0]) / units[1]
     flat = truth.min() == truth.max()
     mark = '' if flat else hashlib.blake2b(np.ascontiguousarray(truth), digest_size=16).hexdigest()
     same = lambda u, v: v is not None and u.shape == v.shape and np.array_equal(u, v)
     return Facts(
-        name, subject, p, t, block, same(pred, truth) and not flat, same(pred, source) and not flat,
-        same(truth, source) and not flat, mark, str(kind), float(truth.max()), distinct_values(truth),
-        (a[1] - a[0])/units[0]/wide if wide else np.nan, (*b, *a))
+        name,
+        subject,
+        p,
+        t,
+        block,
+        same(pred, truth) and not flat,
+        same(pred, source) and not flat,
+        same(truth, source) and not flat,
+        mark,
+        str(kind),
+        float(truth.max()),
+        distinct_values(truth),
+        (a[1] - a[0]) / units[0] / wide if wide else np.nan,
+        (*b, *a),
+    )
 
 # %% ../nbs/39_faults.ipynb #d83072df
 def some_names(names, most=3) -> str:
@@ -94,6 +113,7 @@ def some_names(names, most=3) -> str:
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
 
+
 def find_equal(facts) -> list:
     """Translations that are the truth or the source, a truth that is the source, truths that
     occur twice."""
@@ -101,9 +121,11 @@ def find_equal(facts) -> list:
     for key, text in (
         ('equal', 'equal their truth in every voxel: a copy of the truth was given as translation'),
         ('copied', 'equal their source in every voxel: nothing was translated'),
-        ('given',
+        (
+            'given',
             'have a truth that equals their source in every voxel: the folder of sources was '
-            'given as truth'),
+            'given as truth',
+        ),
     ):
         found = [f.name for f in facts if getattr(f, key)]
         if found:
@@ -113,9 +135,12 @@ def find_equal(facts) -> list:
         seen.setdefault(f.print, []).append(f.name)
     twice = [v for k, v in seen.items() if k and len(v) > 1]
     if twice:
-        out.append(f'{" and ".join(twice[0][:2])} have the same truth in every voxel'
-                   f' ({len(twice)} such groups): one of them counts twice')
+        out.append(
+            f'{" and ".join(twice[0][:2])} have the same truth in every voxel'
+            f' ({len(twice)} such groups): one of them counts twice'
+        )
     return out
+
 
 def find_few_values(facts, stated=False) -> list:
     """Grey truths that are masks or label maps, and truths that use less than half of their
@@ -129,52 +154,76 @@ def find_few_values(facts, stated=False) -> list:
         return [
             f'all {len(facts)} truths hold only the values '
             f'{", ".join(f"{v:g}" for v in found)}:'
-                f' these look like {what}; measure them as {remedy}']
+            f' these look like {what}; measure them as {remedy}'
+        ]
     unsigned = {f.kind for f in facts} & {'uint8', 'uint16', 'uint32'}
     if stated or len({f.kind for f in facts}) > 1 or not unsigned:
         return []
     full, top = np.iinfo(facts[0].kind).max, max(f.top for f in facts)
-    if not 0 < top < full/2:
+    if not 0 < top < full / 2:
         return []
-    hi = 2**int(np.ceil(np.log2(top + 1))) - 1
-    gain = 20*np.log10(full/hi)
+    hi = 2 ** int(np.ceil(np.log2(top + 1))) - 1
+    gain = 20 * np.log10(full / hi)
     return [
         f'the largest of all truths is {top:g}, less than half of the range of {facts[0].kind} '
         f'(0 to {full}):'
-            f' decibels count from the full range and come out {gain:.0f} dB too high;'
-            f' state the range of your data, such as --window 0:{hi}']
+        f' decibels count from the full range and come out {gain:.0f} dB too high;'
+        f' state the range of your data, such as --window 0:{hi}'
+    ]
 
 # %% ../nbs/39_faults.ipynb #716d6ed4
-scales = {v: k for k, v in {
-    '255': 255., '1/255': 1/255, '257': 257., '1/257': 1/257, '65535': 65535., '1/65535': 1/65535,
-    '16': 16., '1/16': 1/16, '1000': 1e3, '1/1000': 1e-3, '100': 100., '1/100': .01,
-    '4': 4., '1/4': .25, '10': 10., '1/10': .1, '2': 2., '1/2': .5}.items()}
+scales = {
+    v: k
+    for k, v in {
+        '255': 255.0,
+        '1/255': 1 / 255,
+        '257': 257.0,
+        '1/257': 1 / 257,
+        '65535': 65535.0,
+        '1/65535': 1 / 65535,
+        '16': 16.0,
+        '1/16': 1 / 16,
+        '1000': 1e3,
+        '1/1000': 1e-3,
+        '100': 100.0,
+        '1/100': 0.01,
+        '4': 4.0,
+        '1/4': 0.25,
+        '10': 10.0,
+        '1/10': 0.1,
+        '2': 2.0,
+        '1/2': 0.5,
+    }.items()
+}
+
 
 def relation(f) -> tuple:
     """Correlation of a small translation with its truth, ratio of their spreads, offset over the
     rest (in spreads of the rest), offset in file units."""
     p, t = (np.asarray(v, float).ravel() for v in (f.pred, f.truth))
     if p.std() < 1e-9 or t.std() < 1e-9:
-        return 0., np.nan, 0., 0.
+        return 0.0, np.nan, 0.0, 0.0
     r = float(np.corrcoef(p, t)[0, 1])
     rest = p - t
-    far = rest.mean()/max(rest.std(), 1e-9*t.std())
-    return r, float(p.std()/t.std()), float(far), float(rest.mean())
+    far = rest.mean() / max(rest.std(), 1e-9 * t.std())
+    return r, float(p.std() / t.std()), float(far), float(rest.mean())
+
 
 def other_scale(r, ratio) -> bool:
     """Is the spread of a translation that follows its truth too large or too small for a
     translation?"""
-    if not np.isfinite(ratio) or r < .6:
+    if not np.isfinite(ratio) or r < 0.6:
         return False
-    if r > .9:
-        return not 1/1.4 <= ratio <= 1.4
-    return ratio > 2/r or ratio < r/2
+    if r > 0.9:
+        return not 1 / 1.4 <= ratio <= 1.4
+    return ratio > 2 / r or ratio < r / 2
+
 
 def factor_text(ratio, r) -> str:
     """A factor in words, with the usual one that blur or noise of this correlation would turn
     into it."""
-    usual = min(scales, key=lambda v: abs(np.log(v/ratio)))
-    near_by = abs(np.log(usual/ratio)) < .03 - np.log(r)
+    usual = min(scales, key=lambda v: abs(np.log(v / ratio)))
+    near_by = abs(np.log(usual / ratio)) < 0.03 - np.log(r)
     return f'{ratio:.3g}' + (f' (about {scales[usual]})' if near_by else '')
 
 # %% ../nbs/39_faults.ipynb #fe99e611
@@ -183,50 +232,68 @@ def find_scale(facts) -> list:
     about = [relation(f) for f in facts]
     r, ratio, far, offset = (np.array(v) for v in zip(*about))
     odd = np.array([other_scale(a, b) for a, b in zip(r, ratio)])
-    remedy = ('save them in the units of the truth,'
-              ' or state their scale with pred_window (--pred-window LO:HI)')
-    if odd.mean() > .5:
+    remedy = (
+        'save them in the units of the truth,'
+        ' or state their scale with pred_window (--pred-window LO:HI)'
+    )
+    if odd.mean() > 0.5:
         usual = float(np.median(ratio[odd]))
-        return [f'the translations are {factor_text(usual, np.median(r[odd]))} times the truth'
-                f' ({odd.sum()} of {len(facts)} files, correlation '
-                f'{np.median(r[odd]):.2f}): another unit? {remedy}']
+        return [
+            f'the translations are {factor_text(usual, np.median(r[odd]))} times the truth'
+            f' ({odd.sum()} of {len(facts)} files, correlation '
+            f'{np.median(r[odd]):.2f}): another unit? {remedy}'
+        ]
     out = [
         f'{f.name}: the translation is {factor_text(b, a)} times its truth (correlation '
         f'{a:.2f}), unlike the others'
-           for f, a, b, o in zip(facts, r, ratio, odd) if o and a > .9 and not 1/1.8 < b < 1.8]
+        for f, a, b, o in zip(facts, r, ratio, odd)
+        if o and a > 0.9 and not 1 / 1.8 < b < 1.8
+    ]
     width = np.array([max(f.reach[1] - f.reach[0], 1e-12) for f in facts])
-    level = (np.abs(far) > 2) & (np.abs(offset) > .02*width) & (r > .9)
-    if level.mean() > .5:
-        return [*out, f'the translations lie {np.median(offset[level]):+.4g} from the truth'
-                f' ({level.sum()} of {len(facts)} files, everywhere alike): an offset that '
-                f'was lost or added? {remedy}']
+    level = (np.abs(far) > 2) & (np.abs(offset) > 0.02 * width) & (r > 0.9)
+    if level.mean() > 0.5:
+        return [
+            *out,
+            f'the translations lie {np.median(offset[level]):+.4g} from the truth'
+            f' ({level.sum()} of {len(facts)} files, everywhere alike): an offset that '
+            f'was lost or added? {remedy}',
+        ]
     return out + [
         f'{f.name}: the translation lies {o:+.4g} from its truth everywhere, unlike the others'
-                  for f, o, e in zip(facts, offset, level) if e]
+        for f, o, e in zip(facts, offset, level)
+        if e
+    ]
 
 # %% ../nbs/39_faults.ipynb #c0bb025f
 def has_picture(f, least) -> bool:
     "Do translation and truth show anything, on so many rows and columns?"
     return min(f.pred.shape[-2:]) >= least and f.pred.std() > 0 and f.truth.std() > 0
 
+
 def placed(f) -> dict:
     "Information of a case as it is, by accident, and at its best flip and shift."
     a, b = quantise(f.truth), quantise(f.pred)
     h, w = a.shape[-2:]
-    reach = int(max(1, min(8, h//4, w//4)))
+    reach = int(max(1, min(8, h // 4, w // 4)))
     (shift, gain), (flip, more) = best_shift(a, b, reach), best_flip(a, b)
     return dict(
         own=mutual_information(a, b),
-        chance=mutual_information(a, np.roll(b, (h//2, w//2), (-2, -1))),
-        shift=shift, gain=gain, flip=flip, more=more, reach=reach)
+        chance=mutual_information(a, np.roll(b, (h // 2, w // 2), (-2, -1))),
+        shift=shift,
+        gain=gain,
+        flip=flip,
+        more=more,
+        reach=reach,
+    )
 
 # %% ../nbs/39_faults.ipynb #39a7f280
-def usual_one(values, most=.5):
+def usual_one(values, most=0.5):
     "The most frequent of the values, if more than a share of them are it; else None."
     if not values:
         return None
     top = max(set(values), key=values.count)
-    return top if values.count(top) > most*len(values) else None
+    return top if values.count(top) > most * len(values) else None
+
 
 def find_place(facts) -> tuple:
     """Flips and shifts of the cohort, or of single files: lines, and whether they are of the
@@ -239,36 +306,46 @@ def find_place(facts) -> tuple:
     chance = np.median(of('chance'))
     best = of('own') + np.maximum(np.maximum(of('more'), 0), of('gain'))
     strength = np.median(best) - chance
-    if strength < .05:
+    if strength < 0.05:
         return [], False
-    fits = lambda k: of('own') + of(k) > chance + .6*strength
-    turned = (of('more') > max(.25*strength, .03)) & fits('more')
-    moved = (of('gain') > max(.25*strength, .03)) & fits('gain') & ~turned
+    fits = lambda k: of('own') + of(k) > chance + 0.6 * strength
+    turned = (of('more') > max(0.25 * strength, 0.03)) & fits('more')
+    moved = (of('gain') > max(0.25 * strength, 0.03)) & fits('gain') & ~turned
     n, out = len(use), []
     flip = usual_one([t['flip'] if o else None for t, o in zip(table, turned)])
     if flip:
-        out.append(f'the translations fit their truth better {flip} ({turned.sum()} of {n} files,'
-                   f' {np.median(of("own")[turned]):.2f} -> {np.median((of("own") + of("more"))[turned]):.2f} nats):'
-                   f' check the orientation in which they were saved')
+        out.append(
+            f'the translations fit their truth better {flip} ({turned.sum()} of {n} files,'
+            f' {np.median(of("own")[turned]):.2f} ->'
+            f' {np.median((of("own") + of("more"))[turned]):.2f} nats): check the orientation in'
+            ' which they were saved'
+        )
     else:
-        out += [f'{f.name}: the translation fits its truth better {t["flip"]}'
-                f' ({t["own"]:.2f} -> {t["own"] + t["more"]:.2f} nats); check its orientation'
-                for f, t, o in zip(use, table, turned) if o and t['more'] > .08]
+        out += [
+            f'{f.name}: the translation fits its truth better {t["flip"]}'
+            f' ({t["own"]:.2f} -> {t["own"] + t["more"]:.2f} nats); check its orientation'
+            for f, t, o in zip(use, table, turned)
+            if o and t['more'] > 0.08
+        ]
     step = usual_one([t['shift'] if o else None for t, o in zip(table, moved)])
-    pixels = lambda f, t: f'{t["shift"][0]*f.block:+d} rows and {t["shift"][1]*f.block:+d} columns'
+    pixels = lambda f, t: (
+        f'{t["shift"][0] * f.block:+d} rows and {t["shift"][1] * f.block:+d} columns'
+    )
     if step:
         k = [t['shift'] for t in table].index(step)
         out.append(
-            f'the translations fit their truth better when moved by about '
+            'the translations fit their truth better when moved by about '
             f'{pixels(use[k], table[k])}'
-                   f' ({moved.sum()} of {n} files): a crop or padding on one side only?')
+            f' ({moved.sum()} of {n} files): a crop or padding on one side only?'
+        )
     elif not flip:
         out += [
             f'{f.name}: the translation fits its truth better when moved by about '
             f'{pixels(f, t)}'
-                f' ({t["own"]:.2f} -> {t["own"] + t["gain"]:.2f} nats)'
-                for f, t, o in zip(use, table, moved)
-                if o and t['gain'] > .08 and max(np.abs(t['shift'])) < t['reach']]
+            f' ({t["own"]:.2f} -> {t["own"] + t["gain"]:.2f} nats)'
+            for f, t, o in zip(use, table, moved)
+            if o and t['gain'] > 0.08 and max(np.abs(t['shift'])) < t['reach']
+        ]
     return out, bool(flip or step)
 
 # %% ../nbs/39_faults.ipynb #fa5c3dd5
@@ -276,9 +353,12 @@ def pairs_information(part) -> tuple:
     """Of cases of one shape: own information, that with the most similar truth of another
     subject, which one that is, and that with strangers."""
     n = len(part)
-    pictures = lambda key: np.stack([
-        np.concatenate([small_picture(v) for v in getattr(f, key)[len(f.truth)//4:][:8]])
-        for f in part])
+    pictures = lambda key: np.stack(
+        [
+            np.concatenate([small_picture(v) for v in getattr(f, key)[len(f.truth) // 4 :][:8]])
+            for f in part
+        ]
+    )
     P, T = pictures('pred'), pictures('truth')
     who = np.array([f.subject for f in part])
     alike = np.where(who[:, None] == who[None], -np.inf, P @ T.T)
@@ -287,8 +367,8 @@ def pairs_information(part) -> tuple:
     info = lambda i, j: mutual_information(bins['pred'][i], bins['truth'][j])
     own = np.array([info(i, i) for i in range(n)])
     lonely = ~np.isfinite(alike.max(1))
-    other = np.array([0. if lonely[i] else info(i, best[i]) for i in range(n)])
-    strangers = np.array([info(i, (i + 1 + n//2) % n) for i in range(n)])
+    other = np.array([0.0 if lonely[i] else info(i, best[i]) for i in range(n)])
+    strangers = np.array([info(i, (i + 1 + n // 2) % n) for i in range(n)])
     return own, other, best, float(np.percentile(strangers, 25))
 
 # %% ../nbs/39_faults.ipynb #76703efc
@@ -296,14 +376,15 @@ def swapped_of(part) -> list:
     "(case, better case, own information, its information) of cases of one shape."
     own, other, best, chance = pairs_information(part)
     strength = np.percentile(np.maximum(own, other), 60) - chance
-    if strength < .05:
+    if strength < 0.05:
         return []
-    better = (other - own > max(.3*strength, .08)) & (other > chance + .6*strength)
-    sure = better & (other - own > .5*strength) & (other > chance + .9*strength)
+    better = (other - own > max(0.3 * strength, 0.08)) & (other > chance + 0.6 * strength)
+    sure = better & (other - own > 0.5 * strength) & (other > chance + 0.9 * strength)
     alone = lambda k: list(best[better]).count(best[k]) == 1
     closed = [k for k in np.flatnonzero(better) if better[best[k]] and alone(k)]
     found = sorted({*closed, *np.flatnonzero(sure).tolist()})
     return [(part[i], part[best[i]], own[i], other[i]) for i in found]
+
 
 def find_swapped(facts) -> tuple:
     "Translations that fit the truth of another subject better than their own: lines, and names."
@@ -317,65 +398,71 @@ def find_swapped(facts) -> tuple:
     if not found:
         return [], set()
     text = '; '.join(
-        f'{a.name} fits {b.name} ({own:.2f} -> {best:.2f} nats)' for a, b, own, best in found[:3])
+        f'{a.name} fits {b.name} ({own:.2f} -> {best:.2f} nats)' for a, b, own, best in found[:3]
+    )
     more = f' and {len(found) - 3} more' if len(found) > 3 else ''
     return [
         f'{len(found)} of {tried} translations fit the truth of another subject better than '
         f'their own:'
-            f' {text}{more}; exchanged names, or files in another order?'], {a.name for a, *_ in found}
+        f' {text}{more}; exchanged names, or files in another order?'
+    ], {a.name for a, *_ in found}
 
 # %% ../nbs/39_faults.ipynb #ea99860f
-def above(v, share=.1):
+def above(v, share=0.1):
     "1. where a picture is above a share of its range, else 0."
     lo, hi = np.percentile(v, [1, 99])
-    return (v > lo + share*(hi - lo)).astype(float)
+    return (v > lo + share * (hi - lo)).astype(float)
+
 
 def local_agreement(f, size=5) -> tuple:
     """Correlation in small windows, weighted by the contrast in both pictures: mean, and mean of
     its amount."""
     from scipy.ndimage import uniform_filter
+
     p, t = (np.asarray(v[:, 0], float) for v in (f.pred, f.truth))
     mean = lambda v: uniform_filter(v, (0, size, size))
     dp, dt = p - mean(p), t - mean(t)
-    vp, vt, both = mean(dp*dp), mean(dt*dt), mean(dp*dt)
-    inside = mean(above(p)*above(t)) > 1 - .5/size**2
+    vp, vt, both = mean(dp * dp), mean(dt * dt), mean(dp * dt)
+    inside = mean(above(p) * above(t)) > 1 - 0.5 / size**2
     if inside.sum() < 100:
-        return 1., 0.
-    weight = np.sqrt(np.maximum(vp*vt, 0))*inside
+        return 1.0, 0.0
+    weight = np.sqrt(np.maximum(vp * vt, 0)) * inside
     if not weight.sum() > 0:
-        return 1., 0.
-    r = np.where(weight > 1e-9*weight.max(), both/np.maximum(weight, 1e-30), 0.)
+        return 1.0, 0.0
+    r = np.where(weight > 1e-9 * weight.max(), both / np.maximum(weight, 1e-30), 0.0)
     total = weight.sum()
-    return float((weight*r).sum()/total), float((weight*np.abs(r)).sum()/total)
+    return float((weight * r).sum() / total), float((weight * np.abs(r)).sum() / total)
+
 
 def find_contrast(facts) -> list:
     "Translations whose structure is that of the truth, in other grey values."
     if not facts:
         return []
     r, amount = np.array([local_agreement(f) for f in facts]).T
-    odd = (amount > .4) & (r < .35*amount) | (amount > .3) & (r < -.1)
-    if odd.mean() <= .5:
+    odd = (amount > 0.4) & (r < 0.35 * amount) | (amount > 0.3) & (r < -0.1)
+    if odd.mean() <= 0.5:
         return []
     return [
-        f'the translations have the structure of the truth in other grey values ({odd.sum()} '
-        f'of {len(facts)} files:'
-            f' correlation {np.median(amount[odd]):.2f} in small windows without its sign, {np.median(r[odd]):+.2f} with it):'
-            f' is one of the two folders another contrast or modality, or inverted?']
+        f'the translations have the structure of the truth in other grey values ({odd.sum()} of'
+        f' {len(facts)} files: correlation {np.median(amount[odd]):.2f} in small windows without'
+        f' its sign, {np.median(r[odd]):+.2f} with it): is one of the two folders another contrast'
+        ' or modality, or inverted?'
+    ]
 
 # %% ../nbs/39_faults.ipynb #0236c2b9
 def find_faults(
-    facts,               # list of Facts, one per case
-    masks:bool=False,    # pictures of masks: 0 and 1
-    stated:bool=False,   # a window was given: how much of the number type is used is known
-    scaled:bool=False,   # the translations have a stated scale: factors and offsets are meant
-    most:int=200,        # pictures are compared of so many cases, evenly chosen
-) -> list:               # one line per fault, gravest first
+    facts,  # list of Facts, one per case
+    masks: bool = False,  # pictures of masks: 0 and 1
+    stated: bool = False,  # a window was given: how much of the number type is used is known
+    scaled: bool = False,  # the translations have a stated scale: factors and offsets are meant
+    most: int = 200,  # pictures are compared of so many cases, evenly chosen
+) -> list:  # one line per fault, gravest first
     "Ask all questions of a cohort."
     if not facts:
         return []
     equal = find_equal(facts)
     out = equal + find_few_values(facts, stated)
-    if masks:                                                     # two masks may well be equal
+    if masks:  # two masks may well be equal
         out = equal[:1] if all(f.equal or not f.print for f in facts) else []
     if all(f.equal for f in facts):
         return out
@@ -390,4 +477,4 @@ def find_faults(
         return out
     grey = [f for f in facts if not f.values]
     out += find_scale(grey) if grey and not scaled else []
-    return out + (find_contrast(some) if not everywhere and len(who) < .3*len(facts) else [])
+    return out + (find_contrast(some) if not everywhere and len(who) < 0.3 * len(facts) else [])

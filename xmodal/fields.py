@@ -18,70 +18,120 @@ from .sample import ask, check_grid, sample
 
 # %% ../nbs/23_fields.ipynb #d3b1128d
 def with_field(
-    den, # denoiser whose `bridge` has a field `mix`
-    mix, # another mixing field
-):       # the same denoiser on the other path; the network is shared
-    "Put another field into a denoiser, without touching the first. Raises ValueError for bridges that have no field."
-    if not hasattr(den.bridge, 'mix'): raise ValueError(f'{type(den.bridge).__name__} has no mixing field; use a CDTSDE row such as cdtsde_any')
+    den,  # denoiser whose `bridge` has a field `mix`
+    mix,  # another mixing field
+):  # the same denoiser on the other path; the network is shared
+    """Put another field into a denoiser, without touching the first.
+
+    Raises ValueError for bridges that have no field.
+    """
+    if not hasattr(den.bridge, 'mix'):
+        raise ValueError(
+            f'{type(den.bridge).__name__} has no mixing field; use a CDTSDE row such as cdtsde_any'
+        )
     other, bridge = copy.copy(den), copy.deepcopy(den.bridge)
     bridge.mix = mix
-    if isinstance(den, nn.Module): other._modules = dict(den._modules)
+    if isinstance(den, nn.Module):
+        other._modules = dict(den._modules)
     other.bridge = bridge
     return other.eval() if isinstance(den, nn.Module) else other
 
 # %% ../nbs/23_fields.ipynb #6e96a6c5
 def chain_bound(
-    den,          # denoiser with .bridge, whose a + b does not depend on the field
-    x0, y,        # pairs (B, C, *spatial)
-    grid,         # falling times from 1 to 0; all but the last above t_end
-    seeds=0,      # one int per image, or one for seeds s, s + 1, ...
-    ctx=None, t_end=.02,
-):                # (B,) nats per pixel and channel
-    "B_N of every image along the grid: half the sum of steps in signal-to-noise ratio times squared error. Raises ValueError for a grid that goes beyond t_end."
+    den,  # denoiser with .bridge, whose a + b does not depend on the field
+    x0,
+    y,  # pairs (B, C, *spatial)
+    grid,  # falling times from 1 to 0; all but the last above t_end
+    seeds=0,  # one int per image, or one for seeds s, s + 1, ...
+    ctx=None,
+    t_end=0.02,
+):  # (B,) nats per pixel and channel
+    """B_N of every image along the grid: half the sum of steps in signal-to-noise ratio times
+    squared error. Raises ValueError for a grid that goes beyond t_end.
+    """
     times = check_grid(grid).to(y.device, table_dtype(y.device))
-    if times[-2] <= t_end: raise ValueError(f'the last inner time of the grid, {float(times[-2]):g}, must lie above t_end = {t_end:g}, where the bound ends')
+    if times[-2] <= t_end:
+        raise ValueError(
+            f'the last inner time of the grid, {float(times[-2]):g}, must lie above t_end ='
+            f' {t_end:g}, where the bound ends'
+        )
     a, b, c = den.bridge.coefs(torch.as_tensor(t_end, dtype=times.dtype, device=y.device), y)
     at = [den.bridge.coefs(t, y) for t in times[:-1]]
-    gam = [snr(v) for v in at] + [((a + b)/c)**2]
-    noise, total = Noise(range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds, y.device), 0.
+    gam = [snr(v) for v in at] + [((a + b) / c) ** 2]
+    noise, total = (
+        Noise(range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds, y.device),
+        0.0,
+    )
     for t, v, g0, g1 in zip(times, at, gam, gam[1:]):
         a, b, c = (w.to(y.dtype) for w in v)
-        miss = (ask(den, a*x0 + b*y + c*noise(y), t, y, ctx, noise) - x0).double().square()
-        total = total + .5*((g1 - g0).clamp(min=0)*miss).flatten(1).mean(1)
+        miss = (ask(den, a * x0 + b * y + c * noise(y), t, y, ctx, noise) - x0).double().square()
+        total = total + 0.5 * ((g1 - g0).clamp(min=0) * miss).flatten(1).mean(1)
     return total
 
 # %% ../nbs/23_fields.ipynb #1e756799
 def smooth_markov(at_t, at_s):
     "The rule `markov`, a thousandth below, so that it has a slope everywhere."
     (a_t, _, c_t), (a_s, _, c_s) = at_t, at_s
-    r = c_s*a_t/(c_t*torch.where(a_s == 0, torch.ones_like(a_s), a_s))
-    return .999*c_s*(1 - r**2).clamp(min=1e-6).sqrt()
+    r = c_s * a_t / (c_t * torch.where(a_s == 0, torch.ones_like(a_s), a_s))
+    return 0.999 * c_s * (1 - r**2).clamp(min=1e-6).sqrt()
+
 
 def fit_field(
-    den,                # denoiser trained over many fields (cdtsde_any)
-    x0, y,              # pairs (B, C, H, W) to fit on
-    grid,               # falling times from 1 to 0: the stations
-    objective='bound',  # 'bound', or loss(x0_hat, x0) -> (B,), to be made small: of the finished sample
-    sees_y:bool=False,  # may the field look at the source?
-    iters:int=60, batch:int=8, lr:float=.02, seed:int=0, ctx=None,
-):                      # a SpatialMix
-    "Fit a field to a frozen denoiser; its weights get no gradient. Raises ValueError for a grid of one step or an objective that gives no finite number."
-    if len(check_grid(grid)) < 3: raise ValueError('one step sees only t = 1, where every field is 1: give a grid of two steps or more')
-    if objective != 'bound' and not callable(objective): raise ValueError(f"unknown objective {objective!r}: use 'bound' or a function of (x0_hat, x0)")
+    den,  # denoiser trained over many fields (cdtsde_any)
+    x0,
+    y,  # pairs (B, C, H, W) to fit on
+    grid,  # falling times from 1 to 0: the stations
+    # 'bound', or loss(x0_hat, x0) -> (B,), to be made small: of the finished sample
+    objective='bound',
+    sees_y: bool = False,  # may the field look at the source?
+    iters: int = 60,
+    batch: int = 8,
+    lr: float = 0.02,
+    seed: int = 0,
+    ctx=None,
+):  # a SpatialMix
+    """Fit a field to a frozen denoiser; its weights get no gradient.
+
+    Raises ValueError for a grid of one step or an objective that gives no finite number.
+    """
+    if len(check_grid(grid)) < 3:
+        raise ValueError(
+            'one step sees only t = 1, where every field is 1: give a grid of two steps or more'
+        )
+    if objective != 'bound' and not callable(objective):
+        raise ValueError(
+            f"unknown objective {objective!r}: use 'bound' or a function of (x0_hat, x0)"
+        )
     torch.manual_seed(seed)
     mix = SpatialMix(y.shape[1], squash='none', sees_y=sees_y).to(y.device)
-    that, held = with_field(den, mix), [q for q in (den.parameters() if isinstance(den, nn.Module) else ()) if q.requires_grad]
-    opt, draw = torch.optim.Adam(mix.parameters(), lr), inspect.unwrap(sample)             # the sampler without its no_grad
+    that, held = (
+        with_field(den, mix),
+        [q for q in (den.parameters() if isinstance(den, nn.Module) else ()) if q.requires_grad],
+    )
+    # the sampler without its no_grad
+    opt, draw = torch.optim.Adam(mix.parameters(), lr), inspect.unwrap(sample)
     order = torch.Generator().manual_seed(seed)
-    for q in held: q.requires_grad_(False)
+    for q in held:
+        q.requires_grad_(False)
     try:
         for i in range(iters):
             k = torch.randperm(len(y), generator=order)[:batch].tolist()
-            c, seeds = None if ctx is None else ctx[k], [seed + 1000*i + j for j in k]
-            if objective == 'bound': loss = chain_bound(that, x0[k], y[k], grid, seeds, c).mean()
-            else: loss = objective(draw(that, y[k], grid, tau=smooth_markov, seeds=seeds, ctx=c), x0[k]).mean()
-            if not torch.isfinite(loss): raise ValueError(f'the objective gave {float(loss)} at iteration {i}; it must give a finite number')
-            opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
+            c, seeds = None if ctx is None else ctx[k], [seed + 1000 * i + j for j in k]
+            if objective == 'bound':
+                loss = chain_bound(that, x0[k], y[k], grid, seeds, c).mean()
+            else:
+                loss = objective(
+                    draw(that, y[k], grid, tau=smooth_markov, seeds=seeds, ctx=c), x0[k]
+                ).mean()
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f'the objective gave {float(loss)} at iteration {i}; it must give a finite'
+                    ' number'
+                )
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            opt.step()
     finally:
-        for q in held: q.requires_grad_(True)
+        for q in held:
+            q.requires_grad_(True)
     return mix.eval()

@@ -33,73 +33,96 @@ from .translate import Changed, path_times, sampling, target_units, told, units_
 def kind_of(path) -> str:
     "'volume', 'image' or '' by the ending."
     n = str(path).lower()
-    if n.endswith(NIFTI_ENDINGS): return 'volume'
+    if n.endswith(NIFTI_ENDINGS):
+        return 'volume'
     return 'image' if n.endswith(IMAGE_ENDINGS) else ''
+
 
 def split_ending(path) -> tuple:
     "A path without its ending, and the ending."
     n = str(path)
     k = next((e for e in (*NIFTI_ENDINGS, *IMAGE_ENDINGS) if n.lower().endswith(e)), '')
-    return n[:len(n) - len(k)], n[len(n) - len(k):]
+    return n[: len(n) - len(k)], n[len(n) - len(k) :]
 
-def beside_output(path, what:str) -> Path:
+
+def beside_output(path, what: str) -> Path:
     "The file for a map (std, mix) or the notes (json) beside an output."
     stem, ending = split_ending(path)
-    if what == 'json':                                       # a.png and a.tif have their own
+    if what == 'json':  # a.png and a.tif have their own
         return Path(f'{stem}.json' if kind_of(path) == 'volume' else f'{path}.json')
-    if '_desc-synth_' in Path(stem).name:                                                    # BIDS
-        return Path(f"{stem.replace('_desc-synth_', f'_desc-synth{what.title()}_')}{ending}")
-    return Path(f"{stem}_{what}{ending if kind_of(path) == 'volume' else '.tif'}")
+    if '_desc-synth_' in Path(stem).name:  # BIDS
+        return Path(f'{stem.replace("_desc-synth_", f"_desc-synth{what.title()}_")}{ending}')
+    return Path(f'{stem}_{what}{ending if kind_of(path) == "volume" else ".tif"}')
+
 
 def save_translation(result, path, ready=None):
     "Write NIfTI or PNG/TIFF by the ending, atomically; ready(temporary path) before it is seen."
     path = Path(path)
     with atomic(path) as tmp:
         write_result(result, path, tmp)
-        if ready: ready(tmp)
+        if ready:
+            ready(tmp)
 
 # %% ../nbs/52_folders.ipynb #8abda803
 def write_result(result, path, tmp):
     "Write a translation for `path` to `tmp`."
     import nibabel as nib
-    if hasattr(result, 'affine'): nib.save(result, tmp)
+
+    if hasattr(result, 'affine'):
+        nib.save(result, tmp)
     elif path.suffix.lower() == '.png':
         from PIL import Image
-        kind, colour = result.dtype.name, ' in colour'*(result.ndim == 3)
-        if kind.startswith('float'): kind = 'floating-point'
+
+        kind, colour = result.dtype.name, ' in colour' * (result.ndim == 3)
+        if kind.startswith('float'):
+            kind = 'floating-point'
         if kind not in ('uint8', 'uint16', 'bool') or kind != 'uint8' and colour:
             raise InputError(f'{path}: {kind} results{colour} cannot be saved as PNG; use .tif')
         Image.fromarray(result).save(tmp)
     else:
         import tifffile
+
         tifffile.imwrite(tmp, result)
 
 # %% ../nbs/52_folders.ipynb #979a8f6f
 @dataclass
 class Task:
     "One file to translate."
-    source:Path
-    output:Path
-    notes:dict = field(default_factory=dict)   # goes into the sidecar
-    known:dict = None                          # what is known about the source; None: what lies beside it
-    wrong:str = ''                             # why it cannot be translated, where it is known
 
-BROKEN = (InputError, OSError, ValueError, RecursionError)   # a damaged JSON file or table
+    source: Path
+    output: Path
+    notes: dict = field(default_factory=dict)  # goes into the sidecar
+    known: dict = None  # what is known about the source; None: what lies beside it
+    wrong: str = ''  # why it cannot be translated, where it is known
+
+
+BROKEN = (InputError, OSError, ValueError, RecursionError)  # a damaged JSON file or table
+
+
 def what_is(path) -> str:
     "'file', 'folder', 'gone' (a broken link) or 'other': a pipe, a device. Opens nothing."
-    try: mode = os.stat(path).st_mode
-    except OSError: return 'gone'
-    if stat.S_ISREG(mode): return 'file'
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return 'gone'
+    if stat.S_ISREG(mode):
+        return 'file'
     return 'folder' if stat.S_ISDIR(mode) else 'other'
+
 
 def no_file(path) -> str:
     "Why a path that should be a file is not opened; '' for a file, or if reading will say."
     words = dict(folder='a folder, not a file', other='a pipe or a device, which is never opened')
-    try: str(path).encode()
+    try:
+        str(path).encode()
     except UnicodeEncodeError:
-        return f"{os.fsencode(path).decode('utf-8', 'backslashreplace')}: its name is no text; rename it"
+        return (
+            f'{os.fsencode(path).decode("utf-8", "backslashreplace")}: its name is no text;'
+            ' rename it'
+        )
     kind = words.get(what_is(path))
     return f'{path}: is {kind}; remove or rename it' if kind else ''
+
 
 def holds_dicom(folder) -> bool:
     "Is there a DICOM file among the first files of a folder?"
@@ -112,17 +135,23 @@ def file_tasks(source, output) -> list:
     "A single file, a DICOM series, or all files of a folder; raises InputError."
     source, output = Path(source), Path(output)
     kind = what_is(source)
-    if kind == 'gone': raise InputError(f'{source}: no such file or folder')
-    if kind == 'other': raise InputError(f'{source}: is a pipe or a device; give a file')
+    if kind == 'gone':
+        raise InputError(f'{source}: no such file or folder')
+    if kind == 'other':
+        raise InputError(f'{source}: is a pipe or a device; give a file')
     return single_task(source, output) if kind == 'file' else folder_tasks(source, output)
+
 
 def single_task(source, output) -> list:
     "The task of one file."
     endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
-    if output.is_dir(): output = output/source.name
-    if not kind_of(source): raise InputError(f'{source}: not a {endings} file')
+    if output.is_dir():
+        output = output / source.name
+    if not kind_of(source):
+        raise InputError(f'{source}: not a {endings} file')
     check_output(source, output, kind_of(source))
     return [Task(source, output)]
+
 
 def check_output(source, output, kind):
     "Raise InputError unless an output is of this kind and not the input."
@@ -141,39 +170,57 @@ def folder_tasks(source, output) -> list:
         check_output(source, output, 'volume')
         return [Task(source, output)]
     if not named:
-        bids = '; for a BIDS data set use --bids'*(source/'dataset_description.json').is_file()
+        bids = '; for a BIDS data set use --bids' * (source / 'dataset_description.json').is_file()
         endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
         raise InputError(f'{source}: holds no {endings} file{bids}')
     left = [p.name for p in there if p not in named and p.suffix != '.json']
     if left and is_first():
         print(f'not translated, because they are folders or other kinds of file: {few(left)}')
-    if output.is_file(): raise InputError(f'{output}: is a file; a folder is translated into a folder')
+    if output.is_file():
+        raise InputError(f'{output}: is a file; a folder is translated into a folder')
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another folder')
-    return [Task(p, output/p.name, wrong=no_file(p)) for p in named]
+    return [Task(p, output / p.name, wrong=no_file(p)) for p in named]
+
 
 def few(names) -> str:
     "The first eight of some names."
-    return ', '.join(names[:8]) + ' ...'*(len(names) > 8)
+    return ', '.join(names[:8]) + ' ...' * (len(names) > 8)
 
 # %% ../nbs/52_folders.ipynb #5a0761f4
 ENTITY = re.compile(r'([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)')
+
 
 def suffix_of(name) -> str:
     "BIDS suffix of a modality as a model names it: T1 is T1w."
     return read_metadata(dict(modality=name or '')).modality or name or ''
 
+
 def target_of(d, target=None) -> str:
     "The modality that a model makes, given a wish. d: data section of a model."
-    return suffix_of(told(d, None, target)[1].modality if d.get('target_windows') else (target or {}).get('modality') or d.get('target'))
+    return suffix_of(
+        told(d, None, target)[1].modality
+        if d.get('target_windows')
+        else (target or {}).get('modality') or d.get('target')
+    )
+
 
 def bids_output(source, suffix) -> str:
     "Name of the derivative of a BIDS file, without folder."
     parts = split_ending(Path(source).name)[0].split('_')[:-1]
-    return '_'.join([p for p in parts if not p.startswith(('desc-', 'res-', 'den-'))] + ['desc-synth', suffix]) + '.nii.gz'
+    return (
+        '_'.join(
+            [p for p in parts if not p.startswith(('desc-', 'res-', 'den-'))]
+            + ['desc-synth', suffix]
+        )
+        + '.nii.gz'
+    )
+
 
 def bids_tasks(root, output, model_data, labels=(), target=None) -> list:
-    "All scans of the model's source modality in a BIDS data set, or of some participants; raises InputError."
+    """All scans of the model's source modality in a BIDS data set, or of some participants; raises
+    InputError.
+    """
     root, output = Path(root), Path(output)
     check_bids(root, output)
     have, want = suffix_of(model_data.get('source')), target_of(model_data, target)
@@ -182,20 +229,27 @@ def bids_tasks(root, output, model_data, labels=(), target=None) -> list:
     enhanced = [f for f in files if '_ce-' in f.name and not known]
     files = [f for f in files if f not in enhanced]
     if enhanced and is_first():
-        print(f'left out, taken with a contrast agent: {few([f.name for f in enhanced])}; '
-              'translate them one by one if you must')
+        print(
+            f'left out, taken with a contrast agent: {few([f.name for f in enhanced])}; '
+            'translate them one by one if you must'
+        )
     if not files:
-        whose = f" of {', '.join(labels)}" if labels else ''
+        whose = f' of {", ".join(labels)}' if labels else ''
         raise InputError(f'{root}: holds no {have} scan{whose}; this model translates nothing else')
     return [bids_task(root, output, f, have, want) for f in files]
 
+
 def check_bids(root, output):
     "Raise InputError unless a data set can be translated into this folder."
-    if root.is_file(): raise InputError(f'{root}: is a file; --bids takes a whole data set')
-    if not root.is_dir(): raise InputError(f'{root}: no such folder')
+    if root.is_file():
+        raise InputError(f'{root}: is a file; --bids takes a whole data set')
+    if not root.is_dir():
+        raise InputError(f'{root}: no such folder')
     if root.resolve().name.startswith('sub-'):
-        raise InputError(f'{root}: is a participant; give the data set that it belongs to, '
-                         'and --participant-label')
+        raise InputError(
+            f'{root}: is a participant; give the data set that it belongs to, '
+            'and --participant-label'
+        )
     if output.is_file() or output.exists() and output.resolve() == root.resolve():
         raise InputError(f'{output}: choose a folder of its own, such as {root}/derivatives/xmodal')
 
@@ -203,28 +257,38 @@ def check_bids(root, output):
 def people_of(root, labels) -> list:
     "Folders of the participants that are asked for, or of all."
     people = sorted(p.name for p in root.glob('sub-*') if what_is(p) == 'folder')
-    if not people: raise InputError(f'{root}: holds no folder sub-...; is this a BIDS data set?')
-    asked = list(dict.fromkeys(f"sub-{v.removeprefix('sub-')}" for v in labels))
+    if not people:
+        raise InputError(f'{root}: holds no folder sub-...; is this a BIDS data set?')
+    asked = list(dict.fromkeys(f'sub-{v.removeprefix("sub-")}' for v in labels))
     for v in asked:
-        if v in people: continue
+        if v in people:
+            continue
         there = few([p.removeprefix('sub-') for p in people])
         asked = v.removeprefix('sub-')
         raise InputError(f'participant {asked!r} is not in {root}; there are {there}')
     return asked or people
 
+
 def bids_files(root, have, people) -> list:
     "Scans of one modality, of every session and run."
-    found = [f for p in people for pattern in ('anat', 'ses-*/anat')
-             for f in root.glob(f'{p}/{pattern}/{p}_*{glob.escape(have)}.nii*')]
+    found = [
+        f
+        for p in people
+        for pattern in ('anat', 'ses-*/anat')
+        for f in root.glob(f'{p}/{pattern}/{p}_*{glob.escape(have)}.nii*')
+    ]
     suffix = lambda f: split_ending(f.name)[0].split('_')[-1]
     return sorted(f for f in found if suffix(f) == have and f.name.endswith(NIFTI_ENDINGS))
+
 
 def bids_task(root, output, f, have, want) -> Task:
     "The task of a scan; what is wrong with it or with what lies beside it stops no other."
     known, wrong = {}, no_file(f)
-    try: known = {} if wrong else beside(f)
-    except BROKEN as e: wrong = f'{f}: {e}'
-    place = output/f.relative_to(root).parent/bids_output(f, want)
+    try:
+        known = {} if wrong else beside(f)
+    except BROKEN as e:
+        wrong = f'{f}: {e}'
+    place = output / f.relative_to(root).parent / bids_output(f, want)
     notes = dict(Sources=[f'bids:raw:{f.relative_to(root).as_posix()}'])
     return Task(f, place, notes, {'modality': have, **known}, wrong)
 
@@ -232,34 +296,96 @@ def bids_task(root, output, f, have, want) -> Task:
 def describe_derivative(root, output, model_data, target=None):
     "Write dataset_description.json and README of a derivative, unless they are there."
     root, output = Path(root), Path(output)
-    raw, about = {}, root/'dataset_description.json'
-    try: raw = read_json(about) if about.is_file() else {}
-    except BROKEN as e: warnings.warn(f'{e}; the derivative is described without it')
-    name, way = raw.get('Name') or root.name, f"{suffix_of(model_data.get('source'))} to {target_of(model_data, target)}"
-    content = {'Name': f'{name}: {way} by xmodal', 'BIDSVersion': raw.get('BIDSVersion', '1.9.0'), 'DatasetType': 'derivative', 'DatasetLinks': {'raw': Path(os.path.relpath(root.resolve(), output.resolve())).as_posix()},
-               'GeneratedBy': [{'Name': 'xmodal', 'Version': __version__, 'Description': f'{way}, cross-modality translation with diffusion bridges; research software, not for clinical use'}], **({'SourceDatasets': [{'DOI': raw['DatasetDOI']}]} if raw.get('DatasetDOI') else {})}
-    text = f'# {content["Name"]}\n\nMade images: none of these scans was ever acquired. How each was made stands in the JSON file beside it. Not for clinical use.\n'
-    for path, words in ((output/'dataset_description.json', json.dumps(content, indent=1, ensure_ascii=False) + '\n'), (output/'README.md', text)):
-        if path.exists(): continue
-        with atomic(path) as tmp: Path(tmp).write_text(words, encoding='utf-8')
+    raw, about = {}, root / 'dataset_description.json'
+    try:
+        raw = read_json(about) if about.is_file() else {}
+    except BROKEN as e:
+        warnings.warn(f'{e}; the derivative is described without it')
+    name, way = (
+        raw.get('Name') or root.name,
+        f'{suffix_of(model_data.get("source"))} to {target_of(model_data, target)}',
+    )
+    content = {
+        'Name': f'{name}: {way} by xmodal',
+        'BIDSVersion': raw.get('BIDSVersion', '1.9.0'),
+        'DatasetType': 'derivative',
+        'DatasetLinks': {'raw': Path(os.path.relpath(root.resolve(), output.resolve())).as_posix()},
+        'GeneratedBy': [
+            {
+                'Name': 'xmodal',
+                'Version': __version__,
+                'Description': (
+                    f'{way}, cross-modality translation with diffusion bridges; research software,'
+                    ' not for clinical use'
+                ),
+            }
+        ],
+        **({'SourceDatasets': [{'DOI': raw['DatasetDOI']}]} if raw.get('DatasetDOI') else {}),
+    }
+    text = (
+        f'# {content["Name"]}\n\nMade images: none of these scans was ever acquired. How each was'
+        ' made stands in the JSON file beside it. Not for clinical use.\n'
+    )
+    for path, words in (
+        (
+            output / 'dataset_description.json',
+            json.dumps(content, indent=1, ensure_ascii=False) + '\n',
+        ),
+        (output / 'README.md', text),
+    ):
+        if path.exists():
+            continue
+        with atomic(path) as tmp:
+            Path(tmp).write_text(words, encoding='utf-8')
 
 # %% ../nbs/52_folders.ipynb #d64114f0
 def settings_of(tr, target=None, **how) -> dict:
     "How a translator is asked, as it stands in the notes of a file."
-    config = tr.config; use = sampling(config, how.get('steps'), how.get('tau')); m = config['model']['method']; times = path_times(tr, use)
-    return json.loads(json.dumps(dict(method=m, model=fingerprint(tr.den), steps=len(times) - 1, calls=calls(m, len(times) - 1, **config['data'].get('options', {})), tau=use['tau'], seed=how.get('seed', 0), samples=how.get('samples', 1), noise=how.get('noise', 'shared'),
-                                      times=[round(t, 6) for t in times], precision=getattr(tr.den, 'precision', 'no'), target=target or {}, mix=bool(how.get('mix')))))
+    config = tr.config
+    use = sampling(config, how.get('steps'), how.get('tau'))
+    m = config['model']['method']
+    times = path_times(tr, use)
+    return json.loads(
+        json.dumps(
+            dict(
+                method=m,
+                model=fingerprint(tr.den),
+                steps=len(times) - 1,
+                calls=calls(m, len(times) - 1, **config['data'].get('options', {})),
+                tau=use['tau'],
+                seed=how.get('seed', 0),
+                samples=how.get('samples', 1),
+                noise=how.get('noise', 'shared'),
+                times=[round(t, 6) for t in times],
+                precision=getattr(tr.den, 'precision', 'no'),
+                target=target or {},
+                mix=bool(how.get('mix')),
+            )
+        )
+    )
+
 
 def notes_of(tr, task, settings, doubts=(), changes=(), forced=False, digests={}) -> dict:
     "The sidecar of a translated file."
     d, target = tr.config['data'], settings['target']
-    made = f"{target_of(d, target)} made from {suffix_of(d.get('source'))} by xmodal"
+    made = f'{target_of(d, target)} made from {suffix_of(d.get("source"))} by xmodal'
     place = dict(SpatialReference='orig') if kind_of(task.output) == 'volume' else {}
     units = units_note(target_units(d, task.known, target), settings['samples'])
-    return dict(Description=f'{made}; not acquired, not for clinical use', **task.notes, **place,
-                Source=task.source.name, SourceDigest=digest(task.source), **digests,
-                GeneratedBy=dict(Name='xmodal', Version=__version__), xmodal=settings, Output=units,
-                Doubts=list(doubts), Changes=list(changes), Forced=bool(forced and doubts))
+    return dict(
+        Description=f'{made}; not acquired, not for clinical use',
+        **task.notes,
+        **place,
+        Source=task.source.name,
+        SourceDigest=digest(task.source),
+        **digests,
+        GeneratedBy=dict(Name='xmodal', Version=__version__),
+        xmodal=settings,
+        Output=units,
+        Doubts=list(doubts),
+        Changes=list(changes),
+        Forced=bool(forced and doubts),
+    )
+
 
 def digest(path) -> str:
     "What a file holds, in sixteen letters; of a folder, what its files hold."
@@ -268,49 +394,72 @@ def digest(path) -> str:
         for p in sorted(p for p in path.iterdir() if what_is(p) == 'file'):
             h.update(f'{p.name} {digest(p)} '.encode())
         return h.hexdigest()
-    if (wrong := no_file(path)): raise InputError(wrong)
-    with open(path, 'rb') as f: return hashlib.file_digest(f, lambda: h).hexdigest()
+    if wrong := no_file(path):
+        raise InputError(wrong)
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, lambda: h).hexdigest()
 
 # %% ../nbs/52_folders.ipynb #f20c1b3e
 def note_of(output) -> dict:
     "What the notes beside an output say, or its folder's (older versions); {} if not ours."
     places = [beside_output(output, 'json')]
-    if kind_of(output) == 'image': places.append(Path(output).parent/'xmodal.json')
+    if kind_of(output) == 'image':
+        places.append(Path(output).parent / 'xmodal.json')
     for path in places:
-        if what_is(path) != 'file': continue
-        try: words = read_json(path)
-        except BROKEN: continue
-        if isinstance(words.get('xmodal'), dict): return words
+        if what_is(path) != 'file':
+            continue
+        try:
+            words = read_json(path)
+        except BROKEN:
+            continue
+        if isinstance(words.get('xmodal'), dict):
+            return words
     return {}
+
 
 MAPS = ('std', 'mix')
 
+
 def finished(output, settings, source=None) -> bool:
-    "Is this output there with its maps, made as asked for? Raises InputError if it is there and was made otherwise, or by somebody else."
-    if not os.path.lexists(output): return False
-    if (wrong := no_file(output)): raise InputError(wrong)
+    """Is this output there with its maps, made as asked for? Raises InputError if it is there and
+    was made otherwise, or by somebody else.
+    """
+    if not os.path.lexists(output):
+        return False
+    if wrong := no_file(output):
+        raise InputError(wrong)
     words = note_of(output)
     if not words:
-        raise InputError(f'{output}: exists, and nothing says that xmodal has made it; '
-                         'remove it, choose another name, or use --overwrite')
+        raise InputError(
+            f'{output}: exists, and nothing says that xmodal has made it; '
+            'remove it, choose another name, or use --overwrite'
+        )
     differ = [k for k in settings if words['xmodal'].get(k) != settings[k]]
     if differ:
-        how = ', '.join(f"{k} {words['xmodal'].get(k)!r}, now {settings[k]!r}" for k in differ[:3])
-        raise InputError(f'{output}: exists and was made otherwise ({how}); choose another name, '
-                         'or use --overwrite')
+        how = ', '.join(f'{k} {words["xmodal"].get(k)!r}, now {settings[k]!r}' for k in differ[:3])
+        raise InputError(
+            f'{output}: exists and was made otherwise ({how}); choose another name, '
+            'or use --overwrite'
+        )
     if source and 'SourceDigest' in words and words['SourceDigest'] != digest(source):
-        raise InputError(f'{output}: exists and was made from another {Path(source).name} than the '
-                         'one that is there now; choose another name, or use --overwrite')
+        raise InputError(
+            f'{output}: exists and was made from another {Path(source).name} than the '
+            'one that is there now; choose another name, or use --overwrite'
+        )
     asked = [k for k, wanted in zip(MAPS, (settings['samples'] > 1, settings['mix'])) if wanted]
-    if not all(beside_output(output, k).exists() for k in asked): return False
+    if not all(beside_output(output, k).exists() for k in asked):
+        return False
     for path, was in digests_in(output, words, asked).items():
-        if was == digest(path): continue
-        raise InputError(f'{path}: is not what was written, it was changed or damaged; remove it, '
-                         'or use --overwrite')
+        if was == digest(path):
+            continue
+        raise InputError(
+            f'{path}: is not what was written, it was changed or damaged; remove it, '
+            'or use --overwrite'
+        )
     return True
 
 # %% ../nbs/52_folders.ipynb #c75afee4
-def digests_in(output, words, asked) -> dict: # path -> what it held when it was written
+def digests_in(output, words, asked) -> dict:  # path -> what it held when it was written
     "The digests that notes hold; none in those of older versions."
     maps = words.get('MapDigests', {})
     found = {beside_output(output, k): maps.get(k) for k in asked}
@@ -319,30 +468,43 @@ def digests_in(output, words, asked) -> dict: # path -> what it held when it was
 
 # %% ../nbs/52_folders.ipynb #ecbe73df
 def translate_task(
-    tr, task,        # Translator and Task
-    settings,        # from `settings_of`
-    overwrite=False, force=False, target=None,
-    once=None,       # a dict that collects the changes of many files, to be said once; None: warn
-    **how,           # see `Translator.maps`
-) -> str:            # what was wrong, or '', or 'finished' if it was there
+    tr,
+    task,  # Translator and Task
+    settings,  # from `settings_of`
+    overwrite=False,
+    force=False,
+    target=None,
+    once=None,  # a dict that collects the changes of many files, to be said once; None: warn
+    **how,  # see `Translator.maps`
+) -> str:  # what was wrong, or '', or 'finished' if it was there
     "Translate one file, with its maps and notes."
     try:
-        if task.wrong: return task.wrong
+        if task.wrong:
+            return task.wrong
         return make_output(tr, task, settings, overwrite, force, target, once, how)
-    except InputError as e: return with_name(task, str(e))
+    except InputError as e:
+        return with_name(task, str(e))
     except (MemoryError, torch.OutOfMemoryError):
-        return (f'{task.source}: does not fit into memory; use a smaller --batch, '
-                'or a machine with more')
+        return (
+            f'{task.source}: does not fit into memory; use a smaller --batch, '
+            'or a machine with more'
+        )
     except OSError as e:
-        if e.errno in DISK: raise                              # the next would not fare better
+        if e.errno in DISK:
+            raise  # the next would not fare better
         remedy = f' ({e.filename})'
-        if e.errno == errno.ENAMETOOLONG: remedy = '; give it a shorter name'
+        if e.errno == errno.ENAMETOOLONG:
+            remedy = '; give it a shorter name'
         return f'{task.source}: {e.strerror or first_line(e)}{remedy}'
     except Exception as e:
-        return (f'{task.source}: cannot be translated, for a reason that was not foreseen '
-                f'({type(e).__name__}: {first_line(e)}); please report it with the file')
+        return (
+            f'{task.source}: cannot be translated, for a reason that was not foreseen '
+            f'({type(e).__name__}: {first_line(e)}); please report it with the file'
+        )
+
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+
 
 def with_name(task, text) -> str:
     "A message that names the file it is about."
@@ -352,27 +514,38 @@ def with_name(task, text) -> str:
 # %% ../nbs/52_folders.ipynb #ddb0cf2d
 def make_output(tr, task, settings, overwrite, force, target, once, how) -> str:
     "As `translate_task`, but raises what goes wrong."
-    def done(): return not overwrite and finished(task.output, settings, task.source)
-    if done(): return 'finished'
+
+    def done():
+        return not overwrite and finished(task.output, settings, task.source)
+
+    if done():
+        return 'finished'
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         got = tr.maps(task.source, known=task.known, target=target, force=force, **how)
     doubts, changes = passed_on(task, said, once)
     files = {k: beside_output(task.output, k) for k in MAPS}
-    if not overwrite: check_foreign(task.output, [files[k] for k in MAPS if k in got])
-    if done(): return 'finished'                                        # by another run, meanwhile
+    if not overwrite:
+        check_foreign(task.output, [files[k] for k in MAPS if k in got])
+    if done():
+        return 'finished'  # by another run, meanwhile
     for k in MAPS:
-        if overwrite and k not in got: files[k].unlink(missing_ok=True)
-    task.output.unlink(missing_ok=True)         # not finished from here, whatever its notes say
+        if overwrite and k not in got:
+            files[k].unlink(missing_ok=True)
+    task.output.unlink(missing_ok=True)  # not finished from here, whatever its notes say
     for k in MAPS:
-        if k in got: save_translation(got[k], files[k])
+        if k in got:
+            save_translation(got[k], files[k])
     maps = {k: digest(files[k]) for k in MAPS if k in got}
+
     def note(tmp):
         digests = dict(OutputDigest=digest(tmp), MapDigests=maps)
         words = notes_of(tr, task, settings, doubts, changes, force, digests)
         write_note(beside_output(task.output, 'json'), words)
+
     save_translation(got['mean'], task.output, note)
     return ''
+
 
 def write_note(path, words):
     "Write a JSON file, atomically."
@@ -381,7 +554,7 @@ def write_note(path, words):
         Path(tmp).write_text(text + '\n', encoding='utf-8')
 
 # %% ../nbs/52_folders.ipynb #3f10295a
-def passed_on(task, said, once) -> tuple: # doubts, changes
+def passed_on(task, said, once) -> tuple:  # doubts, changes
     "Warn again, with the file's name; changes go to `once`: text -> files, if there is one."
     said = [w for w in said if issubclass(w.category, UserWarning)]
     text = {id(w): str(w.message).removeprefix(f'{task.source}: ') for w in said}
@@ -393,13 +566,17 @@ def passed_on(task, said, once) -> tuple: # doubts, changes
     changes = [text[id(w)] for w in said if w.category is Changed]
     return [text[id(w)] for w in said if w.category is not Changed], changes
 
+
 def check_foreign(output, maps):
     "Raise InputError for maps or notes that are there and not ours."
     ours = beside_output(output, 'json')
     there = [path for path in (*maps, ours) if os.path.lexists(path)]
-    if not there or note_of(output): return
-    raise InputError(f'{there[0]}: exists, and nothing says that xmodal has made it; '
-                     'choose another name for the output, or use --overwrite')
+    if not there or note_of(output):
+        return
+    raise InputError(
+        f'{there[0]}: exists, and nothing says that xmodal has made it; '
+        'choose another name for the output, or use --overwrite'
+    )
 
 # %% ../nbs/52_folders.ipynb #d27ebc6e
 def check_unique(tasks):
@@ -407,10 +584,13 @@ def check_unique(tasks):
     seen = {}
     for t in tasks:
         for path in (t.output, *(beside_output(t.output, k) for k in ('json', *MAPS))):
-            if seen.setdefault(path, t) is t: continue
+            if seen.setdefault(path, t) is t:
+                continue
             other = seen[path].source.name
-            raise InputError(f'{t.source.name} and {other}: would both write {path.name}; '
-                             'translate them into folders of their own')
+            raise InputError(
+                f'{t.source.name} and {other}: would both write {path.name}; '
+                'translate them into folders of their own'
+            )
 
 # %% ../nbs/52_folders.ipynb #027757fa
 def files_in(files) -> str:
@@ -418,36 +598,52 @@ def files_in(files) -> str:
     more = f' and {len(files) - 1} more (see their notes)' if len(files) > 1 else ''
     return f'{files[0]}{more}'
 
+
 def translate_paths(
-    tr,             # Translator
-    source, output, # file and file, folder and folder, BIDS root and derivative
-    bids=False,     # source is a BIDS data set
-    labels=(),      # of participants, with bids; default: all
-    overwrite=False, progress=True,
-    **how,          # steps, seed, tau, batch, target, samples, noise, mix, force: see `Translator.maps`
-) -> list:          # (path, what was wrong) of the files that failed; a single file that fails raises InputError instead
+    tr,  # Translator
+    source,
+    output,  # file and file, folder and folder, BIDS root and derivative
+    bids=False,  # source is a BIDS data set
+    labels=(),  # of participants, with bids; default: all
+    overwrite=False,
+    progress=True,
+    **how,  # steps, seed, tau, batch, target, samples, noise, mix, force: see `Translator.maps`
+) -> list:  # (path, what was wrong) of the files that failed; a single file that fails raises InputError instead
     "Translate a file, every NIfTI, PNG and TIFF file of a folder, or a BIDS data set."
     from tqdm.auto import tqdm
+
     target, d = how.pop('target', None), tr.config['data']
-    if labels and not bids: raise InputError('participants are chosen in a BIDS data set only; use --bids')
+    if labels and not bids:
+        raise InputError('participants are chosen in a BIDS data set only; use --bids')
     tasks = bids_tasks(source, output, d, labels, target) if bids else file_tasks(source, output)
-    single = not bids and tasks[0].source == Path(source)            # a file, or one DICOM series
+    single = not bids and tasks[0].source == Path(source)  # a file, or one DICOM series
     settings, once = settings_of(tr, target, **how), None if single else {}
     check_unique(tasks)
-    if bids and is_first(): describe_derivative(source, output, d, target)
-    if not single: Path(output).mkdir(parents=True, exist_ok=True)       # else there is no use
+    if bids and is_first():
+        describe_derivative(source, output, d, target)
+    if not single:
+        Path(output).mkdir(parents=True, exist_ok=True)  # else there is no use
     how = dict(how, target=target, once=once, progress=progress and (single or len(tasks) < 4))
-    def one(t): return translate_task(tr, t, settings, overwrite, **how)
+
+    def one(t):
+        return translate_task(tr, t, settings, overwrite, **how)
+
     if single:
-        said, = shared(1, lambda _: [one(tasks[0])])
-        if said not in ('', 'finished'): raise InputError(said)
-        if said and progress and is_first(): print(f'{tasks[0].output}: was there already')
+        (said,) = shared(1, lambda _: [one(tasks[0])])
+        if said not in ('', 'finished'):
+            raise InputError(said)
+        if said and progress and is_first():
+            print(f'{tasks[0].output}: was there already')
         return []
     unseen = not (progress and is_first())
+
     def some(mine):
         return [one(tasks[k]) for k in tqdm(mine, desc='files', unit='file', disable=unseen)]
+
     said = shared(len(tasks), some)
-    for text, files in once.items(): warnings.warn(f'{files_in(files)}: {text}', Changed)
+    for text, files in once.items():
+        warnings.warn(f'{files_in(files)}: {text}', Changed)
     there = said.count('finished')
-    if is_first() and progress and there: print(f'{there} of {len(tasks)} were there already')
+    if is_first() and progress and there:
+        print(f'{there} of {len(tasks)} were there already')
     return [(t.source, why) for t, why in zip(tasks, said) if why not in ('', 'finished')]

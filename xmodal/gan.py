@@ -36,18 +36,19 @@ from .train import lr_at, param_groups, same_weights, train
 @dataclass(frozen=True)
 class Scene:
     "One batch as the losses see it."
-    den: nn.Module            # the Denoiser that is trained
-    critics: nn.ModuleDict    # the critics, by name
-    helpers: nn.ModuleDict    # further networks that the generator's optimiser trains
-    x0: torch.Tensor          # target (B, C, H, W)
-    y: torch.Tensor           # source, same shape
-    t: torch.Tensor           # (B,) times in (0, 1]
-    noise: Noise              # next draw of each image
-    steps: int                # steps of the method's own grid
-    tau: Callable             # noise rule
-    batch: int                # images in the batch of all processes together
-    options: dict             # of the objective
-    ctx: object = None        # conditioning for the network
+
+    den: nn.Module  # the Denoiser that is trained
+    critics: nn.ModuleDict  # the critics, by name
+    helpers: nn.ModuleDict  # further networks that the generator's optimiser trains
+    x0: torch.Tensor  # target (B, C, H, W)
+    y: torch.Tensor  # source, same shape
+    t: torch.Tensor  # (B,) times in (0, 1]
+    noise: Noise  # next draw of each image
+    steps: int  # steps of the method's own grid
+    tau: Callable  # noise rule
+    batch: int  # images in the batch of all processes together
+    options: dict  # of the objective
+    ctx: object = None  # conditioning for the network
 
     def estimate(self, x, t, y, den=None, ctx=None):
         "x0_hat of `den`, with a fresh latent if its network takes one."
@@ -59,38 +60,50 @@ class Scene:
 @dataclass(frozen=True)
 class Objective:
     "One adversarial method: what is made, and the two losses."
+
     about: str
-    critics: Callable              # (channels, ch, size, options) -> dict name -> critic
-    make: Callable                 # Scene -> dict of tensors
-    critic: Callable               # (Scene, made) -> loss
-    generator: Callable            # (Scene, made) -> (loss, L1 of the estimate)
-    penalty: Callable = None       # (Scene, made) -> gradient penalty, at every options['r1_every']-th step
-    helpers: Callable = None       # (den, options) -> dict name -> network
-    fresh: bool = True             # the generator's step makes anew
-    rate: float = 1.               # critics' learning rate over the generator's
-    optimiser: str = 'adam'        # 'adam' or 'rmsprop'
-    clip: float = 0.               # critics' weights are clipped to +-clip; 0: not
-    watch: Callable = None         # (Scene, made) -> dict of further numbers for the log
-    options: dict = field(default_factory=dict) # named choices with their defaults
+    critics: Callable  # (channels, ch, size, options) -> dict name -> critic
+    make: Callable  # Scene -> dict of tensors
+    critic: Callable  # (Scene, made) -> loss
+    generator: Callable  # (Scene, made) -> (loss, L1 of the estimate)
+    # (Scene, made) -> gradient penalty, at every options['r1_every']-th step
+    penalty: Callable = None
+    helpers: Callable = None  # (den, options) -> dict name -> network
+    fresh: bool = True  # the generator's step makes anew
+    rate: float = 1.0  # critics' learning rate over the generator's
+    optimiser: str = 'adam'  # 'adam' or 'rmsprop'
+    clip: float = 0.0  # critics' weights are clipped to +-clip; 0: not
+    watch: Callable = None  # (Scene, made) -> dict of further numbers for the log
+    options: dict = field(default_factory=dict)  # named choices with their defaults
 
 # %% ../nbs/31_gan.ipynb #24e9345d
-def says_real(logits): return nnf.softplus(-logits).mean()
+def says_real(logits):
+    return nnf.softplus(-logits).mean()
 
-def says_made(logits): return nnf.softplus(logits).mean()
+
+def says_made(logits):
+    return nnf.softplus(logits).mean()
 
 # %% ../nbs/31_gan.ipynb #4d58fac4
 def gradient_penalty(
-    judge,       # (x_s, x_t) -> logits, one per image
-    x_s, x_t,    # real pair of states
-    gamma=1.,
-    at='judged', # 'judged': gradient in x_s; 'condition': in x_t; 'both'
-):               # scalar
-    "R1: gamma/2 times the mean squared length of the critic's gradient on real data (Mescheder et al. 2018)."
-    if at not in ('judged', 'condition', 'both'): raise InputError(f"r1_at must be 'judged', 'condition' or 'both', got {at!r}")
-    x_s, x_t = x_s.detach().requires_grad_(at != 'condition'), x_t.detach().requires_grad_(at != 'judged')
+    judge,  # (x_s, x_t) -> logits, one per image
+    x_s,
+    x_t,  # real pair of states
+    gamma=1.0,
+    at='judged',  # 'judged': gradient in x_s; 'condition': in x_t; 'both'
+):  # scalar
+    """R1: gamma/2 times the mean squared length of the critic's gradient on real data (Mescheder et
+    al. 2018).
+    """
+    if at not in ('judged', 'condition', 'both'):
+        raise InputError(f"r1_at must be 'judged', 'condition' or 'both', got {at!r}")
+    x_s, x_t = (
+        x_s.detach().requires_grad_(at != 'condition'),
+        x_t.detach().requires_grad_(at != 'judged'),
+    )
     wrt = [v for v in (x_s, x_t) if v.requires_grad]
     grads = torch.autograd.grad(judge(x_s, x_t).sum(), wrt, create_graph=True)
-    return gamma/2*sum(g.square().flatten(1).sum(1) for g in grads).mean()
+    return gamma / 2 * sum(g.square().flatten(1).sum(1) for g in grads).mean()
 
 # %% ../nbs/31_gan.ipynb #50e75f64
 def make_image(s):
@@ -98,28 +111,38 @@ def make_image(s):
     one = torch.ones_like(s.t)
     return dict(image=s.estimate(s.y, one, s.y))
 
+
 def patch_critic(channels, ch, size, o):
     "One PatchGAN on source and image."
-    return dict(patch=PatchCritic(2*channels, ch, halvings(size, o['layers']), o['norm']))
+    return dict(patch=PatchCritic(2 * channels, ch, halvings(size, o['layers']), o['norm']))
 
-def patches(s, x): return s.critics['patch'](torch.cat([s.y, x], 1))
 
-def pix2pix_critic(s, made): return (says_real(patches(s, s.x0)) + says_made(patches(s, made['image'])))/2
+def patches(s, x):
+    return s.critics['patch'](torch.cat([s.y, x], 1))
+
+
+def pix2pix_critic(s, made):
+    return (says_real(patches(s, s.x0)) + says_made(patches(s, made['image']))) / 2
+
 
 def pix2pix_generator(s, made):
     rec = l1(made['image'], s.x0).mean()
-    return says_real(patches(s, made['image'])) + s.options['l1']*rec, rec
+    return says_real(patches(s, made['image'])) + s.options['l1'] * rec, rec
 
 # %% ../nbs/31_gan.ipynb #e5ad0496
 def walk(bridge):
-    "The bridge whose coefficients the reverse step uses: the bridge itself, unless it has another for its posterior (SelfRDB's release)."
+    """The bridge whose coefficients the reverse step uses: the bridge itself, unless it has another
+    for its posterior (SelfRDB's release).
+    """
     return bridge.posterior() if hasattr(bridge, 'posterior') else bridge
+
 
 def take_step(s, x_t, x0, y, t, z):
     "The state one step of the method's own grid below t."
     br = walk(s.den.bridge)
-    at_t, at_s = br.coefs(t, y), br.coefs((t - 1/s.steps).clamp(min=0), y)
+    at_t, at_s = br.coefs(t, y), br.coefs((t - 1 / s.steps).clamp(min=0), y)
     return step(x_t, x0, y, at_t, at_s, s.tau(at_t, at_s), z)
+
 
 def make_step(s):
     "A state, an estimate, and the step taken with it."
@@ -127,32 +150,46 @@ def make_step(s):
     x0_hat = s.estimate(x_t, s.t, s.y)
     return dict(x_t=x_t, x0_hat=x0_hat, x_s=take_step(s, x_t, x0_hat, s.y, s.t, s.noise(s.x0)))
 
+
 def real_pair(s, made):
     "A real x_s for the same x_t; or, as in SelfRDB's release, a pair of independent draws."
-    if s.options['pair'] == 'markov': return take_step(s, made['x_t'], s.x0, s.y, s.t, s.noise(s.x0)), made['x_t']
-    if s.options['pair'] != 'independent': raise InputError(f"pair must be 'markov' or 'independent', got {s.options['pair']!r}")
+    if s.options['pair'] == 'markov':
+        return take_step(s, made['x_t'], s.x0, s.y, s.t, s.noise(s.x0)), made['x_t']
+    if s.options['pair'] != 'independent':
+        raise InputError(f"pair must be 'markov' or 'independent', got {s.options['pair']!r}")
     at = lambda t: diffuse(s.den.bridge, s.x0, s.y, t, s.noise(s.x0))
-    return at((s.t - 1/s.steps).clamp(min=0)), at(s.t)
+    return at((s.t - 1 / s.steps).clamp(min=0)), at(s.t)
 
 # %% ../nbs/31_gan.ipynb #d1cb59c3
 def time_critic(channels, ch, size, o):
     "One critic of steps, `width` times as wide as the generator."
-    return dict(step=TimeCritic(channels, ch*o['width'], halvings(size, 6), o['group']))
+    return dict(step=TimeCritic(channels, ch * o['width'], halvings(size, 6), o['group']))
+
 
 def step_critic(s, made):
     x_s, x_t = real_pair(s, made)
-    made['real'] = (x_s, x_t)                     # the penalty looks at the same pair
+    made['real'] = (x_s, x_t)  # the penalty looks at the same pair
     judge = s.critics['step']
     return says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s'], made['x_t'], s.t))
 
+
 def step_penalty(s, made):
-    return gradient_penalty(lambda u, v: s.critics['step'](u, v, s.t).reshape(len(u), -1).mean(1), *made['real'], s.options['gamma'], s.options['r1_at'])
+    return gradient_penalty(
+        lambda u, v: s.critics['step'](u, v, s.t).reshape(len(u), -1).mean(1),
+        *made['real'],
+        s.options['gamma'],
+        s.options['r1_at'],
+    )
+
 
 def step_generator(s, made):
     rec = l1(made['x0_hat'], s.x0).mean()
-    if s.options['reduction'] not in ('mean', 'sum'): raise InputError(f"reduction must be 'mean' or 'sum', got {s.options['reduction']!r}")
-    whole = s.batch*s.x0[0].numel() if s.options['reduction'] == 'sum' else 1
-    return s.options['adversarial']*says_real(s.critics['step'](made['x_s'], made['x_t'], s.t)) + s.options['l1']*whole*rec, rec
+    if s.options['reduction'] not in ('mean', 'sum'):
+        raise InputError(f"reduction must be 'mean' or 'sum', got {s.options['reduction']!r}")
+    whole = s.batch * s.x0[0].numel() if s.options['reduction'] == 'sum' else 1
+    return s.options['adversarial'] * says_real(
+        s.critics['step'](made['x_s'], made['x_t'], s.t)
+    ) + s.options['l1'] * whole * rec, rec
 
 # %% ../nbs/31_gan.ipynb #4bb3c732
 def cycle_critics(channels, ch, size, o):
@@ -161,185 +198,329 @@ def cycle_critics(channels, ch, size, o):
     step = lambda: time_critic(channels, ch, size, o)['step']
     return dict(step=step(), step_y=step(), patch=patch(), patch_y=patch())
 
+
 def cycle_helpers(den, o):
     "The diffusive generator of the other direction, and the two translators."
     cfg = den.net.config
-    return dict(back=type(den.net)(**cfg), to_x=ResnetTranslator(cfg['channels'], cfg['ch'], o['blocks']), to_y=ResnetTranslator(cfg['channels'], cfg['ch'], o['blocks']))
+    return dict(
+        back=type(den.net)(**cfg),
+        to_x=ResnetTranslator(cfg['channels'], cfg['ch'], o['blocks']),
+        to_y=ResnetTranslator(cfg['channels'], cfg['ch'], o['blocks']),
+    )
+
 
 def make_cycle(s):
     "Steps in both directions with made sources; translations; cycles."
     h, y = s.helpers, s.y
     made_y, made_x = h['to_y'](s.x0), h['to_x'](y)
     out = dict(made_y=made_y, made_x=made_x, cycle_x=h['to_x'](made_y), cycle_y=h['to_y'](made_x))
-    for k, den, x, src in (('', s.den, s.x0, made_y), ('_y', Denoiser(h['back'], s.den.bridge, s.den.pred), y, made_x)):
+    for k, den, x, src in (
+        ('', s.den, s.x0, made_y),
+        ('_y', Denoiser(h['back'], s.den.bridge, s.den.pred), y, made_x),
+    ):
         x_t = diffuse(s.den.bridge, x, src.detach(), s.t, s.noise(x))
-        ctx = None if s.ctx is None or k == '' else s.ctx[:, [1, 0, 2]]      # the other direction: the prompts change places
+        # the other direction: the prompts change places
+        ctx = None if s.ctx is None or k == '' else s.ctx[:, [1, 0, 2]]
         x0_hat = s.estimate(x_t, s.t, src, den, ctx)
-        out |= {'x_t' + k: x_t, 'x0_hat' + k: x0_hat, 'x_s' + k: take_step(s, x_t, x0_hat, src, s.t, s.noise(x))}
+        out |= {
+            'x_t' + k: x_t,
+            'x0_hat' + k: x0_hat,
+            'x_s' + k: take_step(s, x_t, x0_hat, src, s.t, s.noise(x)),
+        }
     return out
 
+
 def cycle_critic(s, made):
-    loss, made['real'] = 0., {}
-    for k, x, src, patch in (('', s.x0, made['made_y'], 'patch'), ('_y', s.y, made['made_x'], 'patch_y')):
+    loss, made['real'] = 0.0, {}
+    for k, x, src, patch in (
+        ('', s.x0, made['made_y'], 'patch'),
+        ('_y', s.y, made['made_x'], 'patch_y'),
+    ):
         x_t, judge = made['x_t' + k], s.critics['step' + k]
         x_s = take_step(s, x_t, x, src, s.t, s.noise(x))
         made['real'][k] = (x_s, x_t)
         loss = loss + says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s' + k], x_t, s.t))
-        loss = loss + says_real(s.critics[patch](x)) + says_made(s.critics[patch](made['made_x' if k == '' else 'made_y']))
+        loss = (
+            loss
+            + says_real(s.critics[patch](x))
+            + says_made(s.critics[patch](made['made_x' if k == '' else 'made_y']))
+        )
     return loss
 
+
 def cycle_penalty(s, made):
-    return sum(gradient_penalty(lambda u, v: s.critics['step' + k](u, v, s.t), *pair, s.options['gamma'], s.options['r1_at']) for k, pair in made['real'].items())
+    return sum(
+        gradient_penalty(
+            lambda u, v: s.critics['step' + k](u, v, s.t),
+            *pair,
+            s.options['gamma'],
+            s.options['r1_at'],
+        )
+        for k, pair in made['real'].items()
+    )
+
 
 def cycle_generator(s, made):
-    loss = 0.
+    loss = 0.0
     for k, x, patch in (('', s.x0, 'patch'), ('_y', s.y, 'patch_y')):
         loss = loss + says_real(s.critics['step' + k](made['x_s' + k], made['x_t' + k], s.t))
         loss = loss + says_real(s.critics[patch](made['made_x' if k == '' else 'made_y']))
-        loss = loss + s.options['l1']*(l1(made['x0_hat' + k], x).mean() + l1(made['cycle_x' if k == '' else 'cycle_y'], x).mean())
+        loss = loss + s.options['l1'] * (
+            l1(made['x0_hat' + k], x).mean()
+            + l1(made['cycle_x' if k == '' else 'cycle_y'], x).mean()
+        )
     return loss, l1(made['x0_hat'], s.x0).mean()
 
 # %% ../nbs/31_gan.ipynb #96eb39b3
 def sobel(
-    x, # (B, C, H, W)
-):     # (B, C, H, W) in [0, 1]
+    x,  # (B, C, H, W)
+):  # (B, C, H, W) in [0, 1]
     "Magnitude of the 7x7 Sobel gradient, each image and channel scaled to [0, 1]."
-    smooth, slope = x.new_tensor([1, 6, 15, 20, 15, 6, 1.])/64, x.new_tensor([-1, -4, -5, 0, 5, 4, 1.])/32
+    smooth, slope = (
+        x.new_tensor([1, 6, 15, 20, 15, 6, 1.0]) / 64,
+        x.new_tensor([-1, -4, -5, 0, 5, 4, 1.0]) / 32,
+    )
     v = nnf.pad(x, (3, 3, 3, 3), mode='reflect').flatten(0, 1)[:, None]
-    g = torch.hypot(*(nnf.conv2d(v, torch.outer(a, b)[None, None]) for a, b in ((smooth, slope), (slope, smooth)))).reshape(x.shape)
+    g = torch.hypot(
+        *(
+            nnf.conv2d(v, torch.outer(a, b)[None, None])
+            for a, b in ((smooth, slope), (slope, smooth))
+        )
+    ).reshape(x.shape)
     low, high = g.amin((2, 3), keepdim=True), g.amax((2, 3), keepdim=True)
-    return (g - low)/(high - low).clamp(min=1e-8)
+    return (g - low) / (high - low).clamp(min=1e-8)
+
 
 def ssim(
-    a, b,      # (B, C, H, W), H and W of at least `width`
-    span=2.,   # range of the data
+    a,
+    b,  # (B, C, H, W), H and W of at least `width`
+    span=2.0,  # range of the data
     width=15,  # of the window, in pixels
-    sigma=1.5, # its spread, in pixels
-):             # scalar: mean over the batch
-    "Structural similarity under DTF-Net's Gaussian window; torchmetrics ties the width to the spread."
-    place = torch.arange(width, dtype=torch.float32, device=a.device) - (width - 1)/2
-    bell = torch.softmax(-place**2/(2*sigma**2), 0)
+    sigma=1.5,  # its spread, in pixels
+):  # scalar: mean over the batch
+    """Structural similarity under DTF-Net's Gaussian window; torchmetrics ties the width to the
+    spread.
+    """
+    place = torch.arange(width, dtype=torch.float32, device=a.device) - (width - 1) / 2
+    bell = torch.softmax(-(place**2) / (2 * sigma**2), 0)
     window = torch.outer(bell, bell)[None, None]
     blur = lambda v: nnf.conv2d(v.flatten(0, 1)[:, None], window)
     a, b = a.float(), b.float()
     m_a, m_b = blur(a), blur(b)
-    var = blur(a*a) - m_a**2 + blur(b*b) - m_b**2
-    cov = blur(a*b) - m_a*m_b
-    c1, c2 = (.01*span)**2, (.03*span)**2
-    alike = (2*m_a*m_b + c1)*(2*cov + c2)
-    return (alike/((m_a**2 + m_b**2 + c1)*(var + c2))).mean()
+    var = blur(a * a) - m_a**2 + blur(b * b) - m_b**2
+    cov = blur(a * b) - m_a * m_b
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    alike = (2 * m_a * m_b + c1) * (2 * cov + c2)
+    return (alike / ((m_a**2 + m_b**2 + c1) * (var + c2))).mean()
 
 # %% ../nbs/31_gan.ipynb #a4d49379
 def make_parts(s):
-    "DTF-Net's image and texture. Raises InputError for another network that has no `parts` and is asked for a texture."
-    if hasattr(s.den.net, 'parts'): return {k: v for k, v in s.den.net.parts(s.y).items() if k in ('image', 'texture')}
+    """DTF-Net's image and texture.
+
+    Raises InputError for another network that has no `parts` and is asked for a texture.
+    """
+    if hasattr(s.den.net, 'parts'):
+        return {k: v for k, v in s.den.net.parts(s.y).items() if k in ('image', 'texture')}
     return make_image(s)
 
+
 def dtfnet_critic(s, made):
-    sign = dict(right=1., released=-1.)[s.options['sign']]
-    return -patches(s, s.x0).mean() + sign*patches(s, made['image']).mean()
+    sign = dict(right=1.0, released=-1.0)[s.options['sign']]
+    return -patches(s, s.x0).mean() + sign * patches(s, made['image']).mean()
+
 
 def dtfnet_generator(s, made):
     o, image = s.options, made['image']
     rec = l1(image, s.x0).mean()
-    loss = o['l1']*rec + o['ssim']*(1 - ssim(image, s.x0, o['ssim_range']))
-    if 'texture' in made: loss = loss + nnf.huber_loss(made['texture'], sobel(s.x0))
+    loss = o['l1'] * rec + o['ssim'] * (1 - ssim(image, s.x0, o['ssim_range']))
+    if 'texture' in made:
+        loss = loss + nnf.huber_loss(made['texture'], sobel(s.x0))
     return loss - patches(s, image.detach() if o['detached'] else image).mean(), rec
 
 # %% ../nbs/31_gan.ipynb #08eede28
 def patch_time_critic(channels, ch, size, o):
     "One critic of steps that judges patches."
-    return dict(step=TimeCritic(channels, ch*o['width'], halvings(size, o['layers']), o['group'], patch=True))
+    return dict(
+        step=TimeCritic(
+            channels, ch * o['width'], halvings(size, o['layers']), o['group'], patch=True
+        )
+    )
+
 
 def metadb_helpers(den, o):
     "SR-Net, if its loss has a weight. Raises InputError where the network has no prompts."
-    if not o['semantic']: return {}
+    if not o['semantic']:
+        return {}
     cfg = den.net.config
-    if not cfg.get('text'): raise InputError('the semantic loss of MetaDB needs prompts: choose a conditioning (text both), or switch it off (option semantic 0)')
+    if not cfg.get('text'):
+        raise InputError(
+            'the semantic loss of MetaDB needs prompts: choose a conditioning (text both), or'
+            ' switch it off (option semantic 0)'
+        )
     return dict(recover=SRNet(cfg['channels'], cfg['text']))
+
 
 def metadb_generator(s, made):
     loss, rec = step_generator(s, made)
-    if 'recover' not in s.helpers: return loss, rec
+    if 'recover' not in s.helpers:
+        return loss, rec
     made['semantic'] = semantic_loss(s.helpers['recover'](s.ctx, made['x0_hat']), s.ctx).mean()
-    return loss + s.options['semantic']*made['semantic'], rec
+    return loss + s.options['semantic'] * made['semantic'], rec
+
 
 def metadb_watch(s, made):
     "The semantic loss, and what it is when the estimates are exchanged within the batch."
-    if 'recover' not in s.helpers: return {}
-    return dict(semantic=made['semantic'].detach(), exchanged=semantic_loss(s.helpers['recover'](s.ctx, made['x0_hat'].roll(1, 0)), s.ctx).mean())
+    if 'recover' not in s.helpers:
+        return {}
+    return dict(
+        semantic=made['semantic'].detach(),
+        exchanged=semantic_loss(
+            s.helpers['recover'](s.ctx, made['x0_hat'].roll(1, 0)), s.ctx
+        ).mean(),
+    )
 
 # %% ../nbs/31_gan.ipynb #e00a7255
-STEP = dict(pair='markov', gamma=1., r1_every=10, r1_at='judged', l1=.5, reduction='mean', group=4, width=1, adversarial=1.)
-SUMMED = dict(STEP, reduction='sum')       # SelfRDB and what is built on it
-adam_rate = 1e-4/1.6e-4
+STEP = dict(
+    pair='markov',
+    gamma=1.0,
+    r1_every=10,
+    r1_at='judged',
+    l1=0.5,
+    reduction='mean',
+    group=4,
+    width=1,
+    adversarial=1.0,
+)
+SUMMED = dict(STEP, reduction='sum')  # SelfRDB and what is built on it
+adam_rate = 1e-4 / 1.6e-4
 
 steps_judged = Objective(
-    '', time_critic, make_step, step_critic, step_generator, step_penalty, rate=adam_rate, options=STEP,
+    '',
+    time_critic,
+    make_step,
+    step_critic,
+    step_generator,
+    step_penalty,
+    rate=adam_rate,
+    options=STEP,
 )
 objectives = dict(
     pix2pix=Objective(
         'Isola et al. 2017: logistic PatchGAN, L1 x 100',
-        patch_critic, make_image, pix2pix_critic, pix2pix_generator, fresh=False,
-        options=dict(l1=100., layers=3, norm='instance'),
+        patch_critic,
+        make_image,
+        pix2pix_critic,
+        pix2pix_generator,
+        fresh=False,
+        options=dict(l1=100.0, layers=3, norm='instance'),
     ),
     selfrdb=replace(
-        steps_judged, about='SelfRDB: steps of a soft-prior bridge, judged in pairs', options=SUMMED,
+        steps_judged,
+        about='SelfRDB: steps of a soft-prior bridge, judged in pairs',
+        options=SUMMED,
     ),
     syndiff=replace(
-        steps_judged, about='SynDiff on pairs: four large diffusion steps, judged in pairs',
+        steps_judged,
+        about='SynDiff on pairs: four large diffusion steps, judged in pairs',
         options={**STEP, 'width': 2},
     ),
     syndiff_cycle=Objective(
         'SynDiff as published: no pairs, two directions, a cycle',
-        cycle_critics, make_cycle, cycle_critic, cycle_generator, cycle_penalty, cycle_helpers,
-        rate=adam_rate, options={**STEP, 'width': 2, 'blocks': 6},
+        cycle_critics,
+        make_cycle,
+        cycle_critic,
+        cycle_generator,
+        cycle_penalty,
+        cycle_helpers,
+        rate=adam_rate,
+        options={**STEP, 'width': 2, 'blocks': 6},
     ),
     metadb=Objective(
         'MetaDB: steps judged by patches, and the prompt read off the result',
-        patch_time_critic, make_step, step_critic, metadb_generator, step_penalty, metadb_helpers,
-        rate=adam_rate, watch=metadb_watch,
-        options={**SUMMED, 'l1': 1., 'adversarial': .1, 'semantic': .01, 'layers': 3},
+        patch_time_critic,
+        make_step,
+        step_critic,
+        metadb_generator,
+        step_penalty,
+        metadb_helpers,
+        rate=adam_rate,
+        watch=metadb_watch,
+        options={**SUMMED, 'l1': 1.0, 'adversarial': 0.1, 'semantic': 0.01, 'layers': 3},
     ),
     dtfnet=Objective(
         'DTF-Net for one source: L1, SSIM, texture, Wasserstein',
-        patch_critic, make_parts, dtfnet_critic, dtfnet_generator,
-        fresh=False, optimiser='rmsprop', clip=.01,
+        patch_critic,
+        make_parts,
+        dtfnet_critic,
+        dtfnet_generator,
+        fresh=False,
+        optimiser='rmsprop',
+        clip=0.01,
         options=dict(
-            l1=100., ssim=100., layers=4, norm='instance', sign='right', detached=False,
-            ssim_range=2.,
+            l1=100.0,
+            ssim=100.0,
+            layers=4,
+            norm='instance',
+            sign='right',
+            detached=False,
+            ssim_range=2.0,
         ),
     ),
 )
+
+
 def variant(name, **options):
     "A row with other options."
     return replace(objectives[name], options={**objectives[name].options, **options})
-objectives['selfrdb_released'] = variant('selfrdb', pair='independent', r1_at='condition', r1_every=5)
-objectives['dtfnet_released'] = variant('dtfnet', sign='released', detached=True, ssim_range=1.)
+
+
+objectives['selfrdb_released'] = variant(
+    'selfrdb', pair='independent', r1_at='condition', r1_every=5
+)
+objectives['dtfnet_released'] = variant('dtfnet', sign='released', detached=True, ssim_range=1.0)
 
 # %% ../nbs/31_gan.ipynb #6a472aeb
 class Adversarial:
     "Alternating updates of critics and generator; see `train.Denoising` for what the loop expects."
+
     columns, splits = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged'), False
+
     def __init__(self, den, m, r, data, options=None):
-        if r.precision == 'fp16': raise InputError("adversarial training does not run in fp16; use precision 'bf16' or 'no'")
+        if r.precision == 'fp16':
+            raise InputError(
+                "adversarial training does not run in fp16; use precision 'bf16' or 'no'"
+            )
         self.o = find_objective(m.adversarial, options)
         self.den, self.m, self.r, self.draws = den, m, r, 2 if self.o.fresh else 1
         size, cfg = min(data[0]['y'].shape[-2:]), den.net.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(item_seed(r.seed, 'critics'))
-            self.critics = nn.ModuleDict(self.o.critics(cfg['channels'], cfg['ch'], size, self.o.options))
-            self.helpers = nn.ModuleDict(self.o.helpers(den, self.o.options) if self.o.helpers else {})
+            self.critics = nn.ModuleDict(
+                self.o.critics(cfg['channels'], cfg['ch'], size, self.o.options)
+            )
+            self.helpers = nn.ModuleDict(
+                self.o.helpers(den, self.o.options) if self.o.helpers else {}
+            )
         groups = param_groups(den, r)
         groups[0]['params'] = groups[0]['params'] + list(self.helpers.parameters())
-        make = dict(adam=partial(torch.optim.Adam, betas=tuple(r.betas)), rmsprop=torch.optim.RMSprop)[self.o.optimiser]
-        self.opts = dict(optim=make(groups, lr=r.lr, weight_decay=r.weight_decay), optim_critics=make([dict(params=list(self.critics.parameters()), factor=self.o.rate)], lr=r.lr))
-        self.aside = {k: v for k, v in dict(critics=self.critics, helpers=self.helpers).items() if len(v)}
+        make = dict(
+            adam=partial(torch.optim.Adam, betas=tuple(r.betas)), rmsprop=torch.optim.RMSprop
+        )[self.o.optimiser]
+        self.opts = dict(
+            optim=make(groups, lr=r.lr, weight_decay=r.weight_decay),
+            optim_critics=make(
+                [dict(params=list(self.critics.parameters()), factor=self.o.rate)], lr=r.lr
+            ),
+        )
+        self.aside = {
+            k: v for k, v in dict(critics=self.critics, helpers=self.helpers).items() if len(v)
+        }
 
     def prepare(self, acc, accumulate=1):
         "Move to the device, share the first process's weights."
         self.acc = acc
-        for v in self.aside.values(): v.to(acc.device).train()
+        for v in self.aside.values():
+            v.to(acc.device).train()
         same_weights(acc, *self.aside.values())
         self.opts = {k: acc.prepare(v) for k, v in self.opts.items()}
 
@@ -347,12 +528,14 @@ class Adversarial:
         "Gradient of one player, average over processes, clip, step; returns the norm."
         opt = self.opts[name]
         params = [p for g in opt.param_groups for p in g['params']]
-        for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
+        for g in opt.param_groups:
+            g['lr'] = lr_at(k, self.r) * g['factor']
         opt.zero_grad(set_to_none=True)
         self.acc.backward(loss)
         if self.acc.num_processes > 1:
             for p in params:
-                if p.grad is not None: p.grad = self.acc.reduce(p.grad, 'mean')
+                if p.grad is not None:
+                    p.grad = self.acc.reduce(p.grad, 'mean')
         norm = self.acc.clip_grad_norm_(params, self.r.clip)
         opt.step()
         return norm
@@ -362,104 +545,217 @@ class Adversarial:
         return alternate(self, k, b)
 
 # %% ../nbs/31_gan.ipynb #f99e0d5e
-CHOICES = dict(pair=('markov', 'independent'), r1_at=('judged', 'condition', 'both'), reduction=('mean', 'sum'), sign=('right', 'released'), norm=('instance', 'batch', 'none'))   # options that are words
-WHOLE = ('r1_every', 'layers', 'group', 'width', 'blocks')   # options that are counts
+# options that are words
+CHOICES = dict(
+    pair=('markov', 'independent'),
+    r1_at=('judged', 'condition', 'both'),
+    reduction=('mean', 'sum'),
+    sign=('right', 'released'),
+    norm=('instance', 'batch', 'none'),
+)
+WHOLE = ('r1_every', 'layers', 'group', 'width', 'blocks')  # options that are counts
+
 
 def find_objective(name, options=None) -> Objective:
     "The row `name` with other options; raises InputError for names and options that do not exist."
-    if name not in objectives: raise InputError(f"unknown objective {name!r}: use one of {', '.join(objectives)}")
+    if name not in objectives:
+        raise InputError(f'unknown objective {name!r}: use one of {", ".join(objectives)}')
     o = objectives[name]
     for k in options or {}:
-        if k not in o.options: raise InputError(f"unknown option {k!r} of objective {name}; known: {', '.join(o.options)}")
-        kinds = (str,) if isinstance(o.options[k], str) else (bool,) if isinstance(o.options[k], bool) else (int, float)
-        if not isinstance(options[k], kinds) or (kinds[0] is int and isinstance(options[k], bool)): raise InputError(f"option {k} of objective {name} must be of the kind of {o.options[k]!r}, got {options[k]!r}")
-        if k in CHOICES and options[k] not in CHOICES[k]: raise InputError(f"option {k} of objective {name} must be one of {', '.join(CHOICES[k])}, got {options[k]!r}")
-        if k in WHOLE and not (isinstance(options[k], int) and options[k] >= 1) or kinds[0] is int and options[k] < 0: raise InputError(f"option {k} of objective {name} must be {'a whole number of 1 or more' if k in WHOLE else '0 or more'}, got {options[k]!r}")
+        if k not in o.options:
+            raise InputError(
+                f'unknown option {k!r} of objective {name}; known: {", ".join(o.options)}'
+            )
+        kinds = (
+            (str,)
+            if isinstance(o.options[k], str)
+            else (bool,)
+            if isinstance(o.options[k], bool)
+            else (int, float)
+        )
+        if not isinstance(options[k], kinds) or (kinds[0] is int and isinstance(options[k], bool)):
+            raise InputError(
+                f'option {k} of objective {name} must be of the kind of {o.options[k]!r}, got'
+                f' {options[k]!r}'
+            )
+        if k in CHOICES and options[k] not in CHOICES[k]:
+            raise InputError(
+                f'option {k} of objective {name} must be one of {", ".join(CHOICES[k])}, got'
+                f' {options[k]!r}'
+            )
+        if (
+            k in WHOLE
+            and not (isinstance(options[k], int) and options[k] >= 1)
+            or kinds[0] is int
+            and options[k] < 0
+        ):
+            raise InputError(
+                f'option {k} of objective {name} must be'
+                f' {"a whole number of 1 or more" if k in WHOLE else "0 or more"}, got'
+                f' {options[k]!r}'
+            )
     return replace(o, options={**o.options, **(options or {})})
 
+
 def scenes(self, b):
-    "An endless row of scenes of one batch, each with its own time; their noise goes on where the last one stopped."
-    x0, y, t, ctx = (b[n].to(self.acc.device, non_blocking=True) if n in b else None for n in ('x0', 'y', 't', 'ctx'))
+    """An endless row of scenes of one batch, each with its own time; their noise goes on where the
+    last one stopped.
+    """
+    x0, y, t, ctx = (
+        b[n].to(self.acc.device, non_blocking=True) if n in b else None
+        for n in ('x0', 'y', 't', 'ctx')
+    )
     noise = Noise(b['noise'].tolist(), self.acc.device)
     while True:
-        yield Scene(self.den, self.critics, self.helpers, x0, y, t, noise, self.m.steps, rules[self.m.tau], len(x0)*self.acc.num_processes, self.o.options, ctx)
+        yield Scene(
+            self.den,
+            self.critics,
+            self.helpers,
+            x0,
+            y,
+            t,
+            noise,
+            self.m.steps,
+            rules[self.m.tau],
+            len(x0) * self.acc.num_processes,
+            self.o.options,
+            ctx,
+        )
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
-        t = torch.tensor([time_of(self.m.times, max(v, 1e-9)) for v in u], dtype=t.dtype, device=t.device)
+        t = torch.tensor(
+            [time_of(self.m.times, max(v, 1e-9)) for v in u], dtype=t.dtype, device=t.device
+        )
+
 
 def critic_step(self, scene, made, k):
     "Update the critics on what was made; returns their loss and, where it was due, the penalty."
     self.critics.requires_grad_(True)
     made = {n: v.detach() for n, v in made.items()}
-    with self.acc.autocast(): loss = self.o.critic(scene, made)
-    r1 = self.o.penalty(scene, made) if self.o.penalty and k % self.o.options['r1_every'] == 0 else None
+    with self.acc.autocast():
+        loss = self.o.critic(scene, made)
+    r1 = (
+        self.o.penalty(scene, made)
+        if self.o.penalty and k % self.o.options['r1_every'] == 0
+        else None
+    )
     self.update(loss if r1 is None else loss + r1, 'optim_critics', k)
     if self.o.clip:
-        with torch.no_grad(): [p.clamp_(-self.o.clip, self.o.clip) for p in self.critics.parameters()]
+        with torch.no_grad():
+            [p.clamp_(-self.o.clip, self.o.clip) for p in self.critics.parameters()]
     return loss.detach(), None if r1 is None else r1.detach()
 
+
 def generator_step(self, scene, made, k):
-    "Update the generator against frozen critics; returns its loss, the L1 of the estimate, the gradient norm and what is watched."
+    """Update the generator against frozen critics; returns its loss, the L1 of the estimate, the
+    gradient norm and what is watched.
+    """
     self.critics.requires_grad_(False)
-    with self.acc.autocast(): loss, rec = self.o.generator(scene, made)
-    with torch.no_grad(), self.acc.autocast(): seen = self.o.watch(scene, made) if self.o.watch else {}     # before the update: both numbers by the same weights
+    with self.acc.autocast():
+        loss, rec = self.o.generator(scene, made)
+    # before the update: both numbers by the same weights
+    with torch.no_grad(), self.acc.autocast():
+        seen = self.o.watch(scene, made) if self.o.watch else {}
     norm = self.update(loss, 'optim', k)
     return loss.detach(), rec.detach(), norm, seen
 
+
 def alternate(self, k, b) -> dict:
     "One step of both players; returns what the log shows."
-    torch.manual_seed(item_seed(self.r.seed, 'step', k, self.acc.process_index))       # dropout
+    torch.manual_seed(item_seed(self.r.seed, 'step', k, self.acc.process_index))  # dropout
     row = scenes(self, b)
     scene = next(row)
-    with torch.set_grad_enabled(not self.o.fresh), self.acc.autocast(): made = self.o.make(scene)
+    with torch.set_grad_enabled(not self.o.fresh), self.acc.autocast():
+        made = self.o.make(scene)
     loss_d, r1 = critic_step(self, scene, made, k)
     if self.o.fresh:
         scene = next(row)
-        with self.acc.autocast(): made = self.o.make(scene)
+        with self.acc.autocast():
+            made = self.o.make(scene)
     loss_g, rec, norm, seen = generator_step(self, scene, made, k)
-    return dict(loss=rec, loss_g=loss_g, loss_d=loss_d, grad_norm=norm, **({} if r1 is None else dict(r1=r1)), **seen)
+    return dict(
+        loss=rec,
+        loss_g=loss_g,
+        loss_d=loss_d,
+        grad_norm=norm,
+        **({} if r1 is None else dict(r1=r1)),
+        **seen,
+    )
 
 # %% ../nbs/31_gan.ipynb #8eee4a94
 def fit(
-    den,                 # Denoiser; trained in place
-    data,                # dataset of dicts with 'y' and 'x0'
-    out,                 # folder of the run: checkpoints and log.csv
-    method:str,          # row of `methods`
-    recipe,              # train.Recipe
-    model:dict=None,     # arguments of `build`, stored with the checkpoints
-    objective:dict=None, # options of the adversarial objective
-    **kw,                # further arguments of `train`: origin, val, val_every, save_every, log_every, resume, workers, device, progress, options
-):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
-    "Train a method, adversarial or not; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
+    den,  # Denoiser; trained in place
+    data,  # dataset of dicts with 'y' and 'x0'
+    out,  # folder of the run: checkpoints and log.csv
+    method: str,  # row of `methods`
+    recipe,  # train.Recipe
+    model: dict = None,  # arguments of `build`, stored with the checkpoints
+    objective: dict = None,  # options of the adversarial objective
+    # further arguments of `train`: origin, val, val_every, save_every, log_every, resume, workers,
+    # device, progress, options
+    **kw,
+):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
+    """Train a method, adversarial or not; raises InputError for parameters that do not fit and
+    RuntimeError for a non-finite loss.
+    """
     m = get_method(method)
     if not m.adversarial:
-        if objective: raise InputError(f'method {method} has no adversarial objective, so it takes no options {objective}')
+        if objective:
+            raise InputError(
+                f'method {method} has no adversarial objective, so it takes no options {objective}'
+            )
         return train(den, data, out, method, recipe, model, **kw)
     whole = find_objective(m.adversarial, objective).options
     model = {**(model or {}), 'objective': whole}
-    return train(den, data, out, method, recipe, model, trainer=partial(Adversarial, options=objective), **kw)
+    return train(
+        den, data, out, method, recipe, model, trainer=partial(Adversarial, options=objective), **kw
+    )
 
 # %% ../nbs/31_gan.ipynb #1481dd3c
 @dataclass
 class Zero:
     "A denoiser that always answers zero, also about the noise."
+
     bridge: object
     latent = 0
-    def __call__(self, x, t, y, ctx=None, **more): return torch.zeros_like(x)
+
+    def __call__(self, x, t, y, ctx=None, **more):
+        return torch.zeros_like(x)
+
     eps_hat = __call__
 
+
 def share_options(
-    method,       # row of `methods`
-    options:dict, # from `methods.parse_options`
-    channels:int=1,
-):                # (options of the sampler, of the bridge, of the objective)
-    "Whose options are they? Raises InputError for one that is nobody's, or a value that does not fit."
+    method,  # row of `methods`
+    options: dict,  # from `methods.parse_options`
+    channels: int = 1,
+):  # (options of the sampler, of the bridge, of the objective)
+    """Whose options are they? Raises InputError for one that is nobody's, or a value that does not
+    fit.
+    """
     m = get_method(method)
     known = objectives[m.adversarial].options if m.adversarial else {}
     mine = {k: v for k, v in options.items() if k in known}
-    if mine: find_objective(m.adversarial, mine)
-    try: sampler, bridge = split_options(method, {k: v for k, v in options.items() if k not in known}, channels)
-    except InputError as e: raise InputError(f"{e}; options of its objective are {', '.join(known)}" if known else str(e)) from None
-    try: draw(method, Zero(make_bridge(method, channels, **bridge)), torch.zeros(1, channels, 8, 8), 2, **sampler)            # values, not only words: two steps with a denoiser that answers zero
-    except InputError: raise
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as e: raise InputError(f'options {options} do not fit method {method} ({e})') from None
+    if mine:
+        find_objective(m.adversarial, mine)
+    try:
+        sampler, bridge = split_options(
+            method, {k: v for k, v in options.items() if k not in known}, channels
+        )
+    except InputError as e:
+        raise InputError(
+            f'{e}; options of its objective are {", ".join(known)}' if known else str(e)
+        ) from None
+    # values, not only words: two steps with a denoiser that answers zero
+    try:
+        draw(
+            method,
+            Zero(make_bridge(method, channels, **bridge)),
+            torch.zeros(1, channels, 8, 8),
+            2,
+            **sampler,
+        )
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as e:
+        raise InputError(f'options {options} do not fit method {method} ({e})') from None
     return sampler, bridge, mine

@@ -19,52 +19,93 @@ from .steer import check_context, listen
 
 # %% ../nbs/20_generators.ipynb #0bf27ac7
 def pad_to(
-    x,            # (B, C, H, W)
-    multiple:int, # sizes become multiples of this
-):                # padded tensor and the original (H, W)
-    "Pad right and bottom by reflection (edge repetition where the image is smaller than the padding)."
+    x,  # (B, C, H, W)
+    multiple: int,  # sizes become multiples of this
+):  # padded tensor and the original (H, W)
+    """Pad right and bottom by reflection (edge repetition where the image is smaller than the
+    padding).
+    """
     h, w = x.shape[-2:]
     dh, dw = -h % multiple, -w % multiple
-    if dh == dw == 0: return x, (h, w)
+    if dh == dw == 0:
+        return x, (h, w)
     return nnf.pad(x, (0, dw, 0, dh), mode='reflect' if dh < h and dw < w else 'replicate'), (h, w)
 
 # %% ../nbs/20_generators.ipynb #5132e86e
-def norm_layer(kind:str, width:int):
+def norm_layer(kind: str, width: int):
     "Normalisation of a 2-D feature map by name: 'instance', 'batch' or 'none'."
-    if kind not in ('instance', 'batch', 'none'): raise ValueError(f"unknown normalisation {kind!r}: use 'instance', 'batch' or 'none'")
-    return dict(instance=nn.InstanceNorm2d, batch=nn.BatchNorm2d, none=lambda w: nn.Identity())[kind](width)
+    if kind not in ('instance', 'batch', 'none'):
+        raise ValueError(f"unknown normalisation {kind!r}: use 'instance', 'batch' or 'none'")
+    return dict(instance=nn.InstanceNorm2d, batch=nn.BatchNorm2d, none=lambda w: nn.Identity())[
+        kind
+    ](width)
 
-def small_init(module, std:float=0.02):
-    "pix2pix's start: weights of convolutions from N(0, std^2), biases 0; scales of normalisations from N(1, std^2)."
+
+def small_init(module, std: float = 0.02):
+    """pix2pix's start: weights of convolutions from N(0, std^2), biases 0; scales of normalisations
+    from N(1, std^2).
+    """
     for m in module.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(m.weight, 0, std)
-            if m.bias is not None: nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, std)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.weight, 1, std)
     return module
 
 # %% ../nbs/20_generators.ipynb #6d0ddfe2
 class UNet256(nn.Module):
-    "pix2pix's generator: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1). Only the source y is looked at."
-    latent, blind = 0, True   # no random input; state and time are not looked at
-    def __init__(self,
-        channels:int=1,       # C of the images
-        ch:int=64,            # width of the first level
-        levels:int=8,         # halvings; 2**levels is at most the image size
-        dropout:float=0.5,    # in at most three up blocks, in training only
-        norm:str='instance',  # 'instance' or 'batch'
+    """pix2pix's generator: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1).
+
+    Only the source y is looked at.
+    """
+
+    latent, blind = 0, True  # no random input; state and time are not looked at
+
+    def __init__(
+        self,
+        channels: int = 1,  # C of the images
+        ch: int = 64,  # width of the first level
+        levels: int = 8,  # halvings; 2**levels is at most the image size
+        dropout: float = 0.5,  # in at most three up blocks, in training only
+        norm: str = 'instance',  # 'instance' or 'batch'
     ):
         super().__init__()
         self.config = dict(channels=channels, ch=ch, levels=levels, dropout=dropout, norm=norm)
-        if levels < 2 or ch < 1: raise ValueError(f'levels must be 2 or more and ch 1 or more, got levels={levels}, ch={ch}')
-        self.multiple, w, bias = 2**levels, [ch*min(2**i, 8) for i in range(levels)], norm != 'batch'
+        if levels < 2 or ch < 1:
+            raise ValueError(
+                f'levels must be 2 or more and ch 1 or more, got levels={levels}, ch={ch}'
+            )
+        self.multiple, w, bias = (
+            2**levels,
+            [ch * min(2**i, 8) for i in range(levels)],
+            norm != 'batch',
+        )
         down, up = [nn.Sequential(nn.Conv2d(channels, w[0], 4, 2, 1, bias=bias))], []
         for i in range(1, levels):
             last = i == levels - 1
-            down.append(nn.Sequential(nn.LeakyReLU(.2), nn.Conv2d(w[i - 1], w[i], 4, 2, 1, bias=bias), nn.Identity() if last else norm_layer(norm, w[i])))
-            drop = nn.Dropout(dropout) if 5 <= i + 1 < levels and i + 1 >= levels - 3 else nn.Identity()
-            up.append(nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(w[i]*(1 if last else 2), w[i - 1], 4, 2, 1, bias=bias), norm_layer(norm, w[i - 1]), drop))
-        final = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(2*w[0], channels, 4, 2, 1), nn.Tanh())
+            down.append(
+                nn.Sequential(
+                    nn.LeakyReLU(0.2),
+                    nn.Conv2d(w[i - 1], w[i], 4, 2, 1, bias=bias),
+                    nn.Identity() if last else norm_layer(norm, w[i]),
+                )
+            )
+            drop = (
+                nn.Dropout(dropout)
+                if 5 <= i + 1 < levels and i + 1 >= levels - 3
+                else nn.Identity()
+            )
+            up.append(
+                nn.Sequential(
+                    nn.ReLU(),
+                    nn.ConvTranspose2d(w[i] * (1 if last else 2), w[i - 1], 4, 2, 1, bias=bias),
+                    norm_layer(norm, w[i - 1]),
+                    drop,
+                )
+            )
+        final = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(2 * w[0], channels, 4, 2, 1), nn.Tanh())
         self.down, self.up = nn.ModuleList(down), nn.ModuleList([*up[::-1], final])
         small_init(self)
 
@@ -72,215 +113,398 @@ class UNet256(nn.Module):
         "y: (B, channels, H, W); x, t and ctx are not used."
         h, (rows, cols) = pad_to(y, self.multiple)
         skips = []
-        for block in self.down: skips.append(h := block(h))
+        for block in self.down:
+            skips.append(h := block(h))
         h = skips.pop()
         for block in self.up:
             h = block(h)
-            if skips: h = torch.cat([h, skips.pop()], 1)
+            if skips:
+                h = torch.cat([h, skips.pop()], 1)
         return h[..., :rows, :cols]
 
 # %% ../nbs/20_generators.ipynb #8136c35c
 def fir_half(
-    h, # (B, C, H, W), even sizes
-):     # (B, C, H/2, W/2)
+    h,  # (B, C, H, W), even sizes
+):  # (B, C, H/2, W/2)
     "Low-pass filter (1, 3, 3, 1) in both directions, then every second pixel."
-    k = torch.tensor([1., 3., 3., 1.], dtype=h.dtype, device=h.device)/8
-    return nnf.conv2d(nnf.pad(h, (1, 1, 1, 1)), torch.outer(k, k).expand(h.shape[1], 1, 4, 4), stride=2, groups=h.shape[1])
+    k = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=h.dtype, device=h.device) / 8
+    return nnf.conv2d(
+        nnf.pad(h, (1, 1, 1, 1)),
+        torch.outer(k, k).expand(h.shape[1], 1, 4, 4),
+        stride=2,
+        groups=h.shape[1],
+    )
 
-def groups_of(width:int) -> int:
+
+def groups_of(width: int) -> int:
     "NCSN++'s number of groups, min(width/4, 32), lowered until it divides the width."
-    return next(g for g in range(max(1, min(width//4, 32)), 0, -1) if width % g == 0)
+    return next(g for g in range(max(1, min(width // 4, 32)), 0, -1) if width % g == 0)
 
-def res_block(cin:int, cout:int, temb:int, **kw):
+
+def res_block(cin: int, cout: int, temb: int, **kw):
     "diffusers' residual block in NCSN++'s manner; up=True or down=True resamples by FIR."
     from diffusers.models.resnet import ResnetBlock2D
-    block = ResnetBlock2D(in_channels=cin, out_channels=cout, temb_channels=temb, groups=groups_of(cin), groups_out=groups_of(cout), eps=1e-6,
-                          time_embedding_norm='scale_shift', output_scale_factor=math.sqrt(2), kernel='fir' if kw.keys() & {'up', 'down'} else None, **kw)
+
+    block = ResnetBlock2D(
+        in_channels=cin,
+        out_channels=cout,
+        temb_channels=temb,
+        groups=groups_of(cin),
+        groups_out=groups_of(cout),
+        eps=1e-6,
+        time_embedding_norm='scale_shift',
+        output_scale_factor=math.sqrt(2),
+        kernel='fir' if kw.keys() & {'up', 'down'} else None,
+        **kw,
+    )
     nn.init.zeros_(block.conv2.weight)
     return block
 
-def attention_block(width:int):
-    "diffusers' self-attention over pixels with one head, residual, divided by sqrt(2); its last layer starts at zero."
+
+def attention_block(width: int):
+    """diffusers' self-attention over pixels with one head, residual, divided by sqrt(2); its last
+    layer starts at zero.
+    """
     from diffusers.models.attention_processor import Attention
-    block = Attention(width, heads=1, dim_head=width, rescale_output_factor=math.sqrt(2), eps=1e-6, norm_num_groups=groups_of(width), residual_connection=True, bias=True, upcast_softmax=True, _from_deprecated_attn_block=True)
+
+    block = Attention(
+        width,
+        heads=1,
+        dim_head=width,
+        rescale_output_factor=math.sqrt(2),
+        eps=1e-6,
+        norm_num_groups=groups_of(width),
+        residual_connection=True,
+        bias=True,
+        upcast_softmax=True,
+        _from_deprecated_attn_block=True,
+    )
     nn.init.zeros_(block.to_out[0].weight)
     return block
 
 # %% ../nbs/20_generators.ipynb #5cac1192
 class Embedding(nn.Module):
     "Time and latent as one vector of length `width`."
-    def __init__(self, ch:int, width:int, latent:int=0):
+
+    def __init__(self, ch: int, width: int, latent: int = 0):
         super().__init__()
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-        self.wave, self.time = Timesteps(ch, flip_sin_to_cos=False, downscale_freq_shift=1), TimestepEmbedding(ch, width)
-        sizes = [latent, *[width]*4]
-        self.mapping = nn.Sequential(*[m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU())]) if latent else None
+
+        self.wave, self.time = (
+            Timesteps(ch, flip_sin_to_cos=False, downscale_freq_shift=1),
+            TimestepEmbedding(ch, width),
+        )
+        sizes = [latent, *[width] * 4]
+        self.mapping = (
+            nn.Sequential(
+                *[m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU())]
+            )
+            if latent
+            else None
+        )
 
     def forward(self, t, z=None):
         "t: (B,) in [0, 1000]; z: (B, latent) normal noise."
         e = self.time(self.wave(t).to(self.time.linear_1.weight.dtype))
-        return e if self.mapping is None else e + self.mapping(z*(z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
+        return (
+            e
+            if self.mapping is None
+            else e + self.mapping(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
+        )
 
 # %% ../nbs/20_generators.ipynb #36ea30b0
 class NCSNpp(nn.Module):
     "NCSN++ with a latent: net(x, t, y, ctx, x_r, z) -> (B, channels, H, W) in (-1, 1)."
-    def __init__(self,
-        channels:int=1,              # C of the images
-        ch:int=64,                   # width of the first level
-        mults=(1, 1, 2, 2, 4, 4),    # multipliers per level; the image is halved between levels
-        layers:int=2,                # residual blocks per level
-        attention:bool=True,         # on the last but one level and in the middle
-        images:int=2,                # images side by side in the input: state and source; 3: a previous estimate x_r too
-        latent:int=100,              # length of z; 0: none
-        text:int=0,                  # length of a prompt's embedding; 0: no prompts
-        by:str='both',               # row of steer.conditionings, if there are prompts
+
+    def __init__(
+        self,
+        channels: int = 1,  # C of the images
+        ch: int = 64,  # width of the first level
+        mults=(1, 1, 2, 2, 4, 4),  # multipliers per level; the image is halved between levels
+        layers: int = 2,  # residual blocks per level
+        attention: bool = True,  # on the last but one level and in the middle
+        # images side by side in the input: state and source; 3: a previous estimate x_r too
+        images: int = 2,
+        latent: int = 100,  # length of z; 0: none
+        text: int = 0,  # length of a prompt's embedding; 0: no prompts
+        by: str = 'both',  # row of steer.conditionings, if there are prompts
     ):
         super().__init__()
         mend_torchvision()
-        self.config = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers, attention=attention, images=images, latent=latent, text=text, by=by)
-        w, n, e = [ch*m for m in mults], len(mults), 4*ch
-        if n < 1 or layers < 1 or min(w) < 4: raise ValueError(f'every width must be 4 or more and layers 1 or more, got ch={ch}, mults={tuple(mults)}, layers={layers}')
-        self.latent, self.multiple, self.embed = latent, 2**(n - 1), Embedding(ch, e, latent)
-        cin, at = images*channels, max(0, n - 2); extra = lambda i: attention_block(w[i]) if attention and i == at else None
-        self.enter, self.down, self.shrink, self.pyramid, self.up, self.grow = nn.Conv2d(cin, w[0], 3, 1, 1), *(nn.ModuleList() for _ in range(5))
-        widths, c = [w[0]], w[0]                                            # widths of what the way down leaves behind
+        self.config = dict(
+            channels=channels,
+            ch=ch,
+            mults=tuple(mults),
+            layers=layers,
+            attention=attention,
+            images=images,
+            latent=latent,
+            text=text,
+            by=by,
+        )
+        w, n, e = [ch * m for m in mults], len(mults), 4 * ch
+        if n < 1 or layers < 1 or min(w) < 4:
+            raise ValueError(
+                f'every width must be 4 or more and layers 1 or more, got ch={ch},'
+                f' mults={tuple(mults)}, layers={layers}'
+            )
+        self.latent, self.multiple, self.embed = latent, 2 ** (n - 1), Embedding(ch, e, latent)
+        cin, at = images * channels, max(0, n - 2)
+        extra = lambda i: attention_block(w[i]) if attention and i == at else None
+        self.enter, self.down, self.shrink, self.pyramid, self.up, self.grow = (
+            nn.Conv2d(cin, w[0], 3, 1, 1),
+            *(nn.ModuleList() for _ in range(5)),
+        )
+        widths, c = [w[0]], w[0]  # widths of what the way down leaves behind
         for i in range(n):
-            for k in range(layers): self.down.append(stage(res_block(c if k == 0 else w[i], w[i], e), extra(i))); widths.append(w[i])
+            for k in range(layers):
+                self.down.append(stage(res_block(c if k == 0 else w[i], w[i], e), extra(i)))
+                widths.append(w[i])
             c = w[i]
-            if i < n - 1: self.shrink.append(res_block(c, c, e, down=True, use_in_shortcut=True)); self.pyramid.append(nn.Conv2d(cin if i == 0 else w[i - 1], c, 3, 1, 1)); widths.append(c)
-        self.middle = nn.ModuleList([stage(res_block(c, c, e), attention_block(c) if attention else None), stage(res_block(c, c, e), None)])
+            if i < n - 1:
+                self.shrink.append(res_block(c, c, e, down=True, use_in_shortcut=True))
+                self.pyramid.append(nn.Conv2d(cin if i == 0 else w[i - 1], c, 3, 1, 1))
+                widths.append(c)
+        self.middle = nn.ModuleList(
+            [
+                stage(res_block(c, c, e), attention_block(c) if attention else None),
+                stage(res_block(c, c, e), None),
+            ]
+        )
         for i in reversed(range(n)):
-            for k in range(layers + 1): self.up.append(stage(res_block(c + widths.pop(), w[i], e), extra(i) if k == layers else None)); c = w[i]
-            if i: self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
-        self.leave = nn.Sequential(nn.GroupNorm(groups_of(c), c, eps=1e-6), nn.SiLU(), nn.Conv2d(c, channels, 3, 1, 1), nn.Tanh())
-        for v in self.leave[2].parameters(): nn.init.zeros_(v)
-        if text and by != 'none': listen(self, text, by)
+            for k in range(layers + 1):
+                self.up.append(
+                    stage(res_block(c + widths.pop(), w[i], e), extra(i) if k == layers else None)
+                )
+                c = w[i]
+            if i:
+                self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
+        self.leave = nn.Sequential(
+            nn.GroupNorm(groups_of(c), c, eps=1e-6),
+            nn.SiLU(),
+            nn.Conv2d(c, channels, 3, 1, 1),
+            nn.Tanh(),
+        )
+        for v in self.leave[2].parameters():
+            nn.init.zeros_(v)
+        if text and by != 'none':
+            listen(self, text, by)
 
     def forward(self, x, t, y, ctx=None, x_r=None, z=None):
         "x, y, x_r: (B, C, H, W); t: (B,) in [0, 1000]; z: (B, latent)."
-        if self.latent and z is None: raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
-        p, (rows, cols) = pad_to(torch.cat([x, y] + ([] if x_r is None else [x_r]), 1), self.multiple)
+        if self.latent and z is None:
+            raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
+        p, (rows, cols) = pad_to(
+            torch.cat([x, y] + ([] if x_r is None else [x_r]), 1), self.multiple
+        )
         e, layers, root = self.embed(t, z), self.config['layers'], math.sqrt(2)
-        if self.config['text'] and self.config['by'] != 'none': check_context(ctx, len(x), self.config['text']); e = e, ctx
-        h = self.enter(p); kept = [h]
+        if self.config['text'] and self.config['by'] != 'none':
+            check_context(ctx, len(x), self.config['text'])
+            e = e, ctx
+        h = self.enter(p)
+        kept = [h]
         for i in range(len(self.config['mults'])):
-            for block in self.down[i*layers:(i + 1)*layers]: kept.append(h := run_stage(block, h, e))
+            for block in self.down[i * layers : (i + 1) * layers]:
+                kept.append(h := run_stage(block, h, e))
             if i < len(self.shrink):
-                p = h = (self.pyramid[i](fir_half(p)) + self.shrink[i](h, e))/root
+                p = h = (self.pyramid[i](fir_half(p)) + self.shrink[i](h, e)) / root
                 kept.append(h)
-        for block in self.middle: h = run_stage(block, h, e)
+        for block in self.middle:
+            h = run_stage(block, h, e)
         for i in range(len(self.config['mults'])):
-            for block in self.up[i*(layers + 1):(i + 1)*(layers + 1)]: h = run_stage(block, torch.cat([h, kept.pop()], 1), e)
-            if i < len(self.grow): h = self.grow[i](h, e)
+            for block in self.up[i * (layers + 1) : (i + 1) * (layers + 1)]:
+                h = run_stage(block, torch.cat([h, kept.pop()], 1), e)
+            if i < len(self.grow):
+                h = self.grow[i](h, e)
         return self.leave(h)[..., :rows, :cols]
+
 
 def stage(block, attention):
     "A residual block and, unless None, the attention after it."
     return nn.ModuleList([block] + ([attention] if attention is not None else []))
+
 
 def run_stage(blocks, h, e):
     h = blocks[0](h, e)
     return blocks[1](h) if len(blocks) > 1 else h
 
 # %% ../nbs/20_generators.ipynb #ba4d3098
-def bottleneck(width:int, expand:int=2):
+def bottleneck(width: int, expand: int = 2):
     "1x1 - ReLU6 - 3x3 per channel - ReLU6 - 1x1."
-    inner = width*expand
-    return nn.Sequential(nn.Conv2d(width, inner, 1), nn.ReLU6(), nn.Conv2d(inner, inner, 3, 1, 1, groups=inner), nn.ReLU6(), nn.Conv2d(inner, width, 1))
+    inner = width * expand
+    return nn.Sequential(
+        nn.Conv2d(width, inner, 1),
+        nn.ReLU6(),
+        nn.Conv2d(inner, inner, 3, 1, 1, groups=inner),
+        nn.ReLU6(),
+        nn.Conv2d(inner, width, 1),
+    )
+
 
 class Coupling(nn.Module):
     "One invertible node of DTF-Net's detail branch, on an even number of channels."
-    def __init__(self, width:int):
+
+    def __init__(self, width: int):
         super().__init__()
-        if width % 2: raise ValueError(f'the detail branch needs an even number of channels, got {width}')
+        if width % 2:
+            raise ValueError(f'the detail branch needs an even number of channels, got {width}')
         self.mix = nn.Conv2d(width, width, 1)
-        self.phi, self.rho, self.eta = (bottleneck(width//2) for _ in range(3))
+        self.phi, self.rho, self.eta = (bottleneck(width // 2) for _ in range(3))
+
     def forward(self, h):
         "Forward: (B, width, H, W) -> the same shape."
         z1, z2 = self.mix(h).chunk(2, 1)
         z2 = z2 + self.phi(z1)
-        return torch.cat([z1*self.rho(z2).exp() + self.eta(z2), z2], 1)
+        return torch.cat([z1 * self.rho(z2).exp() + self.eta(z2), z2], 1)
+
     def inverse(self, h):
         "What `forward` was given; solves with the mixing matrix."
         z1, z2 = h.chunk(2, 1)
-        z1 = (z1 - self.eta(z2))*(-self.rho(z2)).exp()
+        z1 = (z1 - self.eta(z2)) * (-self.rho(z2)).exp()
         v = torch.cat([z1, z2 - self.phi(z1)], 1) - self.mix.bias[:, None, None]
         return torch.linalg.solve(self.mix.weight[..., 0, 0], v.flatten(2)).reshape(v.shape)
 
 # %% ../nbs/20_generators.ipynb #468ee37f
 class Base(nn.Module):
     "Residual self-attention over all pixels: stands in for DTF-Net's Mamba layer."
-    def __init__(self, width:int):
+
+    def __init__(self, width: int):
         super().__init__()
-        self.norm, self.mix = nn.LayerNorm(width), nn.MultiheadAttention(width, 4 if width % 4 == 0 else 1, batch_first=True)
+        self.norm, self.mix = (
+            nn.LayerNorm(width),
+            nn.MultiheadAttention(width, 4 if width % 4 == 0 else 1, batch_first=True),
+        )
+
     def forward(self, h):
         v = self.norm(h.flatten(2).transpose(1, 2))
         return h + self.mix(v, v, v, need_weights=False)[0].transpose(1, 2).reshape(h.shape)
 
-def squeeze(width:int, reduction:int=16):
+
+def squeeze(width: int, reduction: int = 16):
     "Two 1x1 layers with a narrow middle."
-    inner = max(1, width//reduction)
+    inner = max(1, width // reduction)
     return nn.Sequential(nn.Conv2d(width, inner, 1), nn.ReLU(), nn.Conv2d(inner, width, 1))
+
 
 class Gate(nn.Module):
     "x + x * channel weights (squeeze and excitation)."
-    def __init__(self, width:int):
+
+    def __init__(self, width: int):
         super().__init__()
         self.mlp = squeeze(width)
-    def forward(self, h): return h + h*self.mlp(h.mean((2, 3), keepdim=True)).sigmoid()
+
+    def forward(self, h):
+        return h + h * self.mlp(h.mean((2, 3), keepdim=True)).sigmoid()
+
 
 class CBAM(nn.Module):
     "Channel attention, then spatial attention, then a 3x3 convolution."
-    def __init__(self, width:int):
+
+    def __init__(self, width: int):
         super().__init__()
-        self.mlp, self.place, self.out = squeeze(width), nn.Conv2d(2, 1, 7, 1, 3), nn.Conv2d(width, width, 3, 1, 1)
+        self.mlp, self.place, self.out = (
+            squeeze(width),
+            nn.Conv2d(2, 1, 7, 1, 3),
+            nn.Conv2d(width, width, 3, 1, 1),
+        )
+
     def forward(self, h):
-        h = h*(self.mlp(h.mean((2, 3), keepdim=True)) + self.mlp(h.amax((2, 3), keepdim=True))).sigmoid()
-        return self.out(h*self.place(torch.cat([h.mean(1, keepdim=True), h.amax(1, keepdim=True)], 1)).sigmoid())
+        h = (
+            h
+            * (
+                self.mlp(h.mean((2, 3), keepdim=True)) + self.mlp(h.amax((2, 3), keepdim=True))
+            ).sigmoid()
+        )
+        return self.out(
+            h
+            * self.place(torch.cat([h.mean(1, keepdim=True), h.amax(1, keepdim=True)], 1)).sigmoid()
+        )
 
 # %% ../nbs/20_generators.ipynb #bb11d04a
-def conv_block(cin:int, cout:int, norm:str, size:int=3, stride:int=1):
+def conv_block(cin: int, cout: int, norm: str, size: int = 3, stride: int = 1):
     "Reflection padding, convolution, normalisation, ReLU."
-    return nn.Sequential(nn.ReflectionPad2d(size//2), nn.Conv2d(cin, cout, size, stride), norm_layer(norm, cout), nn.ReLU())
+    return nn.Sequential(
+        nn.ReflectionPad2d(size // 2),
+        nn.Conv2d(cin, cout, size, stride),
+        norm_layer(norm, cout),
+        nn.ReLU(),
+    )
 
-def up_block(cin:int, cout:int, norm:str):
+
+def up_block(cin: int, cout: int, norm: str):
     "Transposed convolution to twice the size, normalisation, ReLU."
-    return nn.Sequential(nn.ConvTranspose2d(cin, cout, 3, 2, 1, output_padding=1), norm_layer(norm, cout), nn.ReLU())
+    return nn.Sequential(
+        nn.ConvTranspose2d(cin, cout, 3, 2, 1, output_padding=1), norm_layer(norm, cout), nn.ReLU()
+    )
+
 
 class DTFNet(nn.Module):
-    "DTF-Net for one source: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1). Only the source y is looked at."
-    latent, blind = 0, True   # no random input; state and time are not looked at
-    def __init__(self,
-        channels:int=1,     # C of the images
-        ch:int=64,          # width of the first level
-        nodes:int=3,        # coupling nodes of the detail branch
-        norm:str='batch',   # 'batch' (paper) or 'instance'
+    """DTF-Net for one source: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1).
+
+    Only the source y is looked at.
+    """
+
+    latent, blind = 0, True  # no random input; state and time are not looked at
+
+    def __init__(
+        self,
+        channels: int = 1,  # C of the images
+        ch: int = 64,  # width of the first level
+        nodes: int = 3,  # coupling nodes of the detail branch
+        norm: str = 'batch',  # 'batch' (paper) or 'instance'
     ):
         super().__init__()
         self.config, self.multiple = dict(channels=channels, ch=ch, nodes=nodes, norm=norm), 4
-        if ch < 1 or nodes < 1: raise ValueError(f'ch and nodes must be 1 or more, got ch={ch}, nodes={nodes}')
-        self.enter, self.down1, self.down2 = conv_block(channels, ch, norm, 7), conv_block(ch, 2*ch, norm, 3, 2), conv_block(2*ch, 4*ch, norm, 3, 2)
-        self.base, self.detail = Base(4*ch), nn.Sequential(*[Coupling(4*ch) for _ in range(nodes)])
-        self.skip1, self.skip0 = CBAM(2*ch), CBAM(ch)
-        self.smooth, self.edges = (nn.ModuleList([up_block(4*ch, 2*ch, norm), up_block(4*ch, ch, norm)]) for _ in range(2))
-        self.texture = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(2*ch, channels, 7), nn.Sigmoid())
-        self.gates = nn.ModuleList([Gate(8*ch), Gate(6*ch), Gate(3*ch)])
-        self.main = nn.ModuleList([up_block(8*ch, 2*ch, norm), up_block(6*ch, ch, norm), nn.Sequential(nn.ConvTranspose2d(3*ch, ch, 1), norm_layer(norm, ch), nn.ReLU())])
+        if ch < 1 or nodes < 1:
+            raise ValueError(f'ch and nodes must be 1 or more, got ch={ch}, nodes={nodes}')
+        self.enter, self.down1, self.down2 = (
+            conv_block(channels, ch, norm, 7),
+            conv_block(ch, 2 * ch, norm, 3, 2),
+            conv_block(2 * ch, 4 * ch, norm, 3, 2),
+        )
+        self.base, self.detail = (
+            Base(4 * ch),
+            nn.Sequential(*[Coupling(4 * ch) for _ in range(nodes)]),
+        )
+        self.skip1, self.skip0 = CBAM(2 * ch), CBAM(ch)
+        self.smooth, self.edges = (
+            nn.ModuleList([up_block(4 * ch, 2 * ch, norm), up_block(4 * ch, ch, norm)])
+            for _ in range(2)
+        )
+        self.texture = nn.Sequential(
+            nn.ReflectionPad2d(3), nn.Conv2d(2 * ch, channels, 7), nn.Sigmoid()
+        )
+        self.gates = nn.ModuleList([Gate(8 * ch), Gate(6 * ch), Gate(3 * ch)])
+        self.main = nn.ModuleList(
+            [
+                up_block(8 * ch, 2 * ch, norm),
+                up_block(6 * ch, ch, norm),
+                nn.Sequential(nn.ConvTranspose2d(3 * ch, ch, 1), norm_layer(norm, ch), nn.ReLU()),
+            ]
+        )
         self.leave = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(ch, channels, 7), nn.Tanh())
 
     def parts(self, y) -> dict:
         "image, texture (both of y's size), base and detail features."
         y, (rows, cols) = pad_to(y, self.multiple)
-        h0 = self.enter(y); h1 = self.down1(h0); h2 = self.down2(h1)
+        h0 = self.enter(y)
+        h1 = self.down1(h0)
+        h2 = self.down2(h1)
         b, d, s1, s0 = self.base(h2), self.detail(h2), self.skip1(h1), self.skip0(h0)
         halves, wholes = [], []
         for up, v in ((self.smooth, b), (self.edges, d)):
-            halves.append(v := up[0](v)); wholes.append(up[1](torch.cat([v, s1], 1)))
+            halves.append(v := up[0](v))
+            wholes.append(up[1](torch.cat([v, s1], 1)))
         h = self.main[0](self.gates[0](torch.cat([b, d], 1)))
         h = self.main[1](self.gates[1](torch.cat([h, *halves], 1)))
         h = self.main[2](self.gates[2](torch.cat([h, *wholes], 1)))
         texture = self.texture(torch.cat([wholes[1], s0], 1))
-        return dict(image=self.leave(h)[..., :rows, :cols], texture=texture[..., :rows, :cols], base=b, detail=d)
+        return dict(
+            image=self.leave(h)[..., :rows, :cols],
+            texture=texture[..., :rows, :cols],
+            base=b,
+            detail=d,
+        )
 
     def forward(self, x, t, y, ctx=None):
         "y: (B, channels, H, W); x, t and ctx are not used."

@@ -15,101 +15,187 @@ from .sample import ask, check_grid, markov, sample, uniform
 
 # %% ../nbs/07_grid.ipynb #2827caff
 def snr(
-    at,   # (a, b, c) from bridge.coefs
-):        # a^2/c^2
-    "Signal-to-noise ratio of the target in the state, per pixel: 0 where a = 0 (a bridge may start at the source without noise), infinite where only c = 0."
+    at,  # (a, b, c) from bridge.coefs
+):  # a^2/c^2
+    """Signal-to-noise ratio of the target in the state, per pixel: 0 where a = 0 (a bridge may
+    start at the source without noise), infinite where only c = 0.
+    """
     a, _, c = at
-    ratio = (a/torch.where(c == 0, torch.ones_like(c), c))**2
-    return torch.where(a == 0, torch.zeros_like(a*c), torch.where(c == 0, torch.full_like(a*c, math.inf), ratio))
+    ratio = (a / torch.where(c == 0, torch.ones_like(c), c)) ** 2
+    return torch.where(
+        a == 0,
+        torch.zeros_like(a * c),
+        torch.where(c == 0, torch.full_like(a * c, math.inf), ratio),
+    )
 
 # %% ../nbs/07_grid.ipynb #71c0d495
 @torch.no_grad()
 def error_ladder(
-    den,          # denoiser with .bridge
-    x0, y,        # pairs (B, C, *spatial)
-    times,        # (T,) candidate times, falling
-    seed=0, batch=16, ctx=None,
-):                # gamma and squared error, each (T, C, *spatial), averaged over the pairs
+    den,  # denoiser with .bridge
+    x0,
+    y,  # pairs (B, C, *spatial)
+    times,  # (T,) candidate times, falling
+    seed=0,
+    batch=16,
+    ctx=None,
+):  # gamma and squared error, each (T, C, *spatial), averaged over the pairs
     "Signal-to-noise ratio and mean squared error of the denoiser at each candidate time."
     gam, err = [], []
     for t in times.to(y.device, table_dtype(y.device)):
-        g, e = 0., 0.
+        g, e = 0.0, 0.0
         for i in range(0, len(y), batch):
-            yb, xb, cb = y[i:i + batch], x0[i:i + batch], None if ctx is None else ctx[i:i + batch]
+            yb, xb, cb = (
+                y[i : i + batch],
+                x0[i : i + batch],
+                None if ctx is None else ctx[i : i + batch],
+            )
             at = den.bridge.coefs(t.expand(len(yb)), yb)
             a, b, c = (v.to(yb.dtype) for v in at)
             noise = Noise(range(seed + i, seed + i + len(yb)), yb.device)
-            x = a*xb + b*yb + c*noise(yb)
+            x = a * xb + b * yb + c * noise(yb)
             e = e + (ask(den, x, t, yb, cb, noise) - xb).double().square().sum(0)
             g = g + snr(at).double().expand(yb.shape).sum(0)
-        gam.append(g/len(y)); err.append(e/len(y))
-    if not torch.isfinite(torch.stack(gam)).all(): raise ValueError('this path has no noise at some of the times, so its likelihood bound is infinite; fit the grid to a metric instead')
+        gam.append(g / len(y))
+        err.append(e / len(y))
+    if not torch.isfinite(torch.stack(gam)).all():
+        raise ValueError(
+            'this path has no noise at some of the times, so its likelihood bound is infinite; fit'
+            ' the grid to a metric instead'
+        )
     return torch.stack(gam), torch.stack(err)
 
+
 def step_costs(gam, err):
-    "(T, T) matrix: cost of a step from candidate i to candidate j, (gamma_j - gamma_i)/2 * error_i per pixel, averaged over pixels."
+    """(T, T) matrix: cost of a step from candidate i to candidate j, (gamma_j - gamma_i)/2 *
+    error_i per pixel, averaged over pixels.
+    """
     g, e = gam.flatten(1), err.flatten(1)
-    return .5*(e @ g.T - (e*g).sum(1, keepdim=True))/g.shape[1]
+    return 0.5 * (e @ g.T - (e * g).sum(1, keepdim=True)) / g.shape[1]
+
 
 def grid_bound(costs, picks) -> float:
     "B_N of the grid through the candidates `picks`."
     return float(sum(costs[i, j] for i, j in zip(picks, picks[1:])))
 
 # %% ../nbs/07_grid.ipynb #7794efd6
-def shortest_grid(costs, n:int) -> list:
-    "The n + 1 candidates, first and last included, whose step costs sum to the least (dynamic programming)."
+def shortest_grid(costs, n: int) -> list:
+    """The n + 1 candidates, first and last included, whose step costs sum to the least (dynamic
+    programming).
+    """
     T = len(costs)
-    if not 1 <= n < T: raise ValueError(f'the number of steps must be between 1 and {T - 1}, got {n}')
+    if not 1 <= n < T:
+        raise ValueError(f'the number of steps must be between 1 and {T - 1}, got {n}')
     best, came = costs[0].clone(), []
     best[0] = math.inf
     for _ in range(n - 1):
-        total = best[:, None] + costs.masked_fill(~torch.ones(T, T, dtype=torch.bool, device=costs.device).triu(1), math.inf)
+        total = best[:, None] + costs.masked_fill(
+            ~torch.ones(T, T, dtype=torch.bool, device=costs.device).triu(1), math.inf
+        )
         best, arg = total.min(0)
         came.append(arg)
     picks = [T - 1]
-    for arg in reversed(came): picks.append(int(arg[picks[-1]]))
+    for arg in reversed(came):
+        picks.append(int(arg[picks[-1]]))
     return [0, *reversed(picks)]
 
 # %% ../nbs/07_grid.ipynb #2213dcde
 def psnr_objective(x0_hat, x0) -> float:
     "Mean PSNR for the range [-1, 1]: an objective for `fit_grid`."
-    return float((10*torch.log10(4/(x0_hat - x0).flatten(1).square().mean(1).clamp(min=1e-12))).mean())
+    return float(
+        (10 * torch.log10(4 / (x0_hat - x0).flatten(1).square().mean(1).clamp(min=1e-12))).mean()
+    )
+
 
 objectives = dict(psnr=psnr_objective)
 
+
 def fit_grid(
-    den,                # denoiser with .bridge
-    x0, y,              # validation pairs (B, C, *spatial)
-    nfe:int,            # network calls
+    den,  # denoiser with .bridge
+    x0,
+    y,  # validation pairs (B, C, *spatial)
+    nfe: int,  # network calls
     objective='bound',  # 'bound', 'psnr', or metric(x0_hat, x0) -> number, larger is better
-    tau=markov, order=1, seed=0, # of the samples, for a metric
-    candidates:int=48, t_end=0.02, # ladder for 'bound'
-    evaluations:int=60, # samplings spent on a metric
-    batch:int=16, ctx=None,
-    sampler=None,       # sampling loop f(den, y, grid, tau, seeds, ctx) for a metric; default: `sample` of this order
-):                      # (nfe + 1,) grid from 1 to 0
-    "Fit the time grid of a trained model to a step budget; raises ValueError for an unknown objective, or one that gives no number."
-    if not (isinstance(nfe, int) and nfe >= 1): raise ValueError(f'nfe must be an integer of 1 or more, got {nfe!r}')
-    metric = objectives.get(objective, objective) if isinstance(objective, str) and objective != 'bound' else objective
-    if metric != 'bound' and not callable(metric): raise ValueError(f"unknown objective {objective!r}: use 'bound', {', '.join(map(repr, objectives))}, or a function of (x0_hat, x0)")
-    if nfe == 1: return uniform(1)
+    tau=markov,
+    order=1,
+    seed=0,  # of the samples, for a metric
+    candidates: int = 48,
+    t_end=0.02,  # ladder for 'bound'
+    evaluations: int = 60,  # samplings spent on a metric
+    batch: int = 16,
+    ctx=None,
+    # sampling loop f(den, y, grid, tau, seeds, ctx) for a metric; default: `sample` of this order
+    sampler=None,
+):  # (nfe + 1,) grid from 1 to 0
+    """Fit the time grid of a trained model to a step budget; raises ValueError for an unknown
+    objective, or one that gives no number.
+    """
+    if not (isinstance(nfe, int) and nfe >= 1):
+        raise ValueError(f'nfe must be an integer of 1 or more, got {nfe!r}')
+    metric = (
+        objectives.get(objective, objective)
+        if isinstance(objective, str) and objective != 'bound'
+        else objective
+    )
+    if metric != 'bound' and not callable(metric):
+        raise ValueError(
+            f"unknown objective {objective!r}: use 'bound', {', '.join(map(repr, objectives))}, or"
+            ' a function of (x0_hat, x0)'
+        )
+    if nfe == 1:
+        return uniform(1)
     if objective == 'bound':
         times = torch.linspace(1, t_end, candidates, dtype=torch.float64)
-        picks = shortest_grid(step_costs(*error_ladder(den, x0, y, times, seed, batch, ctx)).cpu(), nfe)
+        picks = shortest_grid(
+            step_costs(*error_ladder(den, x0, y, times, seed, batch, ctx)).cpu(), nfe
+        )
         return check_grid(torch.cat([times[picks[:-1]], torch.zeros(1, dtype=torch.float64)]))
-    from functools import partial; from scipy.optimize import minimize
+    from functools import partial
+    from scipy.optimize import minimize
+
     sampler = sampler or partial(sample, order=order)
+
     def grid_of(v):
-        share = torch.softmax(torch.tensor([0., *v], dtype=torch.float64), 0).clamp(min=1e-3)
-        inner = 1 - (share/share.sum()).cumsum(0)
-        return check_grid(torch.cat([torch.ones(1, dtype=torch.float64), inner[:-1], torch.zeros(1, dtype=torch.float64)]))
+        share = torch.softmax(torch.tensor([0.0, *v], dtype=torch.float64), 0).clamp(min=1e-3)
+        inner = 1 - (share / share.sum()).cumsum(0)
+        return check_grid(
+            torch.cat(
+                [
+                    torch.ones(1, dtype=torch.float64),
+                    inner[:-1],
+                    torch.zeros(1, dtype=torch.float64),
+                ]
+            )
+        )
+
     tried = {}
+
     def loss(v):
-        parts = [sampler(den, y[i:i + batch], grid_of(v), tau=tau, seeds=seed + i, ctx=None if ctx is None else ctx[i:i + batch]) for i in range(0, len(y), batch)]
+        parts = [
+            sampler(
+                den,
+                y[i : i + batch],
+                grid_of(v),
+                tau=tau,
+                seeds=seed + i,
+                ctx=None if ctx is None else ctx[i : i + batch],
+            )
+            for i in range(0, len(y), batch)
+        ]
         value = float(metric(torch.cat(parts), x0))
-        if not math.isfinite(value): raise ValueError(f'the objective gave {value} on the grid {grid_of(v).tolist()}; it must give a finite number')
+        if not math.isfinite(value):
+            raise ValueError(
+                f'the objective gave {value} on the grid {grid_of(v).tolist()}; it must give a'
+                ' finite number'
+            )
         tried[tuple(v)] = -value
         return -value
-    loss([0.]*(nfe - 1))
-    minimize(loss, [0.]*(nfe - 1), method='Powell', bounds=[(-3, 3)]*(nfe - 1), options=dict(maxfev=evaluations - 1, xtol=.05, ftol=1e-4))
+
+    loss([0.0] * (nfe - 1))
+    minimize(
+        loss,
+        [0.0] * (nfe - 1),
+        method='Powell',
+        bounds=[(-3, 3)] * (nfe - 1),
+        options=dict(maxfev=evaluations - 1, xtol=0.05, ftol=1e-4),
+    )
     return grid_of(min(tried, key=tried.get))

@@ -20,35 +20,53 @@ from .steer import check_context
 
 # %% ../nbs/16_latent.ipynb #9cb4c429
 class Codec(nn.Module):
-    "A frozen KL autoencoder between images (B, C, H, W) in [-1, 1], C = 1 or 3, and scaled latents."
-    def __init__(self, channels:int, config:dict): # channels of the images; config of diffusers' AutoencoderKL
+    """A frozen KL autoencoder between images (B, C, H, W) in [-1, 1], C = 1 or 3, and scaled
+    latents.
+    """
+
+    # channels of the images; config of diffusers' AutoencoderKL
+    def __init__(self, channels: int, config: dict):
         super().__init__()
         mend_torchvision()
         from diffusers import AutoencoderKL
-        if channels not in (1, 3): raise ValueError(f'the autoencoder takes images of 1 or 3 channels, got {channels}')
-        self.channels, self.vae = channels, AutoencoderKL.from_config(config).eval().requires_grad_(False)
-        c = self.vae.config
-        self.factor, self.latents, self.scale, self.shift = 2**(len(c.block_out_channels) - 1), c.latent_channels, c.scaling_factor, getattr(c, 'shift_factor', None) or 0.
 
-    def train(self, mode=True): return super().train(False)
+        if channels not in (1, 3):
+            raise ValueError(f'the autoencoder takes images of 1 or 3 channels, got {channels}')
+        self.channels, self.vae = (
+            channels,
+            AutoencoderKL.from_config(config).eval().requires_grad_(False),
+        )
+        c = self.vae.config
+        self.factor, self.latents, self.scale, self.shift = (
+            2 ** (len(c.block_out_channels) - 1),
+            c.latent_channels,
+            c.scaling_factor,
+            getattr(c, 'shift_factor', None) or 0.0,
+        )
+
+    def train(self, mode=True):
+        return super().train(False)
 
     @torch.no_grad()
     def posterior(self, images):
         "Mean and standard deviation of the scaled latents."
         h, w = images.shape[-2:]
         pad = (0, -w % self.factor, 0, -h % self.factor)
-        if any(pad): images = nn.functional.pad(images, pad, mode='replicate')
-        got = self.vae.encode(images.expand(-1, 3, -1, -1) if self.channels == 1 else images).latent_dist
-        return (got.mean - self.shift)*self.scale, got.std*self.scale
+        if any(pad):
+            images = nn.functional.pad(images, pad, mode='replicate')
+        got = self.vae.encode(
+            images.expand(-1, 3, -1, -1) if self.channels == 1 else images
+        ).latent_dist
+        return (got.mean - self.shift) * self.scale, got.std * self.scale
 
     def encode(self, images):
         "The mean: what a source becomes."
         return self.posterior(images)[0]
 
     @torch.no_grad()
-    def decode(self, z, size): # scaled latents; (H, W) of the images
+    def decode(self, z, size):  # scaled latents; (H, W) of the images
         "Images (B, C, H, W), not clipped."
-        x = self.vae.decode(z/self.scale + self.shift).sample[..., :size[0], :size[1]]
+        x = self.vae.decode(z / self.scale + self.shift).sample[..., : size[0], : size[1]]
         return x.mean(1, keepdim=True) if self.channels == 1 else x
 
     def round_trip(self, images):
@@ -57,177 +75,334 @@ class Codec(nn.Module):
 
 # %% ../nbs/16_latent.ipynb #1281ebc0
 def tiny_prior(
-    folder, # where to put it
+    folder,  # where to put it
     seed=0,
-):          # the folder
-    "A tiny random prior in the layout of Stable Diffusion (unet/, vae/): for tests and for trying things out. It knows nothing."
+):  # the folder
+    """A tiny random prior in the layout of Stable Diffusion (unet/, vae/): for tests and for trying
+    things out. It knows nothing.
+    """
     mend_torchvision()
     from diffusers import AutoencoderKL, UNet2DConditionModel
+
     torch.manual_seed(seed)
-    AutoencoderKL(block_out_channels=(8, 16), down_block_types=['DownEncoderBlock2D']*2, up_block_types=['UpDecoderBlock2D']*2, latent_channels=4, norm_num_groups=4, sample_size=32).save_pretrained(Path(folder)/'vae')
-    UNet2DConditionModel(block_out_channels=(8, 16), layers_per_block=1, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'), cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4, sample_size=16).save_pretrained(Path(folder)/'unet')
+    AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=['DownEncoderBlock2D'] * 2,
+        up_block_types=['UpDecoderBlock2D'] * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    ).save_pretrained(Path(folder) / 'vae')
+    UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        sample_size=16,
+    ).save_pretrained(Path(folder) / 'unet')
     return Path(folder)
 
 # %% ../nbs/16_latent.ipynb #58036328
 PARTS = ('paper', 'control', 'all')
 
+
 class LatentUNet(nn.Module):
-    "Stable Diffusion's UNet with a ControlNet on the source: net(x, t, y, ctx) on latents; its `codec` makes them."
-    def __init__(self,
-        channels:int,        # C of the images, 1 or 3
-        unet:dict, vae:dict, # configurations of diffusers' UNet2DConditionModel and AutoencoderKL, from `read_prior`
-        horizon:float=.5,    # share of the prior's time steps that t = 1 stands for
-        part:str='paper',    # what trains: 'paper', 'control' or 'all'
-        tokens:int=1,        # length of the empty prompt's embedding
-        text:int=0,          # length of a metadata prompt's embedding; 0: no prompts
-        by:str='both',       # which prompts: source, target, or both (cross_attention: both)
-        checkpointing:bool=False, # gradient checkpointing: less memory, more time
+    """Stable Diffusion's UNet with a ControlNet on the source: net(x, t, y, ctx) on latents; its
+    `codec` makes them.
+    """
+
+    def __init__(
+        self,
+        channels: int,  # C of the images, 1 or 3
+        # configurations of diffusers' UNet2DConditionModel and AutoencoderKL, from `read_prior`
+        unet: dict,
+        vae: dict,
+        horizon: float = 0.5,  # share of the prior's time steps that t = 1 stands for
+        part: str = 'paper',  # what trains: 'paper', 'control' or 'all'
+        tokens: int = 1,  # length of the empty prompt's embedding
+        text: int = 0,  # length of a metadata prompt's embedding; 0: no prompts
+        by: str = 'both',  # which prompts: source, target, or both (cross_attention: both)
+        checkpointing: bool = False,  # gradient checkpointing: less memory, more time
     ):
         super().__init__()
         mend_torchvision()
         from diffusers import ControlNetModel, UNet2DConditionModel
-        if part not in PARTS: raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-        if not 0 < horizon <= 1: raise ValueError(f'horizon must lie in (0, 1], got {horizon}')
+
+        if part not in PARTS:
+            raise ValueError(f'part must be one of {", ".join(PARTS)}, got {part!r}')
+        if not 0 < horizon <= 1:
+            raise ValueError(f'horizon must lie in (0, 1], got {horizon}')
         self.codec, self.unet = Codec(channels, vae), UNet2DConditionModel.from_config(unet)
         self.control = ControlNetModel.from_unet(self.unet, load_weights_from_unet=False)
         c, self.config = self.unet.config, dict(channels=channels, text=text, by=by, part=part)
-        if c.in_channels != self.codec.latents: raise ValueError(f'the UNet takes {c.in_channels} channels, the autoencoder gives {self.codec.latents}; take both from one prior')
-        self.control.controlnet_cond_embedding = nn.Conv2d(self.codec.latents, c.block_out_channels[0], 3, padding=1)
+        if c.in_channels != self.codec.latents:
+            raise ValueError(
+                f'the UNet takes {c.in_channels} channels, the autoencoder gives'
+                f' {self.codec.latents}; take both from one prior'
+            )
+        self.control.controlnet_cond_embedding = nn.Conv2d(
+            self.codec.latents, c.block_out_channels[0], 3, padding=1
+        )
         zeroed = [self.control.controlnet_cond_embedding]
         self.horizon, self.part, self.latent_channels = horizon, part, self.codec.latents
         self.register_buffer('context', torch.zeros(1, tokens, c.cross_attention_dim))
-        if text: self.speak = nn.Linear(text, c.cross_attention_dim); zeroed.append(self.speak)
-        for m in zeroed: nn.init.zeros_(m.weight); nn.init.zeros_(m.bias)
-        if checkpointing: self.unet.enable_gradient_checkpointing(); self.control.enable_gradient_checkpointing()
-        frozen = dict(paper=[self.unet.conv_in, self.unet.time_embedding, self.unet.down_blocks, self.unet.mid_block], control=[self.unet], all=[])[part]
-        for m in frozen: m.requires_grad_(False)
+        if text:
+            self.speak = nn.Linear(text, c.cross_attention_dim)
+            zeroed.append(self.speak)
+        for m in zeroed:
+            nn.init.zeros_(m.weight)
+            nn.init.zeros_(m.bias)
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.control.enable_gradient_checkpointing()
+        frozen = dict(
+            paper=[
+                self.unet.conv_in,
+                self.unet.time_embedding,
+                self.unet.down_blocks,
+                self.unet.mid_block,
+            ],
+            control=[self.unet],
+            all=[],
+        )[part]
+        for m in frozen:
+            m.requires_grad_(False)
 
     def said(self, n, ctx):
         "Tokens (n, tokens, dim): the empty sentence, and those of the metadata."
-        if not self.config['text'] or self.config['by'] == 'none': return self.context.expand(n, -1, -1)
+        if not self.config['text'] or self.config['by'] == 'none':
+            return self.context.expand(n, -1, -1)
         check_context(ctx, n, self.config['text'])
         which = dict(source=[0], target=[1]).get(self.config['by'], [0, 1])
-        return torch.cat([self.context.expand(n, -1, -1), self.speak(ctx[:, which].to(self.speak.weight.dtype))], 1)
+        return torch.cat(
+            [self.context.expand(n, -1, -1), self.speak(ctx[:, which].to(self.speak.weight.dtype))],
+            1,
+        )
 
     def forward(self, x, t, y, ctx=None):
-        "x, y: latents (B, 4, h, w); t: (B,) in [0, 1000]; ctx: (B, 2 or 3, text). Returns (B, 4, h, w)."
-        k, said = (t*self.horizon - 1).clamp(min=0), self.said(len(x), ctx)
-        down, mid = self.control(x, k, encoder_hidden_states=said, controlnet_cond=y, return_dict=False)
-        return self.unet(x if self.part == 'all' else x.detach(), k, said, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        """x, y: latents (B, 4, h, w); t: (B,) in [0, 1000]; ctx: (B, 2 or 3, text).
+
+        Returns (B, 4, h, w).
+        """
+        k, said = (t * self.horizon - 1).clamp(min=0), self.said(len(x), ctx)
+        down, mid = self.control(
+            x, k, encoder_hidden_states=said, controlnet_cond=y, return_dict=False
+        )
+        return self.unet(
+            x if self.part == 'all' else x.detach(),
+            k,
+            said,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
 
 # %% ../nbs/16_latent.ipynb #94dd5454
 SD21 = 'stabilityai/stable-diffusion-2-1-base'
+
 
 def place_of_prior(prior) -> str:
     "A folder, or a name of the hub for hf://ORG/NAME and the default; else raises InputError."
     name = str(prior)
     asked = re.fullmatch(r'hf:/{1,2}([\w.-]+/[\w.-]+)', name)
-    if asked: return asked[1]
-    if name == SD21 or Path(name).is_dir(): return name
+    if asked:
+        return asked[1]
+    if name == SD21 or Path(name).is_dir():
+        return name
     raise InputError(
         f'prior {name!r}: cannot read unet/ and vae/, there is no such folder; for a prior on '
-        f'the Hugging Face hub write hf://ORG/NAME, for example hf://{SD21}')
+        f'the Hugging Face hub write hf://ORG/NAME, for example hf://{SD21}'
+    )
+
 
 def read_part(kind, prior, part, **kw):
     "kind.from_pretrained or .load_config on a part of a prior; InputError with the remedy."
     place = place_of_prior(prior)
-    try: return kind(place, subfolder=part, **kw)
-    except Exception as e:                                                  # diffusers raises whatever the hub client or the file reader raises
+    try:
+        return kind(place, subfolder=part, **kw)
+    except Exception as e:  # diffusers raises whatever the hub client or the file reader raises
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise InputError(
-            f"prior {str(prior)!r}: cannot read {part}/ ({first[:160]}); give a "
-            f"folder with unet/ and vae/ as diffusers saves them (config.json, "
-            f"*.safetensors), or a name on the hub that can be reached "
-            f"(hf://ORG/NAME; default {SD21})") from None
+            f'prior {str(prior)!r}: cannot read {part}/ ({first[:160]}); give a '
+            f'folder with unet/ and vae/ as diffusers saves them (config.json, '
+            f'*.safetensors), or a name on the hub that can be reached '
+            f'(hf://ORG/NAME; default {SD21})'
+        ) from None
+
 
 def prediction_of(prior):
-    "What the network of a local prior predicts, by its scheduler's configuration: 'eps', 'v', or None if that is not there."
-    path = Path(prior)/'scheduler'/'scheduler_config.json'
-    if not path.is_file(): return None
-    try: return dict(epsilon='eps', v_prediction='v').get(json.loads(path.read_text(encoding='utf-8')).get('prediction_type', 'epsilon'))
-    except (ValueError, AttributeError): raise InputError(f'{path}: not valid JSON; copy the prior again') from None
+    """What the network of a local prior predicts, by its scheduler's configuration: 'eps', 'v', or
+    None if that is not there.
+    """
+    path = Path(prior) / 'scheduler' / 'scheduler_config.json'
+    if not path.is_file():
+        return None
+    try:
+        return dict(epsilon='eps', v_prediction='v').get(
+            json.loads(path.read_text(encoding='utf-8')).get('prediction_type', 'epsilon')
+        )
+    except (ValueError, AttributeError):
+        raise InputError(f'{path}: not valid JSON; copy the prior again') from None
 
 # %% ../nbs/16_latent.ipynb #d058b6a1
 def read_prior(prior) -> dict:
     "Configurations of a prior: keywords `unet`, `vae`, `tokens` of LatentUNet."
     mend_torchvision()
     from diffusers import AutoencoderKL, UNet2DConditionModel
+
     plain = lambda c: {k: v for k, v in dict(c).items() if k != '_name_or_path'}
     said = empty_prompt(prior)
-    return dict(unet=plain(read_part(UNet2DConditionModel.load_config, prior, 'unet')), vae=plain(read_part(AutoencoderKL.load_config, prior, 'vae')), tokens=1 if said is None else said.shape[1])
+    return dict(
+        unet=plain(read_part(UNet2DConditionModel.load_config, prior, 'unet')),
+        vae=plain(read_part(AutoencoderKL.load_config, prior, 'vae')),
+        tokens=1 if said is None else said.shape[1],
+    )
+
 
 def empty_prompt(prior):
-    "The prior's embedding of the empty sentence, (1, tokens, dim); None if the prior is a folder without a text encoder."
-    if Path(prior).is_dir() and not (Path(prior)/'text_encoder').is_dir(): return None
+    """The prior's embedding of the empty sentence, (1, tokens, dim); None if the prior is a folder
+    without a text encoder.
+    """
+    if Path(prior).is_dir() and not (Path(prior) / 'text_encoder').is_dir():
+        return None
     from transformers import AutoTokenizer, CLIPTextModel
-    words = read_part(AutoTokenizer.from_pretrained, prior, 'tokenizer')
-    model = read_part(CLIPTextModel.from_pretrained, prior, 'text_encoder', use_safetensors=True).eval()
-    with torch.no_grad(): return model(**words([''], padding='max_length', max_length=words.model_max_length, truncation=True, return_tensors='pt')).last_hidden_state
 
-def load_codec(channels:int, prior) -> Codec:
+    words = read_part(AutoTokenizer.from_pretrained, prior, 'tokenizer')
+    model = read_part(
+        CLIPTextModel.from_pretrained, prior, 'text_encoder', use_safetensors=True
+    ).eval()
+    with torch.no_grad():
+        return model(
+            **words(
+                [''],
+                padding='max_length',
+                max_length=words.model_max_length,
+                truncation=True,
+                return_tensors='pt',
+            )
+        ).last_hidden_state
+
+
+def load_codec(channels: int, prior) -> Codec:
     "The autoencoder of a prior for images of so many channels."
     mend_torchvision()
     from diffusers import AutoencoderKL
+
     vae = read_part(AutoencoderKL.from_pretrained, prior, 'vae', use_safetensors=True)
-    codec = Codec(channels, dict(vae.config)); codec.vae.load_state_dict(vae.state_dict())
+    codec = Codec(channels, dict(vae.config))
+    codec.vae.load_state_dict(vae.state_dict())
     return codec.eval()
 
-def warm_start(net:LatentUNet, prior) -> LatentUNet:
-    "Copy a prior's weights into the network: UNet, the same encoder into the ControlNet, autoencoder, empty sentence. Raises InputError."
+
+def warm_start(net: LatentUNet, prior) -> LatentUNet:
+    """Copy a prior's weights into the network: UNet, the same encoder into the ControlNet,
+    autoencoder, empty sentence. Raises InputError.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    unet, vae = (read_part(k.from_pretrained, prior, part, use_safetensors=True) for k, part in ((UNet2DConditionModel, 'unet'), (AutoencoderKL, 'vae')))
-    try: net.unet.load_state_dict(unet.state_dict()); net.codec.vae.load_state_dict(vae.state_dict())
-    except RuntimeError as e: raise InputError(f'prior {str(prior)!r}: its weights do not fit this network ({str(e).splitlines()[0]}); build the network from read_prior of the same prior') from None
-    for part in ('conv_in', 'time_embedding', 'down_blocks', 'mid_block'): getattr(net.control, part).load_state_dict(getattr(unet, part).state_dict())
+
+    unet, vae = (
+        read_part(k.from_pretrained, prior, part, use_safetensors=True)
+        for k, part in ((UNet2DConditionModel, 'unet'), (AutoencoderKL, 'vae'))
+    )
+    try:
+        net.unet.load_state_dict(unet.state_dict())
+        net.codec.vae.load_state_dict(vae.state_dict())
+    except RuntimeError as e:
+        raise InputError(
+            f'prior {str(prior)!r}: its weights do not fit this network ({str(e).splitlines()[0]});'
+            ' build the network from read_prior of the same prior'
+        ) from None
+    for part in ('conv_in', 'time_embedding', 'down_blocks', 'mid_block'):
+        getattr(net.control, part).load_state_dict(getattr(unet, part).state_dict())
     said = empty_prompt(prior)
-    if said is not None: net.context.copy_(said)
+    if said is not None:
+        net.context.copy_(said)
     return net
 
 # %% ../nbs/16_latent.ipynb #e2bb05fe
 def fingerprint(module) -> str:
     "Twelve letters that change with any weight."
     h = hashlib.sha256()
-    for k, v in sorted(module.state_dict().items()): h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
+    for k, v in sorted(module.state_dict().items()):
+        h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
+
 
 FILES = ('source_mean', 'source_std', 'target_mean', 'target_std')
 
+
 class Latents(Dataset):
-    "Prepared slices as latents: dicts of y (mean), x0 (mean), x0_std, and i; everything else is asked of the slices."
-    def __init__(self, data, folder): self.data, self.cache, self.maps = data, Path(folder), None
-    def __len__(self): return len(self.data)
-    def __getstate__(self): return {**self.__dict__, 'maps': None}            # each loader process opens its own files
+    """Prepared slices as latents: dicts of y (mean), x0 (mean), x0_std, and i; everything else is
+    asked of the slices.
+    """
+
+    def __init__(self, data, folder):
+        self.data, self.cache, self.maps = data, Path(folder), None
+
+    def __len__(self):
+        return len(self.data)
+
+    # each loader process opens its own files
+    def __getstate__(self):
+        return {**self.__dict__, 'maps': None}
+
     def __getattr__(self, name):
-        if name.startswith('__') or name == 'data': raise AttributeError(name)
+        if name.startswith('__') or name == 'data':
+            raise AttributeError(name)
         return getattr(self.data, name)
+
     def __getitem__(self, k):
-        if self.maps is None: self.maps = {n: np.load(self.cache/f'{n}.npy', mmap_mode='r') for n in FILES}
+        if self.maps is None:
+            self.maps = {n: np.load(self.cache / f'{n}.npy', mmap_mode='r') for n in FILES}
         i = int(self.data.items[k])
-        y, x0, std = (torch.from_numpy(np.array(self.maps[n][i])) for n in ('source_mean', 'target_mean', 'target_std'))
+        y, x0, std = (
+            torch.from_numpy(np.array(self.maps[n][i]))
+            for n in ('source_mean', 'target_mean', 'target_std')
+        )
         return dict(y=y, x0=x0, x0_std=std, i=i)
+
     def select(self, subjects):
         "The latents of these subjects."
         return Latents(self.data.select(subjects), self.cache)
 
+
 def encode_data(
-    data,       # data.Slices; the whole cache is encoded, whatever this view shows
-    codec:Codec,
-    cache=None, # folder of caches; default data/cache
-    batch:int=16, device='cpu', progress=True,
+    data,  # data.Slices; the whole cache is encoded, whatever this view shows
+    codec: Codec,
+    cache=None,  # folder of caches; default data/cache
+    batch: int = 16,
+    device='cpu',
+    progress=True,
 ) -> Latents:
     "Latents of prepared slices, from the cache if they are there."
     from tqdm.auto import tqdm
-    folder = Path(cache or project_root()/'data'/'cache')/f'latents-{data.folder.name}-{fingerprint(codec)}-{codec.channels}'
-    if all((folder/f'{n}.npy').is_file() for n in FILES): return Latents(data, folder)
+
+    folder = (
+        Path(cache or project_root() / 'data' / 'cache')
+        / f'latents-{data.folder.name}-{fingerprint(codec)}-{codec.channels}'
+    )
+    if all((folder / f'{n}.npy').is_file() for n in FILES):
+        return Latents(data, folder)
     whole, codec = type(data)(data.folder), codec.to(device)
     with atomic(folder) as tmp:
-        Path(tmp).mkdir(parents=True); maps = {}
-        for i in tqdm(range(0, len(whole), batch), desc='encoding', disable=not progress, leave=False):
+        Path(tmp).mkdir(parents=True)
+        maps = {}
+        for i in tqdm(
+            range(0, len(whole), batch), desc='encoding', disable=not progress, leave=False
+        ):
             some = [whole[k] for k in range(i, min(i + batch, len(whole)))]
             for side, key in (('source', 'y'), ('target', 'x0')):
-                for name, v in zip(('mean', 'std'), codec.posterior(torch.stack([s[key] for s in some]).to(device))):
+                for name, v in zip(
+                    ('mean', 'std'), codec.posterior(torch.stack([s[key] for s in some]).to(device))
+                ):
                     name = f'{side}_{name}'
-                    if name not in maps: maps[name] = np.lib.format.open_memmap(Path(tmp)/f'{name}.npy', 'w+', np.float32, (len(whole), *v.shape[1:]))
-                    maps[name][i:i + len(some)] = v.float().cpu().numpy()
-        for v in maps.values(): v.flush()
+                    if name not in maps:
+                        maps[name] = np.lib.format.open_memmap(
+                            Path(tmp) / f'{name}.npy', 'w+', np.float32, (len(whole), *v.shape[1:])
+                        )
+                    maps[name][i : i + len(some)] = v.float().cpu().numpy()
+        for v in maps.values():
+            v.flush()
     return Latents(data, folder)

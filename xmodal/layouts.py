@@ -24,31 +24,67 @@ from .data import IMAGE_ENDINGS, Record, first_line, load_volume, to_plane, wind
 
 # %% ../nbs/13_layouts.ipynb #d7d387b2
 def pair_up(
-    sources:dict, targets:dict,  # name -> (subject, path, meta)
-    what:tuple,                  # (source, target) as the user calls them
-    root, allow_unpaired=False,  # leave out names without a partner instead of refusing
-    extra={},                    # name -> further fields of the record: mask, split
+    sources: dict,
+    targets: dict,  # name -> (subject, path, meta)
+    what: tuple,  # (source, target) as the user calls them
+    root,
+    allow_unpaired=False,  # leave out names without a partner instead of refusing
+    extra={},  # name -> further fields of the record: mask, split
 ) -> list:
-    "Records of the names on both sides, sorted; raises InputError for names on one side only, or for none at all."
-    if not sources and not targets: raise InputError(f'{root}: holds neither {what[0]} nor {what[1]} files in this layout; check root, source and target')
+    """Records of the names on both sides, sorted; raises InputError for names on one side only, or
+    for none at all.
+    """
+    if not sources and not targets:
+        raise InputError(
+            f'{root}: holds neither {what[0]} nor {what[1]} files in this layout; check root,'
+            ' source and target'
+        )
     for side, w in zip((sources, targets), what):
-        if not side: raise InputError(f'{root}: not one {w} file is in this data set; check source and target')
+        if not side:
+            raise InputError(
+                f'{root}: not one {w} file is in this data set; check source and target'
+            )
     lone = sorted(set(sources) ^ set(targets))
     if lone and not allow_unpaired:
-        n = lone[0]; has, lacks = (what if n in sources else what[::-1]); path = (sources.get(n) or targets.get(n))[1]
-        raise InputError(f"{path}: {n} has {has} but no {lacks}" + (f' (and {len(lone) - 1} more without a partner)' if len(lone) > 1 else '') + '; add the file, or leave such subjects out with allow_unpaired')
+        n = lone[0]
+        has, lacks = what if n in sources else what[::-1]
+        path = (sources.get(n) or targets.get(n))[1]
+        raise InputError(
+            f'{path}: {n} has {has} but no {lacks}'
+            + (f' (and {len(lone) - 1} more without a partner)' if len(lone) > 1 else '')
+            + '; add the file, or leave such subjects out with allow_unpaired'
+        )
     both = sorted(set(sources) & set(targets))
-    if not both: raise InputError(f'{root}: no subject has both {what[0]} and {what[1]}; check source and target')
-    if lone: print(f'{len(both)} pairs; left out for want of a partner: {", ".join(lone[:8])}{" ..." if len(lone) > 8 else ""}')
+    if not both:
+        raise InputError(
+            f'{root}: no subject has both {what[0]} and {what[1]}; check source and target'
+        )
+    if lone:
+        print(
+            f'{len(both)} pairs; left out for want of a partner:'
+            f' {", ".join(lone[:8])}{" ..." if len(lone) > 8 else ""}'
+        )
     known = lambda k, meta: {**meta, 'modality': what[k]}
-    return [Record(sources[n][0], n, sources[n][1], targets[n][1], known(0, sources[n][2]), target_meta=known(1, targets[n][2]), **extra.get(n, {})) for n in both]
+    return [
+        Record(
+            sources[n][0],
+            n,
+            sources[n][1],
+            targets[n][1],
+            known(0, sources[n][2]),
+            target_meta=known(1, targets[n][2]),
+            **extra.get(n, {}),
+        )
+        for n in both
+    ]
 
 # %% ../nbs/13_layouts.ipynb #99bbf2eb
-def check_cells(path, rows:int, columns:int):
+def check_cells(path, rows: int, columns: int):
     "Raise InputError for a table larger than the limits."
     check_limit(path, 'rows', rows)
     check_limit(path, 'columns', columns)
-    check_limit(path, 'cells', rows*columns)
+    check_limit(path, 'cells', rows * columns)
+
 
 def size_of_text(path) -> tuple:
     "Rows and the most columns of a table of text; the file is read in pieces."
@@ -59,9 +95,11 @@ def size_of_text(path) -> tuple:
             rows, columns = rows + 1, max(columns, marks + 1)
     return rows, columns
 
+
 def size_of_xlsx(path) -> tuple:
     "Rows and the most columns of the first sheet of an Excel file, within the limits."
     import openpyxl
+
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     sheet, rows, columns = book.worksheets[0], 0, 0
     sheet.reset_dimensions()
@@ -80,30 +118,35 @@ def check_table(path):
     try:
         if ending == '.xlsx':
             import zipfile
+
             with zipfile.ZipFile(path) as z:
                 check_limit(path, 'table_bytes', sum(m.file_size for m in z.infolist()))
             check_cells(path, *size_of_xlsx(path))
         elif ending == '.xls':
             import xlrd
+
             how = dict(ragged_rows=True, on_demand=True, logfile=io.StringIO())
             with xlrd.open_workbook(path, **how) as book:
                 sheet = book.sheet_by_index(0)
                 check_cells(path, sheet.nrows, sheet.ncols)
-        else: check_cells(path, *size_of_text(path))
-    except InputError: raise
+        else:
+            check_cells(path, *size_of_text(path))
+    except InputError:
+        raise
     except ImportError as e:
         raise InputError(
-            f'{path}: reading it needs {e.name}; install that, or save the table as '
-            f'.csv') from None
+            f'{path}: reading it needs {e.name}; install that, or save the table as .csv'
+        ) from None
     except Exception as e:
         raise InputError(
-            f'{path}: cannot be read as a table ({first_line(e)}); save it again, or '
-            f'as .csv') from None
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again, or as .csv'
+        ) from None
 
 # %% ../nbs/13_layouts.ipynb #11b8ffe6
 @lru_cache(maxsize=1000)
 def say_once(line: str):
     print(line)  # each line once per process
+
 
 def text_rows(path) -> tuple:
     "Rows of strings of a text table, and its separator; raises InputError."
@@ -123,11 +166,13 @@ def text_rows(path) -> tuple:
         rows = list(reader(io.StringIO(text, newline=None), delimiter=mark))
     except Error as e:
         raise InputError(
-            f'{path}: cannot be read as a table ({first_line(e)}); save it again') from None
+            f'{path}: cannot be read as a table ({first_line(e)}); save it again'
+        ) from None
     broken = next((k for k, row in enumerate(rows, 1) if any('\n' in cell for cell in row)), 0)
     if broken:
         raise InputError(
-            f'{path}, row {broken}: a quote is opened and never closed; repair the row')
+            f'{path}, row {broken}: a quote is opened and never closed; repair the row'
+        )
     return rows, mark
 
 # %% ../nbs/13_layouts.ipynb #3ace7700
@@ -162,7 +207,8 @@ def cell_text(v) -> str:
     return (
         f'{v:.0f}'
         if isinstance(v, float) and v == np.round(v) and abs(v) < 1e15
-        else str(v).strip())
+        else str(v).strip()
+    )
 
 # %% ../nbs/13_layouts.ipynb #a95e2341
 def table_rows(
@@ -191,12 +237,15 @@ def table_rows(
         if any(row[len(header) :]):
             raise InputError(
                 f'{path}, row {k}: more cells than the {len(header)} columns; quote cells that '
-                f'hold the separator')
+                f'hold the separator'
+            )
     if mark == ';':
         rows = [(k, decimal_points(path, row)) for k, row in rows]
     filled = [(k, row + [''] * len(header)) for k, row in rows[1:]]
     return [c for c in header if c], [
-        {'': k, **{c: v for c, v in zip(header, row) if c}} for k, row in filled]
+        {'': k, **{c: v for c, v in zip(header, row) if c}} for k, row in filled
+    ]
+
 
 def decimal_points(path, row) -> list:
     "Decimal commas of a table with semicolons as points; says so once."
@@ -207,7 +256,9 @@ def decimal_points(path, row) -> list:
 
 # %% ../nbs/13_layouts.ipynb #a78d3c4d
 def bids_file(folder, stem: str, want: str):
-    "The file stem_want.nii[.gz] in `folder`, or the only one with further acq/run/rec/echo entities; None if there is none."
+    """The file stem_want.nii[.gz] in `folder`, or the only one with further acq/run/rec/echo
+    entities; None if there is none.
+    """
     found = [p for p in sorted(folder.glob(f'{stem}_*')) if re.search(r'\.nii(\.gz)?$', p.name)]
     rest = {p: re.sub(r'\.nii(\.gz)?$', '', p.name)[len(stem) + 1 :] for p in found}
     exact = [p for p in found if rest[p] == want]
@@ -216,9 +267,11 @@ def bids_file(folder, stem: str, want: str):
     loose = [p for p in found if re.sub(r'(acq|run|rec|echo|part)-[^_]+_', '', rest[p]) == want]
     if len(loose) > 1:
         raise InputError(
-            f"{loose[0]}: {want} is ambiguous here ({', '.join(rest[p] for p in loose)}); name "
-            f"one of them as source or target")
+            f'{loose[0]}: {want} is ambiguous here ({", ".join(rest[p] for p in loose)}); name '
+            f'one of them as source or target'
+        )
     return loose[0] if loose else None
+
 
 def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
     "Records of a BIDS data set."
@@ -238,9 +291,11 @@ def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
         n: next(
             iter(
                 sorted(
-                    root.glob(f'derivatives/*/{n.replace("_", "/")}/anat/{n}_desc-brain_mask.nii*'))
+                    root.glob(f'derivatives/*/{n.replace("_", "/")}/anat/{n}_desc-brain_mask.nii*')
+                )
             ),
-            None)
+            None,
+        )
         for n in sides[0]
     }
     return pair_up(
@@ -248,7 +303,8 @@ def bids(root, source='T1w', target='T2w', allow_unpaired=False, **_) -> list:
         (source, target),
         root,
         allow_unpaired,
-        {n: dict(mask=m) for n, m in masks.items() if m})
+        {n: dict(mask=m) for n, m in masks.items() if m},
+    )
 
 # %% ../nbs/13_layouts.ipynb #88f2a0b4
 def read_json(path) -> dict:
@@ -267,10 +323,14 @@ def read_json(path) -> dict:
         return found
     raise InputError(
         f'{path}: holds {type(found).__name__} instead of names with values; '
-        'a sidecar reads like {"EchoTime": 0.1}')
+        'a sidecar reads like {"EchoTime": 0.1}'
+    )
+
 
 def sidecar(path) -> dict:
-    "What the JSON files of BIDS say about a file: the one beside it, over those that it inherits from; {} if there are none. Raises InputError for damaged ones."
+    """What the JSON files of BIDS say about a file: the one beside it, over those that it inherits
+    from; {} if there are none. Raises InputError for damaged ones.
+    """
     path = Path(re.sub(r'\.nii(\.gz)?$', '', str(path)))
     *entities, suffix = path.name.split('_')
     if not path.name.startswith('sub-'):
@@ -284,14 +344,17 @@ def sidecar(path) -> dict:
         q
         for folder in reversed(above)
         for q in sorted(
-            folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name))
+            folder.glob(f'*{glob.escape(suffix)}.json'), key=lambda q: (q.name.count('_'), q.name)
+        )
         if q.stem.split('_')[-1] == suffix
         and set(q.stem.split('_')[:-1]) <= set(entities)
-        and not is_litter(q.name)]
+        and not is_litter(q.name)
+    ]
     return {k: v for q in fits for k, v in read_json(q).items()}
 
 # %% ../nbs/13_layouts.ipynb #96c72a92
 UNKNOWN = ('', 'n/a', 'na', '#n/a', 'nan', 'null', 'none', '<na>')  # cells that say nothing
+
 
 def cell_value(text: str):
     "A cell's text as a whole number, a number, or itself; None if it says nothing."
@@ -301,6 +364,7 @@ def cell_value(text: str):
         return int(text)
     return float(text) if re.fullmatch(r'-?\d{0,15}\.?\d{1,15}(e-?\d{1,2})?', text, re.I) else text
 
+
 def read_table(path, key: str) -> dict:
     "A table of people as key -> row; {} if there is none; InputError without the column."
     path = Path(path)
@@ -308,7 +372,7 @@ def read_table(path, key: str) -> dict:
         return {}
     columns, rows = table_rows(path, (key,))
     if key not in columns:
-        raise InputError(f"{path}: has no column {key!r}, only {', '.join(columns) or 'blanks'}")
+        raise InputError(f'{path}: has no column {key!r}, only {", ".join(columns) or "blanks"}')
     found, doubtful = {}, set()
     for row in rows:
         new = {
@@ -327,11 +391,13 @@ def read_table(path, key: str) -> dict:
     if doubtful:
         names, some = (
             {n for n, _ in doubtful},
-            ', '.join(f'{n}: {k}' for n, k in sorted(doubtful)[:4]))
+            ', '.join(f'{n}: {k}' for n, k in sorted(doubtful)[:4]),
+        )
         say_once(
             f'{path}: {len(names)} names have several rows that disagree; what they disagree in '
             f'is left out '
-            f'({some}{" ..." if len(doubtful) > 4 else ""})')
+            f'({some}{" ..." if len(doubtful) > 4 else ""})'
+        )
     return found
 
 # %% ../nbs/13_layouts.ipynb #9b65f2bb
@@ -339,6 +405,7 @@ def plain_id(name: str) -> str:
     "An id without case, `sub-` and the form of its number: sub-001, 1 and 1.0 are '1'."
     bare = re.sub(r'^sub-', '', name.strip().lower())
     return str(int(float(bare))) if re.fullmatch(r'\d{1,15}(\.0*)?', bare) else bare
+
 
 def match_people(
     table: dict,  # from read_table
@@ -362,22 +429,28 @@ def match_people(
     if close:
         say_once(
             f'note: {path}: {len(close)} of {len(names)} ids were matched by their number or '
-            f'letters ({close[0]})')
+            f'letters ({close[0]})'
+        )
     if doubt:
         say_once(
             f'note: {path}: no row is {doubt[0]!r}, and {", ".join(rows[plain_id(doubt[0])])} '
-            f'could mean somebody else; nothing is known about {len(doubt)} of {len(names)} people')
+            f'could mean somebody else; nothing is known about {len(doubt)} of {len(names)} people'
+        )
     if table and lost:
         say_once(
             f'note: {path}: has no row for {len(lost)} of {len(names)} people (first: {lost[0]}; '
-            f'its first row is {next(iter(table))!r}); their age, sex and scanner stay unknown')
+            f'its first row is {next(iter(table))!r}); their age, sex and scanner stay unknown'
+        )
     return found
 
 # %% ../nbs/13_layouts.ipynb #c3b7e17b
 ixi_scanners = dict(Guys=('Philips', 1.5), HH=('Philips', 3.0), IOP=('GE', 1.5))
 
+
 def ixi_people(root) -> dict:
-    "Age and sex of IXI's subjects from IXI.xls, .xlsx or .csv: IXI002 -> dict; {} if there is no table; raises InputError if a column is missing."
+    """Age and sex of IXI's subjects from IXI.xls, .xlsx or .csv: IXI002 -> dict; {} if there is no
+    table; raises InputError if a column is missing.
+    """
     path = next((root / n for n in ('IXI.xls', 'IXI.xlsx', 'IXI.csv') if (root / n).exists()), None)
     if not path:
         return {}
@@ -386,8 +459,9 @@ def ixi_people(root) -> dict:
     lacks = [c for c in needed if c not in columns]
     if lacks:
         raise InputError(
-            f"{path}: has no column {lacks[0]!r}, only {', '.join(columns)}; take the table of "
-            f"the data set's page unchanged, or remove it")
+            f'{path}: has no column {lacks[0]!r}, only {", ".join(columns)}; take the table of '
+            f"the data set's page unchanged, or remove it"
+        )
     odd = []
     for key, row in read_table(path, 'IXI_ID').items():
         if not re.fullmatch(r'(IXI)?\d{1,6}(\.0*)?', key, re.I):
@@ -403,8 +477,10 @@ def ixi_people(root) -> dict:
     if odd:
         say_once(
             f'note: {path}: {len(odd)} rows have no number as IXI_ID (first: {odd[0]!r}) and are '
-            f'left out')
+            f'left out'
+        )
     return found
+
 
 def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
     "Records of IXI's own layout; meta: site, scanner, field strength, age, sex."
@@ -424,30 +500,69 @@ def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
                     scan=m[3],
                     **({'scanner': maker, 'field': tesla} if maker else {}),
                     **people.get(m[1], {}),
-                ))
+                ),
+            )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #1fe7e61c
 brats_contrasts = ('t1', 't1ce', 't2', 'flair')
-brats_years = {r'Brats17_|Brats18_': '2017 or 2018', r'BraTS19_': '2019', r'BraTS20_': '2020', r'BraTS-[A-Z]+-\d': '2023 or later', r'BRATS_\d|brats_201|HGG$|LGG$': '2016 or before'}
+brats_years = {
+    r'Brats17_|Brats18_': '2017 or 2018',
+    r'BraTS19_': '2019',
+    r'BraTS20_': '2020',
+    r'BraTS-[A-Z]+-\d': '2023 or later',
+    r'BRATS_\d|brats_201|HGG$|LGG$': '2016 or before',
+}
+
 
 def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
     "Records of BraTS 2021; the mask is the segmentation (0, 1, 2, 4)."
     root, sides = Path(root), ({}, {})
     for want in (source, target):
-        if want not in brats_contrasts: raise InputError(f"BraTS has the contrasts {', '.join(brats_contrasts)}, not {want!r}; check source and target")
-    cases = sorted(p for p in [*root.glob('BraTS2021_*'), *root.glob('*/BraTS2021_*')] if p.is_dir() and re.fullmatch(r'BraTS2021_\d{5}', p.name))
+        if want not in brats_contrasts:
+            raise InputError(
+                f'BraTS has the contrasts {", ".join(brats_contrasts)}, not {want!r}; check source'
+                ' and target'
+            )
+    cases = sorted(
+        p
+        for p in [*root.glob('BraTS2021_*'), *root.glob('*/BraTS2021_*')]
+        if p.is_dir() and re.fullmatch(r'BraTS2021_\d{5}', p.name)
+    )
     if not cases:
-        for pattern, year in brats_years.items():                           # names of cases before names of folders
+        for pattern, year in brats_years.items():  # names of cases before names of folders
             for p in sorted([*root.iterdir(), *root.glob('*/*'), *root.glob('*/*/*')]):
-                if re.match(pattern, p.name): raise InputError(f'{p}: this is BraTS of {year}; data set brats reads 2021 (BraTS2021_00000/BraTS2021_00000_t1.nii.gz). For other years write a table and use data set csv')
+                if re.match(pattern, p.name):
+                    raise InputError(
+                        f'{p}: this is BraTS of {year}; data set brats reads 2021'
+                        ' (BraTS2021_00000/BraTS2021_00000_t1.nii.gz). For other years write a'
+                        ' table and use data set csv'
+                    )
     masks = {}
     for case in cases:
-        if case.name in masks: raise InputError(f'{case}: {case.name} is also in another folder; keep one of them')
+        if case.name in masks:
+            raise InputError(f'{case}: {case.name} is also in another folder; keep one of them')
         for side, want in zip(sides, (source, target)):
-            path = next((q for q in (case/f'{case.name}_{want}.nii.gz', case/f'{case.name}_{want}.nii') if q.is_file()), None)
-            if path: side[case.name] = (case.name, path, dict(modality=want))
-        masks[case.name] = dict(mask=next((q for q in (case/f'{case.name}_seg.nii.gz', case/f'{case.name}_seg.nii') if q.is_file()), None))
+            path = next(
+                (
+                    q
+                    for q in (case / f'{case.name}_{want}.nii.gz', case / f'{case.name}_{want}.nii')
+                    if q.is_file()
+                ),
+                None,
+            )
+            if path:
+                side[case.name] = (case.name, path, dict(modality=want))
+        masks[case.name] = dict(
+            mask=next(
+                (
+                    q
+                    for q in (case / f'{case.name}_seg.nii.gz', case / f'{case.name}_seg.nii')
+                    if q.is_file()
+                ),
+                None,
+            )
+        )
     return pair_up(*sides, (source, target), root, allow_unpaired, masks)
 
 # %% ../nbs/13_layouts.ipynb #f0d68d5a
@@ -462,17 +577,20 @@ def pelvis(root, source='T2', target='CT', allow_unpaired=False, **_) -> list:
                 q
                 for q in sorted(patient.glob(f'*{want}.nii*'))
                 if re.fullmatch(rf'(.*_)?{re.escape(want)}\.nii(\.gz)?', q.name)
-                and not is_litter(q.name)]
+                and not is_litter(q.name)
+            ]
             if len(files) > 1:
                 raise InputError(
                     f'{files[0]}: {want} is ambiguous here ({", ".join(q.name for q in files)}); '
-                    f'keep one')
+                    f'keep one'
+                )
             path = files[0] if files else patient / want
             if path.exists():
                 side[patient.name] = (
                     patient.name,
                     path,
-                    dict(site=patient.name.split('_')[0], modality=want))
+                    dict(site=patient.name.split('_')[0], modality=want),
+                )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #8187d381
@@ -482,18 +600,21 @@ def sentinel(root, source='s1', target='s2', allow_unpaired=False, **_) -> list:
     for want in (source, target):
         if want not in ('s1', 's2'):
             raise InputError(
-                f"SEN1-2 has s1 (SAR) and s2 (optical), not {want!r}; check source and target")
+                f'SEN1-2 has s1 (SAR) and s2 (optical), not {want!r}; check source and target'
+            )
     for side, want in zip(sides, (source, target)):
         for path in sorted(q for q in root.glob(f'ROIs*/{want}_*/*.png') if not is_litter(q.name)):
             m = re.fullmatch(rf'(ROIs\d+_[a-z]+)_{want}_(\d+)_p(\d+)\.png', path.name)
             if not m or path.parent.name != f'{want}_{m[2]}' or path.parent.parent.name != m[1]:
                 raise InputError(
                     f'{path}: the name does not fit its folder; SEN1-2 has '
-                    f'ROIs1158_spring/{want}_1/ROIs1158_spring_{want}_1_p30.png')
+                    f'ROIs1158_spring/{want}_1/ROIs1158_spring_{want}_1_p30.png'
+                )
             side[f'{m[1]}_{m[2]}_p{m[3]}'] = (
                 f'{m[1]}_{m[2]}',
                 path,
-                dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])))
+                dict(season=m[1].split('_')[1], scene=int(m[2]), patch=int(m[3])),
+            )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #b58dc543
@@ -504,15 +625,19 @@ def subject_pattern(group):
     except re.error as e:
         raise InputError(f'group {group!r} is not a regular expression ({e})') from None
 
+
 def subject_of(path, pattern, group) -> str:
-    "The subject that `group` finds in a file name, or the whole name without one; raises InputError if it finds none."
+    """The subject that `group` finds in a file name, or the whole name without one; raises
+    InputError if it finds none.
+    """
     if not pattern:
         return path.stem
     m = pattern.search(path.stem)
     if not m or not m.groups() or not m[1]:
         raise InputError(
             f'{path}: group {group!r} does not find a subject in this name; it needs one group in '
-            f'parentheses that matches')
+            f'parentheses that matches'
+        )
     return m[1]
 
 # %% ../nbs/13_layouts.ipynb #2a74327f
@@ -521,15 +646,18 @@ def image_files(folder, pattern='*') -> list:
     found = [
         q
         for q in sorted(folder.glob(pattern))
-        if not any(map(is_litter, q.relative_to(folder).parts))]
+        if not any(map(is_litter, q.relative_to(folder).parts))
+    ]
     images = [q for q in found if q.name.lower().endswith(IMAGE_ENDINGS)]
     others = sorted({q.suffix.lower() or 'no ending' for q in found if q.is_file()})
     if others and not images:
         raise InputError(
-            f"{folder}: holds {', '.join(others[:4])} files; images are read from "
-            f"{', '.join(IMAGE_ENDINGS)}: "
-            'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes')
+            f'{folder}: holds {", ".join(others[:4])} files; images are read from '
+            f'{", ".join(IMAGE_ENDINGS)}: '
+            'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes'
+        )
     return images
+
 
 def pscde(root, source='image', target='mask', group=None, allow_unpaired=False, **_) -> list:
     "Records of PSCDE with its split: image/{train,val,test}/NAME.png beside mask/ or edge/."
@@ -538,7 +666,8 @@ def pscde(root, source='image', target='mask', group=None, allow_unpaired=False,
         if not (root / want).is_dir():
             raise InputError(
                 f'{root / want}: no such folder; PSCDE needs {source}/ and {target}/, each with '
-                f'train, val and test')
+                f'train, val and test'
+            )
         for path in image_files(root / want, '*/*'):
             split = path.parent.name
             if split not in ('train', 'val', 'test'):
@@ -547,15 +676,18 @@ def pscde(root, source='image', target='mask', group=None, allow_unpaired=False,
             if path.stem in side:
                 raise InputError(
                     f'{path}: {path.stem} is also in {splits[path.stem]["split"]}; an image '
-                    f'belongs to one side')
+                    f'belongs to one side'
+                )
             side[path.stem] = (
                 m[1] if m and not pattern else subject_of(path, pattern, group),
                 path,
-                {})
+                {},
+            )
             if splits.setdefault(path.stem, dict(split=split))['split'] != split:
                 raise InputError(
                     f'{path}: {path.stem} is in {splits[path.stem]["split"]} as {source} and in '
-                    f'{split} as {target}')
+                    f'{split} as {target}'
+                )
     return pair_up(*sides, (source, target), root, allow_unpaired, splits)
 
 # %% ../nbs/13_layouts.ipynb #519d5265
@@ -567,20 +699,24 @@ def folder(root, source='A', target='B', group=None, allow_unpaired=False, **_) 
         if not (root / want).is_dir():
             raise InputError(
                 f'{root / want}: no such folder; data set folder needs {root}/{source} and '
-                f'{root}/{target} (parameters source and target)')
+                f'{root}/{target} (parameters source and target)'
+            )
         for path in image_files(root / want):
             if path.stem in side:
                 raise InputError(
-                    f'{path}: {side[path.stem][1].name} has the same name; keep one of them')
+                    f'{path}: {side[path.stem][1].name} has the same name; keep one of them'
+                )
             side[path.stem] = (subject_of(path, pattern, group), path, {})
     if not pattern and sides[0]:
         print(
             f'note: without `group` each of the {len(sides[0])} files counts as a subject of its '
-            f'own; patches of one scene would then stand on both sides of the split')
+            f'own; patches of one scene would then stand on both sides of the split'
+        )
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../nbs/13_layouts.ipynb #c2ef9d86
 PAIR_COLUMNS = ('source', 'target', 'subject', 'split', 'mask', 'name')
+
 
 def beside_table(path, line: int, column: str, said: str) -> Path:
     "The file that a table names, relative to it, also with backslashes; or InputError."
@@ -616,7 +752,8 @@ def pair_of(path, row: dict) -> Record:
     }  # age, sex, scanner: of the person or the visit
     sides = [
         {**both, **{k[7:]: v for k, v in meta.items() if k.startswith(f'{w}_')}}
-        for w in ('source', 'target')]
+        for w in ('source', 'target')
+    ]
     return Record(
         subject or name,
         name,
@@ -625,7 +762,8 @@ def pair_of(path, row: dict) -> Record:
         {**meta, **sides[0]},
         mask,
         row.get('split', ''),
-        sides[1])
+        sides[1],
+    )
 
 # %% ../nbs/13_layouts.ipynb #22068fb4
 def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
@@ -633,20 +771,23 @@ def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
     path = Path(root) / 'pairs.csv' if Path(root).is_dir() else Path(root)
     if not path.exists():
         raise InputError(
-            f'{path}: no such file; data set csv needs a table with the columns source and target')
+            f'{path}: no such file; data set csv needs a table with the columns source and target'
+        )
     columns, rows = table_rows(path, PAIR_COLUMNS)
     for c in ('source', 'target'):
         if c not in columns:
             raise InputError(
-                f"{path}: has no column {c!r}, only {', '.join(columns)}; the first line names "
-                f"the columns, separated by commas")
+                f'{path}: has no column {c!r}, only {", ".join(columns)}; the first line names '
+                f'the columns, separated by commas'
+            )
     records, seen = [], {}
     for row in rows:
         r = pair_of(path, row)
         if r.name in seen:
             raise InputError(
-                f"{path}, line {row['']}: {r.name!r} is also in line {seen[r.name]}; give the "
-                f"pairs names of their own in a column name")
+                f'{path}, line {row[""]}: {r.name!r} is also in line {seen[r.name]}; give the '
+                f'pairs names of their own in a column name'
+            )
         seen[r.name] = row['']
         records.append(r)
     if not records:
@@ -657,77 +798,179 @@ def csv(root, source=None, target=None, allow_unpaired=False, **_) -> list:
 @dataclass(frozen=True)
 class DataInfo:
     "What is known of a data set before it is read."
+
     reader: callable
     source: str  # default source
     target: str  # default target
-    about: str   # one sentence
-    where: str   # how to get it
-    windows: dict = field(default_factory=dict) # contrast -> window rule, where the default of the file type is not right
-    labels: tuple = ()                          # values that the records' masks may have; (): any whole numbers
+    about: str  # one sentence
+    where: str  # how to get it
+    # contrast -> window rule, where the default of the file type is not right
+    windows: dict = field(default_factory=dict)
+    labels: tuple = ()  # values that the records' masks may have; (): any whole numbers
+
 
 datasets = dict(
     phantom=DataInfo(bids, 'T1w', 'T2w', 'made brains, written on the spot', 'needs nothing'),
-    bids=DataInfo(bids, 'T1w', 'T2w', 'any BIDS data set with two anatomical contrasts', 'give its folder as root (sub-*/anat/*.nii.gz)', dict(CT='hu')),
-    ixi=DataInfo(ixi, 'T1', 'T2', 'IXI: 581 healthy subjects, three London hospitals, T1, T2 and PD',
-                 'get it with `xmodal data get ixi`, or from https://brain-development.org/ixi-dataset/ (CC BY-SA 3.0; archives IXI-T1.tar, IXI-T2.tar, IXI-PD.tar and IXI.xls), unpack into folders IXI-T1, IXI-T2, IXI-PD'),
-    brats=DataInfo(brats, 't1', 't2', 'BraTS 2021: gliomas, four MR contrasts and a segmentation', 'register at https://www.synapse.org/brats2021 and download the training data; give the folder that holds BraTS2021_00000, ... as root', labels=(0, 1, 2, 4)),
-    pelvis=DataInfo(pelvis, 'T2', 'CT', 'Gold Atlas: 19 male pelves, T1, T2 and CT, three sites', 'ask for access at https://zenodo.org/records/583096; give the folder that holds 1_01_P, ... as root', dict(CT='hu')),
-    sentinel=DataInfo(sentinel, 's1', 's2', 'SEN1-2: 282 384 SAR and optical patches of 256 x 256, four seasons', 'download from https://mediatum.ub.tum.de/1436631 (CC BY); give the folder that holds ROIs1158_spring, ... as root'),
-    pscde=DataInfo(pscde, 'image', 'mask', 'PSCDE: 700 EL images of polycrystalline solar cells with defect masks', 'ask its authors (Wang et al., IEEE TII 2024, doi 10.1109/TII.2023.3275705), arrange it as image/, mask/, edge/ with train, val, test', dict(mask='binary', edge='binary')),
-    folder=DataInfo(folder, 'A', 'B', 'two folders of PNG or TIFF images with equal names', 'give the folder that holds them as root, and their names as source and target'),
-    csv=DataInfo(csv, 'source', 'target', 'a table of pairs: source, target, subject, split', 'give the .csv file, or the folder that holds pairs.csv, as root'),
+    bids=DataInfo(
+        bids,
+        'T1w',
+        'T2w',
+        'any BIDS data set with two anatomical contrasts',
+        'give its folder as root (sub-*/anat/*.nii.gz)',
+        dict(CT='hu'),
+    ),
+    ixi=DataInfo(
+        ixi,
+        'T1',
+        'T2',
+        'IXI: 581 healthy subjects, three London hospitals, T1, T2 and PD',
+        'get it with `xmodal data get ixi`, or from https://brain-development.org/ixi-dataset/ (CC'
+        ' BY-SA 3.0; archives IXI-T1.tar, IXI-T2.tar, IXI-PD.tar and IXI.xls), unpack into folders'
+        ' IXI-T1, IXI-T2, IXI-PD',
+    ),
+    brats=DataInfo(
+        brats,
+        't1',
+        't2',
+        'BraTS 2021: gliomas, four MR contrasts and a segmentation',
+        'register at https://www.synapse.org/brats2021 and download the training data; give the'
+        ' folder that holds BraTS2021_00000, ... as root',
+        labels=(0, 1, 2, 4),
+    ),
+    pelvis=DataInfo(
+        pelvis,
+        'T2',
+        'CT',
+        'Gold Atlas: 19 male pelves, T1, T2 and CT, three sites',
+        'ask for access at https://zenodo.org/records/583096; give the folder that holds 1_01_P,'
+        ' ... as root',
+        dict(CT='hu'),
+    ),
+    sentinel=DataInfo(
+        sentinel,
+        's1',
+        's2',
+        'SEN1-2: 282 384 SAR and optical patches of 256 x 256, four seasons',
+        'download from https://mediatum.ub.tum.de/1436631 (CC BY); give the folder that holds'
+        ' ROIs1158_spring, ... as root',
+    ),
+    pscde=DataInfo(
+        pscde,
+        'image',
+        'mask',
+        'PSCDE: 700 EL images of polycrystalline solar cells with defect masks',
+        'ask its authors (Wang et al., IEEE TII 2024, doi 10.1109/TII.2023.3275705), arrange it as'
+        ' image/, mask/, edge/ with train, val, test',
+        dict(mask='binary', edge='binary'),
+    ),
+    folder=DataInfo(
+        folder,
+        'A',
+        'B',
+        'two folders of PNG or TIFF images with equal names',
+        'give the folder that holds them as root, and their names as source and target',
+    ),
+    csv=DataInfo(
+        csv,
+        'source',
+        'target',
+        'a table of pairs: source, target, subject, split',
+        'give the .csv file, or the folder that holds pairs.csv, as root',
+    ),
 )
 
-def default_windows(dataset:str, source=None, target=None) -> tuple:
-    "Window rules of (source, target) for a data set; None where the default of the file type is right."
+
+def default_windows(dataset: str, source=None, target=None) -> tuple:
+    """Window rules of (source, target) for a data set; None where the default of the file type is
+    right.
+    """
     d = datasets[dataset]
     return d.windows.get(source or d.source), d.windows.get(target or d.target)
 
 # %% ../nbs/13_layouts.ipynb #b7734284
 def made_root(
-    dataset:str,     # row of `datasets`
-    n:int=8, seed:int=0, # subjects (people, patients, scenes, modules), seed
-    voxel:float=3.,  # voxel size in mm, volumes
-    pixels:int=128,  # rows and columns, images
-    vary:bool=False, # phantom and bids: every person has times of repetition and echo of their own
+    dataset: str,  # row of `datasets`
+    n: int = 8,
+    seed: int = 0,  # subjects (people, patients, scenes, modules), seed
+    voxel: float = 3.0,  # voxel size in mm, volumes
+    pixels: int = 128,  # rows and columns, images
+    # phantom and bids: every person has times of repetition and echo of their own
+    vary: bool = False,
 ) -> Path:
     "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
     layout = 'bids' if dataset == 'phantom' else dataset
-    here = project_root()/'data'/'made'/(f'{layout}-n{n}-seed{seed}-' + (f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm') + ('-varied' if vary else ''))
-    if vary and layout != 'bids': raise InputError(f'made data with varied protocols exist in the layout of phantom and bids, not of {dataset}')
+    here = (
+        project_root()
+        / 'data'
+        / 'made'
+        / (
+            f'{layout}-n{n}-seed{seed}-'
+            + (f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm')
+            + ('-varied' if vary else '')
+        )
+    )
+    if vary and layout != 'bids':
+        raise InputError(
+            'made data with varied protocols exist in the layout of phantom and bids, not of'
+            f' {dataset}'
+        )
     if layout in ('ixi', 'bids'):
         from xmodal.phantom import write_bids, write_ixi
-        return write_ixi(here, n=n, seed=seed, voxel=voxel) if layout == 'ixi' else write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
+
+        return (
+            write_ixi(here, n=n, seed=seed, voxel=voxel)
+            if layout == 'ixi'
+            else write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
+        )
     if layout in ('brats', 'pelvis'):
         from xmodal.bodies import write_brats, write_pelvis
-        return (write_brats if layout == 'brats' else write_pelvis)(here, n=n, seed=seed, voxel=voxel)
+
+        return (write_brats if layout == 'brats' else write_pelvis)(
+            here, n=n, seed=seed, voxel=voxel
+        )
     if layout == 'sentinel':
         from xmodal.earth import write_sen12
+
         return write_sen12(here, n=n, seed=seed, size=pixels)
     if layout == 'pscde':
         from xmodal.cells import write_pscde
-        return write_pscde(here, n=4*n, seed=seed, size=pixels)
+
+        return write_pscde(here, n=4 * n, seed=seed, size=pixels)
     if not here.is_dir():
         people = bids(made_root('bids', n, seed, voxel))
-        with atomic(here) as tmp: slices_to_png(people, tmp) if layout == 'folder' else pairs_table(people, tmp)
+        with atomic(here) as tmp:
+            slices_to_png(people, tmp) if layout == 'folder' else pairs_table(people, tmp)
     return here
+
 
 def slices_to_png(records, root):
     "Every third axial slice of volume pairs as 8-bit PNG: root/A and root/B."
     from PIL import Image
+
     for r in records:
         for side, path in (('A', r.source), ('B', r.target)):
-            img = load_volume(path); data = img.get_fdata(dtype=np.float32); w = window_of(data)
-            (Path(root)/side).mkdir(parents=True, exist_ok=True)
+            img = load_volume(path)
+            data = img.get_fdata(dtype=np.float32)
+            w = window_of(data)
+            (Path(root) / side).mkdir(parents=True, exist_ok=True)
             planes, _ = to_plane(img, float(img.header.get_zooms()[0]), 8, w)
-            for k in range(len(planes)//4, 3*len(planes)//4, 3): Image.fromarray(np.clip((planes[k] + 1)*127.5, 0, 255).round().astype(np.uint8)).save(Path(root)/side/f'{r.name}_{k:03d}.png')
+            for k in range(len(planes) // 4, 3 * len(planes) // 4, 3):
+                Image.fromarray(
+                    np.clip((planes[k] + 1) * 127.5, 0, 255).round().astype(np.uint8)
+                ).save(Path(root) / side / f'{r.name}_{k:03d}.png')
+
 
 def pairs_table(records, root):
     "The table of `csv` over volumes that lie elsewhere under data/made/, split by subject."
     Path(root).mkdir()
     side = lambda i: 'test' if i % 4 == 3 else 'val' if i % 4 == 2 and len(records) > 4 else 'train'
-    lines = [f'../{r.source.relative_to(project_root()/"data"/"made")},../{r.target.relative_to(project_root()/"data"/"made")},{r.subject},{side(i)}' for i, r in enumerate(records)]
-    (Path(root)/'pairs.csv').write_text('source,target,subject,split\n' + '\n'.join(lines) + '\n', encoding='utf-8')
+    lines = [
+        f'../{r.source.relative_to(project_root() / "data" / "made")},../{r.target.relative_to(project_root() / "data" / "made")},{r.subject},{side(i)}'
+        for i, r in enumerate(records)
+    ]
+    (Path(root) / 'pairs.csv').write_text(
+        'source,target,subject,split\n' + '\n'.join(lines) + '\n', encoding='utf-8'
+    )
 
 # %% ../nbs/13_layouts.ipynb #4427ebb3
 def check_one(dataset, root, source, target):
@@ -738,11 +981,14 @@ def check_one(dataset, root, source, target):
             continue
         raise InputError(
             f'{what} {name!r} names {len(several)} contrasts; only one {what} is possible today: '
-            f'give {several[0]!r}, and train a model of its own for {several[1]!r}')
+            f'give {several[0]!r}, and train a model of its own for {several[1]!r}'
+        )
+
 
 def find_records(
     dataset: str,  # row of `datasets`
-    root=None,  # folder (csv: or the table); default data/NAME; 'made': make and use a data set in this layout
+    # folder (csv: or the table); default data/NAME; 'made': make and use a data set in this layout
+    root=None,
     source=None,
     target=None,  # default: the data set's
     group=None,  # folder and pscde only: regular expression that finds the subject in a file name
@@ -755,7 +1001,7 @@ def find_records(
 ) -> list:  # Records, sorted by name
     "Find the pairs of a data set; raises InputError with what to do."
     if dataset not in datasets:
-        raise InputError(f"unknown data set {dataset!r}: use one of {', '.join(datasets)}")
+        raise InputError(f'unknown data set {dataset!r}: use one of {", ".join(datasets)}')
     d = datasets[dataset]
     check_one(dataset, root, source, target)
     if source and source == target:
@@ -763,34 +1009,40 @@ def find_records(
     if str(root) == 'made' or (dataset == 'phantom' and not root):
         root, group = (
             made_root(dataset, n, seed, voxel, pixels, vary),
-            group or (r'^(sub-\d+)_' if dataset == 'folder' else None))
+            group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
+        )
     root = Path(root).expanduser() if root else project_root() / 'data' / dataset
     if not root.is_absolute() and not root.exists():
         root = project_root() / root  # a notebook's folder is not the project's
     if not (root.is_dir() or dataset == 'csv' and root.exists()):
         raise InputError(
             f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} '
-            f'or give its place as root. Data set phantom needs nothing')
+            f'or give its place as root. Data set phantom needs nothing'
+        )
     if root.is_dir() and not any(root.iterdir()):
         raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
     return d.reader(
-        root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired)
+        root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired
+    )
 
 # %% ../nbs/13_layouts.ipynb #09546646
 @dataclass(frozen=True)
 class Published:
     "The split of a paper: counts, what is counted, and the slices used of each volume."
+
     train: int
     val: int
     test: int
-    pairs: bool = False    # counts are pairs (patches), not subjects
-    slices: int = 0        # axial slices per volume; 0: all
-    seed: int = None       # the paper's own seed of Python's shuffle; None: not published
-    own: bool = False      # the data set's own split, with validation joined to training
+    pairs: bool = False  # counts are pairs (patches), not subjects
+    slices: int = 0  # axial slices per volume; 0: all
+    seed: int = None  # the paper's own seed of Python's shuffle; None: not published
+    own: bool = False  # the data set's own split, with validation joined to training
+
 
 published = {
-    ('ixi', 'cdtsde'): Published(500, 0, 77, slices=1),        # Sec. 4.1; one axial slice per person is inferred from 577 = people with T1 and T2
-    ('ixi', 'metadb'): Published(25, 5, 10, slices=100),       # Table 1
+    # Sec. 4.1; one axial slice per person is inferred from 577 = people with T1 and T2
+    ('ixi', 'cdtsde'): Published(500, 0, 77, slices=1),
+    ('ixi', 'metadb'): Published(25, 5, 10, slices=100),  # Table 1
     ('brats', 'metadb'): Published(25, 10, 20, slices=100),
     ('brats', 'selfrdb'): Published(25, 5, 10, slices=100, seed=42),
     ('pelvis', 'metadb'): Published(9, 2, 4, slices=100),
@@ -800,28 +1052,68 @@ published = {
 
 # %% ../nbs/13_layouts.ipynb #c1abbc8a
 def split_like(
-    records, dataset:str, # from find_records
-    paper:str,            # cdtsde, metadb or selfrdb
-    seed:int=0,           # which subjects, where the paper does not say
-):                        # records that take part, split (train, val, test -> subjects), slices per volume
-    "The counts of a published split; raises InputError if the paper has none for this data set, or the data set is too small."
+    records,
+    dataset: str,  # from find_records
+    paper: str,  # cdtsde, metadb or selfrdb
+    seed: int = 0,  # which subjects, where the paper does not say
+):  # records that take part, split (train, val, test -> subjects), slices per volume
+    """The counts of a published split; raises InputError if the paper has none for this data set,
+    or the data set is too small.
+    """
     import random
-    if (dataset, paper) not in published: raise InputError(f"no split of {paper!r} is known for data set {dataset}; known: {', '.join(f'{p} ({d})' for d, p in published)}")
+
+    if (dataset, paper) not in published:
+        raise InputError(
+            f'no split of {paper!r} is known for data set {dataset}; known:'
+            f' {", ".join(f"{p} ({d})" for d, p in published)}'
+        )
     s, subjects = published[dataset, paper], sorted({r.subject for r in records})
     if s.own:
-        parts = {'train': [r for r in records if r.split in ('train', 'val')], 'val': [], 'test': [r for r in records if r.split == 'test']}
-        if (len(parts['train']), len(parts['test'])) != (s.train, s.test): raise InputError(f"{paper} uses {s.train} and {s.test} pairs of {dataset}; this copy has {len(parts['train'])} and {len(parts['test'])}")
-        return [replace(r, split='test' if r.split == 'test' else 'train') for r in records], {k: sorted({r.subject for r in v}) for k, v in parts.items()}, s.slices
+        parts = {
+            'train': [r for r in records if r.split in ('train', 'val')],
+            'val': [],
+            'test': [r for r in records if r.split == 'test'],
+        }
+        if (len(parts['train']), len(parts['test'])) != (s.train, s.test):
+            raise InputError(
+                f'{paper} uses {s.train} and {s.test} pairs of {dataset}; this copy has'
+                f' {len(parts["train"])} and {len(parts["test"])}'
+            )
+        return (
+            [replace(r, split='test' if r.split == 'test' else 'train') for r in records],
+            {k: sorted({r.subject for r in v}) for k, v in parts.items()},
+            s.slices,
+        )
     order = [subjects[i] for i in np.random.default_rng(seed).permutation(len(subjects))]
-    if s.seed is not None: order = list(subjects); random.Random(s.seed).shuffle(order)
+    if s.seed is not None:
+        order = list(subjects)
+        random.Random(s.seed).shuffle(order)
     if not s.pairs:
-        if len(order) < (need := s.train + s.val + s.test): raise InputError(f'{paper} uses {need} subjects of {dataset}, here are {len(order)}; leave split empty for a split by share')
-        parts = dict(train=order[:s.train], val=order[s.train:s.train + s.val], test=order[s.train + s.val:need])
-        return [r for r in records if r.subject in order[:need]], {k: sorted(v) for k, v in parts.items()}, s.slices
+        if len(order) < (need := s.train + s.val + s.test):
+            raise InputError(
+                f'{paper} uses {need} subjects of {dataset}, here are {len(order)}; leave split'
+                ' empty for a split by share'
+            )
+        parts = dict(
+            train=order[: s.train],
+            val=order[s.train : s.train + s.val],
+            test=order[s.train + s.val : need],
+        )
+        return (
+            [r for r in records if r.subject in order[:need]],
+            {k: sorted(v) for k, v in parts.items()},
+            s.slices,
+        )
     kept, parts, left = [], {'train': [], 'val': [], 'test': []}, list(order)
     for side, need in (('test', s.test), ('train', s.train)):
         have = []
-        while left and len(have) < need: parts[side].append(left.pop(0)); have += [r for r in records if r.subject == parts[side][-1]]
-        if len(have) < need: raise InputError(f'{paper} uses {s.train} and {s.test} pairs of {dataset}, here are {len(records)} of {len(subjects)} scenes; leave split empty for a split by share')
+        while left and len(have) < need:
+            parts[side].append(left.pop(0))
+            have += [r for r in records if r.subject == parts[side][-1]]
+        if len(have) < need:
+            raise InputError(
+                f'{paper} uses {s.train} and {s.test} pairs of {dataset}, here are {len(records)}'
+                f' of {len(subjects)} scenes; leave split empty for a split by share'
+            )
         kept += have[:need]
     return sorted(kept, key=lambda r: r.name), {k: sorted(v) for k, v in parts.items()}, s.slices

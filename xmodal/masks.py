@@ -19,232 +19,397 @@ from .metrics import as_array, as_image, as_range, in_step, measure_cases, summa
 
 # %% ../nbs/42_masks.ipynb #00000005
 def threshold(
-    img,                # (H, W), (C, H, W) or, with volume=True, (S, H, W): real numbers on the scale of `data_range`
-    data_range=(-1, 1), # (low, high) of the intensity scale, or R for (0, R)
-    volume:bool=False,  # the first axis of three holds slices, not channels: no mean over it
-) -> np.ndarray:        # boolean, (H, W) or (S, H, W)
-    "True where the mean over the channels lies above the middle of the range. Raises InputError for NaN and for values beyond the range by a quarter of its width."
+    # (H, W), (C, H, W) or, with volume=True, (S, H, W): real numbers on the scale of `data_range`
+    img,
+    data_range=(-1, 1),  # (low, high) of the intensity scale, or R for (0, R)
+    volume: bool = False,  # the first axis of three holds slices, not channels: no mean over it
+) -> np.ndarray:  # boolean, (H, W) or (S, H, W)
+    """True where the mean over the channels lies above the middle of the range.
+
+    Raises InputError for NaN and for values beyond the range by a quarter of its width.
+    """
     a, (low, width) = as_image(img, 'img'), as_range(data_range)
-    if a.min() < low - width/4 or a.max() > low + width*5/4:
-        raise InputError(f'img: values from {a.min():.4g} to {a.max():.4g} do not fit data_range ({low:g}, {low + width:g}); state the range that they are in')
+    if a.min() < low - width / 4 or a.max() > low + width * 5 / 4:
+        raise InputError(
+            f'img: values from {a.min():.4g} to {a.max():.4g} do not fit data_range ({low:g},'
+            f' {low + width:g}); state the range that they are in'
+        )
     grey = a.mean(0) if a.ndim == 3 and not volume else a
-    if grey.min() >= low + width/2:
-        warnings.warn(f'threshold: no value lies below {low + width/2:g}, the middle of data_range; if the image is stored from 0 to 1, give data_range=(0, 1)', stacklevel=2)
-    return grey > low + width/2
+    if grey.min() >= low + width / 2:
+        warnings.warn(
+            f'threshold: no value lies below {low + width / 2:g}, the middle of data_range; if the'
+            ' image is stored from 0 to 1, give data_range=(0, 1)',
+            stacklevel=2,
+        )
+    return grey > low + width / 2
 
 # %% ../nbs/42_masks.ipynb #00000008
-def as_plain(mask, name:str) -> np.ndarray:
+def as_plain(mask, name: str) -> np.ndarray:
     "Array of booleans or whole numbers with two or three axes; InputError for anything else."
-    if isinstance(mask, np.ma.MaskedArray): raise InputError(f'{name}: a masked array; give {name}.filled(0)')
+    if isinstance(mask, np.ma.MaskedArray):
+        raise InputError(f'{name}: a masked array; give {name}.filled(0)')
     a = as_array(mask)
-    if a.dtype.kind not in 'biu': raise InputError(f'{name}: dtype {a.dtype} is no mask; make one with threshold(), or by a comparison such as {name} > 0.5')
-    if a.ndim not in (2, 3): raise InputError(f'{name}: shape {a.shape}; give one mask (H, W) or one volume (S, H, W), not a batch')
-    if not a.size: raise InputError(f'{name}: shape {a.shape} holds no pixel')
+    if a.dtype.kind not in 'biu':
+        raise InputError(
+            f'{name}: dtype {a.dtype} is no mask; make one with threshold(), or by a comparison'
+            f' such as {name} > 0.5'
+        )
+    if a.ndim not in (2, 3):
+        raise InputError(
+            f'{name}: shape {a.shape}; give one mask (H, W) or one volume (S, H, W), not a batch'
+        )
+    if not a.size:
+        raise InputError(f'{name}: shape {a.shape} holds no pixel')
     return a
 
+
 def as_binary(
-    mask,        # (H, W) or (S, H, W) array or tensor: booleans, or whole numbers 0 and 1, or 0 and 255
-    name:str,    # what to call it in an error
-) -> np.ndarray: # boolean
+    mask,  # (H, W) or (S, H, W) array or tensor: booleans, or whole numbers 0 and 1, or 0 and 255
+    name: str,  # what to call it in an error
+) -> np.ndarray:  # boolean
     "One binary mask; InputError for other dtypes, axes and values."
     a = as_plain(mask, name)
-    if a.dtype == bool: return a
+    if a.dtype == bool:
+        return a
     other = np.setdiff1d(np.unique(a), (0, a.max() if a.max() in (1, 255) else 0))
-    if len(other): raise InputError(f'{name}: holds {", ".join(map(str, other[:4]))}; a binary mask has 0 and 1 (or 0 and 255); label maps need classes={{1: name, ...}}')
+    if len(other):
+        raise InputError(
+            f'{name}: holds {", ".join(map(str, other[:4]))}; a binary mask has 0 and 1 (or 0 and'
+            ' 255); label maps need classes={1: name, ...}'
+        )
     return a > 0
+
 
 def check_masks(pred, truth):
     "Both masks as booleans of one shape; InputError otherwise."
     p, t = as_binary(pred, 'pred'), as_binary(truth, 'truth')
-    if p.shape != t.shape: raise InputError(f'pred has shape {p.shape}, truth {t.shape}; they must be equal')
+    if p.shape != t.shape:
+        raise InputError(f'pred has shape {p.shape}, truth {t.shape}; they must be equal')
     return p, t
 
 # %% ../nbs/42_masks.ipynb #0000000b
 def as_spacing(
-    spacing,     # None: pixels; a number, or one number per axis: mm per pixel
-    ndim:int,    # axes of the mask
-) -> np.ndarray: # (ndim,) floats
+    spacing,  # None: pixels; a number, or one number per axis: mm per pixel
+    ndim: int,  # axes of the mask
+) -> np.ndarray:  # (ndim,) floats
     "Size of a pixel along each axis; InputError unless positive, finite and one per axis."
-    s = np.atleast_1d(1. if spacing is None else spacing)
-    if s.dtype.kind not in 'iuf' or s.shape not in ((1,), (ndim,)) or not (np.isfinite(s) & (s > 0)).all():
-        raise InputError(f'spacing: {spacing!r}; give mm per pixel, one positive number or one for each of the {ndim} axes in the order of the array')
+    s = np.atleast_1d(1.0 if spacing is None else spacing)
+    if (
+        s.dtype.kind not in 'iuf'
+        or s.shape not in ((1,), (ndim,))
+        or not (np.isfinite(s) & (s > 0)).all()
+    ):
+        raise InputError(
+            f'spacing: {spacing!r}; give mm per pixel, one positive number or one for each of the'
+            f' {ndim} axes in the order of the array'
+        )
     return np.broadcast_to(s.astype(float), (ndim,))
 
+
 def diagonal(shape, spacing=None) -> float:
-    "Length of the diagonal of an image or volume, in pixels, or in mm if `spacing` says how large they are."
+    """Length of the diagonal of an image or volume, in pixels, or in mm if `spacing` says how large
+    they are.
+    """
     return math.hypot(*np.multiply(shape, as_spacing(spacing, len(shape))))
 
+
 def empty_case(p, t):
-    "None if both masks hold something; else the policy: value of an overlap, and of a distance in diagonals."
-    if p.any() and t.any(): return None
-    return (0., 1.) if p.any() or t.any() else (1., 0.)
+    """None if both masks hold something; else the policy: value of an overlap, and of a distance in
+    diagonals.
+    """
+    if p.any() and t.any():
+        return None
+    return (0.0, 1.0) if p.any() or t.any() else (1.0, 0.0)
 
 # %% ../nbs/42_masks.ipynb #0000000e
 def overlap(
-    pred,   # (H, W) or (S, H, W) binary mask, see `as_binary`
+    pred,  # (H, W) or (S, H, W) binary mask, see `as_binary`
     truth,  # same shape
 ) -> dict:  # dice, iou, precision, recall: 1 is perfect, 0 nothing in common
     "Shares of common area. Empty masks: both 1, one 0. Raises InputError (see `check_masks`)."
     p, t = check_masks(pred, truth)
-    if case := empty_case(p, t): return dict.fromkeys(('dice', 'iou', 'precision', 'recall'), case[0])
+    if case := empty_case(p, t):
+        return dict.fromkeys(('dice', 'iou', 'precision', 'recall'), case[0])
     both, n_p, n_t = (int(np.count_nonzero(m)) for m in (p & t, p, t))
-    return dict(dice=2*both/(n_p + n_t), iou=both/(n_p + n_t - both), precision=both/n_p, recall=both/n_t)
+    return dict(
+        dice=2 * both / (n_p + n_t),
+        iou=both / (n_p + n_t - both),
+        precision=both / n_p,
+        recall=both / n_t,
+    )
 
 # %% ../nbs/42_masks.ipynb #00000014
-def surface(m) -> np.ndarray: # boolean, same shape
-    "Pixels of a boolean mask that have a neighbour outside it, sharing an edge (2-D) or a face (3-D); beyond the image is outside."
+def surface(m) -> np.ndarray:  # boolean, same shape
+    """Pixels of a boolean mask that have a neighbour outside it, sharing an edge (2-D) or a face
+    (3-D); beyond the image is outside.
+    """
     from scipy.ndimage import binary_erosion
+
     return m & ~binary_erosion(m)
 
+
 def nearest(
-    a, # (n, d) coordinates
-    b, # (m, d) coordinates, m > 0
-):     # (n,) distances, and (n,) index of the nearest point of b
+    a,  # (n, d) coordinates
+    b,  # (m, d) coordinates, m > 0
+):  # (n,) distances, and (n,) index of the nearest point of b
     "The nearest point of `b` for every point of `a`."
     from scipy.spatial import cKDTree
+
     return cKDTree(b).query(a)
 
+
 def distances(
-    pred,         # (H, W) or (S, H, W) binary mask
-    truth,        # same shape
-    spacing=None, # None: in pixels; mm per pixel, one number or one per axis: in mm
-) -> dict:        # hausdorff, hd95, assd: 0 is perfect
-    "How far the outlines are apart. Empty masks: both 0, one the diagonal. Raises InputError (see `check_masks`, `as_spacing`)."
-    p, t = check_masks(pred, truth); s = as_spacing(spacing, p.ndim)
-    if case := empty_case(p, t): return dict.fromkeys(('hausdorff', 'hd95', 'assd'), case[1]*diagonal(p.shape, s))
-    a, b = (np.argwhere(surface(m))*s for m in (p, t))
+    pred,  # (H, W) or (S, H, W) binary mask
+    truth,  # same shape
+    spacing=None,  # None: in pixels; mm per pixel, one number or one per axis: in mm
+) -> dict:  # hausdorff, hd95, assd: 0 is perfect
+    """How far the outlines are apart.
+
+    Empty masks: both 0, one the diagonal. Raises InputError (see `check_masks`, `as_spacing`).
+    """
+    p, t = check_masks(pred, truth)
+    s = as_spacing(spacing, p.ndim)
+    if case := empty_case(p, t):
+        return dict.fromkeys(('hausdorff', 'hd95', 'assd'), case[1] * diagonal(p.shape, s))
+    a, b = (np.argwhere(surface(m)) * s for m in (p, t))
     there, back = nearest(a, b)[0], nearest(b, a)[0]
-    return dict(hausdorff=float(max(there.max(), back.max())), hd95=float(max(np.percentile(there, 95), np.percentile(back, 95))),
-                assd=float((there.sum() + back.sum())/(len(there) + len(back))))
+    return dict(
+        hausdorff=float(max(there.max(), back.max())),
+        hd95=float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        assd=float((there.sum() + back.sum()) / (len(there) + len(back))),
+    )
 
 # %% ../nbs/42_masks.ipynb #0000001c
 def pieces(m):
     "Connected components of a boolean mask, also over corners: labels from 1, and their number."
     from scipy.ndimage import label
-    return label(m, np.ones((3,)*m.ndim))
+
+    return label(m, np.ones((3,) * m.ndim))
+
 
 def thin_again(m) -> np.ndarray:
     "A skeleton for one component that scikit-image reduces to nothing."
     from skimage.morphology import skeletonize
+
     for axis in range(m.ndim):
-        less = m & np.roll(m, 1, axis) & (np.arange(m.shape[axis]) > 0).reshape([-1 if a == axis else 1 for a in range(m.ndim)])
+        less = (
+            m
+            & np.roll(m, 1, axis)
+            & (np.arange(m.shape[axis]) > 0).reshape(
+                [-1 if a == axis else 1 for a in range(m.ndim)]
+            )
+        )
         m = less if less.any() else m
     s = skeletonize(m)
-    if not s.any(): at = np.argwhere(m); s[tuple(at[np.argmin(((at - at.mean(0))**2).sum(1))])] = True
+    if not s.any():
+        at = np.argwhere(m)
+        s[tuple(at[np.argmin(((at - at.mean(0)) ** 2).sum(1))])] = True
     return s
 
+
 def skeleton(
-    m,           # (H, W) or (S, H, W) boolean
-) -> np.ndarray: # boolean, same shape: at least one pixel of every component
+    m,  # (H, W) or (S, H, W) boolean
+) -> np.ndarray:  # boolean, same shape: at least one pixel of every component
     "Centre lines, one pixel wide, by scikit-image; components that it loses are thinned again."
     from scipy.ndimage import find_objects
     from skimage.morphology import skeletonize
+
     s = skeletonize(m)
     lab, n = pieces(m)
     lost, boxes = np.setdiff1d(np.arange(1, n + 1), lab[s]), find_objects(lab)
-    for k in lost: s[boxes[k - 1]] |= thin_again(lab[boxes[k - 1]] == k)
+    for k in lost:
+        s[boxes[k - 1]] |= thin_again(lab[boxes[k - 1]] == k)
     return s
 
 # %% ../nbs/42_masks.ipynb #0000001f
-def harmonic(a, b): return 2*a*b/(a + b) if a + b else 0.
+def harmonic(a, b):
+    return 2 * a * b / (a + b) if a + b else 0.0
+
 
 def kept_pairs(
-    points,    # (n, d) indices of the skeleton of one mask
-    own,       # that mask, boolean
-    other,     # the other mask, boolean
-    tolerance, # in the unit of spacing
-    spacing,   # (d,)
-) -> float:    # share of the pairs that `own` connects which `other` connects too
+    points,  # (n, d) indices of the skeleton of one mask
+    own,  # that mask, boolean
+    other,  # the other mask, boolean
+    tolerance,  # in the unit of spacing
+    spacing,  # (d,)
+) -> float:  # share of the pairs that `own` connects which `other` connects too
     "The recall of connections, from the table of the points' components here and there."
     (mine, _), (lab, n) = pieces(own), pieces(other)
     here, there, edge = mine[tuple(points.T)], lab[tuple(points.T)], np.argwhere(surface(other))
     out = there == 0
     if out.any():
-        d, k = nearest(points[out]*spacing, edge*spacing)
+        d, k = nearest(points[out] * spacing, edge * spacing)
         there[out] = np.where(d <= tolerance, lab[tuple(edge[k].T)], 0)
-    counts = np.bincount(here*(n + 1) + there, minlength=(here.max() + 1)*(n + 1)).reshape(-1, n + 1).astype(float)
-    return float((counts[:, 1:]**2).sum()/(counts.sum(1)**2).sum())
+    counts = (
+        np.bincount(here * (n + 1) + there, minlength=(here.max() + 1) * (n + 1))
+        .reshape(-1, n + 1)
+        .astype(float)
+    )
+    return float((counts[:, 1:] ** 2).sum() / (counts.sum(1) ** 2).sum())
+
 
 def lines(
-    pred,              # (H, W) or (S, H, W) binary mask
-    truth,             # same shape
-    tolerance:float=2, # how far a line may be off, in pixels, or in mm with a spacing
-    spacing=None,      # None: pixels; mm per pixel, one number or one per axis
-) -> dict:             # skeleton_f1, cldice, connectivity_iou: 1 is perfect
-    "Is the line there and in one piece? clDice is Shit et al. 2021, Eq. 1 and 2. Empty masks: both 1, one 0. Raises InputError (see `check_masks`, `as_spacing`)."
-    p, t = check_masks(pred, truth); s = as_spacing(spacing, p.ndim)
-    if not isinstance(tolerance, (Real, np.number)) or isinstance(tolerance, bool) or not 0 <= tolerance < math.inf:
-        raise InputError(f'tolerance: {tolerance!r}; give a distance of 0 or more, in pixels, or in mm with a spacing')
-    if case := empty_case(p, t): return dict.fromkeys(('skeleton_f1', 'cldice', 'connectivity_iou'), case[0])
-    a, b = (np.argwhere(skeleton(m)) for m in (p, t)); reach = tolerance*(1 + 1e-9)
-    hit = lambda u, v: float(np.mean(nearest(u*s, v*s)[0] <= reach))
+    pred,  # (H, W) or (S, H, W) binary mask
+    truth,  # same shape
+    tolerance: float = 2,  # how far a line may be off, in pixels, or in mm with a spacing
+    spacing=None,  # None: pixels; mm per pixel, one number or one per axis
+) -> dict:  # skeleton_f1, cldice, connectivity_iou: 1 is perfect
+    """Is the line there and in one piece? clDice is Shit et al. 2021, Eq. 1 and 2.
+
+    Empty masks: both 1, one 0. Raises InputError (see `check_masks`, `as_spacing`).
+    """
+    p, t = check_masks(pred, truth)
+    s = as_spacing(spacing, p.ndim)
+    if (
+        not isinstance(tolerance, (Real, np.number))
+        or isinstance(tolerance, bool)
+        or not 0 <= tolerance < math.inf
+    ):
+        raise InputError(
+            f'tolerance: {tolerance!r}; give a distance of 0 or more, in pixels, or in mm with a'
+            ' spacing'
+        )
+    if case := empty_case(p, t):
+        return dict.fromkeys(('skeleton_f1', 'cldice', 'connectivity_iou'), case[0])
+    a, b = (np.argwhere(skeleton(m)) for m in (p, t))
+    reach = tolerance * (1 + 1e-9)
+    hit = lambda u, v: float(np.mean(nearest(u * s, v * s)[0] <= reach))
     prec, rec = kept_pairs(a, p, t, reach, s), kept_pairs(b, t, p, reach, s)
-    return dict(skeleton_f1=harmonic(hit(a, b), hit(b, a)), cldice=harmonic(float(t[tuple(a.T)].mean()), float(p[tuple(b.T)].mean())),
-                connectivity_iou=prec*rec/(prec + rec - prec*rec) if prec and rec else 0.)
+    return dict(
+        skeleton_f1=harmonic(hit(a, b), hit(b, a)),
+        cldice=harmonic(float(t[tuple(a.T)].mean()), float(p[tuple(b.T)].mean())),
+        connectivity_iou=prec * rec / (prec + rec - prec * rec) if prec and rec else 0.0,
+    )
 
 # %% ../nbs/42_masks.ipynb #0000002b
 def measure_masks(
-    pred,              # (H, W) or (S, H, W) binary mask, see `as_binary`
-    truth,             # same shape
-    tolerance:float=2, # of skeleton F1 and connectivity IoU, in pixels, or in mm with a spacing
-    spacing=None,      # None: pixels; mm per pixel, one number or one per axis
-) -> dict:             # ten measures; missed, invented, both_empty: 1 if the policy for empty masks decided them
-    "Everything about one pair of masks. Raises InputError (see `check_masks`, `as_spacing`, `lines`)."
+    pred,  # (H, W) or (S, H, W) binary mask, see `as_binary`
+    truth,  # same shape
+    tolerance: float = 2,  # of skeleton F1 and connectivity IoU, in pixels, or in mm with a spacing
+    spacing=None,  # None: pixels; mm per pixel, one number or one per axis
+) -> (
+    dict
+):  # ten measures; missed, invented, both_empty: 1 if the policy for empty masks decided them
+    """Everything about one pair of masks.
+
+    Raises InputError (see `check_masks`, `as_spacing`, `lines`).
+    """
     p, t = check_masks(pred, truth)
-    flags = dict(missed=t.any() and not p.any(), invented=p.any() and not t.any(), both_empty=not (p.any() or t.any()))
-    return overlap(p, t) | distances(p, t, spacing) | lines(p, t, tolerance, spacing) | {k: int(v) for k, v in flags.items()}
+    flags = dict(
+        missed=t.any() and not p.any(),
+        invented=p.any() and not t.any(),
+        both_empty=not (p.any() or t.any()),
+    )
+    return (
+        overlap(p, t)
+        | distances(p, t, spacing)
+        | lines(p, t, tolerance, spacing)
+        | {k: int(v) for k, v in flags.items()}
+    )
 
 # %% ../nbs/42_masks.ipynb #0000002e
 def one_class(labels, value, classes, name):
     "The mask of one value of a label map; InputError if values occur that `classes` does not name."
     a = as_plain(labels, name)
     other = [v for v in np.unique(a) if v != 0 and int(v) not in classes]
-    if other: raise InputError(f'{name}: holds the value {other[0]}, which classes does not name ({", ".join(f"{k}: {v}" for k, v in classes.items())})')
+    if other:
+        raise InputError(
+            f'{name}: holds the value {other[0]}, which classes does not name'
+            f' ({", ".join(f"{k}: {v}" for k, v in classes.items())})'
+        )
     return a == value
 
+
 def measure_labels(pred, truth, spacing=None, tolerance=2, classes=None):
-    "What `measure_masks` says of one pair; of label maps one dict per class, with its name as label."
-    if not classes: return measure_masks(pred, truth, tolerance, spacing)
-    return [dict(label=label) | measure_masks(*[one_class(m, value, classes, n) for m, n in ((pred, 'pred'), (truth, 'truth'))], tolerance, spacing) for value, label in classes.items()]
+    """What `measure_masks` says of one pair; of label maps one dict per class, with its name as
+    label.
+    """
+    if not classes:
+        return measure_masks(pred, truth, tolerance, spacing)
+    return [
+        dict(label=label)
+        | measure_masks(
+            *[one_class(m, value, classes, n) for m, n in ((pred, 'pred'), (truth, 'truth'))],
+            tolerance,
+            spacing,
+        )
+        for value, label in classes.items()
+    ]
+
 
 def evaluate_masks(
-    preds,             # iterable of binary masks, or of label maps of whole numbers if `classes` is given
-    truths,            # iterable of the same length and shapes
-    subjects,          # iterable: whom (or which module, which event) each image comes from
-    spacing=None,      # None: pixels; mm per pixel, one number or a tuple with one per axis; a list: one of these per image
-    tolerance:float=2, # of skeleton F1 and connectivity IoU, in pixels, or in mm with a spacing
-    classes:dict=None, # value -> name, for label maps; 0 is background unless named
-):                     # pandas.DataFrame: subject, image (running number), [label,] the columns of `measure_masks`; .attrs['protocol'] says how
-    "Measure each mask against its truth, one row per image (and class). InputError names the image that cannot be measured."
-    lists = dict(preds=preds, truths=truths, subjects=subjects, **({'spacings': spacing} if isinstance(spacing, list) else {}))
+    preds,  # iterable of binary masks, or of label maps of whole numbers if `classes` is given
+    truths,  # iterable of the same length and shapes
+    subjects,  # iterable: whom (or which module, which event) each image comes from
+    # None: pixels; mm per pixel, one number or a tuple with one per axis; a list: one of these per
+    # image
+    spacing=None,
+    tolerance: float = 2,  # of skeleton F1 and connectivity IoU, in pixels, or in mm with a spacing
+    classes: dict = None,  # value -> name, for label maps; 0 is background unless named
+):  # pandas.DataFrame: subject, image (running number), [label,] the columns of `measure_masks`; .attrs['protocol'] says how
+    """Measure each mask against its truth, one row per image (and class).
+
+    InputError names the image that cannot be measured.
+    """
+    lists = dict(
+        preds=preds,
+        truths=truths,
+        subjects=subjects,
+        **({'spacings': spacing} if isinstance(spacing, list) else {}),
+    )
     cases = ((p, t, s, sp[0] if sp else spacing) for p, t, s, *sp in in_step(lists))
-    df = measure_cases(cases, lambda p, t, sp: measure_labels(p, t, sp, tolerance, classes), len(subjects) if hasattr(subjects, '__len__') else None)
+    df = measure_cases(
+        cases,
+        lambda p, t, sp: measure_labels(p, t, sp, tolerance, classes),
+        len(subjects) if hasattr(subjects, '__len__') else None,
+    )
     df.attrs['protocol'] = mask_protocol(spacing, tolerance)
     return df
+
 
 def mask_protocol(spacing=None, tolerance=2) -> str:
     "One line that says how the numbers were taken, to be printed beside them."
     unit = 'pixels' if spacing is None else 'mm'
-    return (f'masks: distances between outlines in {unit}, HD95 the larger of both 95th percentiles, tolerance of lines {tolerance:g} {unit}; '
-            f'both empty counts as perfect, one empty as overlap 0 and distance = image diagonal')
+    return (
+        f'masks: distances between outlines in {unit}, HD95 the larger of both 95th percentiles,'
+        f' tolerance of lines {tolerance:g} {unit}; both empty counts as perfect, one empty as'
+        ' overlap 0 and distance = image diagonal'
+    )
 
 # %% ../nbs/42_masks.ipynb #00000032
 def count_empty(
-    df,    # what `evaluate_masks` returns
-) -> dict: # masks, missed, invented, both_empty: counts
+    df,  # what `evaluate_masks` returns
+) -> dict:  # masks, missed, invented, both_empty: counts
     "How many rows the policy for empty masks decided. Raises InputError without its columns."
     flags = ['missed', 'invented', 'both_empty']
-    if any(k not in df for k in flags): raise InputError(f'count_empty: no columns {", ".join(flags)} (columns: {", ".join(map(str, df.columns))})')
+    if any(k not in df for k in flags):
+        raise InputError(
+            f'count_empty: no columns {", ".join(flags)} (columns:'
+            f' {", ".join(map(str, df.columns))})'
+        )
     return dict(masks=len(df)) | {k: int(df[k].sum()) for k in flags}
 
+
 def format_masks(
-    df,                # what `evaluate_masks` returns, of one class if there are several
-    metric:str='dice', # one of its columns
-) -> str:              # such as '0.713 ± 0.052 (n = 5 subjects; 15 masks: 1 missed, 0 invented, 2 empty on both sides)'
-    "Mean ± standard deviation over subjects as text, with the counts of empty masks. Raises InputError for unknown metrics and mixed classes."
-    if 'label' in df and df['label'].nunique() > 1: raise InputError(f"format_masks: rows of the classes {', '.join(map(str, df['label'].unique()))}; choose one, such as df[df.label == {df['label'].iloc[0]!r}]")
+    df,  # what `evaluate_masks` returns, of one class if there are several
+    metric: str = 'dice',  # one of its columns
+) -> str:  # such as '0.713 ± 0.052 (n = 5 subjects; 15 masks: 1 missed, 0 invented, 2 empty on both sides)'
+    """Mean ± standard deviation over subjects as text, with the counts of empty masks.
+
+    Raises InputError for unknown metrics and mixed classes.
+    """
+    if 'label' in df and df['label'].nunique() > 1:
+        raise InputError(
+            f'format_masks: rows of the classes {", ".join(map(str, df["label"].unique()))}; choose'
+            f' one, such as df[df.label == {df["label"].iloc[0]!r}]'
+        )
     stats, c = summary(df), count_empty(df)
-    if metric not in stats: raise InputError(f'metric: {metric!r} was not measured; there are {", ".join(stats)}')
+    if metric not in stats:
+        raise InputError(f'metric: {metric!r} was not measured; there are {", ".join(stats)}')
     s = stats[metric]
-    spread = '' if math.isnan(s['std']) else f" ± {s['std']:.3f}"
-    return f"{s['mean']:.3f}{spread} (n = {s['n_subjects']} subject{'s'*(s['n_subjects'] != 1)}; {c['masks']} masks: {c['missed']} missed, {c['invented']} invented, {c['both_empty']} empty on both sides)"
+    spread = '' if math.isnan(s['std']) else f' ± {s["std"]:.3f}'
+    return (
+        f'{s["mean"]:.3f}{spread} (n = {s["n_subjects"]} subject{"s" * (s["n_subjects"] != 1)};'
+        f' {c["masks"]} masks: {c["missed"]} missed, {c["invented"]} invented, {c["both_empty"]}'
+        ' empty on both sides)'
+    )

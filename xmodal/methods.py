@@ -29,206 +29,496 @@ from .solvers import grids, samplers
 @dataclass(frozen=True)
 class Method:
     "One row of the table of methods."
-    about: str             # one sentence, with the source
-    bridge: Callable       # (channels, **options) -> Bridge
-    pred: str = 'eps'      # row of denoise.predictions
-    loss: str = 'mse'      # row of denoise.losses
-    weight: str = 'x0'     # 'x0' or 'net'
-    tau: str = 'markov'    # row of sample.rules
-    steps: int = 5         # default number of steps
-    times: object = 'uniform' # 'uniform' on (0, 1], 'one', an interval (low, high), the same with 'log', or N for the times k/N
+
+    about: str  # one sentence, with the source
+    bridge: Callable  # (channels, **options) -> Bridge
+    pred: str = 'eps'  # row of denoise.predictions
+    loss: str = 'mse'  # row of denoise.losses
+    weight: str = 'x0'  # 'x0' or 'net'
+    tau: str = 'markov'  # row of sample.rules
+    steps: int = 5  # default number of steps
+    # 'uniform' on (0, 1], 'one', an interval (low, high), the same with 'log', or N for the times
+    # k/N
+    times: object = 'uniform'
     sampler: str = 'step'  # row of solvers.samplers
     grid: str = 'uniform'  # row of solvers.grids
-    options: dict = field(default_factory=dict) # keywords of the sampler, of its grid, and of `draw`
+    # keywords of the sampler, of its grid, and of `draw`
+    options: dict = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)  # fields of train.Recipe
     latent: dict = field(default_factory=dict)  # the same where it runs on latents (16_latent)
-    net: str = 'unet'      # row of nets.nets
-    recur: int = 1         # network calls per estimate
-    twin: bool = False     # a second network for the noise
-    show_y: bool = True    # does the network see the source?
-    show_snr: bool = False # does the network see the signal-to-noise ratio of every pixel?
+    net: str = 'unet'  # row of nets.nets
+    recur: int = 1  # network calls per estimate
+    twin: bool = False  # a second network for the noise
+    show_y: bool = True  # does the network see the source?
+    show_snr: bool = False  # does the network see the signal-to-noise ratio of every pixel?
     adversarial: str = ''  # row of gan.objectives
-    paper_steps: int = 0   # the paper's own number of steps; 0: the same as `steps'
-    text: str = ''         # row of steer.conditionings that the method is made for; empty: no prompts
+    paper_steps: int = 0  # the paper's own number of steps; 0: the same as `steps'
+    text: str = ''  # row of steer.conditionings that the method is made for; empty: no prompts
 
 # %% ../nbs/19_methods.ipynb #3ab9d7f8
 def cdtsde_bridge(channels, base='cosine', keep=0.5, **mix):
     "CDTSDE with the dynamic field."
     return CDTSDE(SpatialMix(channels, **mix), base=base, keep=keep)
 
+
 def channel_bridge(channels, base='cosine', keep=0.5, **mix):
     "CDTSDE with one polynomial per channel."
     return CDTSDE(ChannelMix(channels, **mix), base=base, keep=keep)
+
 
 def fixed_bridge(channels, base='cosine', keep=0.5, **mix):
     "CDTSDE with a fixed schedule; options power, squash, eps of FixedMix."
     return CDTSDE(FixedMix(**mix), base=base, keep=keep)
 
+
 def released_bridge(channels, base='released', keep=0.5, **mix):
-    "CDTSDE as its released code runs it: mean position code, bounded modulation, open ends, the field averaged at inference."
-    return CDTSDE(Averaged(SpatialMix(channels, **{'pe': 'mean', 'tanh': True, 'clamp': False, **mix})), base=base, keep=keep)
+    """CDTSDE as its released code runs it: mean position code, bounded modulation, open ends, the
+    field averaged at inference.
+    """
+    return CDTSDE(
+        Averaged(SpatialMix(channels, **{'pe': 'mean', 'tanh': True, 'clamp': False, **mix})),
+        base=base,
+        keep=keep,
+    )
 
 # %% ../nbs/19_methods.ipynb #bcaa24de
 methods = dict(
     cdtsde=Method('CDTSDE with the dynamic per-pixel field (ICLR 2026)', cdtsde_bridge),
-    cdtsde_channel=Method('CDTSDE, one polynomial schedule per channel (its Section 6.13)', channel_bridge),
+    cdtsde_channel=Method(
+        'CDTSDE, one polynomial schedule per channel (its Section 6.13)', channel_bridge
+    ),
     cdtsde_linear=Method('CDTSDE, fixed linear domain shift (its ablation)', fixed_bridge),
-    cdtsde_square=Method('control: the fixed schedule u = lam^2 with the same squash as cdtsde', lambda channels, power=2., squash='logistic', **kw: fixed_bridge(channels, power=power, squash=squash, **kw)),
-    cdtsde_any=Method('one network for every field: trained over random ones; sampled with the base step, or with a fitted field', lambda channels, base='cosine', keep=.5: CDTSDE(AnyMix(), base=base, keep=keep), show_snr=True),
-    cdtsde_released=Method('CDTSDE close to its release: averaged field at inference, open ends', released_bridge),
-    dossr=Method('DOSSR, linear domain shift with L1 loss (Cui et al., 2025)', lambda channels, base='released', **kw: fixed_bridge(channels, base=base, **kw), loss='l1', sampler='dossr', latent=dict(lr=1e-4)),
-    diffusion=Method('conditional diffusion, b = 0, velocity prediction, zero terminal SNR', lambda channels, **kw: VP(**kw), pred='v', weight='net'),
-    regression=Method('one-step regression of the target', lambda channels: Rectified(), pred='x0', steps=1, times='one'),
+    cdtsde_square=Method(
+        'control: the fixed schedule u = lam^2 with the same squash as cdtsde',
+        lambda channels, power=2.0, squash='logistic', **kw: fixed_bridge(
+            channels, power=power, squash=squash, **kw
+        ),
+    ),
+    cdtsde_any=Method(
+        'one network for every field: trained over random ones; sampled with the base step, or with'
+        ' a fitted field',
+        lambda channels, base='cosine', keep=0.5: CDTSDE(AnyMix(), base=base, keep=keep),
+        show_snr=True,
+    ),
+    cdtsde_released=Method(
+        'CDTSDE close to its release: averaged field at inference, open ends', released_bridge
+    ),
+    dossr=Method(
+        'DOSSR, linear domain shift with L1 loss (Cui et al., 2025)',
+        lambda channels, base='released', **kw: fixed_bridge(channels, base=base, **kw),
+        loss='l1',
+        sampler='dossr',
+        latent=dict(lr=1e-4),
+    ),
+    diffusion=Method(
+        'conditional diffusion, b = 0, velocity prediction, zero terminal SNR',
+        lambda channels, **kw: VP(**kw),
+        pred='v',
+        weight='net',
+    ),
+    regression=Method(
+        'one-step regression of the target',
+        lambda channels: Rectified(),
+        pred='x0',
+        steps=1,
+        times='one',
+    ),
 )
 
 # %% ../nbs/19_methods.ipynb #fbfbd2c3
-BBDM = dict(pred='grad', loss='l1', times=1000, grid='bbdm', options=dict(start='source'), steps=20, paper_steps=200)
+BBDM = dict(
+    pred='grad',
+    loss='l1',
+    times=1000,
+    grid='bbdm',
+    options=dict(start='source'),
+    steps=20,
+    paper_steps=200,
+)
 ABRIDGE = dict(pred='grad', loss='l1', times=1000, steps=10, paper_steps=1000)
 PRECONDITIONED = dict(pred='ddbm', weight='net')
-HEUN = dict(sampler='heun', grid='karras', options=dict(start='source', clip=True), steps=40, **PRECONDITIONED)
-I2SB = dict(pred='i2sb', weight='net', times=1000, grid='i2sb', options=dict(start='source'), steps=10, paper_steps=999)
-def vp_bridge(channels, **kw): return DDBM('vp', **kw)
-def ve_bridge(channels, **kw): return DDBM('ve', **kw)
-def dbim_row(order): return Method(f'DBIM (Zheng et al., ICLR 2025), order {order}: a sampler for DDBM models', lambda channels, kind='vp', **kw: DDBM(kind, **kw), times=(1e-4, 1.), sampler='dbim', grid='dbim', options=dict(order=order, eta=0., clip=True), steps=10, **PRECONDITIONED)
+HEUN = dict(
+    sampler='heun',
+    grid='karras',
+    options=dict(start='source', clip=True),
+    steps=40,
+    **PRECONDITIONED,
+)
+I2SB = dict(
+    pred='i2sb',
+    weight='net',
+    times=1000,
+    grid='i2sb',
+    options=dict(start='source'),
+    steps=10,
+    paper_steps=999,
+)
+
+
+def vp_bridge(channels, **kw):
+    return DDBM('vp', **kw)
+
+
+def ve_bridge(channels, **kw):
+    return DDBM('ve', **kw)
+
+
+def dbim_row(order):
+    return Method(
+        f'DBIM (Zheng et al., ICLR 2025), order {order}: a sampler for DDBM models',
+        lambda channels, kind='vp', **kw: DDBM(kind, **kw),
+        times=(1e-4, 1.0),
+        sampler='dbim',
+        grid='dbim',
+        options=dict(order=order, eta=0.0, clip=True),
+        steps=10,
+        **PRECONDITIONED,
+    )
+
 
 methods.update(
-    bbdm=Method('BBDM, Brownian bridge (Li et al., CVPR 2023)', lambda channels, **kw: bbdm(**kw), **BBDM),
-    bbdm_sin=Method("BBDM with its schedule 'sin'", lambda channels, schedule='sin', **kw: bbdm(schedule, **kw), **BBDM),
-    abridge=Method('ABridge: dual-approximator bridge, two networks (Xiao et al., CVPR 2025)', lambda channels, max_var=.5: Brownian(max_var), twin=True, sampler='dual', **ABRIDGE),
-    abridge_single=Method('ABridge, the one-network class of the same code', lambda channels, max_var=.5: Brownian(max_var), **ABRIDGE),
-    abridge_score=Method('A-Bridge: score-based Brownian bridge (MM 2024), fast sampler', lambda channels, **kw: ScoreBrownian(**kw), tau='half', **{**ABRIDGE, 'times': (.002, 1.)}),
-    ddbm_vp=Method('DDBM, variance preserving, Heun sampler (Zhou et al., ICLR 2024)', vp_bridge, times=(1e-4, 1.), **HEUN),
-    ddbm_ve=Method('DDBM, variance exploding, Heun sampler, uniform times as published', ve_bridge, times=(2.5e-5, 1.), **HEUN),
-    ddbm_ve_log=Method('DDBM, variance exploding, trained at log-uniform times', ve_bridge, times=(2.5e-5, 1., 'log'), **HEUN),
-    dbim=dbim_row(1), dbim2=dbim_row(2), dbim3=dbim_row(3),
-    i2sb=Method('I2SB, Schroedinger bridge between images (Liu et al., ICML 2023)', lambda channels, **kw: i2sb(**kw), **I2SB),
-    i2sb_ode=Method('I2SB without noise: OT-ODE', lambda channels, **kw: i2sb(noise=False, **kw), sampler='euler', show_y=False, **I2SB),
-    flow=Method('rectified flow from source to target, without noise (Liu et al., ICLR 2023)', lambda channels: Rectified(), pred='flow', weight='net', sampler='euler', show_y=False, steps=10),
-    flow_noise=Method('rectified flow from noise to target, given the source', lambda channels: NoiseFlow(), pred='flow', weight='net', tau='zero', steps=10),
-    ddpm=Method('conditional DDPM with its published table (Ho et al., 2020)', lambda channels, **kw: ddpm(**kw), weight='net', times=1000, options=dict(clip=True), steps=50, paper_steps=1000),
-    dualdb_like=Method("reconstruction of 'dual-domain alignment' on DDBM's bridge; not DualDB", vp_bridge, pred='ddbm', loss='aligned', times=(1e-4, 1.), sampler='dbim', grid='dbim', options=dict(eta=0., clip=True), steps=10),
+    bbdm=Method(
+        'BBDM, Brownian bridge (Li et al., CVPR 2023)', lambda channels, **kw: bbdm(**kw), **BBDM
+    ),
+    bbdm_sin=Method(
+        "BBDM with its schedule 'sin'",
+        lambda channels, schedule='sin', **kw: bbdm(schedule, **kw),
+        **BBDM,
+    ),
+    abridge=Method(
+        'ABridge: dual-approximator bridge, two networks (Xiao et al., CVPR 2025)',
+        lambda channels, max_var=0.5: Brownian(max_var),
+        twin=True,
+        sampler='dual',
+        **ABRIDGE,
+    ),
+    abridge_single=Method(
+        'ABridge, the one-network class of the same code',
+        lambda channels, max_var=0.5: Brownian(max_var),
+        **ABRIDGE,
+    ),
+    abridge_score=Method(
+        'A-Bridge: score-based Brownian bridge (MM 2024), fast sampler',
+        lambda channels, **kw: ScoreBrownian(**kw),
+        tau='half',
+        **{**ABRIDGE, 'times': (0.002, 1.0)},
+    ),
+    ddbm_vp=Method(
+        'DDBM, variance preserving, Heun sampler (Zhou et al., ICLR 2024)',
+        vp_bridge,
+        times=(1e-4, 1.0),
+        **HEUN,
+    ),
+    ddbm_ve=Method(
+        'DDBM, variance exploding, Heun sampler, uniform times as published',
+        ve_bridge,
+        times=(2.5e-5, 1.0),
+        **HEUN,
+    ),
+    ddbm_ve_log=Method(
+        'DDBM, variance exploding, trained at log-uniform times',
+        ve_bridge,
+        times=(2.5e-5, 1.0, 'log'),
+        **HEUN,
+    ),
+    dbim=dbim_row(1),
+    dbim2=dbim_row(2),
+    dbim3=dbim_row(3),
+    i2sb=Method(
+        'I2SB, Schroedinger bridge between images (Liu et al., ICML 2023)',
+        lambda channels, **kw: i2sb(**kw),
+        **I2SB,
+    ),
+    i2sb_ode=Method(
+        'I2SB without noise: OT-ODE',
+        lambda channels, **kw: i2sb(noise=False, **kw),
+        sampler='euler',
+        show_y=False,
+        **I2SB,
+    ),
+    flow=Method(
+        'rectified flow from source to target, without noise (Liu et al., ICLR 2023)',
+        lambda channels: Rectified(),
+        pred='flow',
+        weight='net',
+        sampler='euler',
+        show_y=False,
+        steps=10,
+    ),
+    flow_noise=Method(
+        'rectified flow from noise to target, given the source',
+        lambda channels: NoiseFlow(),
+        pred='flow',
+        weight='net',
+        tau='zero',
+        steps=10,
+    ),
+    ddpm=Method(
+        'conditional DDPM with its published table (Ho et al., 2020)',
+        lambda channels, **kw: ddpm(**kw),
+        weight='net',
+        times=1000,
+        options=dict(clip=True),
+        steps=50,
+        paper_steps=1000,
+    ),
+    dualdb_like=Method(
+        "reconstruction of 'dual-domain alignment' on DDBM's bridge; not DualDB",
+        vp_bridge,
+        pred='ddbm',
+        loss='aligned',
+        times=(1e-4, 1.0),
+        sampler='dbim',
+        grid='dbim',
+        options=dict(eta=0.0, clip=True),
+        steps=10,
+    ),
 )
 
 # %% ../nbs/19_methods.ipynb #a8139967
-def soft_prior(channels, prior='soft', gamma=1., posterior_std='delta', beta_start=.1, beta_end=3.):
-    "SelfRDB's ten steps, or with prior 'clean' those of MetaDB's text; the number of steps is fixed."
-    if prior not in ('soft', 'clean'): raise ValueError(f"prior must be 'soft' or 'clean', got {prior!r}")
-    if prior == 'soft': return SoftPrior(10, beta_start, beta_end, gamma, posterior_std)
-    if posterior_std != 'delta': raise ValueError("posterior_std belongs to the soft prior; leave it out")
+def soft_prior(
+    channels, prior='soft', gamma=1.0, posterior_std='delta', beta_start=0.1, beta_end=3.0
+):
+    """SelfRDB's ten steps, or with prior 'clean' those of MetaDB's text; the number of steps is
+    fixed.
+    """
+    if prior not in ('soft', 'clean'):
+        raise ValueError(f"prior must be 'soft' or 'clean', got {prior!r}")
+    if prior == 'soft':
+        return SoftPrior(10, beta_start, beta_end, gamma, posterior_std)
+    if posterior_std != 'delta':
+        raise ValueError('posterior_std belongs to the soft prior; leave it out')
     return clean_prior(10, beta_start, beta_end, gamma)
 
-UNCLIPPED = 1e12        # no clipping: a summed L1 has gradients that grow with batch and pixels
-gan_recipe = dict(lr=1.6e-4, betas=(.5, .9), weight_decay=0., clip=UNCLIPPED)   # SelfRDB, SynDiff
-selfrdb = Method('SelfRDB: soft prior, two calls per estimate, steps judged by a critic', soft_prior, pred='x0', steps=10, times=10, grid='nodes', recur=2, adversarial='selfrdb', recipe=gan_recipe)
-syndiff = Method('SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)', lambda channels, beta_min=.1, beta_max=20.: big_steps(4, beta_min, beta_max), pred='x0', steps=4, times=4, grid='nodes', adversarial='syndiff', recipe=gan_recipe)
-dtfnet = Method('DTF-Net for one source: base and detail branches, Wasserstein critic', lambda channels: Rectified(), pred='x0', steps=1, times='one', net='dtfnet', adversarial='dtfnet', recipe=dict(lr=1e-4, weight_decay=0., clip=UNCLIPPED))
+
+UNCLIPPED = 1e12  # no clipping: a summed L1 has gradients that grow with batch and pixels
+gan_recipe = dict(lr=1.6e-4, betas=(0.5, 0.9), weight_decay=0.0, clip=UNCLIPPED)  # SelfRDB, SynDiff
+selfrdb = Method(
+    'SelfRDB: soft prior, two calls per estimate, steps judged by a critic',
+    soft_prior,
+    pred='x0',
+    steps=10,
+    times=10,
+    grid='nodes',
+    recur=2,
+    adversarial='selfrdb',
+    recipe=gan_recipe,
+)
+syndiff = Method(
+    'SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)',
+    lambda channels, beta_min=0.1, beta_max=20.0: big_steps(4, beta_min, beta_max),
+    pred='x0',
+    steps=4,
+    times=4,
+    grid='nodes',
+    adversarial='syndiff',
+    recipe=gan_recipe,
+)
+dtfnet = Method(
+    'DTF-Net for one source: base and detail branches, Wasserstein critic',
+    lambda channels: Rectified(),
+    pred='x0',
+    steps=1,
+    times='one',
+    net='dtfnet',
+    adversarial='dtfnet',
+    recipe=dict(lr=1e-4, weight_decay=0.0, clip=UNCLIPPED),
+)
 methods.update(
-    pix2pix=Method('pix2pix: U-Net and PatchGAN (Isola et al., CVPR 2017)', lambda channels: Rectified(), pred='x0', steps=1, times='one', net='unet256', adversarial='pix2pix', recipe=dict(lr=2e-4, betas=(.5, .999), weight_decay=0., clip=UNCLIPPED)),
+    pix2pix=Method(
+        'pix2pix: U-Net and PatchGAN (Isola et al., CVPR 2017)',
+        lambda channels: Rectified(),
+        pred='x0',
+        steps=1,
+        times='one',
+        net='unet256',
+        adversarial='pix2pix',
+        recipe=dict(lr=2e-4, betas=(0.5, 0.999), weight_decay=0.0, clip=UNCLIPPED),
+    ),
     selfrdb=selfrdb,
-    selfrdb_released=replace(selfrdb, about="SelfRDB with its release's posterior, real pairs, penalty and sum", bridge=lambda channels, posterior_std='s', **kw: soft_prior(channels, posterior_std=posterior_std, **kw), adversarial='selfrdb_released'),
+    selfrdb_released=replace(
+        selfrdb,
+        about="SelfRDB with its release's posterior, real pairs, penalty and sum",
+        bridge=lambda channels, posterior_std='s', **kw: soft_prior(
+            channels, posterior_std=posterior_std, **kw
+        ),
+        adversarial='selfrdb_released',
+    ),
     syndiff=syndiff,
-    metadb=replace(selfrdb, about='MetaDB: the soft prior steered by prompts of source and target, steps judged by patches (ICMR 2026)', adversarial='metadb', text='both'),
-    syndiff_cycle=replace(syndiff, about='SynDiff as published: no pairs are used, a cycle stands in for them', adversarial='syndiff_cycle'),
+    metadb=replace(
+        selfrdb,
+        about=(
+            'MetaDB: the soft prior steered by prompts of source and target, steps judged by'
+            ' patches (ICMR 2026)'
+        ),
+        adversarial='metadb',
+        text='both',
+    ),
+    syndiff_cycle=replace(
+        syndiff,
+        about='SynDiff as published: no pairs are used, a cycle stands in for them',
+        adversarial='syndiff_cycle',
+    ),
     dtfnet=dtfnet,
-    dtfnet_released=replace(dtfnet, about="DTF-Net with its release's sign error and detached adversarial term", adversarial='dtfnet_released'),
+    dtfnet_released=replace(
+        dtfnet,
+        about="DTF-Net with its release's sign error and detached adversarial term",
+        adversarial='dtfnet_released',
+    ),
 )
 
 # %% ../nbs/19_methods.ipynb #7563db30
 def get_method(
-    name, # row of `methods`, or a Method, which is returned as it is
+    name,  # row of `methods`, or a Method, which is returned as it is
 ) -> Method:
     "The row `name`; raises InputError with the list of names."
-    if isinstance(name, Method): return name
-    if name not in methods: raise InputError(f"unknown method {name!r}: use one of {', '.join(methods)}")
+    if isinstance(name, Method):
+        return name
+    if name not in methods:
+        raise InputError(f'unknown method {name!r}: use one of {", ".join(methods)}')
     return methods[name]
 
-# this package's own, for short trainings from random weights; and CDTSDE's, for a pretrained network
-PIXELS = dict(lr=1e-3, ema=.99)
-LATENTS = dict(lr=5e-5, mix_lr=10., ema=0., warmup=0, schedule='constant')
+
+# this package's own, for short trainings from random weights; and CDTSDE's, for a pretrained
+# network
+PIXELS = dict(lr=1e-3, ema=0.99)
+LATENTS = dict(lr=5e-5, mix_lr=10.0, ema=0.0, warmup=0, schedule='constant')
+
 
 def recipe_for(
-    method,           # row of `methods` by name, or a Method
-    backbone='pixel', # 'pixel' or 'latent'
-) -> dict:            # fields of train.Recipe
+    method,  # row of `methods` by name, or a Method
+    backbone='pixel',  # 'pixel' or 'latent'
+) -> dict:  # fields of train.Recipe
     "How a row is trained unless the user says otherwise."
     m = get_method(method)
-    if backbone == 'latent': return {**LATENTS, **m.recipe, **m.latent}
+    if backbone == 'latent':
+        return {**LATENTS, **m.recipe, **m.latent}
     return {**PIXELS, **m.recipe}
 
+
 def make_bridge(
-    name:str,       # row of `methods`
-    channels:int,   # C of the images
-    **options,      # options of the bridge
+    name: str,  # row of `methods`
+    channels: int,  # C of the images
+    **options,  # options of the bridge
 ) -> Bridge:
     "Build the bridge of a method; raises InputError for an option it does not have."
-    try: return get_method(name).bridge(channels, **options)
-    except (TypeError, ValueError) as e: raise InputError(f'method {name}: bridge options {options} do not fit ({e})') from None
+    try:
+        return get_method(name).bridge(channels, **options)
+    except (TypeError, ValueError) as e:
+        raise InputError(f'method {name}: bridge options {options} do not fit ({e})') from None
 
 # %% ../nbs/19_methods.ipynb #cba00e5e
-OWN = ('clip', 'start', 'sampler')   # of `draw` itself, beside `eta` (noise rules) and `stop` (recursions)
+# of `draw` itself, beside `eta` (noise rules) and `stop` (recursions)
+OWN = ('clip', 'start', 'sampler')
+
 
 def known_options(
-    m,         # a Method
-    options={},# may name another sampler
+    m,  # a Method
+    options={},  # may name another sampler
 ) -> set:
     "Names of the options that sampler and grid take."
     name = options.get('sampler', m.sampler)
-    if name not in samplers: raise InputError(f"unknown sampler {name!r}: use one of {', '.join(samplers)}")
-    common = {'den', 'y', 'grid', 'tau', 'seeds', 'ctx', 'x', 'bridge', 'out', 'callback', 'n', 'twin'}
+    if name not in samplers:
+        raise InputError(f'unknown sampler {name!r}: use one of {", ".join(samplers)}')
+    common = {
+        'den',
+        'y',
+        'grid',
+        'tau',
+        'seeds',
+        'ctx',
+        'x',
+        'bridge',
+        'out',
+        'callback',
+        'n',
+        'twin',
+    }
     names = [set(inspect.signature(f).parameters) for f in (samplers[name].run, grids[m.grid])]
     known = {*OWN, *(set.union(*names) - common)}
-    if samplers[name].ruled: known.add('eta')
-    if m.recur > 1: known.add('stop')
+    if samplers[name].ruled:
+        known.add('eta')
+    if m.recur > 1:
+        known.add('stop')
     return known
 
-def check_options(method, options:dict):
+
+def check_options(method, options: dict):
     "Raise InputError for an option that the method's sampler does not have."
     known = known_options(get_method(method), options)
     for k in options:
-        if k not in known: raise InputError(f"unknown option {k!r} of the sampler of {method if isinstance(method, str) else 'this method'}; known: {', '.join(sorted(known))}")
-    eta = options.get('eta', 1.)
-    if isinstance(eta, (str, bool)) or not 0 <= eta <= 1: raise InputError(f"eta must lie in [0, 1], got {options['eta']!r}")
-    if options.get('start', 'source') not in ('source', 'marginal'): raise InputError(f"start must be 'source' or 'marginal', got {options['start']!r}")
-    if not isinstance(options.get('clip', False), bool): raise InputError(f"clip must be True or False, got {options['clip']!r}")
-    stop = options.get('stop', 0.)
+        if k not in known:
+            raise InputError(
+                f'unknown option {k!r} of the sampler of'
+                f' {method if isinstance(method, str) else "this method"}; known:'
+                f' {", ".join(sorted(known))}'
+            )
+    eta = options.get('eta', 1.0)
+    if isinstance(eta, (str, bool)) or not 0 <= eta <= 1:
+        raise InputError(f'eta must lie in [0, 1], got {options["eta"]!r}')
+    if options.get('start', 'source') not in ('source', 'marginal'):
+        raise InputError(f"start must be 'source' or 'marginal', got {options['start']!r}")
+    if not isinstance(options.get('clip', False), bool):
+        raise InputError(f'clip must be True or False, got {options["clip"]!r}')
+    stop = options.get('stop', 0.0)
     if isinstance(stop, (str, bool)) or not 0 <= stop < math.inf:
         raise InputError(f'stop must be 0 (never) or a small positive number, got {stop!r}')
 
 # %% ../nbs/19_methods.ipynb #704b5c7c
 def merged(m, options) -> dict:
-    "The row's options under the caller's; with another sampler only those of the row's that it knows."
-    kept = m.options if options.get('sampler', m.sampler) == m.sampler else {k: v for k, v in m.options.items() if k in known_options(m, options)}
+    """The row's options under the caller's; with another sampler only those of the row's that it
+    knows.
+    """
+    kept = (
+        m.options
+        if options.get('sampler', m.sampler) == m.sampler
+        else {k: v for k, v in m.options.items() if k in known_options(m, options)}
+    )
     return {**kept, **options}
 
+
 def make_grid(m, bridge, steps, grid=None, **options):
-    "The grid of a row for a number of steps; `grid`: another row of `grids`, or the times themselves."
-    if grid is not None and not isinstance(grid, str): return check_grid(grid)
+    """The grid of a row for a number of steps; `grid`: another row of `grids`, or the times
+    themselves.
+    """
+    if grid is not None and not isinstance(grid, str):
+        return check_grid(grid)
     row = grid or m.grid
-    if row not in grids: raise InputError(f"unknown grid {row!r}: use one of {', '.join(grids)}")
+    if row not in grids:
+        raise InputError(f'unknown grid {row!r}: use one of {", ".join(grids)}')
     takes = inspect.signature(grids[row]).parameters
     return check_grid(grids[row](steps, bridge, **{k: v for k, v in options.items() if k in takes}))
 
 # %% ../nbs/19_methods.ipynb #79e521c5
 def draw(
-    method,      # row of `methods` by name, or a Method
-    den,         # Denoiser
-    y,           # source (B, C, *spatial); an image also where the network works on latents, see 16_latent
+    method,  # row of `methods` by name, or a Method
+    den,  # Denoiser
+    y,  # source (B, C, *spatial); an image also where the network works on latents, see 16_latent
     steps=None,  # number of steps; default: the row's
-    tau=None,    # noise rule by name; default: the row's
-    seeds=0,     # one int per image, or one int s for seeds s, s + 1, ...
-    ctx=None,    # conditioning
-    grid=None,   # row of `grids`, or falling times; default: the row's
-    out='x0_hat', callback=None,
-    **options,   # of the sampler, its grid, or eta, clip, start
-):               # (B, C, *spatial)
+    tau=None,  # noise rule by name; default: the row's
+    seeds=0,  # one int per image, or one int s for seeds s, s + 1, ...
+    ctx=None,  # conditioning
+    grid=None,  # row of `grids`, or falling times; default: the row's
+    out='x0_hat',
+    callback=None,
+    **options,  # of the sampler, its grid, or eta, clip, start
+):  # (B, C, *spatial)
     "Draw a translation the way the method does; raises InputError for options it does not have."
     m = get_method(method)
     options = merged(m, options)
     name = options.get('sampler', m.sampler)
     check_options(method, options)
-    if tau and tau != m.tau and not samplers[name].ruled: raise InputError(f"the sampler {name!r} of {method if isinstance(method, str) else 'this method'} has no noise rule; tau = {tau!r} would change nothing")
-    rule, bridge = tau or m.tau, den.bridge.posterior() if hasattr(den.bridge, 'posterior') else den.bridge
-    if rule not in rules: raise InputError(f"unknown noise rule {rule!r}: use one of {', '.join(rules)}")
+    if tau and tau != m.tau and not samplers[name].ruled:
+        raise InputError(
+            f'the sampler {name!r} of {method if isinstance(method, str) else "this method"} has no'
+            f' noise rule; tau = {tau!r} would change nothing'
+        )
+    rule, bridge = (
+        tau or m.tau,
+        den.bridge.posterior() if hasattr(den.bridge, 'posterior') else den.bridge,
+    )
+    if rule not in rules:
+        raise InputError(f'unknown noise rule {rule!r}: use one of {", ".join(rules)}')
     times = make_grid(m, bridge, steps or m.steps, grid, **options)
     run = samplers[name].run
     takes = inspect.signature(run).parameters
@@ -236,72 +526,106 @@ def draw(
     tau = scaled(rules[rule], float(options['eta'])) if 'eta' in options else rules[rule]
     codec, size = getattr(den, 'codec', None), y.shape[-2:]
     if codec is not None:
-        if options.get('clip'): raise InputError('clip keeps an estimate inside the window of images; this network works on latents, leave it out')
+        if options.get('clip'):
+            raise InputError(
+                'clip keeps an estimate inside the window of images; this network works on latents,'
+                ' leave it out'
+            )
         y = codec.encode(y)
     x = y if options.get('start') == 'source' else None
-    if options.get('stop'): den = Stop(den, options['stop'])
-    if options.get('clip'): den = Clip(den)
+    if options.get('stop'):
+        den = Stop(den, options['stop'])
+    if options.get('clip'):
+        den = Clip(den)
     kw |= dict(tau=tau, seeds=seeds, ctx=ctx, x=x, bridge=bridge, out=out, callback=callback)
     got = run(den, y, times, **kw)
     return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/19_methods.ipynb #83f9af15
-def calls(method, steps:int, **options) -> int:
+def calls(method, steps: int, **options) -> int:
     "Network calls of `steps` steps."
     m = get_method(method)
-    return samplers[options.get('sampler', m.sampler)].calls(steps, **merged(m, options))*m.recur
+    return samplers[options.get('sampler', m.sampler)].calls(steps, **merged(m, options)) * m.recur
+
 
 def most_steps(m) -> float:
-    "The largest number of steps that makes sense: as many as there are times the method is trained on."
+    """The largest number of steps that makes sense: as many as there are times the method is
+    trained on.
+    """
     return 1 if m.times == 'one' else m.times if isinstance(m.times, int) else math.inf
 
-def steps_for(method, nfe:int, **options):
+
+def steps_for(method, nfe: int, **options):
     "The largest number of steps with at most `nfe` network calls, or None if there is none."
     m = get_method(method)
-    fits = [n for n in range(1, int(min(nfe, most_steps(m))) + 1) if calls(method, n, **options) <= nfe]
+    fits = [
+        n for n in range(1, int(min(nfe, most_steps(m))) + 1) if calls(method, n, **options) <= nfe
+    ]
     return max(fits, default=None)
 
+
 def time_of(
-    times,   # column `times` of a row
-    u:float, # uniform on (0, 1]
+    times,  # column `times` of a row
+    u: float,  # uniform on (0, 1]
 ) -> float:
     "The training time that belongs to `u`."
-    if times == 'one': return 1.
-    if times == 'uniform': return u
-    if isinstance(times, int): return math.ceil(u*times)/times
+    if times == 'one':
+        return 1.0
+    if times == 'uniform':
+        return u
+    if isinstance(times, int):
+        return math.ceil(u * times) / times
     low, high, *log = times
-    return low*(high/low)**u if log else low + (high - low)*u
+    return low * (high / low) ** u if log else low + (high - low) * u
 
 # %% ../nbs/19_methods.ipynb #f082574e
 def parse_options(
-    text:str, # '', 'eta=0.5,sums=inclusive' or '{"eta": 0.5}'
-    what='options', like='eta=0.5,order=2', # how an error calls them, and an example
+    text: str,  # '', 'eta=0.5,sums=inclusive' or '{"eta": 0.5}'
+    what='options',
+    like='eta=0.5,order=2',  # how an error calls them, and an example
 ) -> dict:
     "Options from a text; raises InputError."
     text = text.strip()
-    if not text: return {}
+    if not text:
+        return {}
     if text.startswith('{'):
-        try: return json.loads(text)
-        except json.JSONDecodeError as e: raise InputError(f'{what} {text!r} is not valid JSON ({e})') from None
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as e:
+            raise InputError(f'{what} {text!r} is not valid JSON ({e})') from None
     found = {}
     for part in text.split(','):
         name, sign, value = (v.strip() for v in part.partition('='))
-        if not (sign and name.isidentifier() and value): raise InputError(f"{what} must read like {like} or be a JSON object; {part.strip()!r} is neither")
-        if name in found: raise InputError(f'{what} must say {name} once, got {found[name]!r} and {value!r}')
-        try: found[name] = json.loads(value.lower() if value.lower() in ('true', 'false') else value)
-        except json.JSONDecodeError: found[name] = value
+        if not (sign and name.isidentifier() and value):
+            raise InputError(
+                f'{what} must read like {like} or be a JSON object; {part.strip()!r} is neither'
+            )
+        if name in found:
+            raise InputError(f'{what} must say {name} once, got {found[name]!r} and {value!r}')
+        try:
+            found[name] = json.loads(value.lower() if value.lower() in ('true', 'false') else value)
+        except json.JSONDecodeError:
+            found[name] = value
     return found
 
+
 def split_options(
-    method,       # row of `methods`
-    options:dict, # from `parse_options`
-    channels:int=1,
-):                # (options of the sampler, options of the bridge)
-    "Whose options are they? Raises InputError for one that is nobody's, or a value that does not fit."
+    method,  # row of `methods`
+    options: dict,  # from `parse_options`
+    channels: int = 1,
+):  # (options of the sampler, options of the bridge)
+    """Whose options are they? Raises InputError for one that is nobody's, or a value that does not
+    fit.
+    """
     m = get_method(method)
     known = known_options(m, options)
-    mine, bridge = {k: v for k, v in options.items() if k in known}, {k: v for k, v in options.items() if k not in known}
+    mine, bridge = (
+        {k: v for k, v in options.items() if k in known},
+        {k: v for k, v in options.items() if k not in known},
+    )
     check_options(method, mine)
-    try: make_bridge(method, channels, **bridge)
-    except InputError as e: raise InputError(f"{e}; options of its sampler are {', '.join(sorted(known))}") from None
+    try:
+        make_bridge(method, channels, **bridge)
+    except InputError as e:
+        raise InputError(f'{e}; options of its sampler are {", ".join(sorted(known))}') from None
     return mine, bridge

@@ -21,549 +21,874 @@ from .core import InputError
 # %% ../nbs/40_metrics.ipynb #89d47a59
 def as_array(v) -> np.ndarray:
     "An array, or a tensor of any device and precision, as a numpy array."
-    if not hasattr(v, 'detach'): return np.asarray(v)
+    if not hasattr(v, 'detach'):
+        return np.asarray(v)
     v = v.detach().cpu()
     return np.asarray(v.double() if v.is_floating_point() else v)
 
+
 def as_image(
-    img,         # (H, W), (C, H, W) or (S, H, W) array or tensor of real numbers, any scale
-    name:str,    # what to call it in an error
-) -> np.ndarray: # the same numbers in float64
-    "One image or volume in double precision; InputError for another number of axes, NaN, Inf, complex or masked arrays."
-    if isinstance(img, np.ma.MaskedArray): raise InputError(f'{name}: a masked array; give its .data, and mask=~{name}.mask')
+    img,  # (H, W), (C, H, W) or (S, H, W) array or tensor of real numbers, any scale
+    name: str,  # what to call it in an error
+) -> np.ndarray:  # the same numbers in float64
+    """One image or volume in double precision; InputError for another number of axes, NaN, Inf,
+    complex or masked arrays.
+    """
+    if isinstance(img, np.ma.MaskedArray):
+        raise InputError(f'{name}: a masked array; give its .data, and mask=~{name}.mask')
     a = as_array(img)
-    if a.dtype.kind not in 'biuf': raise InputError(f'{name}: dtype {a.dtype}; give real numbers')
-    if a.ndim not in (2, 3): raise InputError(f'{name}: shape {a.shape}; give one image (H, W) or (C, H, W), or one volume (S, H, W), not a batch')
-    if not a.size: raise InputError(f'{name}: shape {a.shape} holds no pixel')
+    if a.dtype.kind not in 'biuf':
+        raise InputError(f'{name}: dtype {a.dtype}; give real numbers')
+    if a.ndim not in (2, 3):
+        raise InputError(
+            f'{name}: shape {a.shape}; give one image (H, W) or (C, H, W), or one volume (S, H, W),'
+            ' not a batch'
+        )
+    if not a.size:
+        raise InputError(f'{name}: shape {a.shape} holds no pixel')
     a = a.astype(np.float64)
     bad = a.size - np.count_nonzero(np.isfinite(a))
-    if bad: raise InputError(f'{name}: {bad} of {a.size} values are NaN or Inf; find out why before measuring')
+    if bad:
+        raise InputError(
+            f'{name}: {bad} of {a.size} values are NaN or Inf; find out why before measuring'
+        )
     return a
 
 # %% ../nbs/40_metrics.ipynb #2cc0088b
 def as_range(
-    data_range, # (low, high), or a number R that stands for (0, R)
-):              # low end and width, two floats
-    "The low end and the width of the intensity scale; InputError unless both are finite and the width is positive."
+    data_range,  # (low, high), or a number R that stands for (0, R)
+):  # low end and width, two floats
+    """The low end and the width of the intensity scale; InputError unless both are finite and the
+    width is positive.
+    """
     pair = data_range if isinstance(data_range, (tuple, list)) else (0, data_range)
-    ok = len(pair) == 2 and all(isinstance(v, (Real, np.number)) and not isinstance(v, bool) and math.isfinite(v) for v in pair)
+    ok = len(pair) == 2 and all(
+        isinstance(v, (Real, np.number)) and not isinstance(v, bool) and math.isfinite(v)
+        for v in pair
+    )
     if not (ok and pair[0] < pair[1]):
-        raise InputError(f'data_range: {data_range!r}; give (low, high) of the intensity scale, such as (-1, 1), or one positive number R for (0, R)')
+        raise InputError(
+            f'data_range: {data_range!r}; give (low, high) of the intensity scale, such as (-1, 1),'
+            ' or one positive number R for (0, R)'
+        )
     return float(pair[0]), float(pair[1]) - float(pair[0])
 
 # %% ../nbs/40_metrics.ipynb #faf69a07
 def as_mask(
-    mask,        # None, or boolean array or tensor: True counts
-    shape,       # of the image: (H, W), (C, H, W) or (S, H, W)
-) -> np.ndarray: # boolean, of that shape
-    "The pixels that count, all if `mask` is None; InputError if it is not boolean, does not fit or is empty."
-    if mask is None: return np.ones(shape, bool)
+    mask,  # None, or boolean array or tensor: True counts
+    shape,  # of the image: (H, W), (C, H, W) or (S, H, W)
+) -> np.ndarray:  # boolean, of that shape
+    """The pixels that count, all if `mask` is None; InputError if it is not boolean, does not fit
+    or is empty.
+    """
+    if mask is None:
+        return np.ones(shape, bool)
     m = as_array(mask)
-    if m.dtype != bool: raise InputError(f'mask: dtype {m.dtype}; give a boolean array, such as mask > 0')
-    if m.shape not in (tuple(shape), tuple(shape[-2:])): raise InputError(f'mask: shape {m.shape} does not fit images of shape {tuple(shape)}')
-    if not m.any(): raise InputError('mask: no pixel is True, so there is nothing to measure')
+    if m.dtype != bool:
+        raise InputError(f'mask: dtype {m.dtype}; give a boolean array, such as mask > 0')
+    if m.shape not in (tuple(shape), tuple(shape[-2:])):
+        raise InputError(f'mask: shape {m.shape} does not fit images of shape {tuple(shape)}')
+    if not m.any():
+        raise InputError('mask: no pixel is True, so there is nothing to measure')
     return np.broadcast_to(m, shape)
 
 # %% ../nbs/40_metrics.ipynb #9164cf45
 def check_pair(pred, truth, data_range, mask=None):
-    "Both images in float64, the width of the range and the mask as booleans; InputError for whatever cannot be measured."
+    """Both images in float64, the width of the range and the mask as booleans; InputError for
+    whatever cannot be measured.
+    """
     p, t = as_image(pred, 'pred'), as_image(truth, 'truth')
-    if p.shape != t.shape: raise InputError(f'pred has shape {p.shape}, truth {t.shape}; they must be equal')
+    if p.shape != t.shape:
+        raise InputError(f'pred has shape {p.shape}, truth {t.shape}; they must be equal')
     return p, t, as_range(data_range)[1], as_mask(mask, p.shape)
 
 # %% ../nbs/40_metrics.ipynb #ba6af160
 def mae(
-    pred,       # (H, W), (C, H, W) or (S, H, W)
-    truth,      # same shape
-    data_range, # (low, high) of the intensity scale, or R for (0, R); required
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
     mask=None,  # boolean; True counts
-) -> float:     # 0 is perfect, in units of the range
+) -> float:  # 0 is perfect, in units of the range
     "Mean absolute error as a share of the data range. Raises InputError (see `check_pair`)."
     p, t, R, m = check_pair(pred, truth, data_range, mask)
-    return float(np.mean(np.abs((p - t)[m])/R))
+    return float(np.mean(np.abs((p - t)[m]) / R))
+
 
 def mse(
-    pred,       # (H, W), (C, H, W) or (S, H, W)
-    truth,      # same shape
-    data_range, # (low, high) of the intensity scale, or R for (0, R); required
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
     mask=None,  # boolean; True counts
-) -> float:     # 0 is perfect, in units of the range squared
+) -> float:  # 0 is perfect, in units of the range squared
     "Mean squared error as a share of the squared data range. Raises InputError (see `check_pair`)."
     p, t, R, m = check_pair(pred, truth, data_range, mask)
-    return float(np.mean(((p - t)[m]/R)**2))
+    return float(np.mean(((p - t)[m] / R) ** 2))
 
 # %% ../nbs/40_metrics.ipynb #512374ab
 def psnr(
-    pred,       # (H, W), (C, H, W) or (S, H, W)
-    truth,      # same shape
-    data_range, # (low, high) of the intensity scale, or R for (0, R); required
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
     mask=None,  # boolean; True counts
-) -> float:     # decibels; inf if the two are identical
-    "Peak signal-to-noise ratio: -10 log10 of `mse`, pooled over channels or slices. Raises InputError (see `check_pair`)."
+) -> float:  # decibels; inf if the two are identical
+    """Peak signal-to-noise ratio: -10 log10 of `mse`, pooled over channels or slices.
+
+    Raises InputError (see `check_pair`).
+    """
     error = mse(pred, truth, data_range, mask)
-    return -10*math.log10(error) if error else math.inf
+    return -10 * math.log10(error) if error else math.inf
 
 # %% ../nbs/40_metrics.ipynb #93f143a2
 ssim_reach = {'gauss': 5, 'uniform7': 3}  # pixels on either side of the centre
 
+
 def local_mean(
-    a,          # (H, W) or (n, H, W) array
-    window:str, # a key of `ssim_reach`
-    dims:int,   # how many of the last axes the window spans: 2 or 3
-):              # array of the same shape
+    a,  # (H, W) or (n, H, W) array
+    window: str,  # a key of `ssim_reach`
+    dims: int,  # how many of the last axes the window spans: 2 or 3
+):  # array of the same shape
     "Mean of the neighbourhood of each pixel; beyond the border the image is mirrored."
     from scipy.ndimage import gaussian_filter, uniform_filter
+
     axes = tuple(range(a.ndim - dims, a.ndim))
-    if window == 'gauss': return gaussian_filter(a, sigma=1.5, truncate=3.5, axes=axes)
+    if window == 'gauss':
+        return gaussian_filter(a, sigma=1.5, truncate=3.5, axes=axes)
     return uniform_filter(a, size=7, axes=axes)
 
 # %% ../nbs/40_metrics.ipynb #03eb81ac
 def check_window(shape, window, dims):
     "InputError unless the SSIM window is known and fits into an image of this shape."
-    if window not in ssim_reach: raise InputError(f'window: {window!r}; known are {", ".join(ssim_reach)}')
-    if dims not in (2, 3) or dims > len(shape): raise InputError(f'dims: {dims!r} for shape {shape}; 2 (in the plane), or 3 for a volume (S, H, W)')
-    size = 2*ssim_reach[window] + 1
+    if window not in ssim_reach:
+        raise InputError(f'window: {window!r}; known are {", ".join(ssim_reach)}')
+    if dims not in (2, 3) or dims > len(shape):
+        raise InputError(
+            f'dims: {dims!r} for shape {shape}; 2 (in the plane), or 3 for a volume (S, H, W)'
+        )
+    size = 2 * ssim_reach[window] + 1
     if min(shape[-dims:]) < size:
-        raise InputError(f'shape {shape} is smaller than the {size}-pixel window {window!r} along its last {dims} axes; axes are (H, W), (C, H, W) or (S, H, W)')
+        raise InputError(
+            f'shape {shape} is smaller than the {size}-pixel window {window!r} along its last'
+            f' {dims} axes; axes are (H, W), (C, H, W) or (S, H, W)'
+        )
 
 # %% ../nbs/40_metrics.ipynb #2eb85b00
 def from_black(
-    p, t,       # float64 arrays
-    data_range, # (low, high), or R for (0, R)
-):              # both, the low end of the range moved to 0
+    p,
+    t,  # float64 arrays
+    data_range,  # (low, high), or R for (0, R)
+):  # both, the low end of the range moved to 0
     "Move black to 0; warns if the truth lies far below."
     low, R = as_range(data_range)
-    if t.min() < low - R/4: warnings.warn(f'SSIM: truth reaches down to {t.min():.3g}, but data_range={data_range!r} puts black at {low:g}: is it (low, high)?')
+    if t.min() < low - R / 4:
+        warnings.warn(
+            f'SSIM: truth reaches down to {t.min():.3g}, but data_range={data_range!r} puts black'
+            f' at {low:g}: is it (low, high)?'
+        )
     return p - low, t - low
 
+
 def ssim_parts(
-    p, t,           # float64 arrays whose black is 0
-    R:float,        # width of the range
-    window='gauss', # a key of `ssim_reach`
-    dims:int=2,     # axes the window spans
-):                  # two arrays of the same shape
+    p,
+    t,  # float64 arrays whose black is 0
+    R: float,  # width of the range
+    window='gauss',  # a key of `ssim_reach`
+    dims: int = 2,  # axes the window spans
+):  # two arrays of the same shape
     "S at every pixel, and its second factor alone, contrast and structure."
     mean = lambda a: local_mean(a, window, dims)
     n = 7**dims
-    norm = n/(n - 1) if window == 'uniform7' else 1.
+    norm = n / (n - 1) if window == 'uniform7' else 1.0
     mp, mt = mean(p), mean(t)
-    vp, vt, cov = norm*(mean(p*p) - mp*mp), norm*(mean(t*t) - mt*mt), norm*(mean(p*t) - mp*mt)
-    C1, C2 = (0.01*R)**2, (0.03*R)**2
-    CS = (2*cov + C2)/(vp + vt + C2)
-    return (2*mp*mt + C1)/(mp*mp + mt*mt + C1)*CS, CS
+    vp, vt, cov = (
+        norm * (mean(p * p) - mp * mp),
+        norm * (mean(t * t) - mt * mt),
+        norm * (mean(p * t) - mp * mt),
+    )
+    C1, C2 = (0.01 * R) ** 2, (0.03 * R) ** 2
+    CS = (2 * cov + C2) / (vp + vt + C2)
+    return (2 * mp * mt + C1) / (mp * mp + mt * mt + C1) * CS, CS
+
 
 def ssim_map(
-    pred,               # (H, W), (C, H, W) or (S, H, W)
-    truth,              # same shape
-    data_range,         # (low, high) of the intensity scale, or R for (0, R); required
-    window:str='gauss', # 'gauss' (Wang et al. 2004) or 'uniform7' (scikit-image's default)
-    dims:int=2,         # 2: in the plane; 3: a volume's window reaches across slices
-) -> np.ndarray:        # S at every pixel, at most 1, same shape
-    "Local structural similarity (Wang et al. 2004), black moved to 0; warns if the truth lies far below. Raises InputError (see `check_pair`, `check_window`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
+    window: str = 'gauss',  # 'gauss' (Wang et al. 2004) or 'uniform7' (scikit-image's default)
+    dims: int = 2,  # 2: in the plane; 3: a volume's window reaches across slices
+) -> np.ndarray:  # S at every pixel, at most 1, same shape
+    """Local structural similarity (Wang et al. 2004), black moved to 0; warns if the truth lies far
+    below. Raises InputError (see `check_pair`, `check_window`).
+    """
     p, t, R, _ = check_pair(pred, truth, data_range)
     check_window(p.shape, window, dims)
     return ssim_parts(*from_black(p, t, data_range), R, window, dims)[0]
 
 # %% ../nbs/40_metrics.ipynb #1896a579
 def ssim(
-    pred,               # (H, W), (C, H, W) or (S, H, W)
-    truth,              # same shape
-    data_range,         # (low, high) of the intensity scale, or R for (0, R); required
-    mask=None,          # boolean; the map is averaged where it is True
-    window:str='gauss', # 'gauss' (Wang et al. 2004) or 'uniform7' (scikit-image's default)
-    dims:int=2,         # 2: in the plane; 3: a volume's window reaches across slices
-) -> float:             # 1 is perfect, 0 unrelated, negative possible
-    "Mean structural similarity over the inner pixels of the mask. Raises InputError (see `ssim_map`, `as_mask`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
+    mask=None,  # boolean; the map is averaged where it is True
+    window: str = 'gauss',  # 'gauss' (Wang et al. 2004) or 'uniform7' (scikit-image's default)
+    dims: int = 2,  # 2: in the plane; 3: a volume's window reaches across slices
+) -> float:  # 1 is perfect, 0 unrelated, negative possible
+    """Mean structural similarity over the inner pixels of the mask.
+
+    Raises InputError (see `ssim_map`, `as_mask`).
+    """
     S = ssim_map(pred, truth, data_range, window, dims)
     m, r = as_mask(mask, S.shape), ssim_reach[window]
-    inner = (Ellipsis,) + (slice(r, -r),)*dims
-    if not m[inner].any(): raise InputError(f'mask: all of it lies within {r} pixels of the border, where SSIM is not defined')
+    inner = (Ellipsis,) + (slice(r, -r),) * dims
+    if not m[inner].any():
+        raise InputError(
+            f'mask: all of it lies within {r} pixels of the border, where SSIM is not defined'
+        )
     return float(S[inner][m[inner]].mean())
 
 # %% ../nbs/40_metrics.ipynb #1535467a
 ms_weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
 
+
 def halve(
-    a,        # array
-    dims:int, # how many of its last axes
+    a,  # array
+    dims: int,  # how many of its last axes
 ) -> np.ndarray:
     "The mean of neighbours two by two along the last `dims` axes; what is left over is dropped."
     for axis in range(-dims, 0):
         a = np.moveaxis(a, axis, 0)
-        n = len(a)//2
-        a = np.moveaxis((a[0:2*n:2] + a[1:2*n:2])/2, 0, axis)
+        n = len(a) // 2
+        a = np.moveaxis((a[0 : 2 * n : 2] + a[1 : 2 * n : 2]) / 2, 0, axis)
     return a
 
 # %% ../nbs/40_metrics.ipynb #a8a3dbdf
 def ms_scales(
-    shape,              # of the image or volume
-    window:str='gauss', # a key of `ssim_reach`
-    dims:int=2,         # axes the window spans
-) -> int:               # 1 to 5
+    shape,  # of the image or volume
+    window: str = 'gauss',  # a key of `ssim_reach`
+    dims: int = 2,  # axes the window spans
+) -> int:  # 1 to 5
     "How many scales of MS-SSIM an image holds. Raises InputError (see `check_window`)."
     check_window(tuple(shape), window, dims)
-    size = 2*ssim_reach[window] + 1
-    return max(n for n in range(1, len(ms_weights) + 1) if min(shape[-dims:])//2**(n - 1) >= size)
+    size = 2 * ssim_reach[window] + 1
+    return max(
+        n for n in range(1, len(ms_weights) + 1) if min(shape[-dims:]) // 2 ** (n - 1) >= size
+    )
 
 # %% ../nbs/40_metrics.ipynb #f48ba09e
 def scale_means(
-    pred,               # (H, W), (C, H, W) or (S, H, W)
-    truth,              # same shape
-    data_range,         # (low, high) of the intensity scale, or R for (0, R); required
-    mask=None,          # boolean; weighs the means
-    window:str='gauss', # a key of `ssim_reach`
-    dims:int=2,         # axes the window spans
-    scales=None,        # how many; None: as many as fit, with a warning if fewer than 5
-) -> list:              # per scale, finest first: (mean of S, mean of CS); nan where a coarse scale sees nothing of the mask
-    "Means of the SSIM map and of its contrast-structure factor at each scale. Raises InputError (see `check_pair`, `check_window`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
+    mask=None,  # boolean; weighs the means
+    window: str = 'gauss',  # a key of `ssim_reach`
+    dims: int = 2,  # axes the window spans
+    scales=None,  # how many; None: as many as fit, with a warning if fewer than 5
+) -> list:  # per scale, finest first: (mean of S, mean of CS); nan where a coarse scale sees nothing of the mask
+    """Means of the SSIM map and of its contrast-structure factor at each scale.
+
+    Raises InputError (see `check_pair`, `check_window`).
+    """
     p, t, R, m = check_pair(pred, truth, data_range, mask)
     most = ms_scales(p.shape, window, dims)
-    if scales is not None and scales not in range(1, most + 1): raise InputError(f'scales: {scales!r}; shape {p.shape} holds 1 to {most} with the window {window!r}')
-    if scales is None and most < 5: warnings.warn(f'MS-SSIM: images of {p.shape[-dims:]} hold {most} of 5 scales; compare only values of {most} scales')
+    if scales is not None and scales not in range(1, most + 1):
+        raise InputError(
+            f'scales: {scales!r}; shape {p.shape} holds 1 to {most} with the window {window!r}'
+        )
+    if scales is None and most < 5:
+        warnings.warn(
+            f'MS-SSIM: images of {p.shape[-dims:]} hold {most} of 5 scales; compare only values of'
+            f' {most} scales'
+        )
     p, t = from_black(p, t, data_range)
     w, r, out = m.astype(float), ssim_reach[window], []
-    inner = (Ellipsis,) + (slice(r, -r),)*dims
+    inner = (Ellipsis,) + (slice(r, -r),) * dims
     for j in range(scales or most):
-        if j: p, t, w = (halve(a, dims) for a in (p, t, w))
+        if j:
+            p, t, w = (halve(a, dims) for a in (p, t, w))
         total = w[inner].sum()
-        if not (total or j): raise InputError(f'mask: all of it lies within {r} pixels of the border, where SSIM is not defined')
-        out.append(tuple(float((a[inner]*w[inner]).sum()/total) if total else math.nan for a in ssim_parts(p, t, R, window, dims)))
+        if not (total or j):
+            raise InputError(
+                f'mask: all of it lies within {r} pixels of the border, where SSIM is not defined'
+            )
+        out.append(
+            tuple(
+                float((a[inner] * w[inner]).sum() / total) if total else math.nan
+                for a in ssim_parts(p, t, R, window, dims)
+            )
+        )
     return out
 
+
 def ms_product(
-    means:list, # what `scale_means` returns
+    means: list,  # what `scale_means` returns
 ) -> float:
     "MS-SSIM from the means of its scales; fewer than five: their weights are divided by their sum."
-    w = np.array(ms_weights[:len(means)])
-    if len(means) < len(ms_weights): w = w/w.sum()
+    w = np.array(ms_weights[: len(means)])
+    if len(means) < len(ms_weights):
+        w = w / w.sum()
     factors = [cs for _, cs in means[:-1]] + [means[-1][0]]
-    return float(np.prod(np.maximum(factors, 0)**w))
+    return float(np.prod(np.maximum(factors, 0) ** w))
 
 # %% ../nbs/40_metrics.ipynb #490875e1
 def ms_ssim(
-    pred,               # (H, W), (C, H, W) or (S, H, W)
-    truth,              # same shape
-    data_range,         # (low, high) of the intensity scale, or R for (0, R); required
-    mask=None,          # boolean; weighs the means of every scale
-    window:str='gauss', # 'gauss' (Wang et al.) or 'uniform7'
-    dims:int=2,         # 2: in the plane, means pooled over slices or channels; 3: a volume's window and halving reach across slices
-    scales=None,        # 1 to 5; None: as many as fit, with a warning if fewer than 5
-) -> float:             # 1 is perfect, never below 0; nan if a coarse scale sees nothing of the mask
-    "Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003). Raises InputError (see `scale_means`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
+    mask=None,  # boolean; weighs the means of every scale
+    window: str = 'gauss',  # 'gauss' (Wang et al.) or 'uniform7'
+    # 2: in the plane, means pooled over slices or channels; 3: a volume's window and halving reach
+    # across slices
+    dims: int = 2,
+    scales=None,  # 1 to 5; None: as many as fit, with a warning if fewer than 5
+) -> float:  # 1 is perfect, never below 0; nan if a coarse scale sees nothing of the mask
+    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003).
+
+    Raises InputError (see `scale_means`).
+    """
     return ms_product(scale_means(pred, truth, data_range, mask, window, dims, scales))
 
 # %% ../nbs/40_metrics.ipynb #2360f7bd
 def bin_numbers(v, bins):
-    "In which of `bins` equal bins from the smallest to the largest value each number of a flat array falls, on numpy's edges."
+    """In which of `bins` equal bins from the smallest to the largest value each number of a flat
+    array falls, on numpy's edges.
+    """
     lo, hi = v.min(), v.max()
-    if lo == hi: return np.zeros(v.shape, int)
+    if lo == hi:
+        return np.zeros(v.shape, int)
     edges = np.linspace(lo, hi, bins + 1)
-    i = np.minimum(((v - lo)*(bins/(hi - lo))).astype(int), bins - 1)
-    i -= v < edges[i]                                                # rounding may miss an edge by one
+    i = np.minimum(((v - lo) * (bins / (hi - lo))).astype(int), bins - 1)
+    i -= v < edges[i]  # rounding may miss an edge by one
     return i + ((v >= edges[i + 1]) & (i < bins - 1))
 
+
 def nmi(
-    pred,            # (H, W), (C, H, W) or (S, H, W)
-    truth,           # same shape
-    data_range=None, # not used: each image is binned between its own extremes
-    mask=None,       # boolean; only its pixels are counted
-    bins:int=100,    # per image
-) -> float:          # 1: unrelated, 2: one tells the other (also a negative does); nan if both are constant
-    "Normalised mutual information (Studholme et al. 1999), as scikit-image computes it. Raises InputError (see `check_pair`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range=None,  # not used: each image is binned between its own extremes
+    mask=None,  # boolean; only its pixels are counted
+    bins: int = 100,  # per image
+) -> float:  # 1: unrelated, 2: one tells the other (also a negative does); nan if both are constant
+    """Normalised mutual information (Studholme et al. 1999), as scikit-image computes it.
+
+    Raises InputError (see `check_pair`).
+    """
     p, t, _, m = check_pair(pred, truth, 1, mask)
-    if not isinstance(bins, int) or bins < 2: raise InputError(f'bins: {bins!r}; give a whole number from 2')
-    joint = np.bincount(bin_numbers(p[m], bins)*bins + bin_numbers(t[m], bins), minlength=bins*bins).reshape(bins, bins)/m.sum()
-    entropy = lambda q: -float((q[q > 0]*np.log(q[q > 0])).sum())
+    if not isinstance(bins, int) or bins < 2:
+        raise InputError(f'bins: {bins!r}; give a whole number from 2')
+    joint = (
+        np.bincount(
+            bin_numbers(p[m], bins) * bins + bin_numbers(t[m], bins), minlength=bins * bins
+        ).reshape(bins, bins)
+        / m.sum()
+    )
+    entropy = lambda q: -float((q[q > 0] * np.log(q[q > 0])).sum())
     both = entropy(joint.ravel())
-    return (entropy(joint.sum(1)) + entropy(joint.sum(0)))/both if both else math.nan
+    return (entropy(joint.sum(1)) + entropy(joint.sum(0))) / both if both else math.nan
 
 # %% ../nbs/40_metrics.ipynb #bc3012d3
 def gradient_size(
-    a,     # (H, W) or (n, H, W) array
+    a,  # (H, W) or (n, H, W) array
     mask,  # boolean, same shape
-    dims:int=2, # how many of the last axes to differentiate along
-) -> np.ndarray: # 1-D: gradient magnitude of every pixel that has all its forward neighbours inside the mask
+    dims: int = 2,  # how many of the last axes to differentiate along
+) -> (
+    np.ndarray
+):  # 1-D: gradient magnitude of every pixel that has all its forward neighbours inside the mask
     "Gradient magnitude from differences of direct neighbours, where they lie in the mask."
-    core, inside = (Ellipsis,) + (slice(None, -1),)*dims, mask
-    square = 0.
+    core, inside = (Ellipsis,) + (slice(None, -1),) * dims, mask
+    square = 0.0
     for axis in range(a.ndim - dims, a.ndim):
-        square = square + np.diff(a, axis=axis, append=0)[core]**2
+        square = square + np.diff(a, axis=axis, append=0)[core] ** 2
         inside = inside & np.roll(mask, -1, axis)
     return np.sqrt(square[inside[core]])
 
 # %% ../nbs/40_metrics.ipynb #7cf5b9b4
 def sharpness(
-    pred,            # (H, W), (C, H, W) or (S, H, W)
-    truth,           # same shape
-    data_range=None, # not used: a ratio has no scale
-    mask=None,       # boolean; only differences within it count
-    dims:int=2,      # 2: gradients in the plane; 3: across a volume's slices too
-) -> float:          # 1: as sharp as the truth; below: blurred; above: noisy; nan if the truth is flat
-    "Mean gradient magnitude of the prediction over that of the truth. Raises InputError (see `check_pair`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range=None,  # not used: a ratio has no scale
+    mask=None,  # boolean; only differences within it count
+    dims: int = 2,  # 2: gradients in the plane; 3: across a volume's slices too
+) -> float:  # 1: as sharp as the truth; below: blurred; above: noisy; nan if the truth is flat
+    """Mean gradient magnitude of the prediction over that of the truth.
+
+    Raises InputError (see `check_pair`).
+    """
     p, t, _, m = check_pair(pred, truth, 1, mask)
-    if dims not in (2, 3) or dims > p.ndim: raise InputError(f'dims: {dims!r} for shape {p.shape}; 2 (in the plane), or 3 for a volume (S, H, W)')
+    if dims not in (2, 3) or dims > p.ndim:
+        raise InputError(
+            f'dims: {dims!r} for shape {p.shape}; 2 (in the plane), or 3 for a volume (S, H, W)'
+        )
     gp, gt = gradient_size(p, m, dims), gradient_size(t, m, dims)
-    if not len(gt): raise InputError(f'no pixel of shape {p.shape} has its neighbours inside the image and the mask: nothing to measure')
-    return float(gp.mean()/gt.mean()) if gt.any() else math.nan
+    if not len(gt):
+        raise InputError(
+            f'no pixel of shape {p.shape} has its neighbours inside the image and the mask: nothing'
+            ' to measure'
+        )
+    return float(gp.mean() / gt.mean()) if gt.any() else math.nan
 
 # %% ../nbs/40_metrics.ipynb #acb0e1cd
 def high_pass(
-    a,               # (H, W) or (n, H, W) array
-    cut:float,       # radius kept from, as a share of the Nyquist frequency
-    dims:int=2,      # how many of the last axes are transformed
-) -> np.ndarray:     # same shape
+    a,  # (H, W) or (n, H, W) array
+    cut: float,  # radius kept from, as a share of the Nyquist frequency
+    dims: int = 2,  # how many of the last axes are transformed
+) -> np.ndarray:  # same shape
     "What is left of an image above a radial frequency, by cosine transform."
     from scipy.fft import dctn, idctn
+
     axes = tuple(range(a.ndim - dims, a.ndim))
-    radius = sum(np.square(np.arange(a.shape[k])/a.shape[k]).reshape([-1 if j == k else 1 for j in range(a.ndim)]) for k in axes)
-    return idctn(dctn(a, axes=axes, norm='ortho')*(radius > cut**2), axes=axes, norm='ortho')
+    radius = sum(
+        np.square(np.arange(a.shape[k]) / a.shape[k]).reshape(
+            [-1 if j == k else 1 for j in range(a.ndim)]
+        )
+        for k in axes
+    )
+    return idctn(dctn(a, axes=axes, norm='ortho') * (radius > cut**2), axes=axes, norm='ortho')
+
 
 def hf_power(
-    pred,            # (H, W), (C, H, W) or (S, H, W)
-    truth,           # same shape
-    data_range=None, # not used: a ratio has no scale
-    mask=None,       # boolean; where the filtered images are compared
-    cut:float=0.5,   # radius from which a frequency counts as high, as a share of Nyquist (1: a period of two pixels)
-    dims:int=2,      # 2: frequencies in the plane; 3: across a volume's slices too
-) -> float:          # 1: as much fine detail as the truth; below: blurred; above: grainy; nan if the truth has none
-    "High-frequency power of the prediction over that of the truth. Raises InputError (see `check_pair`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range=None,  # not used: a ratio has no scale
+    mask=None,  # boolean; where the filtered images are compared
+    # radius from which a frequency counts as high, as a share of Nyquist (1: a period of two
+    # pixels)
+    cut: float = 0.5,
+    dims: int = 2,  # 2: frequencies in the plane; 3: across a volume's slices too
+) -> (
+    float
+):  # 1: as much fine detail as the truth; below: blurred; above: grainy; nan if the truth has none
+    """High-frequency power of the prediction over that of the truth.
+
+    Raises InputError (see `check_pair`).
+    """
     p, t, _, m = check_pair(pred, truth, 1, mask)
-    if dims not in (2, 3) or dims > p.ndim: raise InputError(f'dims: {dims!r} for shape {p.shape}; 2 (in the plane), or 3 for a volume (S, H, W)')
-    if not (isinstance(cut, Real) and 0 < cut < 1): raise InputError(f'cut: {cut!r}; give a share of the Nyquist frequency between 0 and 1')
+    if dims not in (2, 3) or dims > p.ndim:
+        raise InputError(
+            f'dims: {dims!r} for shape {p.shape}; 2 (in the plane), or 3 for a volume (S, H, W)'
+        )
+    if not (isinstance(cut, Real) and 0 < cut < 1):
+        raise InputError(f'cut: {cut!r}; give a share of the Nyquist frequency between 0 and 1')
     fine_p, fine_t = (np.square(high_pass(a, cut, dims)[m]).sum() for a in (p, t))
-    return float(fine_p/fine_t) if fine_t > 1e-24*np.square(t).sum() else math.nan    # below: the rounding of a smooth truth
+    # below: the rounding of a smooth truth
+    return float(fine_p / fine_t) if fine_t > 1e-24 * np.square(t).sum() else math.nan
 
 # %% ../nbs/40_metrics.ipynb #3b9da4ae
 GMS_C = 0.0026  # Xue et al. 2014: 170 on the scale of bytes
 
+
 def prewitt(
-    a, # (..., H, W)
-):     # two arrays of that shape: derivative along the rows' axis and along the columns' axis
+    a,  # (..., H, W)
+):  # two arrays of that shape: derivative along the rows' axis and along the columns' axis
     "Prewitt gradient, divided by 3 as in GMSD; mirrored at the border."
     from scipy.ndimage import correlate1d
-    side = lambda k: correlate1d(correlate1d(a, [1/3]*3, axis=-3 - k), [1, 0, -1], axis=k)
+
+    side = lambda k: correlate1d(correlate1d(a, [1 / 3] * 3, axis=-3 - k), [1, 0, -1], axis=k)
     return side(-2), side(-1)
 
+
 def gmsd(
-    pred,       # (H, W), (C, H, W) or (S, H, W), at least 2 x 2 pixels in the plane
-    truth,      # same shape
-    data_range, # (low, high) of the intensity scale, or R for (0, R); required
+    pred,  # (H, W), (C, H, W) or (S, H, W), at least 2 x 2 pixels in the plane
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
     mask=None,  # boolean; halved with the images, its shares weigh the mean
-) -> float:     # 0 is perfect
-    "Gradient magnitude similarity deviation (Xue et al. 2014), pooled over slices or channels. Raises InputError (see `check_pair`)."
+) -> float:  # 0 is perfect
+    """Gradient magnitude similarity deviation (Xue et al. 2014), pooled over slices or channels.
+
+    Raises InputError (see `check_pair`).
+    """
     p, t, R, m = check_pair(pred, truth, data_range, mask)
-    p, t, w = (halve(a, 2) for a in (p/R, t/R, m.astype(float)))
-    if not w.any(): raise InputError(f'shape {np.shape(pred)}: too small for gmsd, or its mask lies in a last odd row; give at least 2 x 2 pixels')
+    p, t, w = (halve(a, 2) for a in (p / R, t / R, m.astype(float)))
+    if not w.any():
+        raise InputError(
+            f'shape {np.shape(pred)}: too small for gmsd, or its mask lies in a last odd row; give'
+            ' at least 2 x 2 pixels'
+        )
     gp, gt = (np.hypot(*prewitt(a)) for a in (p, t))
-    gms, w = (2*gp*gt + GMS_C)/(gp*gp + gt*gt + GMS_C), w/w.sum()
-    return float(math.sqrt(max(0., (w*np.square(gms - (w*gms).sum())).sum())))
+    gms, w = (2 * gp * gt + GMS_C) / (gp * gp + gt * gt + GMS_C), w / w.sum()
+    return float(math.sqrt(max(0.0, (w * np.square(gms - (w * gms).sum())).sum())))
 
 # %% ../nbs/40_metrics.ipynb #836db22f
 def edges(
-    pred,         # (H, W), (C, H, W) or (S, H, W)
-    truth,        # same shape
-    data_range,   # (low, high) of the intensity scale, or R for (0, R); required
-    mask=None,    # boolean; halved with the images, its shares weigh the mean
-    scales:int=3, # 1 to 5; as many as the image allows are used, each an average of 2 x 2 pixels of the one before
-) -> float:       # 0 is perfect, about 1 nothing in common, up to 2 reversed
-    "Multi-scale distance of gradient vectors, pooled over slices or channels. Raises InputError (see `check_pair`)."
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
+    mask=None,  # boolean; halved with the images, its shares weigh the mean
+    # 1 to 5; as many as the image allows are used, each an average of 2 x 2 pixels of the one
+    # before
+    scales: int = 3,
+) -> float:  # 0 is perfect, about 1 nothing in common, up to 2 reversed
+    """Multi-scale distance of gradient vectors, pooled over slices or channels.
+
+    Raises InputError (see `check_pair`).
+    """
     p, t, R, m = check_pair(pred, truth, data_range, mask)
-    if scales not in range(1, 6): raise InputError(f'scales: {scales!r}; give 1 to 5')
-    p, t, w, total = p/R, t/R, m.astype(float), []
+    if scales not in range(1, 6):
+        raise InputError(f'scales: {scales!r}; give 1 to 5')
+    p, t, w, total = p / R, t / R, m.astype(float), []
     for j in range(scales):
-        if j: p, t, w = (halve(a, 2) for a in (p, t, w))
-        if not w.any(): break
+        if j:
+            p, t, w = (halve(a, 2) for a in (p, t, w))
+        if not w.any():
+            break
         (py, px), (ty, tx) = prewitt(p), prewitt(t)
-        G = (2*(py*ty + px*tx) + GMS_C)/(py*py + px*px + ty*ty + tx*tx + GMS_C)
-        total.append((w*np.square(1 - G)).sum()/w.sum())
+        G = (2 * (py * ty + px * tx) + GMS_C) / (py * py + px * px + ty * ty + tx * tx + GMS_C)
+        total.append((w * np.square(1 - G)).sum() / w.sum())
     return float(math.sqrt(np.mean(total)))
 
 # %% ../nbs/40_metrics.ipynb #ed10e595
 def read_weights(
-    weights,     # path of a file, or None: torch's cache
-    name:str,    # file name in the cache
-    what:str,    # 'LPIPS' or 'FID', for the error
-    instead:str, # what needs no download
-) -> dict:       # name -> tensor
+    weights,  # path of a file, or None: torch's cache
+    name: str,  # file name in the cache
+    what: str,  # 'LPIPS' or 'FID', for the error
+    instead: str,  # what needs no download
+) -> dict:  # name -> tensor
     "The tensors of a weights file. InputError says which file is missing and where to put it."
     import torch
     from pathlib import Path
-    path = Path(weights) if weights else Path(torch.hub.get_dir())/'checkpoints'/name
+
+    path = Path(weights) if weights else Path(torch.hub.get_dir()) / 'checkpoints' / name
     if not path.is_file():
-        raise InputError(f'{what}: weights not found at {path}; put torchvision\'s {name} there or give weights=FILE. Without a download: {instead}')
+        raise InputError(
+            f"{what}: weights not found at {path}; put torchvision's {name} there or give"
+            f' weights=FILE. Without a download: {instead}'
+        )
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import load_file
+
             return load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise InputError(f'{what}: {path.name} is no file of weights that can be read ({type(e).__name__}); give torchvision\'s {name}') from None
+    except Exception as e:
+        raise InputError(
+            f'{what}: {path.name} is no file of weights that can be read ({type(e).__name__}); give'
+            f" torchvision's {name}"
+        ) from None
+
 
 def fill(net, state, what):
-    "Load `state` into `net`, every tensor of it; InputError if any is missing or has another shape."
+    """Load `state` into `net`, every tensor of it; InputError if any is missing or has another
+    shape.
+    """
     want = net.state_dict()
     bad = [k for k, v in want.items() if k not in state or state[k].shape != v.shape]
-    if bad: raise InputError(f'{what}: {len(bad)} of {len(want)} tensors are missing in the weights or of another shape, the first is {bad[0]!r}')
+    if bad:
+        raise InputError(
+            f'{what}: {len(bad)} of {len(want)} tensors are missing in the weights or of another'
+            f' shape, the first is {bad[0]!r}'
+        )
     net.load_state_dict({k: state[k] for k in want})
     return net.eval().requires_grad_(False)
 
+
 def as_rgb(a, data_range):
-    "A float32 tensor (n, 3, H, W) with the range at [-1, 1]: (3, H, W) is one colour image, anything else grey slices."
+    """A float32 tensor (n, 3, H, W) with the range at [-1, 1]: (3, H, W) is one colour image,
+    anything else grey slices.
+    """
     import torch
+
     low, R = as_range(data_range)
-    v = torch.from_numpy(2*(a - low)/R - 1).float()
-    return v[None] if v.ndim == 3 and len(v) == 3 else v.reshape(-1, 1, *v.shape[-2:]).expand(-1, 3, -1, -1)
+    v = torch.from_numpy(2 * (a - low) / R - 1).float()
+    return (
+        v[None]
+        if v.ndim == 3 and len(v) == 3
+        else v.reshape(-1, 1, *v.shape[-2:]).expand(-1, 3, -1, -1)
+    )
 
 # %% ../nbs/40_metrics.ipynb #23496c5f
 @functools.lru_cache(maxsize=2)
 def lpips_net(weights=None):
     "The LPIPS network on AlexNet. Raises InputError if its weights are not at hand."
     from xmodal.core import mend_torchvision
+
     state = read_weights(weights, 'alexnet-owt-7be5be79.pth', 'LPIPS', '`edges` or `gmsd`')
     mend_torchvision()
     from torchmetrics.functional.image.lpips import _LPIPS
-    net = _LPIPS(pretrained=True, net='alex', pnet_rand=True)     # the five trained layers come with torchmetrics
-    renamed = {f'slice{n}.{i}.{part}': f'features.{i}.{part}' for n, i in enumerate((0, 3, 6, 8, 10), 1) for part in ('weight', 'bias')}
+
+    # the five trained layers come with torchmetrics
+    net = _LPIPS(pretrained=True, net='alex', pnet_rand=True)
+    renamed = {
+        f'slice{n}.{i}.{part}': f'features.{i}.{part}'
+        for n, i in enumerate((0, 3, 6, 8, 10), 1)
+        for part in ('weight', 'bias')
+    }
     fill(net.net, {k: state[v] for k, v in renamed.items() if v in state}, 'LPIPS')
     return net
 
+
 def lpips(
-    pred,         # (H, W), (1, H, W), (3, H, W), or a volume of grey slices; at least 64 x 64 pixels in the plane
-    truth,        # same shape
-    data_range,   # (low, high) of the intensity scale, or R for (0, R); required
-    mask=None,    # must be None: the features reach too far for one
-    weights=None, # file of torchvision's AlexNet; None: torch's cache
-) -> float:       # 0 is perfect
-    "Learned perceptual distance, AlexNet (Zhang et al. 2018). Raises InputError if weights are not at hand, for a mask, for small images."
+    # (H, W), (1, H, W), (3, H, W), or a volume of grey slices; at least 64 x 64 pixels in the plane
+    pred,
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
+    mask=None,  # must be None: the features reach too far for one
+    weights=None,  # file of torchvision's AlexNet; None: torch's cache
+) -> float:  # 0 is perfect
+    """Learned perceptual distance, AlexNet (Zhang et al. 2018).
+
+    Raises InputError if weights are not at hand, for a mask, for small images.
+    """
     import torch
+
     p, t, _, _ = check_pair(pred, truth, data_range)
-    if mask is not None: raise InputError('lpips takes no mask: its features look far around each point; `edges` takes one')
-    if min(p.shape[-2:]) < 64: raise InputError(f'lpips: shape {p.shape}; its network needs at least 64 x 64 pixels, `edges` does not')
+    if mask is not None:
+        raise InputError(
+            'lpips takes no mask: its features look far around each point; `edges` takes one'
+        )
+    if min(p.shape[-2:]) < 64:
+        raise InputError(
+            f'lpips: shape {p.shape}; its network needs at least 64 x 64 pixels, `edges` does not'
+        )
     net = lpips_net(weights and str(weights))
-    with torch.no_grad(): return float(net(as_rgb(p, data_range), as_rgb(t, data_range)).mean())
+    with torch.no_grad():
+        return float(net(as_rgb(p, data_range), as_rgb(t, data_range)).mean())
 
 # %% ../nbs/40_metrics.ipynb #ac3b5e14
 def frechet(
-    a, # (n, d) features of the predictions
-    b, # (m, d) features of the truths
+    a,  # (n, d) features of the predictions
+    b,  # (m, d) features of the truths
 ) -> float:
-    "Fréchet distance between the normal distributions fitted to two sets of features (Heusel et al. 2017). Raises InputError below two rows."
+    """Fréchet distance between the normal distributions fitted to two sets of features (Heusel et
+    al. 2017). Raises InputError below two rows.
+    """
     a, b = (np.asarray(v, float) for v in (a, b))
-    if min(len(a), len(b)) < 2 or a.ndim != 2 or a.shape[1:] != b.shape[1:]: raise InputError(f'frechet: features of shapes {a.shape} and {b.shape}; give (n, d) and (m, d) with at least two images each')
-    A, B = ((v - v.mean(0))/math.sqrt(len(v) - 1) for v in (a, b))
-    cross = np.linalg.svd(A@B.T if min(len(a), len(b)) <= a.shape[1] else np.linalg.qr(A, 'r')@np.linalg.qr(B, 'r').T, compute_uv=False).sum()
-    return float(max(0., np.square(a.mean(0) - b.mean(0)).sum() + np.square(A).sum() + np.square(B).sum() - 2*cross))
+    if min(len(a), len(b)) < 2 or a.ndim != 2 or a.shape[1:] != b.shape[1:]:
+        raise InputError(
+            f'frechet: features of shapes {a.shape} and {b.shape}; give (n, d) and (m, d) with at'
+            ' least two images each'
+        )
+    A, B = ((v - v.mean(0)) / math.sqrt(len(v) - 1) for v in (a, b))
+    cross = np.linalg.svd(
+        (
+            A @ B.T
+            if min(len(a), len(b)) <= a.shape[1]
+            else np.linalg.qr(A, 'r') @ np.linalg.qr(B, 'r').T
+        ),
+        compute_uv=False,
+    ).sum()
+    return float(
+        max(
+            0.0,
+            np.square(a.mean(0) - b.mean(0)).sum()
+            + np.square(A).sum()
+            + np.square(B).sum()
+            - 2 * cross,
+        )
+    )
+
 
 @functools.lru_cache(maxsize=1)
 def inception(weights=None):
-    "torchvision's Inception v3 up to its 2048 pooled features: (n, 3, H, W) in [-1, 1] to (n, 2048). Raises InputError without its weights."
+    """torchvision's Inception v3 up to its 2048 pooled features: (n, 3, H, W) in [-1, 1] to (n,
+    2048). Raises InputError without its weights.
+    """
     from xmodal.core import mend_torchvision
-    state = read_weights(weights, 'inception_v3_google-0cc3c7bd.pth', 'FID', '`edges`, with `sharpness` and `hf_power` for texture')
+
+    state = read_weights(
+        weights,
+        'inception_v3_google-0cc3c7bd.pth',
+        'FID',
+        '`edges`, with `sharpness` and `hf_power` for texture',
+    )
     mend_torchvision()
     import torch
     from torchvision.models import inception_v3
+
     net = inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
     net.fc = torch.nn.Identity()
     fill(net, state, 'FID')
-    return lambda v: net(torch.nn.functional.interpolate(v, (299, 299), mode='bilinear', align_corners=False, antialias=True))
+    return lambda v: net(
+        torch.nn.functional.interpolate(
+            v, (299, 299), mode='bilinear', align_corners=False, antialias=True
+        )
+    )
+
 
 def fid(
-    preds,         # iterable of images or volumes, each as in `lpips`
-    truths,        # iterable, as many or not
-    data_range,    # (low, high) of the intensity scale, or R for (0, R); required
+    preds,  # iterable of images or volumes, each as in `lpips`
+    truths,  # iterable, as many or not
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
     weights=None,  # file of torchvision's Inception v3; None: torch's cache
-    features=None, # another network: float tensor (n, 3, H, W) in [-1, 1] -> (n, d)
-) -> float:        # 0: the same mean and covariance
-    "Fréchet inception distance with torchvision's network: not comparable with that of other networks. Raises InputError without weights, below two images."
+    features=None,  # another network: float tensor (n, 3, H, W) in [-1, 1] -> (n, d)
+) -> float:  # 0: the same mean and covariance
+    """Fréchet inception distance with torchvision's network: not comparable with that of other
+    networks. Raises InputError without weights, below two images.
+    """
     import torch
+
     features = features or inception(weights and str(weights))
     with torch.no_grad():
-        rows = [np.concatenate([features(as_rgb(as_image(v, f'{name} {i}'), data_range)).double().cpu().numpy() for i, v in enumerate(vs)] or [np.zeros((0, 1))]) for name, vs in (('pred', preds), ('truth', truths))]
+        rows = [
+            np.concatenate(
+                [
+                    features(as_rgb(as_image(v, f'{name} {i}'), data_range)).double().cpu().numpy()
+                    for i, v in enumerate(vs)
+                ]
+                or [np.zeros((0, 1))]
+            )
+            for name, vs in (('pred', preds), ('truth', truths))
+        ]
     return frechet(*rows)
 
 # %% ../nbs/40_metrics.ipynb #637c5979
 measures = dict(psnr=psnr, ssim=ssim, mae=mae, mse=mse, sharpness=sharpness)
-all_measures = dict(psnr=psnr, ssim=ssim, ms_ssim=ms_ssim, mae=mae, mse=mse, nmi=nmi, sharpness=sharpness, hf_power=hf_power, edges=edges, gmsd=gmsd)
+all_measures = dict(
+    psnr=psnr,
+    ssim=ssim,
+    ms_ssim=ms_ssim,
+    mae=mae,
+    mse=mse,
+    nmi=nmi,
+    sharpness=sharpness,
+    hf_power=hf_power,
+    edges=edges,
+    gmsd=gmsd,
+)
 
 # %% ../nbs/40_metrics.ipynb #c01da6ea
 def measure_all(
-    pred,       # (H, W), (C, H, W) or (S, H, W)
-    truth,      # same shape
-    data_range, # (low, high) of the intensity scale, or R for (0, R); required
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range,  # (low, high) of the intensity scale, or R for (0, R); required
     mask=None,  # boolean; True counts
-) -> dict:      # name -> value, the keys of `all_measures`
-    "Every entry of `all_measures` at once, the SSIM window computed once. Raises InputError (see `check_pair`)."
+) -> dict:  # name -> value, the keys of `all_measures`
+    """Every entry of `all_measures` at once, the SSIM window computed once.
+
+    Raises InputError (see `check_pair`).
+    """
     means = scale_means(pred, truth, data_range, mask)
     shared = dict(ssim=means[0][0], ms_ssim=ms_product(means))
-    return {k: shared[k] if k in shared else f(pred, truth, data_range, mask) for k, f in all_measures.items()}
+    return {
+        k: shared[k] if k in shared else f(pred, truth, data_range, mask)
+        for k, f in all_measures.items()
+    }
 
 # %% ../nbs/40_metrics.ipynb #35925efc
 def in_step(
-    lists:dict, # name in the plural -> iterable; 'subjects' is among them
-):              # yields one tuple per image
+    lists: dict,  # name in the plural -> iterable; 'subjects' is among them
+):  # yields one tuple per image
     "Walk over lists of equal length; InputError where one ends before another."
-    if isinstance(lists['subjects'], str): raise InputError(f"subjects: {lists['subjects']!r} is one text; give a list with one subject per image")
+    if isinstance(lists['subjects'], str):
+        raise InputError(
+            f'subjects: {lists["subjects"]!r} is one text; give a list with one subject per image'
+        )
     end = object()
     for i, row in enumerate(itertools.zip_longest(*lists.values(), fillvalue=end)):
-        if any(v is end for v in row): raise InputError(f"{', '.join(list(lists)[:-1])} and {list(lists)[-1]} differ in length: one of them ends before image {i}")
+        if any(v is end for v in row):
+            raise InputError(
+                f'{", ".join(list(lists)[:-1])} and {list(lists)[-1]} differ in length: one of them'
+                f' ends before image {i}'
+            )
         yield row
 
+
 def measure_cases(
-    cases,      # iterable of (pred, truth, subject) or (pred, truth, subject, mask)
-    measure,    # f(pred, truth, mask) -> dict name -> float, or a list of such dicts: one row each
-    total=None, # how many, for the progress bar
-):              # pandas.DataFrame: subject, image (running number), one column per measure
+    cases,  # iterable of (pred, truth, subject) or (pred, truth, subject, mask)
+    measure,  # f(pred, truth, mask) -> dict name -> float, or a list of such dicts: one row each
+    total=None,  # how many, for the progress bar
+):  # pandas.DataFrame: subject, image (running number), one column per measure
     "Measure case by case, one row each. InputError names the case that cannot be measured."
     import pandas as pd
     from tqdm.auto import tqdm
+
     rows = []
     for i, case in enumerate(tqdm(cases, total=total, delay=2, leave=False)):
-        if not isinstance(case, (tuple, list)) or len(case) not in (3, 4): raise InputError(f'case {i}: give (pred, truth, subject) or (pred, truth, subject, mask)')
+        if not isinstance(case, (tuple, list)) or len(case) not in (3, 4):
+            raise InputError(
+                f'case {i}: give (pred, truth, subject) or (pred, truth, subject, mask)'
+            )
         p, t, s, *m = case
-        if s is None or s != s or s == '': raise InputError(f'image {i}: subject {s!r}; every image needs a subject')
-        try: row = measure(p, t, m[0] if m else None)
-        except InputError as e: raise InputError(f'image {i} (subject {s}): {e}') from None
+        if s is None or s != s or s == '':
+            raise InputError(f'image {i}: subject {s!r}; every image needs a subject')
+        try:
+            row = measure(p, t, m[0] if m else None)
+        except InputError as e:
+            raise InputError(f'image {i} (subject {s}): {e}') from None
         rows += [dict(subject=s, image=i, **r) for r in (row if isinstance(row, list) else [row])]
-    if not rows: raise InputError('preds, truths and subjects are empty: nothing to measure')
+    if not rows:
+        raise InputError('preds, truths and subjects are empty: nothing to measure')
     return pd.DataFrame(rows)
 
 # %% ../nbs/40_metrics.ipynb #3641bdd3
 def evaluate_pairs(
-    preds,             # iterable of images or volumes, each as in `psnr`
-    truths,            # iterable of the same length and shapes
-    subjects,          # iterable: whom (or which scene, which module) each image comes from
-    data_range,        # (low, high) of the intensity scale, or R for (0, R), the same for all; required
-    mask=None,         # one boolean array for all images, or a list with one (or None) per image
-    measures=measures, # name -> f(pred, truth, data_range, mask) -> float, or one function that returns such a dict of values
-):                     # pandas.DataFrame: subject, image (running number), one column per measure
-    "Measure each prediction against its truth, one row per image. InputError names the image that cannot be measured."
-    as_range(data_range)                                    # a wrong range is not the fault of image 0
-    lists = dict(preds=preds, truths=truths, subjects=subjects, **({'masks': mask} if isinstance(mask, (list, tuple)) else {}))
+    preds,  # iterable of images or volumes, each as in `psnr`
+    truths,  # iterable of the same length and shapes
+    subjects,  # iterable: whom (or which scene, which module) each image comes from
+    data_range,  # (low, high) of the intensity scale, or R for (0, R), the same for all; required
+    mask=None,  # one boolean array for all images, or a list with one (or None) per image
+    # name -> f(pred, truth, data_range, mask) -> float, or one function that returns such a dict of
+    # values
+    measures=measures,
+):  # pandas.DataFrame: subject, image (running number), one column per measure
+    """Measure each prediction against its truth, one row per image.
+
+    InputError names the image that cannot be measured.
+    """
+    as_range(data_range)  # a wrong range is not the fault of image 0
+    lists = dict(
+        preds=preds,
+        truths=truths,
+        subjects=subjects,
+        **({'masks': mask} if isinstance(mask, (list, tuple)) else {}),
+    )
     cases = ((p, t, s, m[0] if m else mask) for p, t, s, *m in in_step(lists))
-    every = measures if callable(measures) else lambda *args: {k: f(*args) for k, f in measures.items()}
-    return measure_cases(cases, lambda p, t, m: every(p, t, data_range, m), len(subjects) if hasattr(subjects, '__len__') else None)
+    every = (
+        measures if callable(measures) else lambda *args: {k: f(*args) for k, f in measures.items()}
+    )
+    return measure_cases(
+        cases,
+        lambda p, t, m: every(p, t, data_range, m),
+        len(subjects) if hasattr(subjects, '__len__') else None,
+    )
 
 # %% ../nbs/40_metrics.ipynb #742da714
 def stack_volumes(
-    cases, # iterable of (pred, truth, subject[, mask]) with slices (H, W) or (1, H, W), subject after subject
-):         # yields (pred, truth, subject, mask) with volumes (S, H, W)
-    "Slices of consecutive cases with the same subject as one volume. InputError for a subject that comes back, or slices that do not fit together."
+    # iterable of (pred, truth, subject[, mask]) with slices (H, W) or (1, H, W), subject after
+    # subject
+    cases,
+):  # yields (pred, truth, subject, mask) with volumes (S, H, W)
+    """Slices of consecutive cases with the same subject as one volume.
+
+    InputError for a subject that comes back, or slices that do not fit together.
+    """
     done, flat = set(), lambda v: v[0] if v.ndim == 3 and len(v) == 1 else v
     for subject, group in itertools.groupby(cases, key=lambda c: c[2]):
-        if subject in done: raise InputError(f'subject {subject} comes back after another one: sort the slices by subject before stacking them')
+        if subject in done:
+            raise InputError(
+                f'subject {subject} comes back after another one: sort the slices by subject before'
+                ' stacking them'
+            )
         done.add(subject)
         group = list(group)
         sets = [[flat(as_image(c[j], n)) for c in group] for j, n in ((0, 'pred'), (1, 'truth'))]
         masks = [c[3] if len(c) > 3 else None for c in group]
-        if len({v.shape for v in sets[0] + sets[1]}) > 1 or sets[0][0].ndim != 2: raise InputError(f'subject {subject}: slices of shapes {sorted({v.shape for v in sets[0] + sets[1]})}; a volume needs equal slices (H, W) or (1, H, W)')
-        whole = None if all(m is None for m in masks) else np.stack([np.ones(v.shape, bool) if m is None else flat(as_array(m)) for m, v in zip(masks, sets[1])])
+        if len({v.shape for v in sets[0] + sets[1]}) > 1 or sets[0][0].ndim != 2:
+            raise InputError(
+                f'subject {subject}: slices of shapes'
+                f' {sorted({v.shape for v in sets[0] + sets[1]})}; a volume needs equal slices (H,'
+                ' W) or (1, H, W)'
+            )
+        whole = (
+            None
+            if all(m is None for m in masks)
+            else np.stack(
+                [
+                    np.ones(v.shape, bool) if m is None else flat(as_array(m))
+                    for m, v in zip(masks, sets[1])
+                ]
+            )
+        )
         yield np.stack(sets[0]), np.stack(sets[1]), subject, whole
 
+
 def by_subject(
-    df, # what `evaluate_pairs` returns
-):      # pandas.DataFrame indexed by subject: n_images, and the mean of each measure over the images where it is defined
+    df,  # what `evaluate_pairs` returns
+):  # pandas.DataFrame indexed by subject: n_images, and the mean of each measure over the images where it is defined
     "One row per subject. Raises InputError without rows or subjects."
-    if 'subject' not in df or not len(df): raise InputError(f"summary: no rows with a column 'subject' (columns: {', '.join(map(str, df.columns))})")
-    if df['subject'].isna().any(): raise InputError(f"summary: {df['subject'].isna().sum()} rows have no subject")
+    if 'subject' not in df or not len(df):
+        raise InputError(
+            f"summary: no rows with a column 'subject' (columns: {', '.join(map(str, df.columns))})"
+        )
+    if df['subject'].isna().any():
+        raise InputError(f'summary: {df["subject"].isna().sum()} rows have no subject')
     groups = df.groupby('subject', observed=True, sort=False)
     names = df.select_dtypes('number').columns.drop(['subject', 'image'], errors='ignore')
     out = groups[list(names)].mean()
@@ -572,33 +897,65 @@ def by_subject(
 
 # %% ../nbs/40_metrics.ipynb #bed5a4c8
 def summary(
-    df,                  # what `evaluate_pairs` returns; every numeric column besides subject and image is a metric
-    over:str='subjects', # 'subjects': of the mean per subject; 'images': of all images alike
-    ddof:int=1,          # 1: divide by n - 1; 0: by n
-) -> dict:               # metric -> dict(mean, std, over, n_subjects, n_images, n_undefined, n_infinite)
-    "Mean and standard deviation over subjects of the mean per subject (or over images). Raises InputError without rows or subjects."
-    if over not in ('subjects', 'images') or ddof not in (0, 1): raise InputError(f"over={over!r}, ddof={ddof!r}; give 'subjects' or 'images', and 1 or 0")
+    df,  # what `evaluate_pairs` returns; every numeric column besides subject and image is a metric
+    over: str = 'subjects',  # 'subjects': of the mean per subject; 'images': of all images alike
+    ddof: int = 1,  # 1: divide by n - 1; 0: by n
+) -> dict:  # metric -> dict(mean, std, over, n_subjects, n_images, n_undefined, n_infinite)
+    """Mean and standard deviation over subjects of the mean per subject (or over images).
+
+    Raises InputError without rows or subjects.
+    """
+    if over not in ('subjects', 'images') or ddof not in (0, 1):
+        raise InputError(f"over={over!r}, ddof={ddof!r}; give 'subjects' or 'images', and 1 or 0")
     subjects, out = by_subject(df), {}
     for k in subjects.columns.drop('n_images'):
         defined = df[k].notna()
         v = (subjects if over == 'subjects' else df)[k].dropna().to_numpy(float)
         n, finite = len(v), np.isfinite(v).all()
-        out[k] = dict(mean=float(v.mean()) if n else math.nan, std=float(v.std(ddof=ddof)) if n > 1 and finite else math.nan, over=over, n_subjects=int(subjects[k].notna().sum()),
-                      n_images=int(defined.sum()), n_undefined=int((~defined).sum()), n_infinite=int(np.isinf(df.loc[defined, k]).sum()))
+        out[k] = dict(
+            mean=float(v.mean()) if n else math.nan,
+            std=float(v.std(ddof=ddof)) if n > 1 and finite else math.nan,
+            over=over,
+            n_subjects=int(subjects[k].notna().sum()),
+            n_images=int(defined.sum()),
+            n_undefined=int((~defined).sum()),
+            n_infinite=int(np.isinf(df.loc[defined, k]).sum()),
+        )
     return out
 
 # %% ../nbs/40_metrics.ipynb #2fe3cdad
-formats = dict(psnr=('.2f', ' dB'), ssim=('.3f', ''), ms_ssim=('.3f', ''), nmi=('.3f', ''), sharpness=('.2f', ''), hf_power=('.2f', ''), edges=('.3f', ''), gmsd=('.3f', ''), lpips=('.3f', ''), mae_hu=('.1f', ' HU'))  # digits and unit; others: three significant digits
+# digits and unit; others: three significant digits
+formats = dict(
+    psnr=('.2f', ' dB'),
+    ssim=('.3f', ''),
+    ms_ssim=('.3f', ''),
+    nmi=('.3f', ''),
+    sharpness=('.2f', ''),
+    hf_power=('.2f', ''),
+    edges=('.3f', ''),
+    gmsd=('.3f', ''),
+    lpips=('.3f', ''),
+    mae_hu=('.1f', ' HU'),
+)
+
 
 def format_summary(
-    stats:dict,        # what `summary` returns
-    metric:str='psnr', # one of its keys
-) -> str:              # such as '23.41 ± 0.52 dB (n = 4 subjects)'
-    "Mean ± standard deviation as text, with the number of subjects (and of images, where the mean is taken over them). Raises InputError for a metric that was not measured."
-    if metric not in stats: raise InputError(f'metric: {metric!r} was not measured; there are {", ".join(stats)}')
+    stats: dict,  # what `summary` returns
+    metric: str = 'psnr',  # one of its keys
+) -> str:  # such as '23.41 ± 0.52 dB (n = 4 subjects)'
+    """Mean ± standard deviation as text, with the number of subjects (and of images, where the mean
+    is taken over them). Raises InputError for a metric that was not measured.
+    """
+    if metric not in stats:
+        raise InputError(f'metric: {metric!r} was not measured; there are {", ".join(stats)}')
     s, (spec, unit) = stats[metric], formats.get(metric, ('.3g', ''))
-    spread = '' if math.isnan(s['std']) else f" ± {s['std']:{spec}}"
-    n = f"n = {s['n_subjects']} subject{'s'*(s['n_subjects'] != 1)}"
-    if s.get('over') == 'images': n = f"n = {s['n_images']} image{'s'*(s['n_images'] != 1)} of {n[4:]}"
-    notes = [f"{s[k]} image{'s'*(s[k] != 1)} {k[2:]}" for k in ('n_undefined', 'n_infinite') if s.get(k)]
-    return f"{s['mean']:{spec}}{spread}{unit} ({', '.join([n, *notes])})"
+    spread = '' if math.isnan(s['std']) else f' ± {s["std"]:{spec}}'
+    n = f'n = {s["n_subjects"]} subject{"s" * (s["n_subjects"] != 1)}'
+    if s.get('over') == 'images':
+        n = f'n = {s["n_images"]} image{"s" * (s["n_images"] != 1)} of {n[4:]}'
+    notes = [
+        f'{s[k]} image{"s" * (s[k] != 1)} {k[2:]}'
+        for k in ('n_undefined', 'n_infinite')
+        if s.get(k)
+    ]
+    return f'{s["mean"]:{spec}}{spread}{unit} ({", ".join([n, *notes])})'

@@ -16,166 +16,238 @@ from .core import expand, table_dtype
 
 # %% ../nbs/02_mixing.ipynb #02e097b4
 def position_encoding(
-    h:int, w:int, # image size in pixels
+    h: int,
+    w: int,  # image size in pixels
     device=None,
-):                # (4, h, w), float32, in [-1, 1]
+):  # (4, h, w), float32, in [-1, 1]
     "Sine and cosine of the normalised column and row coordinates (CDTSDE Eq. 14)."
-    x = torch.linspace(-1, 1, w, device=device).expand(h, w)*math.pi
-    y = torch.linspace(-1, 1, h, device=device)[:, None].expand(h, w)*math.pi
+    x = torch.linspace(-1, 1, w, device=device).expand(h, w) * math.pi
+    y = torch.linspace(-1, 1, h, device=device)[:, None].expand(h, w) * math.pi
     return torch.stack([x.sin(), x.cos(), y.sin(), y.cos()])
 
 # %% ../nbs/02_mixing.ipynb #c12fa1c7
 def interpolate(
-    lam, # base step in [0, 1]
-    g,   # modulation in (-1, 1), broadcastable
-):       # u in [lam^2, 2 lam - lam^2]
+    lam,  # base step in [0, 1]
+    g,  # modulation in (-1, 1), broadcastable
+):  # u in [lam^2, 2 lam - lam^2]
     "Bend the base step, ends fixed (CDTSDE Eq. 2)."
-    return lam + lam*(1 - lam)*g
+    return lam + lam * (1 - lam) * g
 
 # %% ../nbs/02_mixing.ipynb #85ada38f
-RELEASED_EPS = 1/(1 + math.exp(3)) # 0.0474: the released code's sigmoid(6u - 3)
+RELEASED_EPS = 1 / (1 + math.exp(3))  # 0.0474: the released code's sigmoid(6u - 3)
+
 
 def calibrated_logistic(
-    u,                      # in [0, 1]
-    eps:float=RELEASED_EPS, # value at u = 0, in (0, 1/2)
-):                          # in [eps, 1 - eps]
+    u,  # in [0, 1]
+    eps: float = RELEASED_EPS,  # value at u = 0, in (0, 1/2)
+):  # in [eps, 1 - eps]
     "Squash u into (0, 1) so that 0 -> eps and 1 -> 1 - eps (CDTSDE Eq. 3)."
-    kappa = math.log((1 - eps)/eps)
-    return torch.sigmoid(kappa*(2*u - 1))
+    kappa = math.log((1 - eps) / eps)
+    return torch.sigmoid(kappa * (2 * u - 1))
 
 # %% ../nbs/02_mixing.ipynb #904be3c7
 def finish(
-    u, lam,                 # bent step and base step, float64
-    squash='logistic',      # 'logistic' (Eq. 3) or 'none'
-    eps:float=RELEASED_EPS,
-    clamp:bool=True,        # exact 0 and 1 at the ends; False is the released behaviour
-):                          # the field
+    u,
+    lam,  # bent step and base step, float64
+    squash='logistic',  # 'logistic' (Eq. 3) or 'none'
+    eps: float = RELEASED_EPS,
+    clamp: bool = True,  # exact 0 and 1 at the ends; False is the released behaviour
+):  # the field
     "Squash `u` and clamp the ends: exactly 0 where lam = 0, exactly 1 where lam = 1."
-    if squash not in ('logistic', 'none'): raise ValueError(f"unknown squash {squash!r}: use 'logistic' or 'none'")
+    if squash not in ('logistic', 'none'):
+        raise ValueError(f"unknown squash {squash!r}: use 'logistic' or 'none'")
     mix = calibrated_logistic(u, eps) if squash == 'logistic' else u
-    if clamp: mix = torch.where(lam <= 0, torch.zeros_like(mix), torch.where(lam >= 1, torch.ones_like(mix), mix))
+    if clamp:
+        mix = torch.where(
+            lam <= 0, torch.zeros_like(mix), torch.where(lam >= 1, torch.ones_like(mix), mix)
+        )
     return mix
 
 # %% ../nbs/02_mixing.ipynb #9e25cb04
 class FixedMix(nn.Module):
-    "A field without parameters: u = lam**power in every pixel, squashed or not. Power 1 without squash is DOSSR's linear domain shift."
+    """A field without parameters: u = lam**power in every pixel, squashed or not.
+
+    Power 1 without squash is DOSSR's linear domain shift.
+    """
+
     sees_y = False
-    def __init__(self, power:float=1., squash='none', eps:float=RELEASED_EPS):
+
+    def __init__(self, power: float = 1.0, squash='none', eps: float = RELEASED_EPS):
         super().__init__()
         self.power, self.squash, self.eps = power, squash, eps
-    def forward(self, lam, y=None): return finish(lam**self.power, lam, self.squash, self.eps)
+
+    def forward(self, lam, y=None):
+        return finish(lam**self.power, lam, self.squash, self.eps)
 
 # %% ../nbs/02_mixing.ipynb #213fdbbb
 class SpatialMix(nn.Module):
-    "CDTSDE's dynamic field: a small network bends the base step per pixel and channel (Eq. 2, 3, 14)."
-    def __init__(self,
-        channels:int,            # C of the images
-        pe:str='concat',         # 'concat': four position channels beside lam (paper); 'mean': released code
-        squash:str='logistic',   # 'logistic' (Eq. 3) or 'none'
-        eps:float=RELEASED_EPS,  # epsilon of Eq. 3
-        sees_y:bool=False,       # also show the source image to the network
-        monotone:bool=False,     # hide lam from the network: monotone by construction
-        tanh:bool=False,         # bound |g| by 0.462 as the released code does
-        clamp:bool=True,         # exact ends
+    """CDTSDE's dynamic field: a small network bends the base step per pixel and channel (Eq. 2, 3,
+    14).
+    """
+
+    def __init__(
+        self,
+        channels: int,  # C of the images
+        # 'concat': four position channels beside lam (paper); 'mean': released code
+        pe: str = 'concat',
+        squash: str = 'logistic',  # 'logistic' (Eq. 3) or 'none'
+        eps: float = RELEASED_EPS,  # epsilon of Eq. 3
+        sees_y: bool = False,  # also show the source image to the network
+        monotone: bool = False,  # hide lam from the network: monotone by construction
+        tanh: bool = False,  # bound |g| by 0.462 as the released code does
+        clamp: bool = True,  # exact ends
     ):
         super().__init__()
-        if pe not in ('concat', 'mean'): raise ValueError(f"unknown pe {pe!r}: use 'concat' or 'mean'")
+        if pe not in ('concat', 'mean'):
+            raise ValueError(f"unknown pe {pe!r}: use 'concat' or 'mean'")
         self.channels, self.pe, self.squash, self.eps = channels, pe, squash, eps
         self.sees_y, self.monotone, self.tanh, self.clamp = sees_y, monotone, tanh, clamp
         n_in = (5 if pe == 'concat' else 1) + (channels if sees_y else 0)
-        self.net = nn.Sequential(nn.Conv2d(n_in, 8, 5, padding=2), nn.GroupNorm(2, 8), nn.GELU(),
-                                 nn.Conv2d(8, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.GELU(),
-                                 nn.Conv2d(16, channels, 3, padding=1))
-        nn.init.zeros_(self.net[-1].weight); nn.init.zeros_(self.net[-1].bias)
+        self.net = nn.Sequential(
+            nn.Conv2d(n_in, 8, 5, padding=2),
+            nn.GroupNorm(2, 8),
+            nn.GELU(),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.GroupNorm(4, 16),
+            nn.GELU(),
+            nn.Conv2d(16, channels, 3, padding=1),
+        )
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.zeros_(self.net[-1].bias)
 
     def inputs(self, lam, y):
         "What the network sees: (n, n_in, H, W), n = 1 if nothing differs between the images."
         h, w = y.shape[-2:]
         lam = (torch.zeros_like(lam) if self.monotone else lam).float().reshape(-1, 1, 1, 1)
         pe = position_encoding(h, w, y.device)[None]
-        seen = [lam.expand(-1, 1, h, w), pe] if self.pe == 'concat' else [lam + 0.2*pe.mean(1, keepdim=True)]
-        if self.sees_y: seen.append(y.float())
+        seen = (
+            [lam.expand(-1, 1, h, w), pe]
+            if self.pe == 'concat'
+            else [lam + 0.2 * pe.mean(1, keepdim=True)]
+        )
+        if self.sees_y:
+            seen.append(y.float())
         n = max(len(v) for v in seen)
         return torch.cat([v.expand(n, -1, -1, -1) for v in seen], dim=1)
 
-    def forward(self,
-        lam, # base step, 0-d or (B, 1, 1, 1), in [0, 1]
-        y,   # source (B, C, H, W): its size, and its values if sees_y
-    ):       # field (1 or B, C, H, W), float64
-        if y is None or y.ndim != 4: raise ValueError('SpatialMix needs the source as (B, C, H, W): the field has its size')
-        if y.shape[1] != self.channels: raise ValueError(f'SpatialMix was made for {self.channels} channels, the source has {y.shape[1]}')
-        with torch.autocast(y.device.type, enabled=False):      # a field in half precision would have three digits
+    def forward(
+        self,
+        lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
+        y,  # source (B, C, H, W): its size, and its values if sees_y
+    ):  # field (1 or B, C, H, W), float64
+        if y is None or y.ndim != 4:
+            raise ValueError('SpatialMix needs the source as (B, C, H, W): the field has its size')
+        if y.shape[1] != self.channels:
+            raise ValueError(
+                f'SpatialMix was made for {self.channels} channels, the source has {y.shape[1]}'
+            )
+        # a field in half precision would have three digits
+        with torch.autocast(y.device.type, enabled=False):
             h = self.net(self.inputs(lam, y))
-        g = torch.tanh((torch.tanh(h) if self.tanh else h)/2).to(table_dtype(y.device))
+        g = torch.tanh((torch.tanh(h) if self.tanh else h) / 2).to(table_dtype(y.device))
         return finish(interpolate(lam, g), lam, self.squash, self.eps, self.clamp)
 
 # %% ../nbs/02_mixing.ipynb #c03acc6e
 class ChannelMix(nn.Module):
     "One polynomial of the base step per channel, the same in every pixel (CDTSDE 6.13)."
+
     sees_y = False
-    def __init__(self,
-        channels:int,
-        degree:int=5,
-        eps:float=RELEASED_EPS, # epsilon of Eq. 3
-        clamp:bool=True,        # exact ends
+
+    def __init__(
+        self,
+        channels: int,
+        degree: int = 5,
+        eps: float = RELEASED_EPS,  # epsilon of Eq. 3
+        clamp: bool = True,  # exact ends
     ):
         super().__init__()
         gen, i = torch.Generator().manual_seed(0), torch.arange(1, degree + 1)
-        q = 0.15*0.7**i*torch.randn(channels, degree, generator=gen)
-        q[:, 0] = 1 + 0.2*(torch.arange(channels) - channels//2)
+        q = 0.15 * 0.7**i * torch.randn(channels, degree, generator=gen)
+        q[:, 0] = 1 + 0.2 * (torch.arange(channels) - channels // 2)
         self.q, self.eps, self.clamp = nn.Parameter(q), eps, clamp
 
     def forward(self, lam, y=None):
         lam = torch.as_tensor(lam)
         lam = lam.reshape(-1, 1, 1, 1) if lam.ndim < 4 else lam
         q = self.q.to(lam.dtype)
-        powers = lam[..., None]**torch.arange(1, q.shape[1] + 1, device=q.device)   # (B, 1, 1, 1, degree)
+        # (B, 1, 1, 1, degree)
+        powers = lam[..., None] ** torch.arange(1, q.shape[1] + 1, device=q.device)
         total = q.sum(1)
-        f = (powers*q[:, None, None, :]).sum(-1)/torch.where(total.abs() < 1e-6, torch.ones_like(total), total)[:, None, None]
+        f = (powers * q[:, None, None, :]).sum(-1) / torch.where(
+            total.abs() < 1e-6, torch.ones_like(total), total
+        )[:, None, None]
         return finish(f, lam, 'logistic', self.eps, self.clamp)
 
 # %% ../nbs/02_mixing.ipynb #4d847a28
 class Averaged(nn.Module):
-    "The released inference of CDTSDE: the field in training, its mean over channels and pixels in eval mode."
+    """The released inference of CDTSDE: the field in training, its mean over channels and pixels in
+    eval mode.
+    """
+
     def __init__(self, mix):
         super().__init__()
         self.mix = mix
+
     @property
-    def sees_y(self): return getattr(self.mix, 'sees_y', True)
+    def sees_y(self):
+        return getattr(self.mix, 'sees_y', True)
+
     def forward(self, lam, y):
         field = self.mix(lam, y)
         return field if self.training else field.mean(dim=tuple(range(1, field.ndim)), keepdim=True)
 
 # %% ../nbs/02_mixing.ipynb #68dac7ca
 class AnyMix(nn.Module):
-    "In training a random field for every sample, from the digits of its lam; in eval mode the field `rest`."
+    """In training a random field for every sample, from the digits of its lam; in eval mode the
+    field `rest`.
+    """
+
     frequencies = ((1, 0), (0, 1), (1, -1), (2, 1), (-1, 3), (4, 3), (5, -4))
-    def __init__(self,
-        rest=None, # a mixing field; None: the base step itself
+
+    def __init__(
+        self,
+        rest=None,  # a mixing field; None: the base step itself
     ):
         super().__init__()
         self.rest = rest or FixedMix()
+
     @property
-    def sees_y(self): return getattr(self.rest, 'sees_y', True)
+    def sees_y(self):
+        return getattr(self.rest, 'sees_y', True)
+
     def forward(self, lam, y):
-        if not self.training: return self.rest(lam, y)
+        if not self.training:
+            return self.rest(lam, y)
         n, C, (h, w) = lam.numel(), y.shape[1], y.shape[-2:]
-        K = len(self.frequencies); draws = C*(K + 2)
-        big = 12345.678*torch.arange(2, draws + 2, dtype=lam.dtype, device=y.device).sqrt()*torch.arange(1, draws + 1, device=y.device)
-        phi = (lam.reshape(-1, 1)*big).frac().reshape(n, C, K + 2, 1, 1)
-        at_y, at_x = torch.linspace(-1, 1, h, dtype=lam.dtype, device=y.device)[:, None], torch.linspace(-1, 1, w, dtype=lam.dtype, device=y.device)
-        waves = torch.stack([math.pi*(fx*at_x + fy*at_y) for fx, fy in self.frequencies])
-        level, rough = 5*phi[:, :, K] - 2.5, phi[:, :, K + 1]
-        g = torch.tanh(level + rough*torch.sin(waves + 2*math.pi*phi[:, :, :K]).sum(2))
+        K = len(self.frequencies)
+        draws = C * (K + 2)
+        big = (
+            12345.678
+            * torch.arange(2, draws + 2, dtype=lam.dtype, device=y.device).sqrt()
+            * torch.arange(1, draws + 1, device=y.device)
+        )
+        phi = (lam.reshape(-1, 1) * big).frac().reshape(n, C, K + 2, 1, 1)
+        at_y, at_x = (
+            torch.linspace(-1, 1, h, dtype=lam.dtype, device=y.device)[:, None],
+            torch.linspace(-1, 1, w, dtype=lam.dtype, device=y.device),
+        )
+        waves = torch.stack([math.pi * (fx * at_x + fy * at_y) for fx, fy in self.frequencies])
+        level, rough = 5 * phi[:, :, K] - 2.5, phi[:, :, K + 1]
+        g = torch.tanh(level + rough * torch.sin(waves + 2 * math.pi * phi[:, :, :K]).sum(2))
         return finish(interpolate(lam, g), lam, 'none')
 
 # %% ../nbs/02_mixing.ipynb #54d18fdb
 @torch.no_grad()
 def mix_stats(
-    mix,      # a mixing field
-    y,        # source batch: its size, and its values if the field looks at it
+    mix,  # a mixing field
+    y,  # source batch: its size, and its values if the field looks at it
     lam=0.5,  # base step at which to look
-) -> dict:    # 0-d tensors 'mix_shift' and 'mix_spread'
+) -> dict:  # 0-d tensors 'mix_shift' and 'mix_spread'
     "Mean of mix - lam and standard deviation of mix over pixels."
     field = mix(torch.tensor(lam, dtype=table_dtype(y.device), device=y.device), y)
-    return dict(mix_shift=field.mean() - lam, mix_spread=field.expand(torch.broadcast_shapes(field.shape, y.shape)).std(dim=(2, 3), correction=0).mean())
+    return dict(
+        mix_shift=field.mean() - lam,
+        mix_spread=field.expand(torch.broadcast_shapes(field.shape, y.shape))
+        .std(dim=(2, 3), correction=0)
+        .mean(),
+    )

@@ -21,39 +21,75 @@ from .steer import check_context, listen
 # %% ../nbs/21_nets.ipynb #4a78d7a1
 class UNet(nn.Module):
     "diffusers' UNet2DModel on concat(x, y): net(x, t, y, ctx) -> (B, channels, H, W)."
-    def __init__(self,
-        channels:int=1,        # C of the images
-        ch:int=32,             # channels of the first level
-        mults=(1, 2, 2),       # multipliers per level; the image is halved between levels
-        layers:int=2,          # residual blocks per level
-        attention:bool=False,  # self-attention at the coarsest level and in the middle
-        dropout:float=0.,
-        images:int=2,          # images side by side in the input: state and source; 3: the previous estimate too
-        text:int=0,            # length of a prompt's embedding; 0: no prompts
-        by:str='both',         # row of steer.conditionings, if there are prompts
-        checkpointing:bool=False, # forget activations and compute them again on the way back: less memory, more time
+
+    def __init__(
+        self,
+        channels: int = 1,  # C of the images
+        ch: int = 32,  # channels of the first level
+        mults=(1, 2, 2),  # multipliers per level; the image is halved between levels
+        layers: int = 2,  # residual blocks per level
+        attention: bool = False,  # self-attention at the coarsest level and in the middle
+        dropout: float = 0.0,
+        # images side by side in the input: state and source; 3: the previous estimate too
+        images: int = 2,
+        text: int = 0,  # length of a prompt's embedding; 0: no prompts
+        by: str = 'both',  # row of steer.conditionings, if there are prompts
+        # forget activations and compute them again on the way back: less memory, more time
+        checkpointing: bool = False,
     ):
         super().__init__()
         mend_torchvision()
         from diffusers import UNet2DModel
-        self.config = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers, attention=attention, dropout=dropout, images=images, text=text, by=by)
-        widths, n = [ch*m for m in mults], len(mults)
-        if n < 1 or layers < 1 or min(widths) < 1: raise ValueError(f'ch, layers and every multiplier must be 1 or more, got ch={ch}, mults={tuple(mults)}, layers={layers}')
-        self.multiple = 2**(n - 1)
+
+        self.config = dict(
+            channels=channels,
+            ch=ch,
+            mults=tuple(mults),
+            layers=layers,
+            attention=attention,
+            dropout=dropout,
+            images=images,
+            text=text,
+            by=by,
+        )
+        widths, n = [ch * m for m in mults], len(mults)
+        if n < 1 or layers < 1 or min(widths) < 1:
+            raise ValueError(
+                f'ch, layers and every multiplier must be 1 or more, got ch={ch},'
+                f' mults={tuple(mults)}, layers={layers}'
+            )
+        self.multiple = 2 ** (n - 1)
         self.unet = UNet2DModel(
-            in_channels=images*channels, out_channels=channels, block_out_channels=widths, layers_per_block=layers, dropout=dropout,
-            down_block_types=['DownBlock2D']*(n - 1) + ['AttnDownBlock2D' if attention else 'DownBlock2D'],
-            up_block_types=['AttnUpBlock2D' if attention else 'UpBlock2D'] + ['UpBlock2D']*(n - 1),
-            add_attention=attention, attention_head_dim=min(64, widths[-1]), norm_num_groups=math.gcd(8, *widths))
-        if text and by != 'none': listen(self.unet, text, by)
-        if checkpointing: self.unet.enable_gradient_checkpointing()
+            in_channels=images * channels,
+            out_channels=channels,
+            block_out_channels=widths,
+            layers_per_block=layers,
+            dropout=dropout,
+            down_block_types=['DownBlock2D'] * (n - 1)
+            + ['AttnDownBlock2D' if attention else 'DownBlock2D'],
+            up_block_types=['AttnUpBlock2D' if attention else 'UpBlock2D']
+            + ['UpBlock2D'] * (n - 1),
+            add_attention=attention,
+            attention_head_dim=min(64, widths[-1]),
+            norm_num_groups=math.gcd(8, *widths),
+        )
+        if text and by != 'none':
+            listen(self.unet, text, by)
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
 
     def forward(self, x, t, y, ctx=None, x_r=None):
-        "x, y, and the previous estimate x_r if the network takes one: (B, C, H, W); t: (B,); ctx: (B, 2 or 3, text) if the network is steered by prompts."
+        """x, y, and the previous estimate x_r if the network takes one: (B, C, H, W); t: (B,); ctx:
+        (B, 2 or 3, text) if the network is steered by prompts.
+        """
         if x.shape != y.shape or x.shape[1] != self.config['channels']:
-            raise ValueError(f"this UNet was made for {self.config['channels']} channels, got x {tuple(x.shape)} and y {tuple(y.shape)}")
+            raise ValueError(
+                f'this UNet was made for {self.config["channels"]} channels, got x {tuple(x.shape)}'
+                f' and y {tuple(y.shape)}'
+            )
         both, (h, w) = pad_to(torch.cat([x, y] + ([] if x_r is None else [x_r]), 1), self.multiple)
-        if not self.config['text'] or self.config['by'] == 'none': return self.unet(both, t).sample[..., :h, :w]
+        if not self.config['text'] or self.config['by'] == 'none':
+            return self.unet(both, t).sample[..., :h, :w]
         check_context(ctx, len(x), self.config['text'])
         return run_unet(self.unet, both, t, ctx)[..., :h, :w]
 
@@ -61,60 +97,87 @@ class UNet(nn.Module):
 def run_unet(unet, x, t, ctx):
     "UNet2DModel's way down, middle and up, with (time, context) handed to every residual block."
     temb = unet.time_embedding(unet.time_proj(t).to(x.dtype)), ctx
-    h = unet.conv_in(x); kept = (h,)
+    h = unet.conv_in(x)
+    kept = (h,)
     for block in unet.down_blocks:
         h, more = block(hidden_states=h, temb=temb)
         kept += more
-    if unet.mid_block is not None: h = unet.mid_block(h, temb)
+    if unet.mid_block is not None:
+        h = unet.mid_block(h, temb)
     for block in unet.up_blocks:
         n = len(block.resnets)
         h, kept = block(h, kept[-n:], temb), kept[:-n]
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
 
 # %% ../nbs/21_nets.ipynb #da19d27f
-nets = dict(unet=UNet, ncsnpp=NCSNpp, unet256=UNet256, dtfnet=DTFNet, latent=LatentUNet)   # name -> class(channels, **sizes)
+# name -> class(channels, **sizes)
+nets = dict(unet=UNet, ncsnpp=NCSNpp, unet256=UNet256, dtfnet=DTFNet, latent=LatentUNet)
 
-def find_net(name:str):
+
+def find_net(name: str):
     "The class of network `name`; raises InputError with the list of names."
-    if name not in nets: raise InputError(f"unknown network {name!r}: use one of {', '.join(nets)}")
+    if name not in nets:
+        raise InputError(f'unknown network {name!r}: use one of {", ".join(nets)}')
     return nets[name]
 
+
 def sizes_for(
-    name:str,  # row of `nets`
-    size:int,  # pixels of the shorter side of an image
-    **sizes,   # ch, mults, layers, attention
-) -> dict:     # keywords for the class
+    name: str,  # row of `nets`
+    size: int,  # pixels of the shorter side of an image
+    **sizes,  # ch, mults, layers, attention
+) -> dict:  # keywords for the class
     "The sizes that this network has, out of those given; the number of levels from the image size."
     takes = inspect.signature(find_net(name)).parameters
-    if sizes.get('text') and 'text' not in takes: raise InputError(f'network {name} cannot be steered by prompts; use unet or ncsnpp')
-    return {k: v for k, v in dict(sizes, levels=max(2, min(8, int(math.log2(size))))).items() if k in takes}
+    if sizes.get('text') and 'text' not in takes:
+        raise InputError(f'network {name} cannot be steered by prompts; use unet or ncsnpp')
+    return {
+        k: v
+        for k, v in dict(sizes, levels=max(2, min(8, int(math.log2(size))))).items()
+        if k in takes
+    }
 
 # %% ../nbs/21_nets.ipynb #716318d2
-def check_net(name:str, method:str, pred=None):
+def check_net(name: str, method: str, pred=None):
     "Can network `name` serve this method, with this parametrisation? Raises InputError."
     m = get_method(method)
-    if name == 'latent' and (m.recur > 1 or m.show_snr or m.twin or m.adversarial): raise InputError(f'network latent has one input for the state and one for the source; method {method} needs more, use unet')
-    if getattr(find_net(name), 'blind', False) and m.times != 'one': raise InputError(f'network {name} looks at the source alone, method {method} needs one that sees its state; use unet or ncsnpp')
-    if (pred or m.pred) not in predictions: raise InputError(f"unknown prediction type {pred!r}: use one of {', '.join(predictions)}")
+    if name == 'latent' and (m.recur > 1 or m.show_snr or m.twin or m.adversarial):
+        raise InputError(
+            f'network latent has one input for the state and one for the source; method {method}'
+            ' needs more, use unet'
+        )
+    if getattr(find_net(name), 'blind', False) and m.times != 'one':
+        raise InputError(
+            f'network {name} looks at the source alone, method {method} needs one that sees its'
+            ' state; use unet or ncsnpp'
+        )
+    if (pred or m.pred) not in predictions:
+        raise InputError(f'unknown prediction type {pred!r}: use one of {", ".join(predictions)}')
+
 
 def build(
-    method:str,     # row of methods.methods
-    channels:int=1, # C of the images
-    net=None,       # sizes of the network, e.g. dict(ch=64, mults=(1, 2, 4)) for UNet
-    bridge=None,    # options of the method's bridge
-    pred=None,      # overrides the method's parametrisation
-    scale=None,     # constants of the parametrisation as a dict: s0, sT, cov, see denoise.Scale
-    arch=None,      # overrides the method's network: row of `nets`
+    method: str,  # row of methods.methods
+    channels: int = 1,  # C of the images
+    net=None,  # sizes of the network, e.g. dict(ch=64, mults=(1, 2, 4)) for UNet
+    bridge=None,  # options of the method's bridge
+    pred=None,  # overrides the method's parametrisation
+    scale=None,  # constants of the parametrisation as a dict: s0, sT, cov, see denoise.Scale
+    arch=None,  # overrides the method's network: row of `nets`
 ) -> Denoiser:
     "Build the denoiser of a method; raises InputError for unknown names and options."
     m = get_method(method)
     name = arch or m.net
     check_net(name, method, pred)
-    make = lambda: nets[name](channels, **(dict(images=3) if m.recur > 1 or m.show_snr else {}), **(net or {}))
-    try: first, second = make(), make() if m.twin else None
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e: raise InputError(f'network sizes {net} do not fit {nets[name].__name__} ({e})') from None
-    inside = getattr(first, 'latent_channels', channels)                    # the bridge mixes what the network sees
+    make = lambda: nets[name](
+        channels, **(dict(images=3) if m.recur > 1 or m.show_snr else {}), **(net or {})
+    )
+    try:
+        first, second = make(), make() if m.twin else None
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e:
+        raise InputError(f'network sizes {net} do not fit {nets[name].__name__} ({e})') from None
+    inside = getattr(first, 'latent_channels', channels)  # the bridge mixes what the network sees
     br = make_bridge(method, inside, **(bridge or {}))
-    try: k = Scale(**{'total': getattr(br, 'total', 1.), **(scale or {})})
-    except TypeError as e: raise InputError(f'scale {scale} does not fit ({e}); use s0, sT, cov') from None
+    try:
+        k = Scale(**{'total': getattr(br, 'total', 1.0), **(scale or {})})
+    except TypeError as e:
+        raise InputError(f'scale {scale} does not fit ({e}); use s0, sT, cov') from None
     return Denoiser(first, br, pred or m.pred, m.recur, k, second, m.show_y, m.show_snr)

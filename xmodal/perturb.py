@@ -16,57 +16,97 @@ from .core import InputError, item_seed
 
 # %% ../nbs/26_perturb.ipynb #712d0844
 def shift(y, amount, gen, mirror=False):
-    "Move by `amount` pixels in a random direction; what comes in from outside is -1, or with `mirror` the mirrored image."
-    h, w = y.shape[-2:]; n = math.ceil(amount)
-    if n >= min(h, w): raise InputError(f'a shift of {amount} pixels leaves nothing of an image of {h} x {w}')
-    every = [(i, j) for i in range(-n, n + 1) for j in range(-n, n + 1)]; miss = [abs(math.hypot(*v) - amount) for v in every]
+    """Move by `amount` pixels in a random direction; what comes in from outside is -1, or with
+    `mirror` the mirrored image.
+    """
+    h, w = y.shape[-2:]
+    n = math.ceil(amount)
+    if n >= min(h, w):
+        raise InputError(f'a shift of {amount} pixels leaves nothing of an image of {h} x {w}')
+    every = [(i, j) for i in range(-n, n + 1) for j in range(-n, n + 1)]
+    miss = [abs(math.hypot(*v) - amount) for v in every]
     near_ones = [v for v, m in zip(every, miss) if m < min(miss) + 1e-9]
     i, j = near_ones[int(torch.randint(len(near_ones), (), generator=gen))]
-    back = lambda n, k: n - 1 - (n - 1 - (torch.arange(n) - k).abs()).abs()              # where each pixel comes from, mirrored at both ends
-    if mirror: return y[..., back(h, i), :][..., back(w, j)]
-    out = torch.full_like(y, -1.)
-    out[..., max(0, i):h + min(0, i), max(0, j):w + min(0, j)] = y[..., max(0, -i):h + min(0, -i), max(0, -j):w + min(0, -j)]
+    # where each pixel comes from, mirrored at both ends
+    back = lambda n, k: n - 1 - (n - 1 - (torch.arange(n) - k).abs()).abs()
+    if mirror:
+        return y[..., back(h, i), :][..., back(w, j)]
+    out = torch.full_like(y, -1.0)
+    out[..., max(0, i) : h + min(0, i), max(0, j) : w + min(0, j)] = y[
+        ..., max(0, -i) : h + min(0, -i), max(0, -j) : w + min(0, -j)
+    ]
     return out
+
 
 def slide(y, amount, gen):
     "`shift` without a black border."
     return shift(y, amount, gen, mirror=True)
 
+
 def noise(y, amount, gen):
-    "Add Gaussian noise of standard deviation `amount` on the scale 0 to 255; channels that are copies of one another get the same noise."
-    one = len(y) > 1 and bool((y == y[:1]).all())                           # a grey source that was repeated to match a colour target
-    return y + amount*2/255*torch.randn((1, *y.shape[1:]) if one else y.shape, generator=gen)
+    """Add Gaussian noise of standard deviation `amount` on the scale 0 to 255; channels that are
+    copies of one another get the same noise.
+    """
+    # a grey source that was repeated to match a colour target
+    one = len(y) > 1 and bool((y == y[:1]).all())
+    return y + amount * 2 / 255 * torch.randn((1, *y.shape[1:]) if one else y.shape, generator=gen)
+
 
 def bias(y, amount, gen):
     "Multiply the intensity above air by exp(amount s), s smooth with largest absolute value 1."
-    s = torch.nn.functional.interpolate(torch.randn(1, 1, 4, 4, generator=gen), y.shape[-2:], mode='bicubic', align_corners=True)[0]
-    s = s - s.mean(); s = s/s.abs().max()
-    return (y + 1)*torch.exp(amount*s) - 1
+    s = torch.nn.functional.interpolate(
+        torch.randn(1, 1, 4, 4, generator=gen), y.shape[-2:], mode='bicubic', align_corners=True
+    )[0]
+    s = s - s.mean()
+    s = s / s.abs().max()
+    return (y + 1) * torch.exp(amount * s) - 1
+
 
 def blur(y, amount, gen=None):
     "Lower the resolution by the factor `amount`."
-    small = [max(1, round(n/amount)) for n in y.shape[-2:]]
+    small = [max(1, round(n / amount)) for n in y.shape[-2:]]
     down = torch.nn.functional.interpolate(y[None], small, mode='area')
-    return torch.nn.functional.interpolate(down, y.shape[-2:], mode='bilinear', align_corners=False)[0]
+    return torch.nn.functional.interpolate(
+        down, y.shape[-2:], mode='bilinear', align_corners=False
+    )[0]
+
 
 perturbations = dict(shift=shift, slide=slide, noise=noise, bias=bias, blur=blur)
 
 # %% ../nbs/26_perturb.ipynb #7774a133
 class Perturbed(Dataset):
-    "A view of prepared slices whose sources are perturbed; raises InputError for an unknown kind or a negative amount."
-    def __init__(self,
-        data,          # Slices, or anything that gives dicts with y, x0, i
-        kind:str,      # row of `perturbations`
-        amount:float,  # pixels, grey values of 255, log intensity, factor
-        seed:int=0,
+    """A view of prepared slices whose sources are perturbed; raises InputError for an unknown kind
+    or a negative amount.
+    """
+
+    def __init__(
+        self,
+        data,  # Slices, or anything that gives dicts with y, x0, i
+        kind: str,  # row of `perturbations`
+        amount: float,  # pixels, grey values of 255, log intensity, factor
+        seed: int = 0,
     ):
-        if kind not in perturbations: raise InputError(f"unknown perturbation {kind!r}: use one of {', '.join(perturbations)}")
-        if isinstance(amount, str) or not math.isfinite(amount) or not amount >= (1 if kind == 'blur' else 0): raise InputError(f"amount of {kind} must be {'1 or more' if kind == 'blur' else '0 or more'}, got {amount!r}")
+        if kind not in perturbations:
+            raise InputError(
+                f'unknown perturbation {kind!r}: use one of {", ".join(perturbations)}'
+            )
+        if (
+            isinstance(amount, str)
+            or not math.isfinite(amount)
+            or not amount >= (1 if kind == 'blur' else 0)
+        ):
+            raise InputError(
+                f'amount of {kind} must be {"1 or more" if kind == "blur" else "0 or more"}, got'
+                f' {amount!r}'
+            )
         self.data, self.kind, self.amount, self.seed = data, kind, amount, seed
 
-    def __len__(self): return len(self.data)
+    def __len__(self):
+        return len(self.data)
+
     def __getattr__(self, k):
-        if k.startswith('__') or k == 'data': raise AttributeError(k)
+        if k.startswith('__') or k == 'data':
+            raise AttributeError(k)
         return getattr(self.data, k)
 
     def __getitem__(self, k):

@@ -27,54 +27,71 @@ def number(v, lo, hi) -> bool:
     "Is `v` a number from `lo` to `hi`? Text, None and NaN are not."
     return isinstance(v, (int, float, np.integer, np.floating)) and lo <= v <= hi
 
+
 @dataclass(frozen=True)
 class Subject:
-    "One made-up person; the same fields always give the same anatomy. Raises `InputError` for values outside the ranges."
-    seed:int = 0        # which person
-    age:float = 40.     # years, 18 to 100
-    sex:str = 'M'       # 'M' or 'F'
-    lesions:bool = False # white-matter lesions as in multiple sclerosis
+    """One made-up person; the same fields always give the same anatomy.
+
+    Raises `InputError` for values outside the ranges.
+    """
+
+    seed: int = 0  # which person
+    age: float = 40.0  # years, 18 to 100
+    sex: str = 'M'  # 'M' or 'F'
+    lesions: bool = False  # white-matter lesions as in multiple sclerosis
 
     def __post_init__(self):
-        if not isinstance(self.seed, (int, np.integer)): raise InputError(f'seed {self.seed!r}: give a whole number')
-        if not number(self.age, 18, 100): raise InputError(f'age {self.age!r}: phantoms are adults, give 18 to 100 years')
-        if self.sex not in ('M', 'F'): raise InputError(f"sex {self.sex!r}: give 'M' or 'F'")
+        if not isinstance(self.seed, (int, np.integer)):
+            raise InputError(f'seed {self.seed!r}: give a whole number')
+        if not number(self.age, 18, 100):
+            raise InputError(f'age {self.age!r}: phantoms are adults, give 18 to 100 years')
+        if self.sex not in ('M', 'F'):
+            raise InputError(f"sex {self.sex!r}: give 'M' or 'F'")
 
 # %% ../nbs/10_phantom.ipynb #5443f47a
 AIR, FAT, MUSCLE, BONE, CSF, VENT, GM, DEEP, WM, LESION = range(10)
 tissues = ('air', 'fat', 'muscle', 'bone', 'csf', 'ventricle', 'gm', 'deep', 'wm', 'lesion')
 
 #                  air   fat muscle bone  csf  vent    gm  deep    wm lesion
-t1_ms = {1.5: (1000,  320, 1010, 250, 4200, 4200, 1150,  950,  650, 1250),
-         3.0: (1000,  380, 1410, 300, 4300, 4300, 1500, 1250,  950, 1550)}
-t2_ms = {1.5: (   1,  110,   44,   1, 1800, 1800,   92,   80,   74,  170),
-         3.0: (   1,  105,   40,   1, 1700, 1700,   88,   66,   69,  160)}
-density =      (  0,  .90,  .75, .05, 1.00, 1.00,  .82,  .77,  .70,  .85)
-hounsfield = (-1000,  -90,   50, 950,    8,    8,   37,   36,   29,   24)
+t1_ms = {
+    1.5: (1000, 320, 1010, 250, 4200, 4200, 1150, 950, 650, 1250),
+    3.0: (1000, 380, 1410, 300, 4300, 4300, 1500, 1250, 950, 1550),
+}
+t2_ms = {
+    1.5: (1, 110, 44, 1, 1800, 1800, 92, 80, 74, 170),
+    3.0: (1, 105, 40, 1, 1700, 1700, 88, 66, 69, 160),
+}
+density = (0, 0.90, 0.75, 0.05, 1.00, 1.00, 0.82, 0.77, 0.70, 0.85)
+hounsfield = (-1000, -90, 50, 950, 8, 8, 37, 36, 29, 24)
 
 # %% ../nbs/10_phantom.ipynb #ad1e3ff0
 def ellipsoid(
-    p,         # x, y, z in mm, each (N,)
-    centre,    # 3 numbers in mm
-    radii,     # 3 numbers in mm
-    yaw=0.,    # degrees about z
-    pitch=0.,  # degrees about x
-):             # (N,) signed distance in mm, exact at the surface to first order
+    p,  # x, y, z in mm, each (N,)
+    centre,  # 3 numbers in mm
+    radii,  # 3 numbers in mm
+    yaw=0.0,  # degrees about z
+    pitch=0.0,  # degrees about x
+):  # (N,) signed distance in mm, exact at the surface to first order
     "Signed distance to an ellipsoid."
     x, y, z = (a - np.float32(c) for a, c in zip(p, centre))
-    if yaw: c, s = np.float32(math.cos(math.radians(yaw))), np.float32(math.sin(math.radians(yaw))); x, y = c*x + s*y, c*y - s*x
-    if pitch: c, s = np.float32(math.cos(math.radians(pitch))), np.float32(math.sin(math.radians(pitch))); y, z = c*y + s*z, c*z - s*y
+    if yaw:
+        c, s = np.float32(math.cos(math.radians(yaw))), np.float32(math.sin(math.radians(yaw)))
+        x, y = c * x + s * y, c * y - s * x
+    if pitch:
+        c, s = np.float32(math.cos(math.radians(pitch))), np.float32(math.sin(math.radians(pitch)))
+        y, z = c * y + s * z, c * z - s * y
     a, b, c = (np.float32(r) for r in radii)
-    x, y, z = x/a, y/b, z/c
-    k0 = np.sqrt(x*x + y*y + z*z)
-    k1 = np.sqrt((x/a)**2 + (y/b)**2 + (z/c)**2) + np.float32(1e-6)
-    return k0*(k0 - 1)/k1
+    x, y, z = x / a, y / b, z / c
+    k0 = np.sqrt(x * x + y * y + z * z)
+    k1 = np.sqrt((x / a) ** 2 + (y / b) ** 2 + (z / c) ** 2) + np.float32(1e-6)
+    return k0 * (k0 - 1) / k1
 
 # %% ../nbs/10_phantom.ipynb #185d7dce
 def smin(a, b, k):
     "Minimum of two distances, rounded over `k` mm: the union of two shapes."
     h = np.maximum(np.float32(k) - np.abs(a - b), 0)
-    return np.minimum(a, b) - h*h/np.float32(4*k)
+    return np.minimum(a, b) - h * h / np.float32(4 * k)
+
 
 def smax(a, b, k):
     "Maximum of two distances, rounded over `k` mm: the intersection of two shapes."
@@ -82,23 +99,26 @@ def smax(a, b, k):
 
 # %% ../nbs/10_phantom.ipynb #d7901cf8
 def tube(
-    p,     # x, y, z in mm, each (N,)
-    nodes, # (x, y, z, radius) in mm, at least two
-):         # (N,) signed distance in mm
+    p,  # x, y, z in mm, each (N,)
+    nodes,  # (x, y, z, radius) in mm, at least two
+):  # (N,) signed distance in mm
     "Signed distance to a chain of round cones."
     best = None
     for a, b in zip(nodes, nodes[1:]):
         v = np.float32(b[:3]) - np.float32(a[:3])
         q = [c - np.float32(o) for c, o in zip(p, a)]
-        t = np.clip((q[0]*v[0] + q[1]*v[1] + q[2]*v[2])/(v @ v), 0, 1)
-        d = np.sqrt(sum((q[i] - t*v[i])**2 for i in range(3))) - (np.float32(a[3]) + t*np.float32(b[3] - a[3]))
-        best = d if best is None else smin(best, d, 2.)
+        t = np.clip((q[0] * v[0] + q[1] * v[1] + q[2] * v[2]) / (v @ v), 0, 1)
+        d = np.sqrt(sum((q[i] - t * v[i]) ** 2 for i in range(3))) - (
+            np.float32(a[3]) + t * np.float32(b[3] - a[3])
+        )
+        best = d if best is None else smin(best, d, 2.0)
     return best
 
 # %% ../nbs/10_phantom.ipynb #54d5c1c7
 def soft(d, width):
     "Share of a voxel of `width` mm on the inner side of a surface at signed distance `d` mm."
-    return np.clip(np.float32(.5) - d/np.float32(width), 0, 1)
+    return np.clip(np.float32(0.5) - d / np.float32(width), 0, 1)
+
 
 def paint(frac, k, alpha):
     "Cover the share `alpha` (N,) of every voxel of `frac` (tissues, N) with tissue `k`, in place."
@@ -107,607 +127,1042 @@ def paint(frac, k, alpha):
 
 # %% ../nbs/10_phantom.ipynb #0d384b7a
 def field(
-    rng,        # numpy Generator
-    wave,       # dominant wavelength in mm
-    step,       # lattice step in mm
-    size=64,    # lattice points per side
-    sharp=.25,  # relative width of the ring in Fourier space
-):              # (size, size, size) float32, standard deviation 1
+    rng,  # numpy Generator
+    wave,  # dominant wavelength in mm
+    step,  # lattice step in mm
+    size=64,  # lattice points per side
+    sharp=0.25,  # relative width of the ring in Fourier space
+):  # (size, size, size) float32, standard deviation 1
     "A periodic random field with one dominant wavelength."
     f = np.fft.fftfreq(size, step)
-    r = np.sqrt(f[:, None, None]**2 + f[None, :, None]**2 + f[None, None]**2)
-    n = np.fft.ifftn(np.fft.fftn(rng.standard_normal((size,)*3))*np.exp(-.5*((r*wave - 1)/sharp)**2)).real
-    return (n/n.std()).astype(np.float32)
+    r = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None] ** 2)
+    n = np.fft.ifftn(
+        np.fft.fftn(rng.standard_normal((size,) * 3)) * np.exp(-0.5 * ((r * wave - 1) / sharp) ** 2)
+    ).real
+    return (n / n.std()).astype(np.float32)
+
 
 def at(lattice, p, step):
     "Read a periodic lattice of `step` mm at the points `p`, each (N,) in mm."
     from scipy.ndimage import map_coordinates
-    return map_coordinates(lattice, [c/np.float32(step) for c in p], order=1, mode='grid-wrap', output=np.float32, prefilter=False)
+
+    return map_coordinates(
+        lattice,
+        [c / np.float32(step) for c in p],
+        order=1,
+        mode='grid-wrap',
+        output=np.float32,
+        prefilter=False,
+    )
 
 # %% ../nbs/10_phantom.ipynb #88c2d620
 def sheet_field(rng, wave, step):
-    "A periodic lattice whose value is about the signed distance, in mm, to a system of folded sheets."
-    n = field(rng, wave, step, sharp=.16)
+    """A periodic lattice whose value is about the signed distance, in mm, to a system of folded
+    sheets.
+    """
+    n = field(rng, wave, step, sharp=0.16)
     g = np.sqrt(sum(d**2 for d in np.gradient(n, step)))
-    return (n/np.sqrt(g**2 + (.35*g.mean())**2)).astype(np.float32)
+    return (n / np.sqrt(g**2 + (0.35 * g.mean()) ** 2)).astype(np.float32)
 
 # %% ../nbs/10_phantom.ipynb #cd4ede54
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     "The parameters of one head; lengths in mm. Made by `anatomy`."
-    rotation:np.ndarray; offset:np.ndarray; scale:np.ndarray    # pose of the head in the scanner, size
-    warp:np.ndarray; sheets:np.ndarray; texture:np.ndarray      # lattices: shape, folds, unrest
-    gap:float; opening:float; depth:float; cortex:float         # fluid under the skull, half width and depth of sulci, cortical thickness
-    ventricle:float; third:float                                # scale of the lateral ventricles, half width of the third
-    spots:np.ndarray                                            # lesions: x, y, z and three radii, (n, 6)
 
-def lesion_spots(rng) -> np.ndarray: # (n, 6) mm
-    "Ovoid lesions beside the lateral ventricles, long axis away from them, and a few under the cortex."
+    # pose of the head in the scanner, size
+    rotation: np.ndarray
+    offset: np.ndarray
+    scale: np.ndarray
+    warp: np.ndarray
+    sheets: np.ndarray
+    texture: np.ndarray  # lattices: shape, folds, unrest
+    # fluid under the skull, half width and depth of sulci, cortical thickness
+    gap: float
+    opening: float
+    depth: float
+    cortex: float
+    ventricle: float
+    third: float  # scale of the lateral ventricles, half width of the third
+    spots: np.ndarray  # lesions: x, y, z and three radii, (n, 6)
+
+
+def lesion_spots(rng) -> np.ndarray:  # (n, 6) mm
+    """Ovoid lesions beside the lateral ventricles, long axis away from them, and a few under the
+    cortex.
+    """
     n = rng.integers(14, 30)
-    near = rng.random(n) < .7
+    near = rng.random(n) < 0.7
     y = rng.uniform(-58, 32, n)
-    x = np.where(near, rng.uniform(17, 27, n) + np.maximum(-y - 20, 0)*.3, rng.uniform(28, 46, n))*rng.choice([-1, 1], n)
+    x = np.where(
+        near, rng.uniform(17, 27, n) + np.maximum(-y - 20, 0) * 0.3, rng.uniform(28, 46, n)
+    ) * rng.choice([-1, 1], n)
     z = np.where(near, rng.uniform(12, 29, n), rng.uniform(5, 45, n))
-    r = np.exp(rng.normal(np.log(3.2), .35, n))
-    return np.stack([x, y, z, 1.5*r, r, 1.1*r], 1).astype(np.float32)
+    r = np.exp(rng.normal(np.log(3.2), 0.35, n))
+    return np.stack([x, y, z, 1.5 * r, r, 1.1 * r], 1).astype(np.float32)
 
 # %% ../nbs/10_phantom.ipynb #cac00969
 @lru_cache(8)
-def anatomy(s:Subject) -> Anatomy:
+def anatomy(s: Subject) -> Anatomy:
     "The anatomy of a subject."
     rng = np.random.default_rng(item_seed(s.seed, 'anatomy'))
-    old = max(0., (s.age - 20)/60)
-    scale = rng.uniform([.95, .95, .96], [1.05, 1.05, 1.04])*(1. if s.sex == 'M' else .955)
-    (cx, cy, cz), (sx, sy, sz) = [f(np.radians(a)) for a in [rng.uniform([-4, -2, -3], [4, 2, 3])] for f in (np.cos, np.sin)]
-    rotation = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]] @ [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
+    old = max(0.0, (s.age - 20) / 60)
+    scale = rng.uniform([0.95, 0.95, 0.96], [1.05, 1.05, 1.04]) * (1.0 if s.sex == 'M' else 0.955)
+    (cx, cy, cz), (sx, sy, sz) = [
+        f(np.radians(a)) for a in [rng.uniform([-4, -2, -3], [4, 2, 3])] for f in (np.cos, np.sin)
+    ]
+    rotation = (
+        np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+        @ [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]
+        @ [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
+    )
     offset = rng.uniform(-3, 3, 3)
-    warp = np.stack([field(rng, 125., 12., 32, .3) for _ in range(3)])*np.float32(1.9)
-    sheets, texture = sheet_field(rng, 25., 3.2), field(rng, 34., 4., 64, .4)
-    gap, opening, depth, own = rng.uniform(-.3, .4), rng.uniform(0, .2), rng.uniform(13.5, 16.5), np.exp(rng.normal(0, .09))
-    return Anatomy(*(a.astype(np.float32) for a in (rotation, offset, scale)), warp, sheets, texture,
-        gap=1.3 + 1.3*old + gap, opening=.12 + .45*old + opening, depth=depth, cortex=2.75 - .35*old,
-        ventricle=own*(.9 + .52*old**1.2), third=own*(1.1 + 1.7*old**1.2), spots=lesion_spots(rng) if s.lesions else np.zeros((0, 6), np.float32))
+    warp = np.stack([field(rng, 125.0, 12.0, 32, 0.3) for _ in range(3)]) * np.float32(1.9)
+    sheets, texture = sheet_field(rng, 25.0, 3.2), field(rng, 34.0, 4.0, 64, 0.4)
+    gap, opening, depth, own = (
+        rng.uniform(-0.3, 0.4),
+        rng.uniform(0, 0.2),
+        rng.uniform(13.5, 16.5),
+        np.exp(rng.normal(0, 0.09)),
+    )
+    return Anatomy(
+        *(a.astype(np.float32) for a in (rotation, offset, scale)),
+        warp,
+        sheets,
+        texture,
+        gap=1.3 + 1.3 * old + gap,
+        opening=0.12 + 0.45 * old + opening,
+        depth=depth,
+        cortex=2.75 - 0.35 * old,
+        ventricle=own * (0.9 + 0.52 * old**1.2),
+        third=own * (1.1 + 1.7 * old**1.2),
+        spots=lesion_spots(rng) if s.lesions else np.zeros((0, 6), np.float32),
+    )
 
 # %% ../nbs/10_phantom.ipynb #526579b0
 def place(
-    geo:Anatomy,
-    world, # (3, N) scanner coordinates, mm, RAS
-):         # (3, N) point of the standard head, and (3, N) the bending alone
+    geo: Anatomy,
+    world,  # (3, N) scanner coordinates, mm, RAS
+):  # (3, N) point of the standard head, and (3, N) the bending alone
     "From the scanner's coordinates to those of the standard head."
-    p = geo.rotation @ (world - geo.offset[:, None])/geo.scale[:, None]
-    w = np.stack([at(f, p, 12.) for f in geo.warp])
+    p = geo.rotation @ (world - geo.offset[:, None]) / geo.scale[:, None]
+    w = np.stack([at(f, p, 12.0) for f in geo.warp])
     return p + w, w
 
 # %% ../nbs/10_phantom.ipynb #b7c377d0
 def cavity(p):
     "Signed distance (N,) to the inner table of the skull."
-    x, y, z = p; lr = (np.abs(x), y, z)
-    d = ellipsoid((x/np.clip(1 - .1*(y + 30)/85, .8, 1.15).astype(np.float32), y, z), (0, -17, 16), (67, 86, 61))
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    d = ellipsoid(
+        (x / np.clip(1 - 0.1 * (y + 30) / 85, 0.8, 1.15).astype(np.float32), y, z),
+        (0, -17, 16),
+        (67, 86, 61),
+    )
     d = smin(d, ellipsoid(lr, (40, -12, -20), (26, 38, 27)), 14)
     d = smin(d, ellipsoid(lr, (20, -60, -33), (36, 36, 27)), 10)
     d = smin(d, tube(lr, ((0, -34, -40, 14), (0, -46, -76, 11), (0, -50, -150, 9))), 8)
     d = smax(d, -ellipsoid(p, (0, 10, -40), (23, 34, 24)), 8)
-    d = smax(d, -tube(p, ((0, 2, -32, 12), (0, -13, -52, 11.5), (0, -18, -72, 12))), 4)                # clivus
+    d = smax(d, -tube(p, ((0, 2, -32, 12), (0, -13, -52, 11.5), (0, -18, -72, 12))), 4)  # clivus
     return smax(d, -ellipsoid(lr, (44, -36, -54), (26, 13, 15)), 6)
 
+
 def tent(p):
-    "Height (N,) of the tent between cerebrum and cerebellum: high at the midline, sloping backwards and sideways."
-    return np.where(p[1] < -28, -3 - .3*np.abs(p[0]) - .28*np.maximum(-48 - p[1], 0), -7).astype(np.float32)
+    """Height (N,) of the tent between cerebrum and cerebellum: high at the midline, sloping
+    backwards and sideways.
+    """
+    return np.where(
+        p[1] < -28, -3 - 0.3 * np.abs(p[0]) - 0.28 * np.maximum(-48 - p[1], 0), -7
+    ).astype(np.float32)
 
 # %% ../nbs/10_phantom.ipynb #a71d4417
 def cerebrum(geo, p, cav):
     "Signed distance (N,) to the smooth hull of both hemispheres."
-    x, y, z = p; lr = (np.abs(x), y, z)
-    front, back = np.clip((y - 2)/16, 0, 1), np.clip((-18 - y)/14, 0, 1)
-    floor = -7 + front*(-20 + .12*np.maximum(y - 20, 0)) + back*(tent(p) + 7)
-    d = smax(cav + np.float32(geo.gap), (floor - z)*np.float32(.93), 7)
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    front, back = np.clip((y - 2) / 16, 0, 1), np.clip((-18 - y) / 14, 0, 1)
+    floor = -7 + front * (-20 + 0.12 * np.maximum(y - 20, 0)) + back * (tent(p) + 7)
+    d = smax(cav + np.float32(geo.gap), (floor - z) * np.float32(0.93), 7)
     t = ellipsoid(lr, (41, -10, -22), (24, 36, 25), yaw=4, pitch=-8)
     t = smin(t, ellipsoid(lr, (40, -38, -19), (21, 27, 17)), 8)
     return smin(d, smax(t, cav + np.float32(geo.gap), 3), 3)
 
 # %% ../nbs/10_phantom.ipynb #d2fd5341
 def fissures(
-    p, # (3, N) standard head, mm
-    w, # (3, N) its bending, makes the sheets uneven
-):     # (N,) each: signed distance to the callosal arch, distance to the midline sheet, distance to the Sylvian sheet
+    p,  # (3, N) standard head, mm
+    w,  # (3, N) its bending, makes the sheets uneven
+):  # (N,) each: signed distance to the callosal arch, distance to the midline sheet, distance to the Sylvian sheet
     "The great fissures."
-    x, y, z = p; ax = np.abs(x)
-    arch = ellipsoid((0*y, y, z), (0, -6, 2), (1e3, 38, 26))
-    arch = smin(arch, smax(ellipsoid((0*y, y, z), (0, -2, -12), (1e3, 26, 26)), z - 5, 4), 6)
-    mid = np.hypot(x + .15*w[0], np.maximum(-arch, 0))
-    zs = -9 + .42*(16 - y) + .4*w[2]
-    cut = np.sqrt(((z - zs)*.92)**2 + np.maximum(35 - ax, 0)**2 + np.maximum(np.maximum(-40 - y, y - 24), 0)**2)
-    beyond = 10*np.maximum(np.hypot((z - zs - 1)/12, (y + 1)/20) - 1, 0)
-    return arch, mid, smin(cut, np.hypot(ax - (37.5 - 2.5*((y + 2)/22)**2), beyond) + np.float32(.9), 2)
+    x, y, z = p
+    ax = np.abs(x)
+    arch = ellipsoid((0 * y, y, z), (0, -6, 2), (1e3, 38, 26))
+    arch = smin(arch, smax(ellipsoid((0 * y, y, z), (0, -2, -12), (1e3, 26, 26)), z - 5, 4), 6)
+    mid = np.hypot(x + 0.15 * w[0], np.maximum(-arch, 0))
+    zs = -9 + 0.42 * (16 - y) + 0.4 * w[2]
+    cut = np.sqrt(
+        ((z - zs) * 0.92) ** 2
+        + np.maximum(35 - ax, 0) ** 2
+        + np.maximum(np.maximum(-40 - y, y - 24), 0) ** 2
+    )
+    beyond = 10 * np.maximum(np.hypot((z - zs - 1) / 12, (y + 1) / 20) - 1, 0)
+    return (
+        arch,
+        mid,
+        smin(cut, np.hypot(ax - (37.5 - 2.5 * ((y + 2) / 22) ** 2), beyond) + np.float32(0.9), 2),
+    )
 
 # %% ../nbs/10_phantom.ipynb #966edfa4
 def folds(geo, p, w, tex):
     "Distance (N,) in mm to the nearest sulcal wall, were the walls endless."
     x, y, z = p
     lr = np.stack([np.abs(x), y, z])
-    c = np.stack([np.full_like(x, 27), np.clip(.8*y, -58, 30), np.clip(.7*z, -14, 26)])
+    c = np.stack([np.full_like(x, 27), np.clip(0.8 * y, -58, 30), np.clip(0.7 * z, -14, 26)])
     v = lr - c
-    r = np.sqrt((v*v).sum(0)) + 1
-    q = c + v*(36/r)**np.float32(.75) + 2.6*w + np.stack([tex, -2.5*tex, 2.5*tex]) + np.float32(57)
-    return np.abs(at(geo.sheets, q, 3.2))*np.minimum(r/36, np.float32(1.2))**np.float32(.6)
+    r = np.sqrt((v * v).sum(0)) + 1
+    q = (
+        c
+        + v * (36 / r) ** np.float32(0.75)
+        + 2.6 * w
+        + np.stack([tex, -2.5 * tex, 2.5 * tex])
+        + np.float32(57)
+    )
+    return np.abs(at(geo.sheets, q, 3.2)) * np.minimum(r / 36, np.float32(1.2)) ** np.float32(0.6)
 
 # %% ../nbs/10_phantom.ipynb #d808a8f1
 def mantle(geo, p, w, tex, cav, width):
     "Tissue shares (tissues, N) of the cerebral mantle: fluid, cortex, white matter."
-    x, y, z = p; lr = (np.abs(x), y, z); ax = lr[0]
-    frac = np.zeros((len(tissues), len(x)), np.float32); frac[CSF] = 1
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    ax = lr[0]
+    frac = np.zeros((len(tissues), len(x)), np.float32)
+    frac[CSF] = 1
     arch, mid, sylvian = fissures(p, w)
     op = np.float32(geo.opening)
-    d = smin(smin(-cerebrum(geo, p, cav), mid - op - .3, 2), sylvian - 1.4*op - .6, 3)
-    depth = np.clip(geo.depth + 4*tex, 6, 30)*np.clip(.45 + ax/50, .5, 1)
-    wall = np.hypot(folds(geo, p, w, tex), np.maximum(d - depth, 0)) - op*np.clip(1.35 - d/40, .6, 1.4)
-    core = smin(ellipsoid(lr, (0, -6, 3), (19, 34, 22)), ellipsoid(lr, (17, -10, 7), (19, 40, 19)), 8)
-    pia = np.maximum(smin(d, wall, 2.6), np.minimum(-core, d + 2))     # mm below the pial surface
+    d = smin(smin(-cerebrum(geo, p, cav), mid - op - 0.3, 2), sylvian - 1.4 * op - 0.6, 3)
+    depth = np.clip(geo.depth + 4 * tex, 6, 30) * np.clip(0.45 + ax / 50, 0.5, 1)
+    wall = np.hypot(folds(geo, p, w, tex), np.maximum(d - depth, 0)) - op * np.clip(
+        1.35 - d / 40, 0.6, 1.4
+    )
+    core = smin(
+        ellipsoid(lr, (0, -6, 3), (19, 34, 22)), ellipsoid(lr, (17, -10, 7), (19, 40, 19)), 8
+    )
+    pia = np.maximum(smin(d, wall, 2.6), np.minimum(-core, d + 2))  # mm below the pial surface
     paint(frac, GM, soft(-pia, width))
     paint(frac, WM, soft(np.float32(geo.cortex) - pia, width))
-    body = np.where(y > 20, 8 - z - .3*(y - 20), -4 - z)
-    paint(frac, WM, soft(smax(np.abs(arch + 3.6) - 3.2, ax - 14, 3), width)*soft(body, 6.))
+    body = np.where(y > 20, 8 - z - 0.3 * (y - 20), -4 - z)
+    paint(frac, WM, soft(smax(np.abs(arch + 3.6) - 3.2, ax - 14, 3), width) * soft(body, 6.0))
     return frac
 
 # %% ../nbs/10_phantom.ipynb #d5878827
-nuclei = ((DEEP, (10.5, -18, 7), (9.5, 16, 10), 24, 0),     # thalamus
-          (DEEP, (25.5, 2, 1), (6, 17, 11), 12, 0),         # putamen
-          (DEEP, (18.5, -4, -1), (4.5, 9, 7), 28, 0),       # pallidum
-          (GM, (24, -4, -19), (8, 8, 8), 0, 0),             # amygdala
-          (GM, (27, -22, -13), (6.5, 17, 5), -8, -14))      # hippocampus: kind, centre, radii, yaw, pitch
-caudate = ((12, 20, 0, 6.), (15, 12, 9, 6.6), (17, -2, 19, 4.), (20, -20, 22, 2.4), (27, -33, 17, 1.8))
-horns = ((6.5, 33, -2, 2.8), (7.5, 24, 8, 5.), (8, 8, 17, 5.), (10, -10, 22, 4.8), (16, -28, 21, 5.), (25, -41, 13, 7.), (25, -55, 8, 4.6), (22, -72, 5, 1.6))
-temporal = ((25, -41, 10, 6.), (33, -34, -7, 3.2), (33, -20, -15, 2.3), (29, -8, -18, 1.8))
+nuclei = (
+    (DEEP, (10.5, -18, 7), (9.5, 16, 10), 24, 0),  # thalamus
+    (DEEP, (25.5, 2, 1), (6, 17, 11), 12, 0),  # putamen
+    (DEEP, (18.5, -4, -1), (4.5, 9, 7), 28, 0),  # pallidum
+    (GM, (24, -4, -19), (8, 8, 8), 0, 0),  # amygdala
+    # hippocampus: kind, centre, radii, yaw, pitch
+    (GM, (27, -22, -13), (6.5, 17, 5), -8, -14),
+)
+caudate = (
+    (12, 20, 0, 6.0),
+    (15, 12, 9, 6.6),
+    (17, -2, 19, 4.0),
+    (20, -20, 22, 2.4),
+    (27, -33, 17, 1.8),
+)
+horns = (
+    (6.5, 33, -2, 2.8),
+    (7.5, 24, 8, 5.0),
+    (8, 8, 17, 5.0),
+    (10, -10, 22, 4.8),
+    (16, -28, 21, 5.0),
+    (25, -41, 13, 7.0),
+    (25, -55, 8, 4.6),
+    (22, -72, 5, 1.6),
+)
+temporal = ((25, -41, 10, 6.0), (33, -34, -7, 3.2), (33, -20, -15, 2.3), (29, -8, -18, 1.8))
+
 
 def deep(geo, frac, p, width):
     "Paint nuclei and ventricles into the shares `frac`, in place."
-    lr = (np.abs(p[0]), p[1], p[2]); g, third = geo.ventricle, geo.third
-    for kind, c, r, yaw, pitch in nuclei: paint(frac, kind, soft(ellipsoid(lr, c, r, yaw, pitch), width))
-    tail = tube(lr, tuple((x + 5*(g - 1), y, z, r) for x, y, z, r in caudate))
+    lr = (np.abs(p[0]), p[1], p[2])
+    g, third = geo.ventricle, geo.third
+    for kind, c, r, yaw, pitch in nuclei:
+        paint(frac, kind, soft(ellipsoid(lr, c, r, yaw, pitch), width))
+    tail = tube(lr, tuple((x + 5 * (g - 1), y, z, r) for x, y, z, r in caudate))
     paint(frac, DEEP, soft(tail, width))
-    grown = [tuple((x + .35*(g - 1)*r, y, z, r*g) for x, y, z, r in part) for part in (horns, temporal)]
-    d = smax(smin(tube(lr, grown[0]), tube(lr, grown[1]), 3), .7 - lr[0], 1)                            # septum
-    d = smax(smax(d, -tail, 1.5), -ellipsoid(lr, (10.5 + .6*third, -18, 7), (9.5, 16, 10), 24), 1)
-    d = smin(d, smax(ellipsoid(p, (0, -11, -1), (1.3 + third, 15, 10)), -ellipsoid(p, (0, -13, 4), (6, 3, 3)), 1), 1)
-    d = smin(d, tube(p, ((0, -26, 0, .9), (0, -36, -14, .8), (0, -42, -22, 1.2))), 1)                   # aqueduct
-    fourth = smax(ellipsoid(p, (0, -44, -33), (9, 7*(.8 + .2*g), 15)), lr[0] - (11 - .9*np.abs(p[2] + 33)), 2)
+    grown = [
+        tuple((x + 0.35 * (g - 1) * r, y, z, r * g) for x, y, z, r in part)
+        for part in (horns, temporal)
+    ]
+    d = smax(smin(tube(lr, grown[0]), tube(lr, grown[1]), 3), 0.7 - lr[0], 1)  # septum
+    d = smax(
+        smax(d, -tail, 1.5), -ellipsoid(lr, (10.5 + 0.6 * third, -18, 7), (9.5, 16, 10), 24), 1
+    )
+    d = smin(
+        d,
+        smax(
+            ellipsoid(p, (0, -11, -1), (1.3 + third, 15, 10)),
+            -ellipsoid(p, (0, -13, 4), (6, 3, 3)),
+            1,
+        ),
+        1,
+    )
+    d = smin(d, tube(p, ((0, -26, 0, 0.9), (0, -36, -14, 0.8), (0, -42, -22, 1.2))), 1)  # aqueduct
+    fourth = smax(
+        ellipsoid(p, (0, -44, -33), (9, 7 * (0.8 + 0.2 * g), 15)),
+        lr[0] - (11 - 0.9 * np.abs(p[2] + 33)),
+        2,
+    )
     paint(frac, VENT, soft(smin(d, fourth, 1), width))
-    paint(frac, GM, .7*soft(ellipsoid(lr, (24, -43, 11), (1.8, 4, 3)), width)*(frac[VENT] > .5))        # choroid plexus
+    # choroid plexus
+    paint(
+        frac, GM, 0.7 * soft(ellipsoid(lr, (24, -43, 11), (1.8, 4, 3)), width) * (frac[VENT] > 0.5)
+    )
 
 # %% ../nbs/10_phantom.ipynb #43cabad6
 def cerebellum(geo, p, w, tex, cav, pons):
-    "Signed distance (N,) to the hull of the cerebellum, and distance (N,) to the nearest wall and to the nearest fine folium."
-    x, y, z = p; lr = (np.abs(x), y, z)
-    d = smin(ellipsoid(lr, (24, -64, -34), (34, 32, 25), -12), ellipsoid(p, (0, -66, -27), (13, 25, 25)), 7)
+    """Signed distance (N,) to the hull of the cerebellum, and distance (N,) to the nearest wall and
+    to the nearest fine folium.
+    """
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    d = smin(
+        ellipsoid(lr, (24, -64, -34), (34, 32, 25), -12),
+        ellipsoid(p, (0, -66, -27), (13, 25, 25)),
+        7,
+    )
     d = smax(smax(d, cav + np.float32(geo.gap + 1), 3), z - (tent(p) - 2), 4)
-    d = smax(d, -ellipsoid(p, (0, -97, -40), (5, 22, 26)), 3)                                           # notch behind
+    d = smax(d, -ellipsoid(p, (0, -97, -40), (5, 22, 26)), 3)  # notch behind
     d = smax(d, -smin(ellipsoid(p, (0, -44, -33), (9, 7, 14)), pons - 1, 3), 3)
-    arc = np.arctan2(z + 33, -(y + 46) + np.float32(.001))*20 + .45*(np.hypot(y + 46, 1.15*(z + 33)) + .35*lr[0])
-    wall = np.abs(np.sin(arc*np.float32(np.pi/8) + .6*tex + .3*w[0]))*np.float32(8/np.pi)
-    fine = np.abs(np.sin(arc*np.float32(np.pi/3.6) + .5*tex))*np.float32(1.2) + np.maximum(-d - 4, 0) + np.float32(.3)
-    return d, np.hypot(wall, np.maximum(-d - 11, 0)) - np.float32(.35*geo.opening), fine
+    arc = np.arctan2(z + 33, -(y + 46) + np.float32(0.001)) * 20 + 0.45 * (
+        np.hypot(y + 46, 1.15 * (z + 33)) + 0.35 * lr[0]
+    )
+    wall = np.abs(np.sin(arc * np.float32(np.pi / 8) + 0.6 * tex + 0.3 * w[0])) * np.float32(
+        8 / np.pi
+    )
+    fine = (
+        np.abs(np.sin(arc * np.float32(np.pi / 3.6) + 0.5 * tex)) * np.float32(1.2)
+        + np.maximum(-d - 4, 0)
+        + np.float32(0.3)
+    )
+    return d, np.hypot(wall, np.maximum(-d - 11, 0)) - np.float32(0.35 * geo.opening), fine
+
 
 def hindbrain(geo, frac, p, w, tex, cav, width):
     "Paint brain stem and cerebellum into the shares `frac`, in place."
     lr = (np.abs(p[0]), p[1], p[2])
-    pons = smin(ellipsoid(p, (0, -26, -31), (18, 12, 14)), ellipsoid(p, (0, -34, -30), (15, 9, 14)), 4)
-    medulla = tube(p, ((0, -34, -40, 11), (0, -40, -58, 8), (0, -47, -76, 6.), (0, -50, -150, 5.5)))
+    pons = smin(
+        ellipsoid(p, (0, -26, -31), (18, 12, 14)), ellipsoid(p, (0, -34, -30), (15, 9, 14)), 4
+    )
+    medulla = tube(
+        p, ((0, -34, -40, 11), (0, -40, -58, 8), (0, -47, -76, 6.0), (0, -50, -150, 5.5))
+    )
     legs = tube(lr, ((16, -10, 2, 7), (12, -17, -8, 6.5), (8, -22, -18, 7)))
     stem = smin(smin(smin(legs, ellipsoid(p, (0, -31, -11), (15, 9, 9)), 5), pons, 5), medulla, 5)
     cb, wall, fine = cerebellum(geo, p, w, tex, cav, pons)
-    paint(frac, CSF, soft(smin(cb, stem, 1) - 1.5, width)*soft(p[2] + 9, 4.))                           # cisterns
-    paint(frac, GM, soft(-smin(-cb, smin(wall, fine, 1), 1.5), width)*soft(cb, width))
-    paint(frac, WM, soft(np.maximum(2.1 - wall, 4 + cb), width)*soft(cb, width))
-    paint(frac, DEEP, .6*soft(np.abs(ellipsoid(lr, (15, -53, -34), (7, 8, 5))) - 1.2, width))           # dentate nucleus
-    paint(frac, WM, soft(tube(lr, ((12, -32, -32, 6), (22, -46, -34, 6))), width))                      # middle peduncle
-    paint(frac, WM, soft(stem, width)*(1 - frac[VENT]))
-    paint(frac, DEEP, .7*soft(ellipsoid(lr, (5, -21, -11), (3.4, 3.4, 5)), width))                      # red nucleus
-    paint(frac, DEEP, .8*soft(ellipsoid(lr, (10.5, -17, -11), (6, 2, 5), 35), width))                   # substantia nigra
-    paint(frac, DEEP, .35*soft(smin(pons, medulla, 3) + 3, width)*(frac[WM] > .5))
+    paint(frac, CSF, soft(smin(cb, stem, 1) - 1.5, width) * soft(p[2] + 9, 4.0))  # cisterns
+    paint(frac, GM, soft(-smin(-cb, smin(wall, fine, 1), 1.5), width) * soft(cb, width))
+    paint(frac, WM, soft(np.maximum(2.1 - wall, 4 + cb), width) * soft(cb, width))
+    # dentate nucleus
+    paint(frac, DEEP, 0.6 * soft(np.abs(ellipsoid(lr, (15, -53, -34), (7, 8, 5))) - 1.2, width))
+    # middle peduncle
+    paint(frac, WM, soft(tube(lr, ((12, -32, -32, 6), (22, -46, -34, 6))), width))
+    paint(frac, WM, soft(stem, width) * (1 - frac[VENT]))
+    paint(frac, DEEP, 0.7 * soft(ellipsoid(lr, (5, -21, -11), (3.4, 3.4, 5)), width))  # red nucleus
+    # substantia nigra
+    paint(frac, DEEP, 0.8 * soft(ellipsoid(lr, (10.5, -17, -11), (6, 2, 5), 35), width))
+    paint(frac, DEEP, 0.35 * soft(smin(pons, medulla, 3) + 3, width) * (frac[WM] > 0.5))
 
 # %% ../nbs/10_phantom.ipynb #4e5808c0
 def inside(geo, p, w, width, cav):
     "Tissue shares (tissues, N) of points within the skull."
-    tex = at(geo.texture, np.stack([np.abs(p[0]), p[1], p[2]]) + 1.5*w, 4.)
+    tex = at(geo.texture, np.stack([np.abs(p[0]), p[1], p[2]]) + 1.5 * w, 4.0)
     frac = mantle(geo, p, w, tex, cav, width)
     deep(geo, frac, p, width)
     hindbrain(geo, frac, p, w, tex, cav, width)
     for x, y, z, *r in geo.spots:
-        a = soft(ellipsoid(p, (x, y, z), r, yaw=math.copysign(20, -x)) + .8*tex, width + 1.)*frac[WM]
-        frac[LESION] += a; frac[WM] -= a
+        a = (
+            soft(ellipsoid(p, (x, y, z), r, yaw=math.copysign(20, -x)) + 0.8 * tex, width + 1.0)
+            * frac[WM]
+        )
+        frac[LESION] += a
+        frac[WM] -= a
     return frac
 
 # %% ../nbs/10_phantom.ipynb #5a7aac99
 def head(p):
     "Signed distance (N,) to the skin."
-    x, y, z = p; lr = (np.abs(x), y, z)
-    d = ellipsoid((x/np.clip(1 - .08*(y + 30)/85, .8, 1.15).astype(np.float32), y, z), (0, -16, 12), (80, 99, 78))
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    d = ellipsoid(
+        (x / np.clip(1 - 0.08 * (y + 30) / 85, 0.8, 1.15).astype(np.float32), y, z),
+        (0, -16, 12),
+        (80, 99, 78),
+    )
     d = smin(d, ellipsoid(p, (0, 22, -62), (62, 62, 62)), 25)
-    d = smin(d, ellipsoid(p, (0, 90, -50), (11, 14, 20)), 12)                                           # nose
-    d = smin(d, tube(p, ((0, -36, -40, 62), (0, -44, -180, 58))), 25)                                   # neck
-    return smin(d, smax(ellipsoid(lr, (80, -24, -36), (5, 14, 26), 20), -ellipsoid(lr, (86, -22, -36), (5, 8, 18), 20), 2), 4)
+    d = smin(d, ellipsoid(p, (0, 90, -50), (11, 14, 20)), 12)  # nose
+    d = smin(d, tube(p, ((0, -36, -40, 62), (0, -44, -180, 58))), 25)  # neck
+    return smin(
+        d,
+        smax(
+            ellipsoid(lr, (80, -24, -36), (5, 14, 26), 20),
+            -ellipsoid(lr, (86, -22, -36), (5, 8, 18), 20),
+            2,
+        ),
+        4,
+    )
+
 
 def orbit(frac, lr, h, width):
     "Paint fat, muscles, optic nerve, globe and lens of both eyes, in place."
     paint(frac, FAT, soft(smax(ellipsoid(lr, (32, 52, -31), (19, 28, 17), 12), h + 2, 2), width))
-    paint(frac, MUSCLE, soft(tube(lr, ((32, 56, -31, 2.), (16, 22, -26, 2.))), width))
+    paint(frac, MUSCLE, soft(tube(lr, ((32, 56, -31, 2.0), (16, 22, -26, 2.0))), width))
     for dx, dz in ((11, 0), (-11, 0), (0, 10), (0, -10)):
-        paint(frac, MUSCLE, .9*soft(tube(lr, ((33 + dx, 58, -31 + dz, 2.), (20 + .2*dx, 28, -28 + .2*dz, 1.5))), width))
+        paint(
+            frac,
+            MUSCLE,
+            0.9
+            * soft(
+                tube(lr, ((33 + dx, 58, -31 + dz, 2.0), (20 + 0.2 * dx, 28, -28 + 0.2 * dz, 1.5))),
+                width,
+            ),
+        )
     globe = ellipsoid(lr, (32.5, 65, -31), (12.4, 12.4, 12.4))
-    paint(frac, MUSCLE, soft(globe, width)); paint(frac, CSF, soft(globe + 1.6, width))                 # vitreous: as good as water
+    # vitreous: as good as water
+    paint(frac, MUSCLE, soft(globe, width))
+    paint(frac, CSF, soft(globe + 1.6, width))
     paint(frac, MUSCLE, soft(ellipsoid(lr, (32.5, 73, -31), (5, 2.4, 5)), width))
+
 
 def airways(frac, p, lr, h, tex, cav, width):
     "Paint nose, sinuses, throat, mastoid and the petrous bone, in place."
     nose = smax(ellipsoid(p, (0, 50, -48), (15, 36, 26)), h + 5, 2)
     paint(frac, MUSCLE, soft(nose, width))
-    paint(frac, AIR, soft(nose + 1.5, width)*soft(.75 - np.abs(np.sin(lr[0]*.42 + .5*np.sin(p[2]*.3))), .5))
-    for c, r in (((27, 52, -62), (14, 17, 15)), ((7, 12, -36), (6, 11, 8)), ((11, 74, -8), (9, 5, 9))): # maxillary, sphenoid, frontal
+    paint(
+        frac,
+        AIR,
+        soft(nose + 1.5, width)
+        * soft(0.75 - np.abs(np.sin(lr[0] * 0.42 + 0.5 * np.sin(p[2] * 0.3))), 0.5),
+    )
+    # maxillary, sphenoid, frontal
+    for c, r in (
+        ((27, 52, -62), (14, 17, 15)),
+        ((7, 12, -36), (6, 11, 8)),
+        ((11, 74, -8), (9, 5, 9)),
+    ):
         s = smax(ellipsoid(lr, c, r), h + 7, 2)
-        paint(frac, BONE, .5*soft(s - 1.5, width)); paint(frac, AIR, soft(s, width))
+        paint(frac, BONE, 0.5 * soft(s - 1.5, width))
+        paint(frac, AIR, soft(s, width))
     paint(frac, AIR, soft(tube(p, ((0, 20, -62, 7), (0, 4, -80, 8), (0, 2, -180, 8))), width))
     mastoid = smax(ellipsoid(lr, (56, -34, -40), (10, 16, 16)), 1 - cav, 1)
-    paint(frac, BONE, soft(mastoid, width)); paint(frac, AIR, .9*soft(mastoid + 2, width)*soft(.2 - np.abs(tex), .5))
+    paint(frac, BONE, soft(mastoid, width))
+    paint(frac, AIR, 0.9 * soft(mastoid + 2, width) * soft(0.2 - np.abs(tex), 0.5))
     paint(frac, BONE, soft(tube(lr, ((50, -28, -38, 9), (20, -14, -36, 5))), width))
 
 # %% ../nbs/10_phantom.ipynb #08e53eeb
 def outside(geo, p, width, cav):
     "Tissue shares (tissues, N) of the head as if the skull were empty."
-    x, y, z = p; lr = (np.abs(x), y, z)
-    frac = np.zeros((len(tissues), len(x)), np.float32); frac[AIR] = 1
-    h, tex, low = head(p), at(geo.texture, p, 4.), np.clip((-18 - z)/18, 0, 1)
-    paint(frac, MUSCLE, soft(h, width))                                                                 # skin, and all that is not painted over
-    paint(frac, FAT, soft(h + 1.8, width)*(1 - low))
-    paint(frac, FAT, soft(np.maximum(h + 1.8, -h - 6), width)*low)                                      # face and neck: fat only under the skin
-    paint(frac, FAT, .45*low*soft(np.abs(tex) - .12, .6)*soft(h + 8, width))                            # planes between muscles
-    bone = cav - 7.5 + 1.2*tex
-    paint(frac, MUSCLE, soft(smax(smax(ellipsoid(lr, (62, 18, -4), (16, 36, 34)), h + 5, 2), .5 - bone, 2), width))
+    x, y, z = p
+    lr = (np.abs(x), y, z)
+    frac = np.zeros((len(tissues), len(x)), np.float32)
+    frac[AIR] = 1
+    h, tex, low = head(p), at(geo.texture, p, 4.0), np.clip((-18 - z) / 18, 0, 1)
+    paint(frac, MUSCLE, soft(h, width))  # skin, and all that is not painted over
+    paint(frac, FAT, soft(h + 1.8, width) * (1 - low))
+    # face and neck: fat only under the skin
+    paint(frac, FAT, soft(np.maximum(h + 1.8, -h - 6), width) * low)
+    # planes between muscles
+    paint(frac, FAT, 0.45 * low * soft(np.abs(tex) - 0.12, 0.6) * soft(h + 8, width))
+    bone = cav - 7.5 + 1.2 * tex
+    paint(
+        frac,
+        MUSCLE,
+        soft(smax(smax(ellipsoid(lr, (62, 18, -4), (16, 36, 34)), h + 5, 2), 0.5 - bone, 2), width),
+    )
     face = smax(ellipsoid(p, (0, 40, -52), (54, 40, 46)), h + 9, 4)
-    paint(frac, BONE, .35*soft(face, width)); paint(frac, FAT, .4*soft(face + 2, width))
-    paint(frac, BONE, soft(smax(bone, h + 4, 2), width)*soft(-52 - z, 6.))
-    paint(frac, FAT, .5*soft(np.abs(cav - 3.9 + .6*tex) - (1.3 + .3*tex), width)*soft(-12 - z, 16.))    # marrow
-    paint(frac, BONE, .6*soft(smax(ellipsoid(p, (0, 8, -40), (30, 34, 14)), -cav, 1), width))
-    paint(frac, FAT, .5*soft(ellipsoid(p, (0, -12, -42), (10, 7, 14)), width))                          # clivus
+    paint(frac, BONE, 0.35 * soft(face, width))
+    paint(frac, FAT, 0.4 * soft(face + 2, width))
+    paint(frac, BONE, soft(smax(bone, h + 4, 2), width) * soft(-52 - z, 6.0))
+    # marrow
+    paint(
+        frac,
+        FAT,
+        0.5 * soft(np.abs(cav - 3.9 + 0.6 * tex) - (1.3 + 0.3 * tex), width) * soft(-12 - z, 16.0),
+    )
+    paint(frac, BONE, 0.6 * soft(smax(ellipsoid(p, (0, 8, -40), (30, 34, 14)), -cav, 1), width))
+    paint(frac, FAT, 0.5 * soft(ellipsoid(p, (0, -12, -42), (10, 7, 14)), width))  # clivus
     orbit(frac, lr, h, width)
     airways(frac, p, lr, h, tex, cav, width)
     spine = tube(p, ((0, -42, -64, 20), (0, -52, -180, 20)))
-    paint(frac, BONE, .5*soft(spine, width)); paint(frac, FAT, .4*soft(spine + 2, width))
+    paint(frac, BONE, 0.5 * soft(spine, width))
+    paint(frac, FAT, 0.4 * soft(spine + 2, width))
     return frac
 
 # %% ../nbs/10_phantom.ipynb #527b4b2f
-def voxel_sizes(affine): return np.sqrt((np.asarray(affine, float)[:3, :3]**2).sum(0))
+def voxel_sizes(affine):
+    return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
+
 
 def check_grid(shape, affine):
     "Raise `InputError` unless `shape` and `affine` make a 3-D grid."
-    if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape): raise InputError(f'shape {tuple(shape)}: give three positive whole numbers')
+    if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+        raise InputError(f'shape {tuple(shape)}: give three positive whole numbers')
     a = np.asarray(affine, float)
-    if a.shape != (4, 4) or not np.isfinite(a).all() or abs(np.linalg.det(a[:3, :3])) < 1e-6: raise InputError('affine: give an invertible 4 x 4 matrix, voxel to mm in RAS')
+    if a.shape != (4, 4) or not np.isfinite(a).all() or abs(np.linalg.det(a[:3, :3])) < 1e-6:
+        raise InputError('affine: give an invertible 4 x 4 matrix, voxel to mm in RAS')
     return a
 
+
 def in_skull(geo, ijk, affine, sub, width):
-    "Shares (tissues, N) of brain in the voxels `ijk` (3, N), and the share (N,) that lies within the skull, averaged over sub[0] x sub[1] x sub[2] parts."
-    total, share = 0., 0.
+    """Shares (tissues, N) of brain in the voxels `ijk` (3, N), and the share (N,) that lies within
+    the skull, averaged over sub[0] x sub[1] x sub[2] parts.
+    """
+    total, share = 0.0, 0.0
     for part in np.ndindex(*sub):
-        at_ = ijk + np.array([[(k + .5)/n - .5] for k, n in zip(part, sub)])
+        at_ = ijk + np.array([[(k + 0.5) / n - 0.5] for k, n in zip(part, sub)])
         p, w = place(geo, (affine[:3, :3] @ at_ + affine[:3, 3:]).astype(np.float32))
         cav = cavity(p)
         m = soft(cav, width)
-        total, share = total + inside(geo, p, w, width, cav)*m, share + m
+        total, share = total + inside(geo, p, w, width, cav) * m, share + m
     n = np.float32(np.prod(sub))
-    return total/n, share/n
+    return total / n, share / n
 
 # %% ../nbs/10_phantom.ipynb #6c4a0f33
 def fractions(
-    s:Subject,
-    shape,      # 3 numbers of voxels
-    affine,     # (4, 4) voxel to mm, RAS: any orientation, oblique or not
-    point:bool=False, # one sharp sample at the centre instead of an average over the voxel: quick and unbiased for volumes, no image
-) -> np.ndarray: # (tissues, *shape) float32, sums to 1 over the first axis
+    s: Subject,
+    shape,  # 3 numbers of voxels
+    affine,  # (4, 4) voxel to mm, RAS: any orientation, oblique or not
+    # one sharp sample at the centre instead of an average over the voxel: quick and unbiased for
+    # volumes, no image
+    point: bool = False,
+) -> np.ndarray:  # (tissues, *shape) float32, sums to 1 over the first axis
     "Share of every tissue in every voxel. Raises `InputError` for a bad grid."
     affine, geo = check_grid(shape, affine), anatomy(s)
     vox = voxel_sizes(affine)
-    sub = np.maximum(1, np.round(vox/1.1)).astype(int)*(not point) + point
-    wide, fine = (1.1, 1.1) if point else (vox.prod()**(1/3), (vox/sub).prod()**(1/3))
-    n = int(np.prod(shape)); out = np.empty((len(tissues), n), np.float32)
+    sub = np.maximum(1, np.round(vox / 1.1)).astype(int) * (not point) + point
+    wide, fine = (1.1, 1.1) if point else (vox.prod() ** (1 / 3), (vox / sub).prod() ** (1 / 3))
+    n = int(np.prod(shape))
+    out = np.empty((len(tissues), n), np.float32)
     for lo in range(0, n, 1 << 16):
         ijk = np.stack(np.unravel_index(np.arange(lo, min(lo + (1 << 16), n)), shape))
         p, w = place(geo, (affine[:3, :3] @ ijk + affine[:3, 3:]).astype(np.float32))
         cav = cavity(p)
         o = outside(geo, p, wide, cav)
-        i = np.flatnonzero(cav < vox.max() + .5)        # may hold some brain
+        i = np.flatnonzero(cav < vox.max() + 0.5)  # may hold some brain
         if len(i):
             brain, share = in_skull(geo, ijk[:, i], affine, sub, fine)
-            o[:, i] = o[:, i]*(1 - share) + brain
-        out[:, lo:lo + o.shape[1]] = o
+            o[:, i] = o[:, i] * (1 - share) + brain
+        out[:, lo : lo + o.shape[1]] = o
     return out.reshape(len(tissues), *shape)
 
 # %% ../nbs/10_phantom.ipynb #e581a538
-def labels(s:Subject, shape, affine) -> np.ndarray: # uint8, an index into `tissues`
+def labels(s: Subject, shape, affine) -> np.ndarray:  # uint8, an index into `tissues`
     "The tissue with the largest share in every voxel."
     return fractions(s, shape, affine).argmax(0).astype(np.uint8)
 
+
 def bids_grid(
-    voxel:float=2., # edge of the cubic voxel in mm, 0.5 to 8
-):                  # shape and affine
-    "An axial grid that holds every head, RAS; sides are multiples of 8 so that networks can halve them three times."
-    if not number(voxel, .5, 8): raise InputError(f'voxel {voxel!r}: give a voxel size of 0.5 to 8 mm')
-    shape = tuple(8*math.ceil(fov/voxel/8) for fov in (192, 224, 192))
-    affine = np.diag([voxel, voxel, voxel, 1.])
-    affine[:3, 3] = [c - voxel*(n - 1)/2 for c, n in zip((0, -14, 12), shape)]
+    voxel: float = 2.0,  # edge of the cubic voxel in mm, 0.5 to 8
+):  # shape and affine
+    """An axial grid that holds every head, RAS; sides are multiples of 8 so that networks can halve
+    them three times.
+    """
+    if not number(voxel, 0.5, 8):
+        raise InputError(f'voxel {voxel!r}: give a voxel size of 0.5 to 8 mm')
+    shape = tuple(8 * math.ceil(fov / voxel / 8) for fov in (192, 224, 192))
+    affine = np.diag([voxel, voxel, voxel, 1.0])
+    affine[:3, 3] = [c - voxel * (n - 1) / 2 for c, n in zip((0, -14, 12), shape)]
     return shape, affine
 
-def volumes(s:Subject, voxel:float=3.) -> dict: # tissue -> mL
+
+def volumes(s: Subject, voxel: float = 3.0) -> dict:  # tissue -> mL
     "Volume of every tissue in the field of view."
-    return dict(zip(tissues, (fractions(s, *bids_grid(voxel), point=True).sum((1, 2, 3))*voxel**3/1000).round(1).tolist()))
+    return dict(
+        zip(
+            tissues,
+            (fractions(s, *bids_grid(voxel), point=True).sum((1, 2, 3)) * voxel**3 / 1000)
+            .round(1)
+            .tolist(),
+        )
+    )
 
 # %% ../nbs/10_phantom.ipynb #931ec39c
 def spoiled_gradient(t1, t2, pd, tr, te, flip, ti=None, train=0):
-    "Signal of a spoiled gradient echo; with `ti`, of an inversion-prepared train of `train` pulses read centre-first. Times in ms, flip in degrees."
+    """Signal of a spoiled gradient echo; with `ti`, of an inversion-prepared train of `train`
+    pulses read centre-first. Times in ms, flip in degrees.
+    """
     a = math.radians(flip)
-    e = np.exp(-tr/t1)
-    m = (1 - e)/(1 - e*math.cos(a))
+    e = np.exp(-tr / t1)
+    m = (1 - e) / (1 - e * math.cos(a))
     if ti is not None:
-        k, inv = (e*math.cos(a))**train, np.exp(-ti/t1)
-        m = (1 - inv - inv*m*(1 - k))/(1 + inv*k)
-    return pd*math.sin(a)*np.abs(m)*np.exp(-te/np.minimum(t2, 50.))
+        k, inv = (e * math.cos(a)) ** train, np.exp(-ti / t1)
+        m = (1 - inv - inv * m * (1 - k)) / (1 + inv * k)
+    return pd * math.sin(a) * np.abs(m) * np.exp(-te / np.minimum(t2, 50.0))
 
 # %% ../nbs/10_phantom.ipynb #ca8e66d9
 def spin_echo(t1, t2, pd, tr, te):
     "Signal of a spin echo; times in ms."
-    return pd*(1 - np.exp(-tr/t1))*np.exp(-te/t2)
+    return pd * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)
+
 
 def inversion_recovery(t1, t2, pd, tr, te, ti):
     "Signal of an inversion-recovery spin echo, magnitude; times in ms."
-    return pd*np.abs(1 - 2*np.exp(-ti/t1) + np.exp(-tr/t1))*np.exp(-te/t2)
+    return pd * np.abs(1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)) * np.exp(-te / t2)
 
 # %% ../nbs/10_phantom.ipynb #5d9ca0e5
 modalities = ('T1w', 'T2w', 'PDw', 'FLAIR', 'CT')
 
+
 @dataclass(frozen=True)
 class Protocol:
-    "One sequence on one scanner. Raises `InputError` for an unknown modality, field strength or impossible time."
-    modality:str            # one of `modalities`
-    site:str = 'Guys'       # hospital
-    maker:str = 'Philips'
-    model:str = 'Gyroscan Intera'
-    field:float = 1.5       # tesla, 1.5 or 3
-    tr:float = 0.           # repetition time, ms
-    te:float = 0.           # echo time, ms
-    ti:float|None = None    # inversion time, ms
-    flip:float = 90.        # degrees
-    train:int = 0           # pulses per inversion (T1w)
+    """One sequence on one scanner.
+
+    Raises `InputError` for an unknown modality, field strength or impossible time.
+    """
+
+    modality: str  # one of `modalities`
+    site: str = 'Guys'  # hospital
+    maker: str = 'Philips'
+    model: str = 'Gyroscan Intera'
+    field: float = 1.5  # tesla, 1.5 or 3
+    tr: float = 0.0  # repetition time, ms
+    te: float = 0.0  # echo time, ms
+    ti: float | None = None  # inversion time, ms
+    flip: float = 90.0  # degrees
+    train: int = 0  # pulses per inversion (T1w)
 
     def __post_init__(self):
-        if self.modality not in modalities: raise InputError(f"modality {self.modality!r}: give one of {', '.join(modalities)}")
-        if self.field not in t1_ms: raise InputError(f'field {self.field} T: relaxation times are known here at 1.5 and 3 T')
-        if self.modality == 'CT': return
-        if not (0 < self.te < self.tr): raise InputError(f'{self.modality}: TE {self.te} ms and TR {self.tr} ms; need 0 < TE < TR')
-        if not (0 < self.flip <= 180): raise InputError(f'{self.modality}: flip angle {self.flip}; give more than 0, at most 180 degrees')
-        if self.modality == 'FLAIR' and not (self.ti and 0 < self.ti < self.tr): raise InputError('FLAIR: needs an inversion time ti in ms, 0 < ti < TR')
-        if self.ti is not None and self.ti <= 0: raise InputError(f'{self.modality}: inversion time {self.ti} ms; give more than 0, or None for no inversion')
-        if self.modality == 'T1w' and self.ti is not None and self.train < 1: raise InputError('T1w: with an inversion time, say how many pulses follow it (train)')
+        if self.modality not in modalities:
+            raise InputError(f'modality {self.modality!r}: give one of {", ".join(modalities)}')
+        if self.field not in t1_ms:
+            raise InputError(
+                f'field {self.field} T: relaxation times are known here at 1.5 and 3 T'
+            )
+        if self.modality == 'CT':
+            return
+        if not (0 < self.te < self.tr):
+            raise InputError(
+                f'{self.modality}: TE {self.te} ms and TR {self.tr} ms; need 0 < TE < TR'
+            )
+        if not (0 < self.flip <= 180):
+            raise InputError(
+                f'{self.modality}: flip angle {self.flip}; give more than 0, at most 180 degrees'
+            )
+        if self.modality == 'FLAIR' and not (self.ti and 0 < self.ti < self.tr):
+            raise InputError('FLAIR: needs an inversion time ti in ms, 0 < ti < TR')
+        if self.ti is not None and self.ti <= 0:
+            raise InputError(
+                f'{self.modality}: inversion time {self.ti} ms; give more than 0, or None for no'
+                ' inversion'
+            )
+        if self.modality == 'T1w' and self.ti is not None and self.train < 1:
+            raise InputError('T1w: with an inversion time, say how many pulses follow it (train)')
 
 # %% ../nbs/10_phantom.ipynb #6d78f2e6
 # maker, model, tesla; the model at IOP is not published and 'Signa' is assumed
-sites = {'Guys': ('Philips', 'Gyroscan Intera', 1.5), 'HH': ('Philips', 'Intera', 3.0), 'IOP': ('GE', 'Signa', 1.5)}
-timings = {  # tr, te, ti, flip, train; T1w, T2w, PDw of Guys and HH after IXI's published parameters (ti and Guys' train assumed); the rest assumed
-    'Guys': {'T1w': (9.813, 4.603, 850., 8., 192), 'T2w': (8178.34, 100.), 'PDw': (8178.34, 8.), 'FLAIR': (9000., 120., 2450.)},
-    'HH':   {'T1w': (9.6, 4.6, 950., 8., 208),     'T2w': (5725.79, 100.), 'PDw': (5725.79, 8.), 'FLAIR': (11000., 125., 2660.)},
-    'IOP':  {'T1w': (16., 5.2, None, 24., 0),      'T2w': (4200., 85.),    'PDw': (4200., 14.),  'FLAIR': (8000., 140., 2330.)}}
+sites = {
+    'Guys': ('Philips', 'Gyroscan Intera', 1.5),
+    'HH': ('Philips', 'Intera', 3.0),
+    'IOP': ('GE', 'Signa', 1.5),
+}
+# tr, te, ti, flip, train; T1w, T2w, PDw of Guys and HH after IXI's published parameters (ti and
+# Guys' train assumed); the rest assumed
+timings = {
+    'Guys': {
+        'T1w': (9.813, 4.603, 850.0, 8.0, 192),
+        'T2w': (8178.34, 100.0),
+        'PDw': (8178.34, 8.0),
+        'FLAIR': (9000.0, 120.0, 2450.0),
+    },
+    'HH': {
+        'T1w': (9.6, 4.6, 950.0, 8.0, 208),
+        'T2w': (5725.79, 100.0),
+        'PDw': (5725.79, 8.0),
+        'FLAIR': (11000.0, 125.0, 2660.0),
+    },
+    'IOP': {
+        'T1w': (16.0, 5.2, None, 24.0, 0),
+        'T2w': (4200.0, 85.0),
+        'PDw': (4200.0, 14.0),
+        'FLAIR': (8000.0, 140.0, 2330.0),
+    },
+}
+
 
 def protocol(
-    site:str,     # 'Guys', 'HH' or 'IOP'
-    modality:str, # one of `modalities`
+    site: str,  # 'Guys', 'HH' or 'IOP'
+    modality: str,  # one of `modalities`
 ) -> Protocol:
     "The protocol of a modality at a site. Raises `InputError` if either is unknown."
-    if site not in sites: raise InputError(f"site {site!r}: give one of {', '.join(sites)}")
-    if modality not in modalities: raise InputError(f"modality {modality!r}: give one of {', '.join(modalities)}")
+    if site not in sites:
+        raise InputError(f'site {site!r}: give one of {", ".join(sites)}')
+    if modality not in modalities:
+        raise InputError(f'modality {modality!r}: give one of {", ".join(modalities)}')
     named = dict(zip(('tr', 'te', 'ti', 'flip', 'train'), timings[site].get(modality, ())))
     return Protocol(modality, site, *sites[site], **named)
 
 # %% ../nbs/10_phantom.ipynb #a5b1c1c8
 def signal(
-    q:Protocol,
-) -> np.ndarray: # (tissues,) signal relative to full magnetisation, or HU for CT
+    q: Protocol,
+) -> np.ndarray:  # (tissues,) signal relative to full magnetisation, or HU for CT
     "What each pure tissue gives under a protocol."
-    if q.modality == 'CT': return np.asarray(hounsfield, float)
+    if q.modality == 'CT':
+        return np.asarray(hounsfield, float)
     t1, t2, pd = (np.asarray(v, float) for v in (t1_ms[q.field], t2_ms[q.field], density))
-    if q.modality == 'T1w': return spoiled_gradient(t1, t2, pd, q.tr, q.te, q.flip, q.ti, q.train)
-    if q.modality == 'FLAIR': return inversion_recovery(t1, t2, pd, q.tr, q.te, q.ti)
+    if q.modality == 'T1w':
+        return spoiled_gradient(t1, t2, pd, q.tr, q.te, q.flip, q.ti, q.train)
+    if q.modality == 'FLAIR':
+        return inversion_recovery(t1, t2, pd, q.tr, q.te, q.ti)
     return spin_echo(t1, t2, pd, q.tr, q.te)
 
 # %% ../nbs/10_phantom.ipynb #4a2d73f5
 def rician(signal, sigma, rng):
     "Magnitude of a complex signal with standard deviation `sigma` of noise in each channel."
-    n = rng.standard_normal((2, *np.shape(signal)), dtype=np.float32)*np.float32(sigma)
+    n = rng.standard_normal((2, *np.shape(signal)), dtype=np.float32) * np.float32(sigma)
     return np.hypot(signal + n[0], n[1])
 
+
 def bias_field(
-    shape, affine, # the grid
-    strength,      # standard deviation of the logarithm, e.g. 0.1
+    shape,
+    affine,  # the grid
+    strength,  # standard deviation of the logarithm, e.g. 0.1
     rng,
-):                 # `shape`, positive, about 1 at the centre
-    "A smooth sensitivity: exponential of a random polynomial of second order in scanner coordinates."
-    x, y, z = (sum(affine[i, j]*np.arange(n, dtype=np.float32).reshape([-1 if k == j else 1 for k in range(3)]) for j, n in enumerate(shape)) + affine[i, 3] for i in range(3))
-    x, y, z = (v.astype(np.float32)/100 for v in (x, y + 16, z - 10))
-    c = rng.standard_normal(8).astype(np.float32)*np.float32(strength)
-    return np.exp(c[0]*x + c[1]*y + c[2]*z + c[3]*x*y + c[4]*y*z + c[5]*x*z + abs(c[6])*(x*x + y*y) + c[7]*z*z)
+):  # `shape`, positive, about 1 at the centre
+    """A smooth sensitivity: exponential of a random polynomial of second order in scanner
+    coordinates.
+    """
+    x, y, z = (
+        sum(
+            affine[i, j]
+            * np.arange(n, dtype=np.float32).reshape([-1 if k == j else 1 for k in range(3)])
+            for j, n in enumerate(shape)
+        )
+        + affine[i, 3]
+        for i in range(3)
+    )
+    x, y, z = (v.astype(np.float32) / 100 for v in (x, y + 16, z - 10))
+    c = rng.standard_normal(8).astype(np.float32) * np.float32(strength)
+    return np.exp(
+        c[0] * x
+        + c[1] * y
+        + c[2] * z
+        + c[3] * x * y
+        + c[4] * y * z
+        + c[5] * x * z
+        + abs(c[6]) * (x * x + y * y)
+        + c[7] * z * z
+    )
 
 # %% ../nbs/10_phantom.ipynb #3943f3a0
 def scan(
-    s:Subject,
-    q:Protocol,
-    shape, affine,       # the grid, see `fractions`
-    seed:int=0,          # of this acquisition: noise, bias, gain
-    noise:float|None=None, # standard deviation relative to white matter (default 0.045/tesla); for CT in HU (default 4)
-    bias:float|None=None,  # strength of the bias field (default 0.06 per tesla); CT has none
-    frac=None,           # shares already computed on this very grid
-):                       # nibabel.Nifti1Image, int16: arbitrary units for MR, HU for CT
+    s: Subject,
+    q: Protocol,
+    shape,
+    affine,  # the grid, see `fractions`
+    seed: int = 0,  # of this acquisition: noise, bias, gain
+    # standard deviation relative to white matter (default 0.045/tesla); for CT in HU (default 4)
+    noise: float | None = None,
+    bias: float | None = None,  # strength of the bias field (default 0.06 per tesla); CT has none
+    frac=None,  # shares already computed on this very grid
+):  # nibabel.Nifti1Image, int16: arbitrary units for MR, HU for CT
     "Scan a subject. Raises `InputError` for a bad grid or negative noise or bias."
     import nibabel as nib
+
     affine = check_grid(shape, affine)
-    noise = (4. if q.modality == 'CT' else .045/q.field) if noise is None else noise
-    bias = .06*q.field if bias is None else bias
-    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)): raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
+    noise = (4.0 if q.modality == 'CT' else 0.045 / q.field) if noise is None else noise
+    bias = 0.06 * q.field if bias is None else bias
+    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)):
+        raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
     frac = fractions(s, shape, affine) if frac is None else frac
-    if frac.shape != (len(tissues), *shape): raise InputError(f'frac of shape {frac.shape} is not on the grid {tuple(shape)}')
+    if frac.shape != (len(tissues), *shape):
+        raise InputError(f'frac of shape {frac.shape} is not on the grid {tuple(shape)}')
     rng = np.random.default_rng(item_seed(seed, s.seed, 'scan', q.site, q.modality))
     pure = signal(q)
     img = np.tensordot(pure.astype(np.float32), frac, 1)
-    if q.modality == 'CT': img = img + noise*rng.standard_normal(img.shape, dtype=np.float32)
+    if q.modality == 'CT':
+        img = img + noise * rng.standard_normal(img.shape, dtype=np.float32)
     else:
-        gain = np.exp(rng.uniform(np.log(250), np.log(900)))/pure[WM]
-        img = rician(img*bias_field(shape, affine, bias, rng), noise*pure[WM], rng)*np.float32(gain)
+        gain = np.exp(rng.uniform(np.log(250), np.log(900))) / pure[WM]
+        img = rician(
+            img * bias_field(shape, affine, bias, rng), noise * pure[WM], rng
+        ) * np.float32(gain)
     out = nib.Nifti1Image(np.rint(np.clip(img, -32768, 32767)).astype(np.int16), affine)
-    out.header.set_xyzt_units('mm', 'sec'); out.set_sform(affine, 1); out.set_qform(affine, 1)
+    out.header.set_xyzt_units('mm', 'sec')
+    out.set_sform(affine, 1)
+    out.set_qform(affine, 1)
     out.header['descrip'] = f'xmodal phantom {q.site} {q.modality}'[:79].encode()
     return out
 
 # %% ../nbs/10_phantom.ipynb #e06c4b4d
 def people(
-    n:int,         # how many
-    seed:int,      # of the data set
-    lesions=False, # give everybody lesions
-):                 # list of (Subject, site)
-    "A seeded population: ages 20 to 86 and both sexes as in IXI, sites in its proportions (Guys 55, HH 32, IOP 13 %)."
-    if not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f'n {n!r}: give the number of subjects, 1 or more')
+    n: int,  # how many
+    seed: int,  # of the data set
+    lesions=False,  # give everybody lesions
+):  # list of (Subject, site)
+    """A seeded population: ages 20 to 86 and both sexes as in IXI, sites in its proportions (Guys
+    55, HH 32, IOP 13 %).
+    """
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise InputError(f'n {n!r}: give the number of subjects, 1 or more')
     rng = np.random.default_rng(item_seed(seed, 'people'))
-    return [(Subject(item_seed(seed, 'person', i) % 2**31, round(float(rng.uniform(20, 86)), 2), 'MF'[rng.integers(2)], lesions), str(rng.choice(list(sites), p=[.55, .32, .13])))
-            for i in range(n)]
+    return [
+        (
+            Subject(
+                item_seed(seed, 'person', i) % 2**31,
+                round(float(rng.uniform(20, 86)), 2),
+                'MF'[rng.integers(2)],
+                lesions,
+            ),
+            str(rng.choice(list(sites), p=[0.55, 0.32, 0.13])),
+        )
+        for i in range(n)
+    ]
 
 # %% ../nbs/10_phantom.ipynb #6f8963f4
-def sidecar(q:Protocol) -> dict:
+def sidecar(q: Protocol) -> dict:
     "The BIDS sidecar of a protocol: times in seconds, angles in degrees."
     d = dict(Manufacturer=q.maker, ManufacturersModelName=q.model, InstitutionName=q.site)
-    if q.modality == 'CT': return dict(Modality='CT', InstitutionName=q.site, KVP=120)
+    if q.modality == 'CT':
+        return dict(Modality='CT', InstitutionName=q.site, KVP=120)
     kind = {'T1w': 'GR\\IR' if q.ti else 'GR', 'FLAIR': 'SE\\IR'}.get(q.modality, 'SE').split('\\')
-    d |= dict(Modality='MR', MagneticFieldStrength=q.field, MRAcquisitionType='3D' if q.modality == 'T1w' else '2D', ScanningSequence=kind if len(kind) > 1 else kind[0],
-              RepetitionTime=round(q.tr/1000, 6), EchoTime=round(q.te/1000, 6), FlipAngle=q.flip)
-    if q.ti is not None: d['InversionTime'] = round(q.ti/1000, 6)
+    d |= dict(
+        Modality='MR',
+        MagneticFieldStrength=q.field,
+        MRAcquisitionType='3D' if q.modality == 'T1w' else '2D',
+        ScanningSequence=kind if len(kind) > 1 else kind[0],
+        RepetitionTime=round(q.tr / 1000, 6),
+        EchoTime=round(q.te / 1000, 6),
+        FlipAngle=q.flip,
+    )
+    if q.ti is not None:
+        d['InversionTime'] = round(q.ti / 1000, 6)
     return d
+
 
 def dump(path, obj):
     "Write `obj` as indented JSON."
     Path(path).write_text(json.dumps(obj, indent=1) + '\n', encoding='utf-8')
 
+
 def table(path, rows, sep):
     "Write dictionaries with the same keys as a table with a header."
     with open(path, 'w', newline='', encoding='utf-8') as f:
         w = csv.DictWriter(f, list(rows[0]), delimiter=sep, lineterminator='\n')
-        w.writeheader(); w.writerows(rows)
+        w.writeheader()
+        w.writerows(rows)
 
 # %% ../nbs/10_phantom.ipynb #0c118410
 def varied(
-    q:Protocol,
-    seed:int,    # of the draw; the same for all scans of a person
+    q: Protocol,
+    seed: int,  # of the draw; the same for all scans of a person
 ) -> Protocol:
-    "A protocol of the same site and modality with times of its own: TR and TE of T2w, PDw and FLAIR; T1w and CT stay."
+    """A protocol of the same site and modality with times of its own: TR and TE of T2w, PDw and
+    FLAIR; T1w and CT stay.
+    """
     rng = np.random.default_rng(item_seed(seed, 'times'))
-    tr, te = float(rng.uniform(2500, 9000)), dict(T2w=rng.uniform(50, 150), PDw=rng.uniform(8, 30), FLAIR=rng.uniform(80, 150))
-    if q.modality not in te: return q
-    return replace(q, te=round(float(te[q.modality]), 1), **({} if q.modality == 'FLAIR' else dict(tr=round(tr, 1))))
+    tr, te = (
+        float(rng.uniform(2500, 9000)),
+        dict(T2w=rng.uniform(50, 150), PDw=rng.uniform(8, 30), FLAIR=rng.uniform(80, 150)),
+    )
+    if q.modality not in te:
+        return q
+    return replace(
+        q,
+        te=round(float(te[q.modality]), 1),
+        **({} if q.modality == 'FLAIR' else dict(tr=round(tr, 1))),
+    )
+
 
 def bids_subject(tmp, name, s, site, mods, voxel, seed, noise, bias, vary=False):
     "Write one subject's scans, sidecars and lesion mask below `tmp`."
     import nibabel as nib
+
     shape, affine = bids_grid(voxel)
-    frac, anat = fractions(s, shape, affine), Path(tmp)/name/'anat'
+    frac, anat = fractions(s, shape, affine), Path(tmp) / name / 'anat'
     anat.mkdir(parents=True)
     for m in mods:
         q = varied(protocol(site, m), item_seed(seed, s.seed)) if vary else protocol(site, m)
-        nib.save(scan(s, q, shape, affine, seed, noise, bias, frac), anat/f'{name}_{m}.nii.gz')
-        dump(anat/f'{name}_{m}.json', sidecar(q))
+        nib.save(scan(s, q, shape, affine, seed, noise, bias, frac), anat / f'{name}_{m}.nii.gz')
+        dump(anat / f'{name}_{m}.json', sidecar(q))
     if s.lesions:
-        out = Path(tmp)/'derivatives'/'masks'/name/'anat'
+        out = Path(tmp) / 'derivatives' / 'masks' / name / 'anat'
         out.mkdir(parents=True)
-        nib.save(nib.Nifti1Image((frac[LESION] > .5).astype(np.uint8), affine), out/f'{name}_label-lesion_mask.nii.gz')
+        nib.save(
+            nib.Nifti1Image((frac[LESION] > 0.5).astype(np.uint8), affine),
+            out / f'{name}_label-lesion_mask.nii.gz',
+        )
+
 
 def write_bids(
-    root,               # folder to make; must be new, empty, or hold this very data set
-    n:int=8,            # subjects
-    seed:int=0,         # of the whole data set
-    modalities=('T1w', 'T2w', 'PDw', 'FLAIR'), # any of T1w, T2w, PDw, FLAIR, CT
-    voxel:float=2.,     # mm
-    lesions:bool=False, # lesions for everybody, with masks under derivatives/masks
-    noise=None, bias=None, # see `scan`; None: by field strength
-    vary:bool=False,    # times of repetition and echo of their own for every person, instead of the site's
+    root,  # folder to make; must be new, empty, or hold this very data set
+    n: int = 8,  # subjects
+    seed: int = 0,  # of the whole data set
+    modalities=('T1w', 'T2w', 'PDw', 'FLAIR'),  # any of T1w, T2w, PDw, FLAIR, CT
+    voxel: float = 2.0,  # mm
+    lesions: bool = False,  # lesions for everybody, with masks under derivatives/masks
+    noise=None,
+    bias=None,  # see `scan`; None: by field strength
+    # times of repetition and echo of their own for every person, instead of the site's
+    vary: bool = False,
 ) -> Path:
-    "Write a BIDS data set of phantoms. Raises `InputError` for bad parameters or an occupied folder."
+    """Write a BIDS data set of phantoms.
+
+    Raises `InputError` for bad parameters or an occupied folder.
+    """
     from tqdm.auto import tqdm
+
     mods = [modalities] if isinstance(modalities, str) else list(modalities)
-    if not mods or len(set(mods)) < len(mods): raise InputError(f'modalities {mods}: give at least one, each once')
-    crowd = people(n, seed, lesions); bids_grid(voxel); [protocol('HH', m) for m in mods]
-    request = dict(layout='bids', recipe=1, n=n, seed=seed, modalities=mods, voxel=voxel, lesions=lesions, noise=noise, bias=bias, **(dict(vary=True) if vary else {}))
-    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
+    if not mods or len(set(mods)) < len(mods):
+        raise InputError(f'modalities {mods}: give at least one, each once')
+    crowd = people(n, seed, lesions)
+    bids_grid(voxel)
+    [protocol('HH', m) for m in mods]
+    request = dict(
+        layout='bids',
+        recipe=1,
+        n=n,
+        seed=seed,
+        modalities=mods,
+        voxel=voxel,
+        lesions=lesions,
+        noise=noise,
+        bias=bias,
+        **(dict(vary=True) if vary else {}),
+    )
+    if already(root, request, 'phantom.json', 'phantoms'):
+        return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
-        rows = [dict(participant_id=f'sub-{i + 1:03d}', age=s.age, sex=s.sex, site=site) for i, (s, site) in enumerate(crowd)]
-        for row, (s, site) in zip(tqdm(rows, desc='phantoms'), crowd): bids_subject(tmp, row['participant_id'], s, site, mods, voxel, seed, noise, bias, vary)
-        table(tmp/'participants.tsv', rows, '\t')
-        dump(tmp/'participants.json', dict(age=dict(Description='age', Units='year'), sex=dict(Levels=dict(M='male', F='female')),
-             site=dict(Description='whose protocol', Levels={k: ' '.join(map(str, v)) + ' T' for k, v in sites.items()})))
-        about = dict(Name='xmodal phantom brains', BIDSVersion='1.10.0', License='CC0', GeneratedBy=[dict(Name='xmodal.phantom')])
-        dump(tmp/'dataset_description.json', about | dict(DatasetType='raw'))
-        if lesions: dump(tmp/'derivatives'/'masks'/'dataset_description.json', about | dict(DatasetType='derivative'))
-        (tmp/'.bidsignore').write_text('phantom.json\n**/*_CT.*\n')
-        (tmp/'README').write_text('Made by xmodal.phantom: simulated heads, no person was scanned. The request is in phantom.json.\n')
-        dump(tmp/'phantom.json', request)
+        rows = [
+            dict(participant_id=f'sub-{i + 1:03d}', age=s.age, sex=s.sex, site=site)
+            for i, (s, site) in enumerate(crowd)
+        ]
+        for row, (s, site) in zip(tqdm(rows, desc='phantoms'), crowd):
+            bids_subject(tmp, row['participant_id'], s, site, mods, voxel, seed, noise, bias, vary)
+        table(tmp / 'participants.tsv', rows, '\t')
+        dump(
+            tmp / 'participants.json',
+            dict(
+                age=dict(Description='age', Units='year'),
+                sex=dict(Levels=dict(M='male', F='female')),
+                site=dict(
+                    Description='whose protocol',
+                    Levels={k: ' '.join(map(str, v)) + ' T' for k, v in sites.items()},
+                ),
+            ),
+        )
+        about = dict(
+            Name='xmodal phantom brains',
+            BIDSVersion='1.10.0',
+            License='CC0',
+            GeneratedBy=[dict(Name='xmodal.phantom')],
+        )
+        dump(tmp / 'dataset_description.json', about | dict(DatasetType='raw'))
+        if lesions:
+            dump(
+                tmp / 'derivatives' / 'masks' / 'dataset_description.json',
+                about | dict(DatasetType='derivative'),
+            )
+        (tmp / '.bidsignore').write_text('phantom.json\n**/*_CT.*\n')
+        (tmp / 'README').write_text(
+            'Made by xmodal.phantom: simulated heads, no person was scanned. The request is in'
+            ' phantom.json.\n'
+        )
+        dump(tmp / 'phantom.json', request)
     return Path(root)
 
 # %% ../nbs/10_phantom.ipynb #893a932e
 def ixi_grid(
-    modality:str,   # 'T1', 'T2' or 'PD'
-    voxel:float=2., # in-plane voxel in mm (IXI: 0.9375)
-    seed:int=0,     # of the planning: tilt up to 3 degrees, shift up to 4 mm
-):                  # shape and affine; T2 and PD share theirs
+    modality: str,  # 'T1', 'T2' or 'PD'
+    voxel: float = 2.0,  # in-plane voxel in mm (IXI: 0.9375)
+    seed: int = 0,  # of the planning: tilt up to 3 degrees, shift up to 4 mm
+):  # shape and affine; T2 and PD share theirs
     "An IXI-like grid: T1 with axes (P, S, R), T2 and PD with (L, P, S) and thicker slices."
-    if modality not in ('T1', 'T2', 'PD'): raise InputError(f"modality {modality!r}: IXI's layout here has T1, T2, PD")
-    if not number(voxel, .5, 8): raise InputError(f'voxel {voxel!r}: give a voxel size of 0.5 to 8 mm')
+    if modality not in ('T1', 'T2', 'PD'):
+        raise InputError(f"modality {modality!r}: IXI's layout here has T1, T2, PD")
+    if not number(voxel, 0.5, 8):
+        raise InputError(f'voxel {voxel!r}: give a voxel size of 0.5 to 8 mm')
     rng = np.random.default_rng(item_seed(seed, 'plan', modality == 'T1'))
-    axes, slab, thick, centre = ([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], 180., 1.28, (0, -16, -22)) if modality == 'T1' else ([[-1, 0, 0], [0, -1, 0], [0, 0, 1]], 170., 4/3, (0, -14, 12))
+    axes, slab, thick, centre = (
+        ([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], 180.0, 1.28, (0, -16, -22))
+        if modality == 'T1'
+        else ([[-1, 0, 0], [0, -1, 0], [0, 0, 1]], 170.0, 4 / 3, (0, -14, 12))
+    )
     tilt = np.eye(3)
     for i, a in enumerate(np.radians(rng.uniform(-3, 3, 3))):
-        j, k = (i + 1) % 3, (i + 2) % 3; turn = np.eye(3)
-        turn[j, j] = turn[k, k] = math.cos(a); turn[j, k] = -math.sin(a); turn[k, j] = math.sin(a); tilt = turn @ tilt
-    size = np.array([voxel, voxel, thick*voxel])
-    shape = tuple(int(round(f/v)) for f, v in zip((240., 240., slab), size))
-    affine = np.eye(4); affine[:3, :3] = tilt @ np.array(axes, float)*size
-    affine[:3, 3] = np.array(centre) + rng.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1)/2)
+        j, k = (i + 1) % 3, (i + 2) % 3
+        turn = np.eye(3)
+        turn[j, j] = turn[k, k] = math.cos(a)
+        turn[j, k] = -math.sin(a)
+        turn[k, j] = math.sin(a)
+        tilt = turn @ tilt
+    size = np.array([voxel, voxel, thick * voxel])
+    shape = tuple(int(round(f / v)) for f, v in zip((240.0, 240.0, slab), size))
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ np.array(axes, float) * size
+    affine[:3, 3] = (
+        np.array(centre) + rng.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    )
     return shape, affine
 
 # %% ../nbs/10_phantom.ipynb #cf2a120e
-def ixi_row(number:int, s:Subject, rng) -> dict:
+def ixi_row(number: int, s: Subject, rng) -> dict:
     "One line of the demographics table."
     study = datetime.date(2005, 6, 1) + datetime.timedelta(int(rng.integers(0, 500)))
     tall, heavy = rng.normal(177 if s.sex == 'M' else 164, 7), rng.normal(24.5, 3)
-    return {'IXI_ID': number, 'SEX_ID (1=m, 2=f)': 1 + (s.sex == 'F'), 'HEIGHT': round(tall), 'WEIGHT': round(heavy*(tall/100)**2), 'ETHNIC_ID': int(rng.integers(1, 6)),
-            'MARITAL_ID': int(rng.integers(1, 6)), 'OCCUPATION_ID': int(rng.integers(1, 9)), 'QUALIFICATION_ID': int(rng.integers(1, 6)),
-            'DOB': (study - datetime.timedelta(s.age*365.25)).isoformat(), 'DATE_AVAILABLE': 1, 'STUDY_DATE': study.isoformat(), 'AGE': s.age}
+    return {
+        'IXI_ID': number,
+        'SEX_ID (1=m, 2=f)': 1 + (s.sex == 'F'),
+        'HEIGHT': round(tall),
+        'WEIGHT': round(heavy * (tall / 100) ** 2),
+        'ETHNIC_ID': int(rng.integers(1, 6)),
+        'MARITAL_ID': int(rng.integers(1, 6)),
+        'OCCUPATION_ID': int(rng.integers(1, 9)),
+        'QUALIFICATION_ID': int(rng.integers(1, 6)),
+        'DOB': (study - datetime.timedelta(s.age * 365.25)).isoformat(),
+        'DATE_AVAILABLE': 1,
+        'STUDY_DATE': study.isoformat(),
+        'AGE': s.age,
+    }
+
 
 def write_ixi(
-    root,           # folder to make; must be new, empty, or hold this very data set
-    n:int=8,        # subjects
-    seed:int=0,     # of the whole data set
-    voxel:float=2., # in-plane mm (IXI itself: 0.9375)
-    noise=None, bias=None, # see `scan`; None: by field strength
+    root,  # folder to make; must be new, empty, or hold this very data set
+    n: int = 8,  # subjects
+    seed: int = 0,  # of the whole data set
+    voxel: float = 2.0,  # in-plane mm (IXI itself: 0.9375)
+    noise=None,
+    bias=None,  # see `scan`; None: by field strength
 ) -> Path:
-    "Write phantoms as IXI does: IXI-T1, IXI-T2, IXI-PD and IXI.csv. Raises `InputError` for bad parameters or an occupied folder."
+    """Write phantoms as IXI does: IXI-T1, IXI-T2, IXI-PD and IXI.csv.
+
+    Raises `InputError` for bad parameters or an occupied folder.
+    """
     import nibabel as nib
     from tqdm.auto import tqdm
-    crowd, rng = people(n, seed), np.random.default_rng(item_seed(seed, 'ixi')); ixi_grid('T1', voxel)
+
+    crowd, rng = people(n, seed), np.random.default_rng(item_seed(seed, 'ixi'))
+    ixi_grid('T1', voxel)
     request = dict(layout='ixi', recipe=1, n=n, seed=seed, voxel=voxel, noise=noise, bias=bias)
-    if already(root, request, 'phantom.json', 'phantoms'): return Path(root)
+    if already(root, request, 'phantom.json', 'phantoms'):
+        return Path(root)
     with atomic(root) as tmp:
-        for m in ('T1', 'T2', 'PD'): (tmp/f'IXI-{m}').mkdir(parents=True)
+        for m in ('T1', 'T2', 'PD'):
+            (tmp / f'IXI-{m}').mkdir(parents=True)
         number, rows = 0, []
         for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
-            number = 2 if i == 0 else number + int(rng.integers(1, 4))           # numbers have holes, as there
+            # numbers have holes, as there
+            number = 2 if i == 0 else number + int(rng.integers(1, 4))
             name = f'IXI{number:03d}-{site}-{rng.integers(600, 2700):04d}'
             rows.append(ixi_row(number, s, rng))
             for m in ('T1', 'T2', 'PD'):
                 shape, affine = ixi_grid(m, voxel, item_seed(seed, i))
-                if m != 'PD': frac = fractions(s, shape, affine)                 # PD is the first echo of the T2 scan
-                nib.save(scan(s, protocol(site, m + 'w'), shape, affine, seed, noise, bias, frac), tmp/f'IXI-{m}'/f'{name}-{m}.nii.gz')
-        table(tmp/'IXI.csv', rows, ',')
-        dump(tmp/'phantom.json', request)
+                # PD is the first echo of the T2 scan
+                if m != 'PD':
+                    frac = fractions(s, shape, affine)
+                nib.save(
+                    scan(s, protocol(site, m + 'w'), shape, affine, seed, noise, bias, frac),
+                    tmp / f'IXI-{m}' / f'{name}-{m}.nii.gz',
+                )
+        table(tmp / 'IXI.csv', rows, ',')
+        dump(tmp / 'phantom.json', request)
     return Path(root)

@@ -22,127 +22,242 @@ from .layouts import match_people, read_table, sidecar
 from .text import FIELDS, Metadata, field_of, find_encoder, pair_context, read_metadata
 
 # %% ../nbs/27_prompts.ipynb #a8b0e2b0
-def forgetful(record:Metadata, rng) -> Metadata:
+def forgetful(record: Metadata, rng) -> Metadata:
     "The record with every known field, except the modality, forgotten with probability one half."
-    drop = {f.name: rng.random() < .5 for f in fields(record)}          # one draw per field, known or not: source and target forget alike
+    # one draw per field, known or not: source and target forget alike
+    drop = {f.name: rng.random() < 0.5 for f in fields(record)}
     return replace(record, **{k: None for k, gone in drop.items() if gone and k != 'modality'})
 
-def nothing(record:Metadata, several:bool) -> Metadata:
+
+def nothing(record: Metadata, several: bool) -> Metadata:
     "The record with nothing known; where there are several target modalities, the modality alone."
     return Metadata(modality=record.modality) if several else Metadata()
 
+
 def contexts(
-    records,          # Records; `meta` is the source's, `target_meta` the target's
-    encoder,          # from text.find_encoder, or its name
-    groups=FIELDS,    # groups of fields that are told
-    forget:float=.5,  # share of the versions between the first and the last that lack some fields; 0: all are complete
-    versions:int=8,   # contexts per pair; 1: only the complete one
-    seed:int=0,
-    cache=None,       # folder of the encoder's cache
-) -> dict:            # record name -> (versions, 3, dim); the first version is complete, the last says nothing
+    records,  # Records; `meta` is the source's, `target_meta` the target's
+    encoder,  # from text.find_encoder, or its name
+    groups=FIELDS,  # groups of fields that are told
+    # share of the versions between the first and the last that lack some fields; 0: all are
+    # complete
+    forget: float = 0.5,
+    versions: int = 8,  # contexts per pair; 1: only the complete one
+    seed: int = 0,
+    cache=None,  # folder of the encoder's cache
+) -> (
+    dict
+):  # record name -> (versions, 3, dim); the first version is complete, the last says nothing
     "The contexts of a data set. Raises InputError for impossible metadata, with the file's name."
-    if not 0 <= forget <= 1: raise InputError(f'forget must lie between 0 and 1, got {forget!r}')
+    if not 0 <= forget <= 1:
+        raise InputError(f'forget must lie between 0 and 1, got {forget!r}')
     encoder, out = find_encoder(encoder) if isinstance(encoder, str) else encoder, {}
     several = len({r.target_meta.get('modality') for r in records}) > 1
     for r in records:
         pair = []
         for path, meta in ((r.source, r.meta), (r.target, r.target_meta)):
-            try: pair.append(read_metadata(meta))
-            except InputError as e: raise InputError(f'{path}: metadata: {e}') from None
+            try:
+                pair.append(read_metadata(meta))
+            except InputError as e:
+                raise InputError(f'{path}: metadata: {e}') from None
         told = [pair]
         for k in range(1, versions):
-            if forget and k == versions - 1: told.append([nothing(m, several) for m in pair]); continue
+            if forget and k == versions - 1:
+                told.append([nothing(m, several) for m in pair])
+                continue
             rng = np.random.default_rng(item_seed(seed, 'forget', r.name, k))
             lacking, state = rng.random() < forget, rng.bit_generator.state
-            def again(m): rng.bit_generator.state = state; return forgetful(m, rng) if lacking else m
+
+            def again(m):
+                rng.bit_generator.state = state
+                return forgetful(m, rng) if lacking else m
+
             told.append([again(m) for m in pair])
-        out[r.name] = torch.stack([pair_context(encoder, *p, fields=groups, cache=cache) for p in told])
+        out[r.name] = torch.stack(
+            [pair_context(encoder, *p, fields=groups, cache=cache) for p in told]
+        )
     return out
 
 # %% ../nbs/27_prompts.ipynb #ba575fdd
 def prompts_hash(table) -> str:
     "A short text that changes with any number of any context: a result belongs to its prompts."
     h = hashlib.sha256()
-    for k in sorted(table): h.update(k.encode() + table[k].numpy().tobytes())
+    for k in sorted(table):
+        h.update(k.encode() + table[k].numpy().tobytes())
     return h.hexdigest()[:16]
+
 
 class Told(Dataset):
     "A prepared data set whose items also hold 'ctx', (versions, 3, dim)."
-    def __init__(self,
-        data,        # data.Slices
-        table:dict,  # from `contexts`
+
+    def __init__(
+        self,
+        data,  # data.Slices
+        table: dict,  # from `contexts`
     ):
         lack = sorted({data.info(k)['record'] for k in range(len(data))} - set(table))
-        if lack: raise InputError(f'{len(lack)} records have images but no context (first: {lack[0]}); make the contexts from the same records')
+        if lack:
+            raise InputError(
+                f'{len(lack)} records have images but no context (first: {lack[0]}); make the'
+                ' contexts from the same records'
+            )
         self.data, self.table = data, table
-    def __len__(self): return len(self.data)
-    def __getitem__(self, k): return dict(self.data[k], ctx=self.table[self.data.info(k)['record']])
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, k):
+        return dict(self.data[k], ctx=self.table[self.data.info(k)['record']])
+
     def __getattr__(self, name):
-        if name.startswith('__') or name == 'data': raise AttributeError(name)
+        if name.startswith('__') or name == 'data':
+            raise AttributeError(name)
         return getattr(self.data, name)
+
     def select(self, subjects):
         "The slices of these subjects, with their contexts."
         return Told(self.data.select(subjects), self.table)
 
+
 def exchanged(
-    table:dict, # from `contexts`
-    records,    # the records whose metadata is exchanged
-    seed:int=0,
-) -> dict:      # the table with the contexts of these records moved to other subjects
-    "Give every record the metadata of another subject. Raises InputError with fewer than two subjects."
+    table: dict,  # from `contexts`
+    records,  # the records whose metadata is exchanged
+    seed: int = 0,
+) -> dict:  # the table with the contexts of these records moved to other subjects
+    """Give every record the metadata of another subject.
+
+    Raises InputError with fewer than two subjects.
+    """
     names = sorted({r.subject for r in records})
-    if len(names) < 2: raise InputError('metadata can be exchanged between two subjects or more')
-    order = [names[i] for i in np.random.default_rng(item_seed(seed, 'exchange')).permutation(len(names))]
-    other = dict(zip(order, order[1:] + order[:1]))                        # one ring: nobody keeps their own
+    if len(names) < 2:
+        raise InputError('metadata can be exchanged between two subjects or more')
+    order = [
+        names[i] for i in np.random.default_rng(item_seed(seed, 'exchange')).permutation(len(names))
+    ]
+    other = dict(zip(order, order[1:] + order[:1]))  # one ring: nobody keeps their own
     of = lambda s: [r for r in records if r.subject == s]
+
     def partner(s, k, r):
-        there = of(other[s]); same = [q for q in there if q.target_meta.get('modality') == r.target_meta.get('modality')] or there     # a direction keeps its direction
-        return same[min(sum(q.target_meta.get('modality') == r.target_meta.get('modality') for q in of(s)[:k]), len(same) - 1)].name
-    return {**table, **{r.name: table[partner(s, k, r)] for s in names for k, r in enumerate(of(s))}}
+        # a direction keeps its direction
+        there = of(other[s])
+        same = [
+            q for q in there if q.target_meta.get('modality') == r.target_meta.get('modality')
+        ] or there
+        return same[
+            min(
+                sum(
+                    q.target_meta.get('modality') == r.target_meta.get('modality')
+                    for q in of(s)[:k]
+                ),
+                len(same) - 1,
+            )
+        ].name
+
+    return {
+        **table,
+        **{r.name: table[partner(s, k, r)] for s in names for k, r in enumerate(of(s))},
+    }
 
 # %% ../nbs/27_prompts.ipynb #3e358b46
-KEPT = ('age', 'sex', 'maker', 'model', 'field', 'region')     # fields that the target shares with the source unless told otherwise
+# fields that the target shares with the source unless told otherwise
+KEPT = ('age', 'sex', 'maker', 'model', 'field', 'region')
+
+
 def usual(records) -> dict:
-    "For every modality among the targets: each field's most frequent value, the median of numbers; what is never known, and what belongs to a person or a scanner, is left out. The commonest modality first."
+    """For every modality among the targets: each field's most frequent value, the median of
+    numbers; what is never known, and what belongs to a person or a scanner, is left out. The
+    commonest modality first.
+    """
     seen = [asdict(read_metadata(r.target_meta)) for r in records]
+
     def middle(rows):
-        values = {k: [s[k] for s in rows if s[k] is not None] for k in (f.name for f in fields(Metadata)) if k not in KEPT}
-        return {k: Counter(v).most_common(1)[0][0] if isinstance(v[0], str) else float(np.median(v)) for k, v in values.items() if v}
-    return {m: middle([s for s in seen if s['modality'] == m]) for m, _ in Counter(s['modality'] for s in seen if s['modality']).most_common()}
+        values = {
+            k: [s[k] for s in rows if s[k] is not None]
+            for k in (f.name for f in fields(Metadata))
+            if k not in KEPT
+        }
+        return {
+            k: Counter(v).most_common(1)[0][0] if isinstance(v[0], str) else float(np.median(v))
+            for k, v in values.items()
+            if v
+        }
+
+    return {
+        m: middle([s for s in seen if s['modality'] == m])
+        for m, _ in Counter(s['modality'] for s in seen if s['modality']).most_common()
+    }
+
 
 def seen_values(records) -> dict:
-    "Of every field among the targets: its words, sorted, or the smallest and largest number; fields that are never known are left out."
+    """Of every field among the targets: its words, sorted, or the smallest and largest number;
+    fields that are never known are left out.
+    """
     rows = [asdict(read_metadata(r.target_meta)) for r in records]
-    values = {f.name: sorted({s[f.name] for s in rows if s[f.name] is not None}) for f in fields(Metadata)}
+    values = {
+        f.name: sorted({s[f.name] for s in rows if s[f.name] is not None}) for f in fields(Metadata)
+    }
     return {k: v if isinstance(v[0], str) else [v[0], v[-1]] for k, v in values.items() if v}
 
+
 def wish(
-    source:dict,    # what is known about the source: a sidecar, names of Metadata, ...
-    target:dict,    # what is wanted, names of Metadata or of a sidecar
-    default:dict={},# from `usual`: modality -> its usual target
-):                  # (Metadata of the source, Metadata of the target)
-    "What the two prompts say. Raises InputError for impossible values and for words that are not fields."
+    source: dict,  # what is known about the source: a sidecar, names of Metadata, ...
+    target: dict,  # what is wanted, names of Metadata or of a sidecar
+    default: dict = {},  # from `usual`: modality -> its usual target
+):  # (Metadata of the source, Metadata of the target)
+    """What the two prompts say.
+
+    Raises InputError for impossible values and for words that are not fields.
+    """
     for what, v in (('source', source), ('target', target)):
-        if v is not None and not isinstance(v, dict): raise InputError(f'{what}: must be a dictionary such as dict(TE=100), got {v!r}')
+        if v is not None and not isinstance(v, dict):
+            raise InputError(f'{what}: must be a dictionary such as dict(TE=100), got {v!r}')
     target = target or {}
     odd = [k for k in target if not field_of(k)]
-    if odd: raise InputError(f"target: {odd[0]!r} is not a field; use {', '.join(f.name for f in fields(Metadata))}")
-    twice = [pair for pair in combinations(target, 2) if field_of(pair[0])[1] == field_of(pair[1])[1]]
-    if twice: raise InputError(f"target: {' and '.join(twice[0])} mean the same field; say it once")
+    if odd:
+        raise InputError(
+            f'target: {odd[0]!r} is not a field; use {", ".join(f.name for f in fields(Metadata))}'
+        )
+    twice = [
+        pair for pair in combinations(target, 2) if field_of(pair[0])[1] == field_of(pair[1])[1]
+    ]
+    if twice:
+        raise InputError(f'target: {" and ".join(twice[0])} mean the same field; say it once')
     src, want = read_metadata(source or {}), read_metadata(target)
-    if default and want.modality and want.modality not in default: raise InputError(f"target: modality {want.modality!r} was never a target in training, only {', '.join(default)}")
+    if default and want.modality and want.modality not in default:
+        raise InputError(
+            f'target: modality {want.modality!r} was never a target in training, only'
+            f' {", ".join(default)}'
+        )
     defaults = default
     named = {field_of(k)[1] for k in target}
-    said, default = {k: v for k, v in asdict(want).items() if v is not None or k in named}, default.get(want.modality or next(iter(default), None), {})   # None: not to be said
-    kept = {k: getattr(src, k) for k in KEPT if getattr(src, k) is not None and not (k == 'model' and 'maker' in said)}                                # another maker: the source's model is not its
-    try: asked = Metadata(**{**default, **kept, **said})
-    except InputError as e: raise InputError(f"target: {e} (asked for: {', '.join(f'{k} {v}' for k, v in said.items()) or 'nothing'}; the rest is the usual target, {', '.join(f'{k} {v}' for k, v in default.items())})") from None
-    if len(defaults) > 1 and not asked.modality: raise InputError(f"target: say which modality is wanted: {', '.join(defaults)}")
+    # None: not to be said
+    said, default = (
+        {k: v for k, v in asdict(want).items() if v is not None or k in named},
+        default.get(want.modality or next(iter(default), None), {}),
+    )
+    # another maker: the source's model is not its
+    kept = {
+        k: getattr(src, k)
+        for k in KEPT
+        if getattr(src, k) is not None and not (k == 'model' and 'maker' in said)
+    }
+    try:
+        asked = Metadata(**{**default, **kept, **said})
+    except InputError as e:
+        raise InputError(
+            f'target: {e} (asked for:'
+            f' {", ".join(f"{k} {v}" for k, v in said.items()) or "nothing"}; the rest is the usual'
+            f' target, {", ".join(f"{k} {v}" for k, v in default.items())})'
+        ) from None
+    if len(defaults) > 1 and not asked.modality:
+        raise InputError(f'target: say which modality is wanted: {", ".join(defaults)}')
     return src, asked
 
 # %% ../nbs/27_prompts.ipynb #2eec4de6
 def beside(path) -> dict:
-    "What a file's sidecar and its data set's participants.tsv say; {} if there is neither. Raises InputError for damaged ones."
+    """What a file's sidecar and its data set's participants.tsv say; {} if there is neither.
+
+    Raises InputError for damaged ones.
+    """
     path = Path(path).absolute()  # not resolved: an annexed file is a link into .git
     known = sidecar(path) if str(path).endswith(('.nii', '.nii.gz')) else {}
     table = next(

@@ -15,17 +15,34 @@ from typing import Callable
 import numpy as np
 
 from .core import InputError
-from .metrics import (as_image, as_range, by_subject, check_pair, format_summary, mae, measure_all, measure_cases, ms_weights, mse, psnr, ssim, stack_volumes, summary)
+from xmodal.metrics import (
+    as_image,
+    as_range,
+    by_subject,
+    check_pair,
+    format_summary,
+    mae,
+    measure_all,
+    measure_cases,
+    ms_weights,
+    mse,
+    psnr,
+    ssim,
+    stack_volumes,
+    summary,
+)
 
 # %% ../nbs/43_protocols.ipynb #673d7aa2
 def flat(a):
     "A single channel (1, H, W) as (H, W); anything else as it is."
     return a[0] if a.ndim == 3 and len(a) == 1 else a
 
+
 def share(img, data_range):
     "Intensity as a share of the range: its low end becomes 0, its high end 1."
     low, R = as_range(data_range)
-    return flat((img - low)/R)
+    return flat((img - low) / R)
+
 
 def unchanged(img, mask, data_range):
     "`fixed`: the image as it is."
@@ -34,70 +51,98 @@ def unchanged(img, mask, data_range):
 # %% ../nbs/43_protocols.ipynb #df0a4014
 def as_bytes(img, mask, data_range):
     "`cdtsde`: the image as it comes back from an 8-bit file, in [0, 1]."
-    return np.floor(255*np.clip(share(img, data_range), 0, 1))/255
+    return np.floor(255 * np.clip(share(img, data_range), 0, 1)) / 255
 
 # %% ../nbs/43_protocols.ipynb #f39e68ea
 def own_mean(img, mask, data_range):
     "`selfrdb`: clipped to [0, 1], times the mask, divided by its own mean; None if that is zero."
     x = np.clip(share(img, data_range), 0, 1)
-    x = x if mask is None else x*flat(mask)
-    return x/x.mean() if x.any() else None
+    x = x if mask is None else x * flat(mask)
+    return x / x.mean() if x.any() else None
 
 # %% ../nbs/43_protocols.ipynb #ee94f1c7
-def own_max(img, mask, data_range,
-    crop=None, # (height, width) of the centre that is kept, or None
+def own_max(
+    img,
+    mask,
+    data_range,
+    crop=None,  # (height, width) of the centre that is kept, or None
 ):
     "`syndiff`: divided by its own maximum, then cropped; None if nothing is above zero."
     x = share(img, data_range)
-    if not x.max() > 0: return None
-    x = x/x.max()
-    if crop is None: return x
+    if not x.max() > 0:
+        return None
+    x = x / x.max()
+    if crop is None:
+        return x
     (H, W), (h, w) = x.shape[-2:], crop
-    if h > H or w > W: raise InputError(f'crop: {tuple(crop)} is larger than the image {(H, W)}')
-    top, side = round((H - h)/2), round((W - w)/2)
-    return x[..., top:top + h, side:side + w]
+    if h > H or w > W:
+        raise InputError(f'crop: {tuple(crop)} is larger than the image {(H, W)}')
+    top, side = round((H - h) / 2), round((W - w) / 2)
+    return x[..., top : top + h, side : side + w]
 
 # %% ../nbs/43_protocols.ipynb #59a275fe
-ct_range = (-1024., 3000.)  # HU; the first version of SynthRAD2025's code, 4024 wide (a later one ends at 3071)
+# HU; the first version of SynthRAD2025's code, 4024 wide (a later one ends at 3071)
+ct_range = (-1024.0, 3000.0)
 
-def hounsfield(img, mask, data_range,
-    hu=None, # (low, high) in HU: what the two ends of data_range stand for
+
+def hounsfield(
+    img,
+    mask,
+    data_range,
+    hu=None,  # (low, high) in HU: what the two ends of data_range stand for
 ):
     "`synthrad`: in Hounsfield units. Raises InputError if they are not stated."
-    if hu is None: raise InputError('protocol synthrad measures CT in Hounsfield units: give hu=(low, high), the HU that the ends of data_range stand for, such as hu=(-1000, 1000); for other images use fixed')
+    if hu is None:
+        raise InputError(
+            'protocol synthrad measures CT in Hounsfield units: give hu=(low, high), the HU that'
+            ' the ends of data_range stand for, such as hu=(-1000, 1000); for other images use'
+            ' fixed'
+        )
     low, R = as_range(hu)
-    return low + R*share(img, data_range)
+    return low + R * share(img, data_range)
 
 # %% ../nbs/43_protocols.ipynb #f788bc03
 def ct_similarity(p, t, R):
-    "Brightness x contrast x structure, each at least 0, in a uniform window of 7 voxels along every axis."
+    """Brightness x contrast x structure, each at least 0, in a uniform window of 7 voxels along
+    every axis.
+    """
     from scipy.ndimage import uniform_filter
+
     n, mean = 7**p.ndim, lambda a: uniform_filter(a, 7)
     mp, mt = mean(p), mean(t)
-    vp, vt, cov = ((mean(a) - b)*n/(n - 1) for a, b in ((p*p, mp*mp), (t*t, mt*mt), (p*t, mp*mt)))
+    vp, vt, cov = (
+        (mean(a) - b) * n / (n - 1)
+        for a, b in ((p * p, mp * mp), (t * t, mt * mt), (p * t, mp * mt))
+    )
     sp, st = (np.sqrt(np.maximum(v, 0)) for v in (vp, vt))
-    C1, C2 = (.01*R)**2, (.03*R)**2
-    L, C, S = (2*mp*mt + C1)/(mp*mp + mt*mt + C1), (2*sp*st + C2)/(vp + vt + C2), (cov + C2/2)/(sp*st + C2/2)
-    return np.maximum(L, 0)*np.maximum(C, 0)*np.maximum(S, 0)
+    C1, C2 = (0.01 * R) ** 2, (0.03 * R) ** 2
+    L, C, S = (
+        (2 * mp * mt + C1) / (mp * mp + mt * mt + C1),
+        (2 * sp * st + C2) / (vp + vt + C2),
+        (cov + C2 / 2) / (sp * st + C2 / 2),
+    )
+    return np.maximum(L, 0) * np.maximum(C, 0) * np.maximum(S, 0)
+
 
 def ms_ssim_ct(
-    pred,               # (H, W) or (S, H, W), in HU
-    truth,              # same shape
-    data_range,         # (low, high) in HU; both images are clipped to it
-    mask,               # boolean, same shape
-    weights=ms_weights, # of the scales, finest first
-) -> float:             # 0 to 1; nan if a coarse scale sees nothing of the mask
+    pred,  # (H, W) or (S, H, W), in HU
+    truth,  # same shape
+    data_range,  # (low, high) in HU; both images are clipped to it
+    mask,  # boolean, same shape
+    weights=ms_weights,  # of the scales, finest first
+) -> float:  # 0 to 1; nan if a coarse scale sees nothing of the mask
     "MS-SSIM as the SynthRAD2025 challenge computes it. Raises InputError (see `check_pair`)."
     from scipy.ndimage import uniform_filter
+
     p, t, R, m = check_pair(pred, truth, data_range, mask)
     low = as_range(data_range)[0]
     p, t = (np.where(m, np.clip(a, low, low + R) - low, 0) for a in (p, t))
     lack = [max(0, 97 - n) for n in p.shape]
-    p, t, m = (np.pad(a, [(k//2, k - k//2) for k in lack], mode='edge') for a in (p, t, m))
-    inner, half, value = (slice(3, -3),)*p.ndim, (slice(None, None, 2),)*p.ndim, 1.
+    p, t, m = (np.pad(a, [(k // 2, k - k // 2) for k in lack], mode='edge') for a in (p, t, m))
+    inner, half, value = (slice(3, -3),) * p.ndim, (slice(None, None, 2),) * p.ndim, 1.0
     for w in weights:
-        S = (ct_similarity(p, t, R)**w)[inner][m[inner]]
-        value *= min(1., S.mean()) if len(S) else math.nan
+        S = (ct_similarity(p, t, R) ** w)[inner][m[inner]]
+        value *= min(1.0, S.mean()) if len(S) else math.nan
         p, t = (uniform_filter(a, 2, mode='constant')[half] for a in (p, t))
         m = m[half]
     return float(value)
@@ -106,41 +151,98 @@ def ms_ssim_ct(
 @dataclass(frozen=True)
 class Protocol:
     "How prediction and truth are prepared, measured and averaged."
-    prepare:Callable             # f(img, mask, data_range, **options) -> prepared image, or None if it cannot be
-    ends:Callable                # f(pred, truth, data_range) -> (low, high) of the range, after preparation
-    range_text:str               # the range in words; {low} and {high} stand for the ends of data_range
-    measures:Callable|dict       # name -> f(pred, truth, range, mask), or one function returning all values
-    mask:str                     # 'average': measured inside it; 'multiply': set to zero outside; 'none': not allowed; 'required'
-    normalises:bool = False      # is the prediction rescaled by a number taken from itself?
-    volumes:bool = False         # may (S, H, W) be a volume? Otherwise images only, with 1 or 3 channels where `colour`
-    colour:bool = False          # are three channels allowed?
-    over:str = 'subjects'        # mean and ± over 'subjects' or 'images'
-    ddof:int = 1                 # 1: ± with n - 1; 0: with n
-    options:dict = field(default_factory=dict)  # further keywords of `prepare` with their defaults
+
+    # f(img, mask, data_range, **options) -> prepared image, or None if it cannot be
+    prepare: Callable
+    ends: Callable  # f(pred, truth, data_range) -> (low, high) of the range, after preparation
+    range_text: str  # the range in words; {low} and {high} stand for the ends of data_range
+    # name -> f(pred, truth, range, mask), or one function returning all values
+    measures: Callable | dict
+    # 'average': measured inside it; 'multiply': set to zero outside; 'none': not allowed;
+    # 'required'
+    mask: str
+    normalises: bool = False  # is the prediction rescaled by a number taken from itself?
+    # may (S, H, W) be a volume? Otherwise images only, with 1 or 3 channels where `colour`
+    volumes: bool = False
+    colour: bool = False  # are three channels allowed?
+    over: str = 'subjects'  # mean and ± over 'subjects' or 'images'
+    ddof: int = 1  # 1: ± with n - 1; 0: with n
+    options: dict = field(default_factory=dict)  # further keywords of `prepare` with their defaults
+
 
 ssim7 = lambda pred, truth, data_range, mask: ssim(pred, truth, data_range, mask, window='uniform7')
-clipped = lambda f: lambda pred, truth, data_range, mask: f(np.clip(pred, *data_range), np.clip(truth, *data_range), data_range, mask)
+clipped = lambda f: (
+    lambda pred, truth, data_range, mask: f(
+        np.clip(pred, *data_range), np.clip(truth, *data_range), data_range, mask
+    )
+)
 mae_hu = lambda pred, truth, data_range, mask: mae(pred, truth, 1, mask)
 
 protocols = dict(
-    fixed=Protocol(unchanged, lambda p, t, ends: ends, '{low:g} to {high:g}', measure_all, 'average', volumes=True, colour=True),
-    cdtsde=Protocol(as_bytes, lambda p, t, ends: (0, 1), '0 to 1, 8 bit', dict(psnr=psnr, ssim=ssim7, mae=mae, mse=mse), 'none', colour=True, over='images', ddof=0),
-    selfrdb=Protocol(own_mean, lambda p, t, ends: (0, t.max()), 'maximum of the truth over its mean', dict(psnr=psnr, ssim=ssim7), 'multiply', normalises=True, ddof=0),
-    syndiff=Protocol(own_max, lambda p, t, ends: (0, p.max()), 'maximum of the prediction', dict(psnr=psnr), 'none', normalises=True, over='images', ddof=0, options=dict(crop=None)),
-    synthrad=Protocol(hounsfield, lambda p, t, ends: ct_range, '-1024 to 3000 HU', dict(mae_hu=mae_hu, psnr=clipped(psnr), ms_ssim=ms_ssim_ct), 'required', volumes=True, ddof=0, options=dict(hu=None)),
+    fixed=Protocol(
+        unchanged,
+        lambda p, t, ends: ends,
+        '{low:g} to {high:g}',
+        measure_all,
+        'average',
+        volumes=True,
+        colour=True,
+    ),
+    cdtsde=Protocol(
+        as_bytes,
+        lambda p, t, ends: (0, 1),
+        '0 to 1, 8 bit',
+        dict(psnr=psnr, ssim=ssim7, mae=mae, mse=mse),
+        'none',
+        colour=True,
+        over='images',
+        ddof=0,
+    ),
+    selfrdb=Protocol(
+        own_mean,
+        lambda p, t, ends: (0, t.max()),
+        'maximum of the truth over its mean',
+        dict(psnr=psnr, ssim=ssim7),
+        'multiply',
+        normalises=True,
+        ddof=0,
+    ),
+    syndiff=Protocol(
+        own_max,
+        lambda p, t, ends: (0, p.max()),
+        'maximum of the prediction',
+        dict(psnr=psnr),
+        'none',
+        normalises=True,
+        over='images',
+        ddof=0,
+        options=dict(crop=None),
+    ),
+    synthrad=Protocol(
+        hounsfield,
+        lambda p, t, ends: ct_range,
+        '-1024 to 3000 HU',
+        dict(mae_hu=mae_hu, psnr=clipped(psnr), ms_ssim=ms_ssim_ct),
+        'required',
+        volumes=True,
+        ddof=0,
+        options=dict(hu=None),
+    ),
 )
 
 # %% ../nbs/43_protocols.ipynb #7c93b3e9
 @dataclass(frozen=True)
 class Evaluation:
     "What `evaluate` returns; printing it gives its notes and one line per measure."
-    protocol:str       # name of the row
-    label:str          # protocol, range, mask, unit, spread and warnings in one line: belongs beside every number
-    rows:object        # DataFrame, one row per image or volume
-    subjects:object    # DataFrame, one row per subject
-    stats:dict         # what `metrics.summary` returns
-    options:dict       # data_range, per, and the options of the protocol
-    notes:tuple = ()   # what is likely wrong with the files, one line each
+
+    protocol: str  # name of the row
+    # protocol, range, mask, unit, spread and warnings in one line: belongs beside every number
+    label: str
+    rows: object  # DataFrame, one row per image or volume
+    subjects: object  # DataFrame, one row per subject
+    stats: dict  # what `metrics.summary` returns
+    options: dict  # data_range, per, and the options of the protocol
+    notes: tuple = ()  # what is likely wrong with the files, one line each
 
     def line(self, metric='psnr') -> str:
         "One number with its spread, the number of subjects and the label."
@@ -149,93 +251,185 @@ class Evaluation:
     def __str__(self):
         return '\n'.join([*(f'note: {n}' for n in self.notes), *(self.line(k) for k in self.stats)])
 
+
 def find_protocol(
-    name:str,     # a key of `protocols`
-    options:dict, # keywords for it
-) -> tuple:       # the row, and its options with defaults filled in
+    name: str,  # a key of `protocols`
+    options: dict,  # keywords for it
+) -> tuple:  # the row, and its options with defaults filled in
     "A row of the table. InputError for an unknown name or option."
-    if name not in protocols: raise InputError(f'protocol: {name!r}; there are {", ".join(protocols)}')
+    if name not in protocols:
+        raise InputError(f'protocol: {name!r}; there are {", ".join(protocols)}')
     row = protocols[name]
     for k in options:
-        if k not in row.options: raise InputError(f'protocol {name} has no option {k!r}' + (f'; it has {", ".join(row.options)}' if row.options else ''))
+        if k not in row.options:
+            raise InputError(
+                f'protocol {name} has no option {k!r}'
+                + (f'; it has {", ".join(row.options)}' if row.options else '')
+            )
     return row, {**row.options, **options}
 
 # %% ../nbs/43_protocols.ipynb #5a191d2a
 def measure_case(
-    pred, truth, mask, # one image or volume each; mask boolean or None
-    name:str,          # of the protocol
-    data_range,        # (low, high) of the scale in which the images come
-    options:dict,      # of the protocol, complete
-) -> dict:             # measure -> value
-    "Prepare and measure one pair under a protocol. Raises InputError for what the protocol does not define."
+    pred,
+    truth,
+    mask,  # one image or volume each; mask boolean or None
+    name: str,  # of the protocol
+    data_range,  # (low, high) of the scale in which the images come
+    options: dict,  # of the protocol, complete
+) -> dict:  # measure -> value
+    """Prepare and measure one pair under a protocol.
+
+    Raises InputError for what the protocol does not define.
+    """
     row = protocols[name]
     p, t, _, m = check_pair(pred, truth, data_range, mask)
     if mask is None:
-        if row.mask == 'required': raise InputError(f'protocol {name} measures inside a mask (the outline of the body): give one with every case')
+        if row.mask == 'required':
+            raise InputError(
+                f'protocol {name} measures inside a mask (the outline of the body): give one with'
+                ' every case'
+            )
         m = None
-    elif row.mask == 'none': raise InputError(f'protocol {name} measures whole images and takes no mask; leave it away, or use fixed')
+    elif row.mask == 'none':
+        raise InputError(
+            f'protocol {name} measures whole images and takes no mask; leave it away, or use fixed'
+        )
     if flat(p).ndim == 3 and not (row.volumes or row.colour and len(p) == 3):
-        raise InputError(f"protocol {name} measures single images (H, W){' or (3, H, W)'*row.colour}; shape {p.shape} is something else")
-    p, t = (row.prepare(a, m if row.mask == 'multiply' else None, data_range, **options) for a in (p, t))
+        raise InputError(
+            f'protocol {name} measures single images (H, W){" or (3, H, W)" * row.colour}; shape'
+            f' {p.shape} is something else'
+        )
+    p, t = (
+        row.prepare(a, m if row.mask == 'multiply' else None, data_range, **options) for a in (p, t)
+    )
     inside = None if m is None or row.mask == 'multiply' else m.reshape(np.shape(t))
-    if p is None or t is None: return {k: math.nan for k in row.measures}
+    if p is None or t is None:
+        return {k: math.nan for k in row.measures}
     ends = row.ends(p, t, data_range)
-    return row.measures(p, t, ends, inside) if callable(row.measures) else {k: f(p, t, ends, inside) for k, f in row.measures.items()}
+    return (
+        row.measures(p, t, ends, inside)
+        if callable(row.measures)
+        else {k: f(p, t, ends, inside) for k, f in row.measures.items()}
+    )
 
 # %% ../nbs/43_protocols.ipynb #5547a2d1
 def evaluate(
-    cases,                # iterable of (pred, truth, subject) or (pred, truth, subject, mask); images (H, W), (C, H, W) or volumes (S, H, W)
-    data_range,           # (low, high) of the intensity scale in which they come, or R for (0, R); required
-    protocol:str='fixed', # a key of `protocols`
-    per:str='image',      # 'image': each case by itself; 'volume': slices of a subject stacked first
-    **options,            # of the protocol: crop (syndiff), hu (synthrad)
+    # iterable of (pred, truth, subject) or (pred, truth, subject, mask); images (H, W), (C, H, W)
+    # or volumes (S, H, W)
+    cases,
+    data_range,  # (low, high) of the intensity scale in which they come, or R for (0, R); required
+    protocol: str = 'fixed',  # a key of `protocols`
+    per: str = 'image',  # 'image': each case by itself; 'volume': slices of a subject stacked first
+    **options,  # of the protocol: crop (syndiff), hu (synthrad)
 ) -> Evaluation:
-    "Measure a test set under a named protocol; warns if that protocol normalises the prediction by itself. Raises InputError naming the case."
+    """Measure a test set under a named protocol; warns if that protocol normalises the prediction
+    by itself. Raises InputError naming the case.
+    """
     row, options = find_protocol(protocol, options)
     low, R = as_range(data_range)
-    if per not in ('image', 'volume'): raise InputError(f"per: {per!r}; give 'image' or 'volume'")
-    if per == 'volume' and not row.volumes: raise InputError(f"protocol {protocol} measures single images: per='volume' is not defined for it")
-    if row.normalises: warnings.warn(f'protocol {protocol} rescales each prediction by a number taken from that prediction: errors of brightness vanish, and a half-bright copy counts as perfect', stacklevel=2)
+    if per not in ('image', 'volume'):
+        raise InputError(f"per: {per!r}; give 'image' or 'volume'")
+    if per == 'volume' and not row.volumes:
+        raise InputError(
+            f"protocol {protocol} measures single images: per='volume' is not defined for it"
+        )
+    if row.normalises:
+        warnings.warn(
+            f'protocol {protocol} rescales each prediction by a number taken from that prediction:'
+            ' errors of brightness vanish, and a half-bright copy counts as perfect',
+            stacklevel=2,
+        )
     masked, span = [], [math.inf, -math.inf]
+
     def measure(p, t, m):
         values = measure_case(p, t, m, protocol, data_range, options)
         masked.append(m is not None)
-        if options.get('hu') is not None: t = as_image(t, 'truth'); span[:] = min(span[0], t.min()), max(span[1], t.max())
+        if options.get('hu') is not None:
+            t = as_image(t, 'truth')
+            span[:] = min(span[0], t.min()), max(span[1], t.max())
         return values
+
     rows = measure_cases(stack_volumes(cases) if per == 'volume' else cases, measure)
     if options.get('hu') is not None:
-        hu_span = (span[1] - span[0])/R*as_range(options['hu'])[1]
-        if hu_span < 100: raise InputError(f'protocol {protocol}: all truths together span {hu_span:.3g} HU with hu={options["hu"]} at the ends of data_range={data_range}: that is no CT, or the wrong scale')
+        hu_span = (span[1] - span[0]) / R * as_range(options['hu'])[1]
+        if hu_span < 100:
+            raise InputError(
+                f'protocol {protocol}: all truths together span {hu_span:.3g} HU with'
+                f' hu={options["hu"]} at the ends of data_range={data_range}: that is no CT, or the'
+                ' wrong scale'
+            )
     n, of = sum(masked), len(masked)
-    told = dict(average='measured inside the mask', multiply='zero outside the mask', required='measured inside the mask')[row.mask] if n else 'no mask'
-    label = '; '.join([f'protocol {protocol}', f'range {row.range_text.format(low=low, high=low + R)}', told + f' ({n} of {of} cases)'*(0 < n < of), f'per {per}',
-                       *(f'{k} {v}' for k, v in options.items() if v is not None), f"± over {row.over}, {'n - 1' if row.ddof else 'n'}", *['PREDICTION NORMALISED BY ITSELF']*row.normalises])
-    return Evaluation(protocol, label, rows, by_subject(rows), summary(rows, row.over, row.ddof), dict(data_range=(low, low + R), per=per, **options))
+    told = (
+        dict(
+            average='measured inside the mask',
+            multiply='zero outside the mask',
+            required='measured inside the mask',
+        )[row.mask]
+        if n
+        else 'no mask'
+    )
+    label = '; '.join(
+        [
+            f'protocol {protocol}',
+            f'range {row.range_text.format(low=low, high=low + R)}',
+            told + f' ({n} of {of} cases)' * (0 < n < of),
+            f'per {per}',
+            *(f'{k} {v}' for k, v in options.items() if v is not None),
+            f'± over {row.over}, {"n - 1" if row.ddof else "n"}',
+            *['PREDICTION NORMALISED BY ITSELF'] * row.normalises,
+        ]
+    )
+    return Evaluation(
+        protocol,
+        label,
+        rows,
+        by_subject(rows),
+        summary(rows, row.over, row.ddof),
+        dict(data_range=(low, low + R), per=per, **options),
+    )
 
 # %% ../nbs/43_protocols.ipynb #bb9863eb
 def side_by_side(
-    cases,       # list as in `evaluate`
+    cases,  # list as in `evaluate`
     data_range,  # (low, high) of the intensity scale in which they come
     names=None,  # keys of `protocols`; None: all
-    **options,   # hu, crop: passed to the protocols that have them
-):               # DataFrame (protocol: mean and std of psnr, ssim, ms_ssim where defined, n_subjects, label), and dict name -> Evaluation
-    "One translation under several protocols. A protocol that cannot be applied has its reason as label. Raises InputError for an unknown option."
+    **options,  # hu, crop: passed to the protocols that have them
+):  # DataFrame (protocol: mean and std of psnr, ssim, ms_ssim where defined, n_subjects, label), and dict name -> Evaluation
+    """One translation under several protocols.
+
+    A protocol that cannot be applied has its reason as label. Raises InputError for an unknown
+    option.
+    """
     import pandas as pd
+
     cases, names, rows, done = list(cases), list(names or protocols), {}, {}
     for k in options:
-        if not any(k in find_protocol(n, {})[0].options for n in names): raise InputError(f'option {k!r}: none of {", ".join(names)} has it')
+        if not any(k in find_protocol(n, {})[0].options for n in names):
+            raise InputError(f'option {k!r}: none of {", ".join(names)} has it')
     for name in names:
         row, _ = find_protocol(name, {})
         mine = [c[:3] for c in cases] if row.mask == 'none' else cases
-        try: e = done[name] = evaluate(mine, data_range, name, **{k: v for k, v in options.items() if k in row.options})
-        except InputError as err: rows[name] = dict(label=f'refused: {err}'); continue
-        rows[name] = {f'{k}{end}': e.stats[k][part] for k in ('psnr', 'ssim', 'ms_ssim') if k in e.stats for end, part in (('', 'mean'), ('_std', 'std'))} | dict(n_subjects=e.stats['psnr']['n_subjects'], label=e.label)
+        try:
+            e = done[name] = evaluate(
+                mine, data_range, name, **{k: v for k, v in options.items() if k in row.options}
+            )
+        except InputError as err:
+            rows[name] = dict(label=f'refused: {err}')
+            continue
+        rows[name] = {
+            f'{k}{end}': e.stats[k][part]
+            for k in ('psnr', 'ssim', 'ms_ssim')
+            if k in e.stats
+            for end, part in (('', 'mean'), ('_std', 'std'))
+        } | dict(n_subjects=e.stats['psnr']['n_subjects'], label=e.label)
     return pd.DataFrame.from_dict(rows, orient='index'), done
 
+
 def spread(
-    table, # what `side_by_side` returns first
-) -> float: # dB; nan with fewer than two finite values
+    table,  # what `side_by_side` returns first
+) -> float:  # dB; nan with fewer than two finite values
     "Largest difference of mean PSNR between protocols."
     v = table.get('psnr')
-    v = np.asarray([] if v is None else v, float); v = v[np.isfinite(v)]
+    v = np.asarray([] if v is None else v, float)
+    v = v[np.isfinite(v)]
     return float(v.max() - v.min()) if len(v) > 1 else math.nan

@@ -13,21 +13,25 @@ from .core import Noise, table_dtype, check_same_shape
 
 # %% ../nbs/03_sample.ipynb #4509c9b3
 def step(
-    x,       # state at t, (B, C, *spatial)
+    x,  # state at t, (B, C, *spatial)
     x0_hat,  # estimate of the target
-    y,       # source
-    at_t,    # (a, b, c) at t, from bridge.coefs
-    at_s,    # (a, b, c) at s, the earlier time
-    tau,     # fresh noise, 0 <= tau <= c_s; number, or tensor that broadcasts
-    z,       # standard normal noise, shape of x
-):           # state at s
+    y,  # source
+    at_t,  # (a, b, c) at t, from bridge.coefs
+    at_s,  # (a, b, c) at s, the earlier time
+    tau,  # fresh noise, 0 <= tau <= c_s; number, or tensor that broadcasts
+    z,  # standard normal noise, shape of x
+):  # state at s
     "One reverse step in k-form; never divides by a."
     (a_t, b_t, c_t), (a_s, b_s, c_s) = at_t, at_s
     none = c_t == 0
     tau = torch.where(none, c_s, torch.as_tensor(tau, dtype=c_s.dtype, device=c_s.device))
-    k = torch.where(none, torch.zeros_like(c_t), (c_s**2 - tau**2).clamp(min=0).sqrt()/torch.where(none, torch.ones_like(c_t), c_t))
-    k, k_x0, k_y, tau = (v.to(x.dtype) for v in (k, a_s - k*a_t, b_s - k*b_t, tau))
-    return k*x + k_x0*x0_hat + k_y*y + tau*z
+    k = torch.where(
+        none,
+        torch.zeros_like(c_t),
+        (c_s**2 - tau**2).clamp(min=0).sqrt() / torch.where(none, torch.ones_like(c_t), c_t),
+    )
+    k, k_x0, k_y, tau = (v.to(x.dtype) for v in (k, a_s - k * a_t, b_s - k * b_t, tau))
+    return k * x + k_x0 * x0_hat + k_y * y + tau * z
 
 # %% ../nbs/03_sample.ipynb #5de04393
 def zero(at_t, at_s):
@@ -37,112 +41,179 @@ def zero(at_t, at_s):
 # %% ../nbs/03_sample.ipynb #9525eb48
 def safe_ratio(num, den):
     "num/den, and 0 where den is 0; broadcasts."
-    return torch.where(den == 0, torch.zeros_like(num*den), num/torch.where(den == 0, torch.ones_like(den), den))
+    return torch.where(
+        den == 0,
+        torch.zeros_like(num * den),
+        num / torch.where(den == 0, torch.ones_like(den), den),
+    )
+
 
 def markov(at_t, at_s):
-    "Posterior spread of the x0-free Markov chain: the rule of CDTSDE Eq. 23, DOSSR, BBDM, DDPM, I2SB, DBIM (eta = 1)."
+    """Posterior spread of the x0-free Markov chain: the rule of CDTSDE Eq. 23, DOSSR, BBDM, DDPM,
+    I2SB, DBIM (eta = 1).
+    """
     (a_t, _, c_t), (a_s, _, c_s) = at_t, at_s
-    r = safe_ratio(c_s*a_t, c_t*a_s)
-    return c_s*(1 - r**2).clamp(min=0).sqrt()
+    r = safe_ratio(c_s * a_t, c_t * a_s)
+    return c_s * (1 - r**2).clamp(min=0).sqrt()
 
 # %% ../nbs/03_sample.ipynb #3f5a3e84
 def vp(at_t, at_s):
-    "Posterior spread of the variance-preserving kernel, CDTSDE Eq. 7: markov with alpha = a + b in place of a."
+    """Posterior spread of the variance-preserving kernel, CDTSDE Eq. 7: markov with alpha = a + b
+    in place of a.
+    """
     (a_t, b_t, c_t), (a_s, b_s, c_s) = at_t, at_s
     return markov((a_t + b_t, b_t, c_t), (a_s + b_s, b_s, c_s))
 
+
 def scaled(
-    rule,       # a noise rule
-    eta:float,  # factor in [0, 1]: 0 is the ODE, 1 the rule itself (DBIM's eta)
-):              # a noise rule
+    rule,  # a noise rule
+    eta: float,  # factor in [0, 1]: 0 is the ODE, 1 the rule itself (DBIM's eta)
+):  # a noise rule
     "A fraction of another rule; the step stays exact, because k uses the same tau."
-    if not 0 <= eta <= 1: raise ValueError(f'eta must lie in [0, 1], got {eta}')
-    return lambda at_t, at_s: eta*rule(at_t, at_s)
+    if not 0 <= eta <= 1:
+        raise ValueError(f'eta must lie in [0, 1], got {eta}')
+    return lambda at_t, at_s: eta * rule(at_t, at_s)
+
 
 def half(at_t, at_s):
     "Half of the spread at s: the fast sampler of the score-based Brownian bridge (MM 2024)."
-    return at_s[2]/2 + torch.zeros_like(at_t[2])
+    return at_s[2] / 2 + torch.zeros_like(at_t[2])
+
 
 rules = dict(zero=zero, markov=markov, vp=vp, half=half)
 
 # %% ../nbs/03_sample.ipynb #f15d4038
 def extrapolate(
-    x0_hat, last,         # estimates at t and at the time before it
-    before, at_t, at_s,   # (a, b, c) at the time before, at t, and at s
-):                        # estimate in the middle of the step
-    "DPM-Solver++(2M): x0_hat + h/(2 h') (x0_hat - last), per pixel; unchanged where c/a is 0 or infinite."
+    x0_hat,
+    last,  # estimates at t and at the time before it
+    before,
+    at_t,
+    at_s,  # (a, b, c) at the time before, at t, and at s
+):  # estimate in the middle of the step
+    """DPM-Solver++(2M): x0_hat + h/(2 h') (x0_hat - last), per pixel; unchanged where c/a is 0 or
+    infinite.
+    """
     finite = lambda v: (v[0] > 0) & (v[2] > 0)
-    log = lambda v: torch.log(torch.where(finite(v), v[2]/torch.where(v[0] > 0, v[0], torch.ones_like(v[0])), torch.ones_like(v[2])))
+    log = lambda v: torch.log(
+        torch.where(
+            finite(v),
+            v[2] / torch.where(v[0] > 0, v[0], torch.ones_like(v[0])),
+            torch.ones_like(v[2]),
+        )
+    )
     l0, l1, l2 = log(before), log(at_t), log(at_s)
     ok = finite(before) & finite(at_t) & finite(at_s) & (l0 > l1)
-    f = torch.where(ok, (l1 - l2)/(2*torch.where(ok, l0 - l1, torch.ones_like(l0))), torch.zeros_like(l0))
-    return x0_hat + f.to(x0_hat.dtype)*(x0_hat - last)
+    f = torch.where(
+        ok, (l1 - l2) / (2 * torch.where(ok, l0 - l1, torch.ones_like(l0))), torch.zeros_like(l0)
+    )
+    return x0_hat + f.to(x0_hat.dtype) * (x0_hat - last)
 
 # %% ../nbs/03_sample.ipynb #a1527e99
 def uniform(
-    n:int, # number of steps = network calls
-):         # (n + 1,) float64, from 1 down to 0
+    n: int,  # number of steps = network calls
+):  # (n + 1,) float64, from 1 down to 0
     "Equally spaced grid."
-    if not (isinstance(n, int) and n >= 1): raise ValueError(f'the number of steps must be an integer of 1 or more, got {n!r}')
+    if not (isinstance(n, int) and n >= 1):
+        raise ValueError(f'the number of steps must be an integer of 1 or more, got {n!r}')
     return torch.linspace(1, 0, n + 1, dtype=torch.float64)
+
 
 def check_grid(grid):
     "Raise ValueError unless `grid` is 1-D, falls strictly and lies in [0, 1] with its end at 0."
     grid = torch.as_tensor(grid, dtype=torch.float64)
-    ok = grid.ndim == 1 and len(grid) >= 2 and bool((grid.diff() < 0).all()) and float(grid[0]) <= 1 and float(grid[-1]) == 0
-    if not ok: raise ValueError(f'a grid must be 1-D, strictly falling, inside [0, 1] and end at 0, got {grid.tolist()[:8]}')
+    ok = (
+        grid.ndim == 1
+        and len(grid) >= 2
+        and bool((grid.diff() < 0).all())
+        and float(grid[0]) <= 1
+        and float(grid[-1]) == 0
+    )
+    if not ok:
+        raise ValueError(
+            'a grid must be 1-D, strictly falling, inside [0, 1] and end at 0, got'
+            f' {grid.tolist()[:8]}'
+        )
     return grid
 
 # %% ../nbs/03_sample.ipynb #7c13b8e0
 def ask(den, x, t, y, ctx, noise, bridge=None, at=None):
-    "The denoiser's estimate at time t (0-d tensor), where `bridge` has the coefficients `at`; a latent vector, if it takes one, is drawn from `noise`."
-    n, same = getattr(den, 'latent', 0), at is not None and getattr(den, 'takes_coefs', False) and den.bridge is bridge
-    return den(x, t.expand(len(y)), y, ctx, **(dict(z=noise(y.new_empty(len(y), n))) if n else {}), **(dict(coefs=at) if same else {}))
+    """The denoiser's estimate at time t (0-d tensor), where `bridge` has the coefficients `at`; a
+    latent vector, if it takes one, is drawn from `noise`.
+    """
+    n, same = (
+        getattr(den, 'latent', 0),
+        at is not None and getattr(den, 'takes_coefs', False) and den.bridge is bridge,
+    )
+    return den(
+        x,
+        t.expand(len(y)),
+        y,
+        ctx,
+        **(dict(z=noise(y.new_empty(len(y), n))) if n else {}),
+        **(dict(coefs=at) if same else {}),
+    )
+
 
 def begin(den, y, grid, seeds, bridge, x, out):
-    "What every sampler starts from: bridge, times, coefficients at them, source of noise, first state."
-    if out not in ('x0_hat', 'state'): raise ValueError(f"out must be 'x0_hat' or 'state', got {out!r}")
+    """What every sampler starts from: bridge, times, coefficients at them, source of noise, first
+    state.
+    """
+    if out not in ('x0_hat', 'state'):
+        raise ValueError(f"out must be 'x0_hat' or 'state', got {out!r}")
     bridge, grid = bridge or den.bridge, check_grid(grid)
     seeds = range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds
     noise, times = Noise(seeds, y.device), grid.to(y.device, table_dtype(y.device))
     at = bridge.table(grid, y)
-    if x is None: x = at[0][1].to(y.dtype)*y + at[0][2].to(y.dtype)*noise(y)
+    if x is None:
+        x = at[0][1].to(y.dtype) * y + at[0][2].to(y.dtype) * noise(y)
     check_same_shape(x=x, y=y)
     return bridge, times, at, noise, x
 
+
 @torch.no_grad()
 def sample(
-    den,            # denoiser: den(x, t, y, ctx) -> x0_hat; its attribute `bridge` is used unless given
-    y,              # source (B, C, *spatial)
-    grid,           # descending times from 1 to 0: (n + 1,); n network calls
-    tau=markov,     # noise rule: zero, markov, vp, scaled(rule, eta)
-    seeds=0,        # one int per image, or one int s for seeds s, s + 1, ...
-    ctx=None,       # conditioning, passed on to the denoiser
-    x=None,         # state to start from; default: b y + c z at grid[0]
-    order=1,        # 1, or 2: multistep extrapolation of the estimate, see below
-    bridge=None,    # overrides den.bridge
-    out='x0_hat',   # 'x0_hat': the last estimate; 'state': the state at the end of the grid
+    den,  # denoiser: den(x, t, y, ctx) -> x0_hat; its attribute `bridge` is used unless given
+    y,  # source (B, C, *spatial)
+    grid,  # descending times from 1 to 0: (n + 1,); n network calls
+    tau=markov,  # noise rule: zero, markov, vp, scaled(rule, eta)
+    seeds=0,  # one int per image, or one int s for seeds s, s + 1, ...
+    ctx=None,  # conditioning, passed on to the denoiser
+    x=None,  # state to start from; default: b y + c z at grid[0]
+    order=1,  # 1, or 2: multistep extrapolation of the estimate, see below
+    bridge=None,  # overrides den.bridge
+    out='x0_hat',  # 'x0_hat': the last estimate; 'state': the state at the end of the grid
     callback=None,  # called after each step with dict(i, t, s, x, x0_hat)
-):                  # (B, C, *spatial)
+):  # (B, C, *spatial)
     "Sample the target given the source, step by step down the grid."
-    if order not in (1, 2): raise ValueError(f'order must be 1 or 2, got {order!r}')
+    if order not in (1, 2):
+        raise ValueError(f'order must be 1 or 2, got {order!r}')
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     last = None
     for i in range(len(times) - 1):
         x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
-        best = x0_hat if order == 1 or last is None else extrapolate(x0_hat, last, *at[i - 1:i + 2])
+        best = (
+            x0_hat if order == 1 or last is None else extrapolate(x0_hat, last, *at[i - 1 : i + 2])
+        )
         x, last = step(x, best, y, at[i], at[i + 1], tau(at[i], at[i + 1]), noise(y)), x0_hat
-        if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
+        if callback:
+            callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/03_sample.ipynb #6e59444e
 class GaussianOracle:
-    "The exact denoiser for targets that are Gaussian given the source, x0 | y ~ N(slope y + m, v) per pixel."
-    def __init__(self, bridge, slope=0.6, m=0.1, v=0.25): self.bridge, self.slope, self.m, self.v = bridge, slope, m, v
+    """The exact denoiser for targets that are Gaussian given the source, x0 | y ~ N(slope y + m, v)
+    per pixel.
+    """
 
-    def mean(self, y): return self.slope*y + self.m
+    def __init__(self, bridge, slope=0.6, m=0.1, v=0.25):
+        self.bridge, self.slope, self.m, self.v = bridge, slope, m, v
+
+    def mean(self, y):
+        return self.slope * y + self.m
 
     def __call__(self, x, t, y, ctx=None):
         a, b, c = (w.to(x.dtype) for w in self.bridge.coefs(t, y))
-        num = c**2*self.mean(y) + a*self.v*(x - b*y)
-        return safe_ratio(num, c**2 + a**2*self.v) + torch.where((a == 0) & (c == 0), self.mean(y), torch.zeros_like(num))
+        num = c**2 * self.mean(y) + a * self.v * (x - b * y)
+        return safe_ratio(num, c**2 + a**2 * self.v) + torch.where(
+            (a == 0) & (c == 0), self.mean(y), torch.zeros_like(num)
+        )

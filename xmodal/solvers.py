@@ -19,7 +19,9 @@ from .sample import ask, begin, check_grid, markov, safe_ratio, sample, step, un
 
 # %% ../nbs/18_solvers.ipynb #15d4864c
 def multistep(correction, den, y, grid, tau, seeds, ctx, x, bridge, out, callback):
-    "The one step plus `correction(i, n, history, at_s)`; history: newest first, (x0_hat, (a, b, c)), at most three."
+    """The one step plus `correction(i, n, history, at_s)`; history: newest first, (x0_hat, (a, b,
+    c)), at most three.
+    """
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     history, n = [], len(times) - 1
     for i in range(n):
@@ -27,218 +29,412 @@ def multistep(correction, den, y, grid, tau, seeds, ctx, x, bridge, out, callbac
         history = [(x0_hat, at[i]), *history][:3]
         x = step(x, x0_hat, y, at[i], at[i + 1], tau(at[i], at[i + 1]), noise(y))
         more = correction(i, n, history, at[i + 1])
-        if more is not None: x = x + more.to(x.dtype)
-        if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
+        if more is not None:
+            x = x + more.to(x.dtype)
+        if callback:
+            callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/18_solvers.ipynb #d2d4efbf
 def dossr_correction(i, n, history, at_s, order):
     "What DOSSR's orders 2 and 3 add to the one step."
-    if order == 1 or len(history) < 2: return None
-    L = [safe_ratio(c, a) + torch.where(a == 0, math.inf, 0.) for _, (a, _, c) in history]      # infinite at the start
-    apart = lambda j, k: torch.where(L[k].isinf(), torch.zeros_like(L[k]), 1/(L[j] - L[k]))      # 1/(L_j - L_k), 0 against the start
-    D1 = (history[0][0] - history[1][0])*apart(0, 1)
+    if order == 1 or len(history) < 2:
+        return None
+    # infinite at the start
+    L = [safe_ratio(c, a) + torch.where(a == 0, math.inf, 0.0) for _, (a, _, c) in history]
+    # 1/(L_j - L_k), 0 against the start
+    apart = lambda j, k: torch.where(L[k].isinf(), torch.zeros_like(L[k]), 1 / (L[j] - L[k]))
+    D1 = (history[0][0] - history[1][0]) * apart(0, 1)
     a_s, L_t, L_s = at_s[0], L[0], safe_ratio(at_s[2], at_s[0])
-    more = -a_s*(L_s - L_t)**2/L_t*D1
-    if order == 2 or len(history) < 3: return more
-    D2 = 2*(D1 - (history[1][0] - history[2][0])*apart(1, 2))*apart(0, 2)
-    log = torch.where(L_s > 0, L_s**2*(L_s.clamp(min=1e-300)/L_t).log(), torch.zeros_like(L_s))
-    return more + a_s*((L_t - 3*L_s)*(L_t - L_s)/2 - log)*D2
+    more = -a_s * (L_s - L_t) ** 2 / L_t * D1
+    if order == 2 or len(history) < 3:
+        return more
+    D2 = 2 * (D1 - (history[1][0] - history[2][0]) * apart(1, 2)) * apart(0, 2)
+    log = torch.where(L_s > 0, L_s**2 * (L_s.clamp(min=1e-300) / L_t).log(), torch.zeros_like(L_s))
+    return more + a_s * ((L_t - 3 * L_s) * (L_t - L_s) / 2 - log) * D2
+
 
 @torch.no_grad()
-def dossr(den, y, grid, tau=markov, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    order=1, # 1, 2 or 3
-):           # (B, C, *spatial)
+def dossr(
+    den,
+    y,
+    grid,
+    tau=markov,
+    seeds=0,
+    ctx=None,
+    x=None,
+    bridge=None,
+    out='x0_hat',
+    callback=None,
+    order=1,  # 1, 2 or 3
+):  # (B, C, *spatial)
     "DOSSR's multistep sampler; order 1 is `sample`."
-    if order not in (1, 2, 3): raise InputError(f'order must be 1, 2 or 3, got {order!r}')
-    return multistep(lambda *a: dossr_correction(*a, order), den, y, grid, tau, seeds, ctx, x, bridge, out, callback)
+    if order not in (1, 2, 3):
+        raise InputError(f'order must be 1, 2 or 3, got {order!r}')
+    return multistep(
+        lambda *a: dossr_correction(*a, order),
+        den,
+        y,
+        grid,
+        tau,
+        seeds,
+        ctx,
+        x,
+        bridge,
+        out,
+        callback,
+    )
 
 # %% ../nbs/18_solvers.ipynb #b8c9257d
 def dbim_correction(i, n, history, at_s, order):
     "What DBIM's orders 2 and 3 add to the one step."
-    if order == 1 or i < 2 or i == n - 1: return None                                   # boot, first and last step
-    L = [(a/c).log() for _, (a, _, c) in [*history, (None, at_s)]]
+    if order == 1 or i < 2 or i == n - 1:
+        return None  # boot, first and last step
+    L = [(a / c).log() for _, (a, _, c) in [*history, (None, at_s)]]
     h, h1, (x_0, _), (x_1, _) = L[-1] - L[0], L[0] - L[1], history[0], history[1]
-    if order == 2 or i == 2: return at_s[0]*((-h).exp() + h - 1)*(x_0 - x_1)/h1
+    if order == 2 or i == 2:
+        return at_s[0] * ((-h).exp() + h - 1) * (x_0 - x_1) / h1
     h2, x_2 = L[1] - L[2], history[2][0]
-    D1 = ((x_0 - x_1)*(2*h1 + h2)/h1 - (x_1 - x_2)*h1/h2)/(h1 + h2)
-    D2 = 2*((x_0 - x_1)/h1 - (x_1 - x_2)/h2)/(h1 + h2)
-    return at_s[0]*(((-h).exp() + h - 1)*D1 + (h*h/2 - h + 1 - (-h).exp())*D2)
+    D1 = ((x_0 - x_1) * (2 * h1 + h2) / h1 - (x_1 - x_2) * h1 / h2) / (h1 + h2)
+    D2 = 2 * ((x_0 - x_1) / h1 - (x_1 - x_2) / h2) / (h1 + h2)
+    return at_s[0] * (((-h).exp() + h - 1) * D1 + (h * h / 2 - h + 1 - (-h).exp()) * D2)
+
 
 @torch.no_grad()
-def dbim(den, y, grid, tau=zero, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    order=1, # 1 with any noise rule; 2 or 3 without noise
-):           # (B, C, *spatial)
-    "DBIM (Zheng et al., ICLR 2025): booting step from the source, then the one step or its higher orders."
-    if order not in (1, 2, 3): raise InputError(f'order must be 1, 2 or 3, got {order!r}')
+def dbim(
+    den,
+    y,
+    grid,
+    tau=zero,
+    seeds=0,
+    ctx=None,
+    x=None,
+    bridge=None,
+    out='x0_hat',
+    callback=None,
+    order=1,  # 1 with any noise rule; 2 or 3 without noise
+):  # (B, C, *spatial)
+    """DBIM (Zheng et al., ICLR 2025): booting step from the source, then the one step or its higher
+    orders.
+    """
+    if order not in (1, 2, 3):
+        raise InputError(f'order must be 1, 2 or 3, got {order!r}')
+
     def rule(at_t, at_s):
         v = tau(at_t, at_s)
-        if order > 1 and (v > 0).any(): raise InputError(f'order {order} of DBIM is for sampling without noise: use eta 0')
+        if order > 1 and (v > 0).any():
+            raise InputError(f'order {order} of DBIM is for sampling without noise: use eta 0')
         return v
-    return multistep(lambda *a: dbim_correction(*a, order), den, y, grid, rule, seeds, ctx, x, bridge, out, callback)
+
+    return multistep(
+        lambda *a: dbim_correction(*a, order),
+        den,
+        y,
+        grid,
+        rule,
+        seeds,
+        ctx,
+        x,
+        bridge,
+        out,
+        callback,
+    )
 
 # %% ../nbs/18_solvers.ipynb #622543b2
 @torch.no_grad()
-def dual(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    factor='consistent', # or 'released': the noise correction times t/s
-    twin=True,           # False: a path without noise, no second network
-):                       # (B, C, *spatial)
-    "ABridge's sampler (Xiao et al., CVPR 2025): two networks, no noise after the first step. `tau` is not used."
-    if factor not in ('consistent', 'released'): raise InputError(f"factor must be 'consistent' or 'released', got {factor!r}")
+def dual(
+    den,
+    y,
+    grid,
+    tau=None,
+    seeds=0,
+    ctx=None,
+    x=None,
+    bridge=None,
+    out='x0_hat',
+    callback=None,
+    factor='consistent',  # or 'released': the noise correction times t/s
+    twin=True,  # False: a path without noise, no second network
+):  # (B, C, *spatial)
+    """ABridge's sampler (Xiao et al., CVPR 2025): two networks, no noise after the first step.
+
+    `tau` is not used.
+    """
+    if factor not in ('consistent', 'released'):
+        raise InputError(f"factor must be 'consistent' or 'released', got {factor!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     grid = check_grid(grid).tolist()
-    if any((b == 0).any() for _, b, _ in at[:-1]): raise InputError('this sampler needs a bridge that holds the source on its whole way (b > 0)')
+    if any((b == 0).any() for _, b, _ in at[:-1]):
+        raise InputError(
+            'this sampler needs a bridge that holds the source on its whole way (b > 0)'
+        )
     for i in range(len(times) - 1):
         (a_t, b_t, c_t), (a_s, b_s, c_s) = at[i], at[i + 1]
-        x0_hat, q, eps, f = ask(den, x, times[i], y, ctx, noise, bridge, at[i]), b_s/b_t, 0., 1.
+        x0_hat, q, eps, f = ask(den, x, times[i], y, ctx, noise, bridge, at[i]), b_s / b_t, 0.0, 1.0
         if twin and grid[i + 1] > 0:
             eps = noise(y) if i == 0 else den.eps_hat(x, times[i].expand(len(y)), y, ctx)
-            if factor == 'released': f = grid[i]/grid[i + 1]
-        k, k0, ke = (v.to(x.dtype) for v in (q, a_s - q*a_t, f*(c_s - q*c_t)))
-        x = k*x + k0*x0_hat + ke*eps
-        if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
+            if factor == 'released':
+                f = grid[i] / grid[i + 1]
+        k, k0, ke = (v.to(x.dtype) for v in (q, a_s - q * a_t, f * (c_s - q * c_t)))
+        x = k * x + k0 * x0_hat + ke * eps
+        if callback:
+            callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
-def euler(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None):
+
+def euler(
+    den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None
+):
     "Euler's step on a path without noise: rectified flow, I2SB's OT-ODE. `tau` is not used."
     return dual(den, y, grid, None, seeds, ctx, x, bridge, out, callback, twin=False)
 
 # %% ../nbs/18_solvers.ipynb #80b47a98
-def ddbm_slope(x, x0_hat, y, t, bridge, guidance=1., sde=False):
+def ddbm_slope(x, x0_hat, y, t, bridge, guidance=1.0, sde=False):
     "Right-hand side of DDBM's reverse ODE or SDE at our time t (0-d): d x/d u, and g^2."
-    u = bridge.u_max*t
+    u = bridge.u_max * t
     (a, b, c), (alpha, _, left, f, g2) = bridge.coefs(t, y), bridge.process(u)
     alpha_end = bridge.process(torch.full_like(u, bridge.u_max))[0]
-    c, f_, g2_, r, hc = (v.to(x.dtype) for v in (c, f, g2, alpha/alpha_end, alpha**2*left))
-    s_q = -(x - a.to(x.dtype)*x0_hat - b.to(x.dtype)*y)/c**2
-    s_h = -(x - r*y)/hc
-    return f_*x - g2_*(s_q*(1. if sde else .5) - guidance*s_h), g2_
+    c, f_, g2_, r, hc = (v.to(x.dtype) for v in (c, f, g2, alpha / alpha_end, alpha**2 * left))
+    s_q = -(x - a.to(x.dtype) * x0_hat - b.to(x.dtype) * y) / c**2
+    s_h = -(x - r * y) / hc
+    return f_ * x - g2_ * (s_q * (1.0 if sde else 0.5) - guidance * s_h), g2_
+
 
 @torch.no_grad()
-def heun(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    churn=.33,     # share of each step that is stochastic; 0: the ODE
-    guidance=1.,   # w, weight of the h-transform
-):                 # (B, C, *spatial)
+def heun(
+    den,
+    y,
+    grid,
+    tau=None,
+    seeds=0,
+    ctx=None,
+    x=None,
+    bridge=None,
+    out='x0_hat',
+    callback=None,
+    churn=0.33,  # share of each step that is stochastic; 0: the ODE
+    guidance=1.0,  # w, weight of the h-transform
+):  # (B, C, *spatial)
     "DDBM's hybrid Heun sampler (Zhou et al., ICLR 2024, Algorithm 1). `tau` is not used."
     bridge = bridge or den.bridge
-    if not hasattr(bridge, 'process'): raise InputError(f'the Heun sampler needs the drift and noise of a DDBM bridge, not {type(bridge).__name__}')
-    if not 0 <= churn < 1: raise InputError(f'churn must lie in [0, 1), got {churn!r}')
+    if not hasattr(bridge, 'process'):
+        raise InputError(
+            'the Heun sampler needs the drift and noise of a DDBM bridge, not'
+            f' {type(bridge).__name__}'
+        )
+    if not 0 <= churn < 1:
+        raise InputError(f'churn must lie in [0, 1), got {churn!r}')
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     grid = check_grid(grid).tolist()
-    if grid[0] >= 1: raise InputError('the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras')
-    slope = lambda x, t, sde=False: (lambda e: (e, *ddbm_slope(x, e, y, t, bridge, guidance, sde)))(ask(den, x, t, y, ctx, noise))
+    if grid[0] >= 1:
+        raise InputError(
+            'the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras'
+        )
+    slope = lambda x, t, sde=False: (lambda e: (e, *ddbm_slope(x, e, y, t, bridge, guidance, sde)))(
+        ask(den, x, t, y, ctx, noise)
+    )
     for i in range(len(times) - 1):
         t, s = times[i], times[i + 1]
         if churn > 0:
-            mid = t + churn*(s - t)
-            du = ((mid - t)*bridge.u_max).to(x.dtype)
+            mid = t + churn * (s - t)
+            du = ((mid - t) * bridge.u_max).to(x.dtype)
             _, d, g2 = slope(x, t, True)
-            x, t = x + d*du + (du.abs()*g2).sqrt()*noise(y), mid
-        du = ((s - t)*bridge.u_max).to(x.dtype)
+            x, t = x + d * du + (du.abs() * g2).sqrt() * noise(y), mid
+        du = ((s - t) * bridge.u_max).to(x.dtype)
         x0_hat, d1, _ = slope(x, t)
-        x1 = x + d1*du
-        if grid[i + 1] > 0: x0_hat, d2, _ = slope(x1, s); x1 = x + (d1 + d2)/2*du
+        x1 = x + d1 * du
+        if grid[i + 1] > 0:
+            x0_hat, d2, _ = slope(x1, s)
+            x1 = x + (d1 + d2) / 2 * du
         x = x1
-        if callback: callback(dict(i=i, t=times[i].item(), s=s.item(), x=x, x0_hat=x0_hat))
+        if callback:
+            callback(dict(i=i, t=times[i].item(), s=s.item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/18_solvers.ipynb #28d0b1b3
-def karras(n, bridge=None, rho=7.):
+def karras(n, bridge=None, rho=7.0):
     "DDBM's grid: n steps, the last one from u_min to 0."
-    u_max, low = getattr(bridge, 'u_max', 1.), getattr(bridge, 't_min', 1e-4)*getattr(bridge, 'u_max', 1.)
+    u_max, low = (
+        getattr(bridge, 'u_max', 1.0),
+        getattr(bridge, 't_min', 1e-4) * getattr(bridge, 'u_max', 1.0),
+    )
     high, i = u_max - 1e-4, torch.linspace(0, 1, n, dtype=torch.float64)
-    return torch.cat([(high**(1/rho) + i*(low**(1/rho) - high**(1/rho)))**rho/u_max, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat(
+        [
+            (high ** (1 / rho) + i * (low ** (1 / rho) - high ** (1 / rho))) ** rho / u_max,
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
+
 
 def dbim_grid(n, bridge=None):
     "DBIM's grid with its booting call: n steps."
-    u_max, low = getattr(bridge, 'u_max', 1.), getattr(bridge, 't_min', 1e-4)
-    inner = torch.linspace(1 - 1e-3/u_max, low, max(n, 2), dtype=torch.float64)[:n - 1] if n > 1 else torch.zeros(0, dtype=torch.float64)
-    return torch.cat([torch.ones(1, dtype=torch.float64), inner, torch.zeros(1, dtype=torch.float64)])
+    u_max, low = getattr(bridge, 'u_max', 1.0), getattr(bridge, 't_min', 1e-4)
+    inner = (
+        torch.linspace(1 - 1e-3 / u_max, low, max(n, 2), dtype=torch.float64)[: n - 1]
+        if n > 1
+        else torch.zeros(0, dtype=torch.float64)
+    )
+    return torch.cat(
+        [torch.ones(1, dtype=torch.float64), inner, torch.zeros(1, dtype=torch.float64)]
+    )
+
 
 def entries(n, N):
     "round(i (N - 1)/n) for i = n ... 1 as times of a table of N, then the target."
-    if n > N - 1: raise InputError(f'this table has {N} entries, so at most {N - 1} steps; got {n}')
-    idx = torch.tensor([round(i*(N - 1)/n) for i in range(n, 0, -1)], dtype=torch.float64)
-    return torch.cat([(idx + 1)/N, torch.zeros(1, dtype=torch.float64)])
+    if n > N - 1:
+        raise InputError(f'this table has {N} entries, so at most {N - 1} steps; got {n}')
+    idx = torch.tensor([round(i * (N - 1) / n) for i in range(n, 0, -1)], dtype=torch.float64)
+    return torch.cat([(idx + 1) / N, torch.zeros(1, dtype=torch.float64)])
+
 
 def bbdm_grid(n, bridge=None):
     "BBDM's list of n entries; uniform below ten."
-    if n < 10: return uniform(n)
-    idx = [*torch.arange(999, 1, -999/(n - 2), dtype=torch.float64).long().tolist(), 1, 0] if n < 1000 else list(range(999, -1, -1))
-    return torch.cat([(torch.tensor(idx, dtype=torch.float64) + 1)/1000, torch.zeros(1, dtype=torch.float64)])
+    if n < 10:
+        return uniform(n)
+    idx = (
+        [*torch.arange(999, 1, -999 / (n - 2), dtype=torch.float64).long().tolist(), 1, 0]
+        if n < 1000
+        else list(range(999, -1, -1))
+    )
+    return torch.cat(
+        [(torch.tensor(idx, dtype=torch.float64) + 1) / 1000, torch.zeros(1, dtype=torch.float64)]
+    )
+
 
 def nodes(n, bridge):
-    "Entries of the bridge's table, as equally spaced as they come; raises InputError for more steps than entries."
+    """Entries of the bridge's table, as equally spaced as they come; raises InputError for more
+    steps than entries.
+    """
     N = len(bridge.a.values) - 1
-    if n > N: raise InputError(f'this method knows {N} times, so at most {N} steps; got {n}')
-    return torch.tensor([round(i*N/n)/N for i in range(n, -1, -1)], dtype=torch.float64)
+    if n > N:
+        raise InputError(f'this method knows {N} times, so at most {N} steps; got {n}')
+    return torch.tensor([round(i * N / n) / N for i in range(n, -1, -1)], dtype=torch.float64)
 
-grids = dict(uniform=lambda n, bridge=None: uniform(n), karras=karras, dbim=dbim_grid, bbdm=bbdm_grid, nodes=nodes,
-             i2sb=lambda n, bridge=None: entries(n, 1000), dossr=lambda n, bridge=None: entries(n, 500))
+
+grids = dict(
+    uniform=lambda n, bridge=None: uniform(n),
+    karras=karras,
+    dbim=dbim_grid,
+    bbdm=bbdm_grid,
+    nodes=nodes,
+    i2sb=lambda n, bridge=None: entries(n, 1000),
+    dossr=lambda n, bridge=None: entries(n, 500),
+)
 
 # %% ../nbs/18_solvers.ipynb #3fb24e8d
 def leave_source(x0_hat, y, z, at_s, T, first):
     "The state after the first of T steps, see `score`."
-    if first == 'marginal': a, b, c = (v.to(y.dtype) for v in at_s)
+    if first == 'marginal':
+        a, b, c = (v.to(y.dtype) for v in at_s)
     else:
-        a = 1/(T*math.log(T))
-        b, c = 1 - a, -math.sqrt(2)/T
-    return a*x0_hat + b*y + c*z
+        a = 1 / (T * math.log(T))
+        b, c = 1 - a, -math.sqrt(2) / T
+    return a * x0_hat + b * y + c * z
+
 
 @torch.no_grad()
-def score(den, y, grid, tau=None, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    first='marginal', # the step that leaves the source: a draw of the marginal, or as 'released'
-):                    # (B, C, *spatial)
-    "A-Bridge's sampler over all T indices; `grid` must be uniform, its number of steps is T. `tau` is not used."
+def score(
+    den,
+    y,
+    grid,
+    tau=None,
+    seeds=0,
+    ctx=None,
+    x=None,
+    bridge=None,
+    out='x0_hat',
+    callback=None,
+    first='marginal',  # the step that leaves the source: a draw of the marginal, or as 'released'
+):  # (B, C, *spatial)
+    """A-Bridge's sampler over all T indices; `grid` must be uniform, its number of steps is T.
+
+    `tau` is not used.
+    """
     if first not in ('marginal', 'released'):
         raise InputError(f"first must be 'marginal' or 'released', got {first!r}")
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     T = len(times) - 1
-    if (check_grid(grid) - uniform(T)).abs().max() > 1e-9: raise InputError('this sampler walks over every index: its grid must be uniform')
+    if (check_grid(grid) - uniform(T)).abs().max() > 1e-9:
+        raise InputError('this sampler walks over every index: its grid must be uniform')
     for i, n in enumerate(range(T, 0, -1)):
         x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
         d, z = x - x0_hat, noise(y) if n > 2 or n == T else torch.zeros_like(y)
-        if n == 1: x = x0_hat
-        elif n == T: x = leave_source(x0_hat, y, z, at[1], T, first)
+        if n == 1:
+            x = x0_hat
+        elif n == T:
+            x = leave_source(x0_hat, y, z, at[1], T, first)
         else:
             far = T - n + 1
-            g = math.log(T/far)
-            C = 1 - 1/far + 1/(far*g)
-            x = (1 + 1/(T*g))/C*x - (1/far - (n - 1)/(T*far*g))/C*y - d/(C*T*g) - 2/C*math.sqrt((1 - n/T + 1/T)/T)*z
-        if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
+            g = math.log(T / far)
+            C = 1 - 1 / far + 1 / (far * g)
+            x = (
+                (1 + 1 / (T * g)) / C * x
+                - (1 / far - (n - 1) / (T * far * g)) / C * y
+                - d / (C * T * g)
+                - 2 / C * math.sqrt((1 - n / T + 1 / T) / T) * z
+            )
+        if callback:
+            callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/18_solvers.ipynb #1c97bac0
-def noise_factor(amplitude, i:int, t:float, s:float) -> float:
+def noise_factor(amplitude, i: int, t: float, s: float) -> float:
     "By what the noise of step i, from t to s, is multiplied; see `unmatched`."
-    if amplitude == 'abridge': return math.sqrt(t/s) if s > 0 else 1.
-    if amplitude == 'abridge_score': return .5 if i == 0 else 1.
+    if amplitude == 'abridge':
+        return math.sqrt(t / s) if s > 0 else 1.0
+    if amplitude == 'abridge_score':
+        return 0.5 if i == 0 else 1.0
     return float(amplitude)
 
+
 @torch.no_grad()
-def unmatched(den, y, grid, tau=markov, seeds=0, ctx=None, x=None, bridge=None, out='x0_hat', callback=None,
-    amplitude=1., # factor of the fresh noise; or 'abridge', 'abridge_score'
-):                # (B, C, *spatial)
+def unmatched(
+    den,
+    y,
+    grid,
+    tau=markov,
+    seeds=0,
+    ctx=None,
+    x=None,
+    bridge=None,
+    out='x0_hat',
+    callback=None,
+    amplitude=1.0,  # factor of the fresh noise; or 'abridge', 'abridge_score'
+):  # (B, C, *spatial)
     "Released behaviour: the one step with its noise multiplied, its mean left as it is."
     if not (amplitude in ('abridge', 'abridge_score') or isinstance(amplitude, (int, float))):
-        raise InputError(f"amplitude must be a number, 'abridge' or 'abridge_score', got {amplitude!r}")
+        raise InputError(
+            f"amplitude must be a number, 'abridge' or 'abridge_score', got {amplitude!r}"
+        )
     bridge, times, at, noise, x = begin(den, y, grid, seeds, bridge, x, out)
     grid = check_grid(grid).tolist()
     for i in range(len(times) - 1):
         x0_hat = ask(den, x, times[i], y, ctx, noise, bridge, at[i])
-        f = noise_factor(amplitude, i, *grid[i:i + 2])
-        x = step(x, x0_hat, y, at[i], at[i + 1], tau(at[i], at[i + 1]), f*noise(y))
-        if callback: callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
+        f = noise_factor(amplitude, i, *grid[i : i + 2])
+        x = step(x, x0_hat, y, at[i], at[i + 1], tau(at[i], at[i + 1]), f * noise(y))
+        if callback:
+            callback(dict(i=i, t=times[i].item(), s=times[i + 1].item(), x=x, x0_hat=x0_hat))
     return x0_hat if out == 'x0_hat' else x
 
 # %% ../nbs/18_solvers.ipynb #3908383b
 @dataclass(frozen=True)
 class Sampler:
     "A sampling loop and its price."
-    run: Callable     # f(den, y, grid, tau, seeds, ctx, x, bridge, out, callback, **options) -> images
-    calls: Callable   # (steps, **options) -> network calls
-    ruled: bool = True # does it ask the noise rule `tau`?
+
+    run: Callable  # f(den, y, grid, tau, seeds, ctx, x, bridge, out, callback, **options) -> images
+    calls: Callable  # (steps, **options) -> network calls
+    ruled: bool = True  # does it ask the noise rule `tau`?
+
 
 each = lambda n, **o: n
-samplers = dict(step=Sampler(sample, each), dossr=Sampler(dossr, each), dbim=Sampler(dbim, each), euler=Sampler(euler, each, False), score=Sampler(score, each, False), unmatched=Sampler(unmatched, each),
-                dual=Sampler(dual, lambda n, **o: max(1, 2*n - 2), False), heun=Sampler(heun, lambda n, churn=.33, **o: 3*n - 1 if churn else 2*n - 1, False))
+samplers = dict(
+    step=Sampler(sample, each),
+    dossr=Sampler(dossr, each),
+    dbim=Sampler(dbim, each),
+    euler=Sampler(euler, each, False),
+    score=Sampler(score, each, False),
+    unmatched=Sampler(unmatched, each),
+    dual=Sampler(dual, lambda n, **o: max(1, 2 * n - 2), False),
+    heun=Sampler(heun, lambda n, churn=0.33, **o: 3 * n - 1 if churn else 2 * n - 1, False),
+)

@@ -15,170 +15,323 @@ from .core import InputError
 
 # %% ../nbs/44_stats.ipynb #00000005
 def image_table(
-    table,      # long pandas.DataFrame: method, subject, [image,] metric
-    metric:str, # its column
-):              # pandas.DataFrame: one row per (subject, image), one column per method
-    "The scores side by side; InputError for missing, doubled, undefined or infinite ones. Without a column `image`, rows are numbered within method and subject."
+    table,  # long pandas.DataFrame: method, subject, [image,] metric
+    metric: str,  # its column
+):  # pandas.DataFrame: one row per (subject, image), one column per method
+    """The scores side by side; InputError for missing, doubled, undefined or infinite ones.
+
+    Without a column `image`, rows are numbered within method and subject.
+    """
     import pandas as pd
+
     gone = [c for c in ('method', 'subject', metric) if c not in table]
-    if gone: raise InputError(f"table: no column {', '.join(map(repr, gone))} (columns: {', '.join(map(str, table.columns))})")
-    if not len(table) or not pd.api.types.is_numeric_dtype(table[metric]): raise InputError(f'table: {len(table)} rows, {metric} of dtype {table[metric].dtype}; give at least one row of numbers')
-    if table[['method', 'subject']].isna().any(axis=None): raise InputError('table: a row has no method or no subject')
-    if 'image' not in table: table = table.assign(image=table.groupby(['method', 'subject'], observed=True).cumcount())
+    if gone:
+        raise InputError(
+            f'table: no column {", ".join(map(repr, gone))} (columns:'
+            f' {", ".join(map(str, table.columns))})'
+        )
+    if not len(table) or not pd.api.types.is_numeric_dtype(table[metric]):
+        raise InputError(
+            f'table: {len(table)} rows, {metric} of dtype {table[metric].dtype}; give at least one'
+            ' row of numbers'
+        )
+    if table[['method', 'subject']].isna().any(axis=None):
+        raise InputError('table: a row has no method or no subject')
+    if 'image' not in table:
+        table = table.assign(image=table.groupby(['method', 'subject'], observed=True).cumcount())
     key, methods = ['method', 'subject', 'image'], list(dict.fromkeys(table['method']))
     twice = table[table.duplicated(key)]
-    if len(twice): raise InputError(f"table: {', '.join(f'{k} {v}' for k, v in twice.iloc[0][key].items())} occurs twice; choose one class or one run first")
+    if len(twice):
+        raise InputError(
+            f'table: {", ".join(f"{k} {v}" for k, v in twice.iloc[0][key].items())} occurs twice;'
+            ' choose one class or one run first'
+        )
     wide = table.set_index(key)[metric].astype(float).unstack('method')[methods]
     have = table.assign(_=1).set_index(key)['_'].unstack('method')[methods].notna()
     for m in methods:
         lacks = have.index[~have[m]]
-        if len(lacks): raise InputError(f'table: {m} lacks {len(lacks)} images that another method has, first image {lacks[0][1]} of subject {lacks[0][0]}; compare on the same images')
+        if len(lacks):
+            raise InputError(
+                f'table: {m} lacks {len(lacks)} images that another method has, first image'
+                f' {lacks[0][1]} of subject {lacks[0][0]}; compare on the same images'
+            )
         some = wide.index[wide[m].isna() & wide.notna().any(axis=1)]
-        if len(some): raise InputError(f'table: {metric} of {m} is undefined for {len(some)} images where another method has a value, first image {some[0][1]} of subject {some[0][0]}; a failure must not leave the mean')
-        if np.isinf(wide[m]).any(): raise InputError(f'table: {metric} of {m} is infinite for {int(np.isinf(wide[m]).sum())} images; leave these images out for all methods, or compare mse')
+        if len(some):
+            raise InputError(
+                f'table: {metric} of {m} is undefined for {len(some)} images where another method'
+                f' has a value, first image {some[0][1]} of subject {some[0][0]}; a failure must'
+                ' not leave the mean'
+            )
+        if np.isinf(wide[m]).any():
+            raise InputError(
+                f'table: {metric} of {m} is infinite for {int(np.isinf(wide[m]).sum())} images;'
+                ' leave these images out for all methods, or compare mse'
+            )
     return wide
 
+
 def per_subject(
-    table,      # long pandas.DataFrame: method, subject, [image,] metric
-    metric:str, # its column
-):              # pandas.DataFrame: one row per subject, one column per method
-    "The mean over each subject's images. Raises InputError (see `image_table`); warns when undefined images are left out."
+    table,  # long pandas.DataFrame: method, subject, [image,] metric
+    metric: str,  # its column
+):  # pandas.DataFrame: one row per subject, one column per method
+    """The mean over each subject's images.
+
+    Raises InputError (see `image_table`); warns when undefined images are left out.
+    """
     wide = image_table(table, metric)
     empty = wide.isna().all(axis=1)
-    if empty.all(): raise InputError(f'table: {metric} is undefined everywhere')
-    if empty.any(): warnings.warn(f'{metric} is undefined for every method on {int(empty.sum())} of {len(wide)} images; they are left out', stacklevel=2)
+    if empty.all():
+        raise InputError(f'table: {metric} is undefined everywhere')
+    if empty.any():
+        warnings.warn(
+            f'{metric} is undefined for every method on {int(empty.sum())} of {len(wide)} images;'
+            ' they are left out',
+            stacklevel=2,
+        )
     return wide[~empty].groupby(level='subject', sort=False).mean()
 
 # %% ../nbs/44_stats.ipynb #0000000a
 def differences(
-    a, # (n,) scores per subject
-    b, # (n,) scores of the baseline, in the same order
-):     # (n,) a - b, rounded to 12 significant digits of the scores
+    a,  # (n,) scores per subject
+    b,  # (n,) scores of the baseline, in the same order
+):  # (n,) a - b, rounded to 12 significant digits of the scores
     "Paired differences in which equal ones are equal."
     a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape or a.ndim != 1 or not len(a): raise InputError(f'differences: shapes {a.shape} and {b.shape}; give two lists of equal length, one score per subject')
-    if not (np.isfinite(a).all() and np.isfinite(b).all()): raise InputError('differences: a score is NaN or Inf')
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise InputError(
+            f'differences: shapes {a.shape} and {b.shape}; give two lists of equal length, one'
+            ' score per subject'
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise InputError('differences: a score is NaN or Inf')
     top = max(np.abs(a).max(), np.abs(b).max())
     return np.round(a - b, 12 - math.ceil(math.log10(top))) if top else a - b
 
+
 def signed_rank(
-    d, # (n,) paired differences, one per subject
-):     # p, two-sided; rank-biserial correlation, from -1 to 1
-    "Wilcoxon's signed-rank test by scipy, and its effect size; all differences zero: p = 1, effect 0."
+    d,  # (n,) paired differences, one per subject
+):  # p, two-sided; rank-biserial correlation, from -1 to 1
+    """Wilcoxon's signed-rank test by scipy, and its effect size; all differences zero: p = 1,
+    effect 0.
+    """
     from scipy.stats import rankdata, wilcoxon
-    d = np.asarray(d, float); nonzero = d[d != 0]
-    if not len(nonzero): return 1., 0.
+
+    d = np.asarray(d, float)
+    nonzero = d[d != 0]
+    if not len(nonzero):
+        return 1.0, 0.0
     ranks = rankdata(np.abs(nonzero))
-    return float(wilcoxon(d).pvalue), float((ranks*np.sign(nonzero)).sum()/ranks.sum())
+    return float(wilcoxon(d).pvalue), float((ranks * np.sign(nonzero)).sum() / ranks.sum())
 
 # %% ../nbs/44_stats.ipynb #0000000e
 def least_p(
-    n:int,   # subjects
+    n: int,  # subjects
 ) -> float:
     "The smallest two-sided p of a signed-rank test with `n` subjects: 2^(1 - n)."
-    return 2.**(1 - n)
+    return 2.0 ** (1 - n)
+
 
 def subjects_needed(
-    comparisons:int=1, # how many methods are compared with the baseline
-    alpha:float=.05,   # level of significance
+    comparisons: int = 1,  # how many methods are compared with the baseline
+    alpha: float = 0.05,  # level of significance
 ) -> int:
-    "The smallest number of subjects with which a Holm-corrected signed-rank test can reach `alpha`."
-    return 1 + math.ceil(math.log2(comparisons/alpha))
+    """The smallest number of subjects with which a Holm-corrected signed-rank test can reach
+    `alpha`.
+    """
+    return 1 + math.ceil(math.log2(comparisons / alpha))
 
 # %% ../nbs/44_stats.ipynb #00000011
 def holm(
-    p,           # (m,) p-values
-) -> np.ndarray: # (m,) adjusted, in the same order
+    p,  # (m,) p-values
+) -> np.ndarray:  # (m,) adjusted, in the same order
     "Holm's step-down adjustment. Raises InputError for values outside [0, 1] and NaN."
     p = np.asarray(p, float)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all(): raise InputError(f'holm: {p.tolist()}; give a list of p-values from 0 to 1')
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise InputError(f'holm: {p.tolist()}; give a list of p-values from 0 to 1')
     order = np.argsort(p, kind='stable')
-    out = np.empty(len(p)); out[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p)))*p[order]))
+    out = np.empty(len(p))
+    out[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
     return out
 
 # %% ../nbs/44_stats.ipynb #00000015
 def interval(
-    x,                # (n,) one value per subject
-    level:float=.95,  # confidence
-    seed:int=0,       # of the resampling
-    resamples:int=9999,
-):                    # (low, high); (nan, nan) for n < 3; (x, x) if all values are x
-    "BCa bootstrap interval of the mean over subjects, by scipy. Raises InputError for a level outside (0, 1)."
+    x,  # (n,) one value per subject
+    level: float = 0.95,  # confidence
+    seed: int = 0,  # of the resampling
+    resamples: int = 9999,
+):  # (low, high); (nan, nan) for n < 3; (x, x) if all values are x
+    """BCa bootstrap interval of the mean over subjects, by scipy.
+
+    Raises InputError for a level outside (0, 1).
+    """
     from scipy.stats import bootstrap
+
     x = np.asarray(x, float)
-    if not 0 < level < 1: raise InputError(f'level: {level!r}; give the confidence as a share, such as 0.95')
-    if len(x) < 3: return math.nan, math.nan
-    if np.ptp(x) == 0: return float(x[0]), float(x[0])
-    ci = bootstrap((x,), np.mean, confidence_level=level, n_resamples=resamples, method='BCa', random_state=np.random.default_rng(seed)).confidence_interval
+    if not 0 < level < 1:
+        raise InputError(f'level: {level!r}; give the confidence as a share, such as 0.95')
+    if len(x) < 3:
+        return math.nan, math.nan
+    if np.ptp(x) == 0:
+        return float(x[0]), float(x[0])
+    ci = bootstrap(
+        (x,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=resamples,
+        method='BCa',
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
     return float(ci.low), float(ci.high)
 
 # %% ../nbs/44_stats.ipynb #0000001c
 def compare(
-    table,           # long pandas.DataFrame: method, subject, [image,] metric; see `image_table`
-    metric:str,      # its column
-    baseline:str,    # the method that the others are compared with
-    level:float=.95, # confidence of the intervals
-    alpha:float=.05, # level of significance, for the warning only
-    seed:int=0,      # of the bootstrap
-):                   # pandas.DataFrame, one row per method, baseline first; .attrs['note'] says how it was made
-    "Each method against the baseline with subjects as the unit: Wilcoxon, Holm, BCa, rank-biserial. Raises InputError; warns when nothing could be significant and when intervals are too short."
+    table,  # long pandas.DataFrame: method, subject, [image,] metric; see `image_table`
+    metric: str,  # its column
+    baseline: str,  # the method that the others are compared with
+    level: float = 0.95,  # confidence of the intervals
+    alpha: float = 0.05,  # level of significance, for the warning only
+    seed: int = 0,  # of the bootstrap
+):  # pandas.DataFrame, one row per method, baseline first; .attrs['note'] says how it was made
+    """Each method against the baseline with subjects as the unit: Wilcoxon, Holm, BCa,
+    rank-biserial. Raises InputError; warns when nothing could be significant and when intervals are
+    too short.
+    """
     import pandas as pd
+
     means = per_subject(table, metric)
-    if baseline not in means: raise InputError(f"baseline: {baseline!r} is not in the table; there are {', '.join(map(str, means.columns))}")
+    if baseline not in means:
+        raise InputError(
+            f'baseline: {baseline!r} is not in the table; there are'
+            f' {", ".join(map(str, means.columns))}'
+        )
     others, n = [m for m in means if m != baseline], len(means)
     rows, m = [], len(others)
     for name in [baseline, *others]:
         x, nan = means[name].to_numpy(), math.nan
         low, high = interval(x, level, seed)
-        row = dict(method=name, n=n, mean=x.mean(), std=x.std(ddof=1) if n > 1 else nan, mean_low=low, mean_high=high)
+        row = dict(
+            method=name,
+            n=n,
+            mean=x.mean(),
+            std=x.std(ddof=1) if n > 1 else nan,
+            mean_low=low,
+            mean_high=high,
+        )
         if name != baseline:
-            d = differences(x, means[baseline]); (low, high), (p, effect) = interval(d, level, seed), signed_rank(d)
-            row |= dict(diff=d.mean(), diff_low=low, diff_high=high, p=p, p_holm=nan, p_least=least_p(n), effect=effect)
+            d = differences(x, means[baseline])
+            (low, high), (p, effect) = interval(d, level, seed), signed_rank(d)
+            row |= dict(
+                diff=d.mean(),
+                diff_low=low,
+                diff_high=high,
+                p=p,
+                p_holm=nan,
+                p_least=least_p(n),
+                effect=effect,
+            )
         rows.append(row)
     df = pd.DataFrame(rows)
-    if m: df.loc[1:, 'p_holm'] = holm(df['p'][1:])
-    if m and m*least_p(n) > alpha:
-        warnings.warn(f'{n} subjects and {m} comparison{"s"*(m > 1)}: p after Holm cannot fall below {min(1, m*least_p(n)):.3g}, so nothing can be significant at {alpha:g}; {subjects_needed(m, alpha)} subjects are needed', stacklevel=2)
-    if 3 <= n < 10: warnings.warn(f'{n} subjects: bootstrap intervals are too short (simulated with 5 subjects, 95 % intervals hold the truth in 83 % of studies)', stacklevel=2)
-    note = (f'{metric}: unit is the subject (n = {n}), mean ± standard deviation over subjects; two-sided Wilcoxon signed-rank, smallest possible p {least_p(n):.3g}; '
-            f'Holm over {m} comparison{"s"*(m != 1)}; {level:.0%} BCa bootstrap, 9999 resamples, seed {seed}; effect: rank-biserial')
+    if m:
+        df.loc[1:, 'p_holm'] = holm(df['p'][1:])
+    if m and m * least_p(n) > alpha:
+        warnings.warn(
+            f'{n} subjects and {m} comparison{"s" * (m > 1)}: p after Holm cannot fall below'
+            f' {min(1, m * least_p(n)):.3g}, so nothing can be significant at {alpha:g};'
+            f' {subjects_needed(m, alpha)} subjects are needed',
+            stacklevel=2,
+        )
+    if 3 <= n < 10:
+        warnings.warn(
+            f'{n} subjects: bootstrap intervals are too short (simulated with 5 subjects, 95 %'
+            ' intervals hold the truth in 83 % of studies)',
+            stacklevel=2,
+        )
+    note = (
+        f'{metric}: unit is the subject (n = {n}), mean ± standard deviation over subjects;'
+        f' two-sided Wilcoxon signed-rank, smallest possible p {least_p(n):.3g}; Holm over {m}'
+        f' comparison{"s" * (m != 1)}; {level:.0%} BCa bootstrap, 9999 resamples, seed {seed};'
+        ' effect: rank-biserial'
+    )
     df.attrs.update(metric=metric, baseline=baseline, level=level, note=note)
     return df
 
 # %% ../nbs/44_stats.ipynb #00000023
 UNITS = dict(psnr=', dB', hausdorff=', pixels', hd95=', pixels')
 
+
 def forest_plot(
     result,  # what `compare` returns
-    ax=None, # matplotlib axes; default: new ones
-):           # the axes
+    ax=None,  # matplotlib axes; default: new ones
+):  # the axes
     "Paired differences from the baseline with their intervals."
     import matplotlib.pyplot as plt
+
     r, a = result[result['method'] != result.attrs['baseline']], result.attrs
-    if not len(r): raise InputError('forest_plot: no method besides the baseline')
-    if ax is None: _, ax = plt.subplots(figsize=(6, .9 + .38*len(r)), dpi=75, layout='constrained')
+    if not len(r):
+        raise InputError('forest_plot: no method besides the baseline')
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 0.9 + 0.38 * len(r)), dpi=75, layout='constrained')
     y = np.arange(len(r))[::-1]
-    ax.axvline(0, color='.5', lw=.8)
-    ax.hlines(y, r['diff_low'], r['diff_high'], color='C0'); ax.plot(r['diff'], y, 'D', color='C0', ms=5)
-    for i, p, e in zip(y, r['p_holm'], r['effect']): ax.text(1.02, i, f'p = {p:.3f}, r = {e:+.2f}', transform=ax.get_yaxis_transform(), va='center', fontsize=8)
-    ax.text(1.02, len(r) - .45, 'p after Holm, rank-biserial r', transform=ax.get_yaxis_transform(), va='bottom', fontsize=7, color='.4'); ax.locator_params(axis='x', nbins=5)
-    ax.set(yticks=y, yticklabels=r['method'], ylim=(-.6, len(r) - .4), xlabel=f"{a['metric']}{UNITS.get(a['metric'], '')}: difference from {a['baseline']} ({a['level']:.0%} interval, n = {r['n'].iloc[0]} subjects)")
+    ax.axvline(0, color='.5', lw=0.8)
+    ax.hlines(y, r['diff_low'], r['diff_high'], color='C0')
+    ax.plot(r['diff'], y, 'D', color='C0', ms=5)
+    for i, p, e in zip(y, r['p_holm'], r['effect']):
+        ax.text(
+            1.02,
+            i,
+            f'p = {p:.3f}, r = {e:+.2f}',
+            transform=ax.get_yaxis_transform(),
+            va='center',
+            fontsize=8,
+        )
+    ax.text(
+        1.02,
+        len(r) - 0.45,
+        'p after Holm, rank-biserial r',
+        transform=ax.get_yaxis_transform(),
+        va='bottom',
+        fontsize=7,
+        color='.4',
+    )
+    ax.locator_params(axis='x', nbins=5)
+    ax.set(
+        yticks=y,
+        yticklabels=r['method'],
+        ylim=(-0.6, len(r) - 0.4),
+        xlabel=(
+            f'{a["metric"]}{UNITS.get(a["metric"], "")}: difference from {a["baseline"]}'
+            f' ({a["level"]:.0%} interval, n = {r["n"].iloc[0]} subjects)'
+        ),
+    )
     return ax
 
+
 def paired_plot(
-    table,        # long pandas.DataFrame, as for `compare`
-    metric:str,   # its column
-    baseline:str, # drawn first
-    ax=None,      # matplotlib axes; default: new ones
-):                # the axes
+    table,  # long pandas.DataFrame, as for `compare`
+    metric: str,  # its column
+    baseline: str,  # drawn first
+    ax=None,  # matplotlib axes; default: new ones
+):  # the axes
     "One line per subject through all methods, relative to its own baseline; the mean in black."
     import matplotlib.pyplot as plt
+
     means = per_subject(table, metric)
-    if baseline not in means: raise InputError(f"baseline: {baseline!r} is not in the table; there are {', '.join(map(str, means.columns))}")
+    if baseline not in means:
+        raise InputError(
+            f'baseline: {baseline!r} is not in the table; there are'
+            f' {", ".join(map(str, means.columns))}'
+        )
     means = means[[baseline, *(m for m in means if m != baseline)]].sub(means[baseline], axis=0)
     at = np.arange(means.shape[1])
-    if ax is None: _, ax = plt.subplots(figsize=(1.5 + .9*means.shape[1], 3), dpi=75, layout='constrained')
-    ax.axhline(0, color='.5', lw=.8)
-    ax.plot(at, means.to_numpy().T, 'o-', color='.65', ms=3, lw=.8); ax.plot(at, means.mean(), 'o-', color='k', ms=5, lw=1.6)
-    ax.set(xticks=at, xticklabels=means.columns, xlim=(-.3, len(at) - .7), ylabel=f'{metric}: difference from {baseline}')
+    if ax is None:
+        _, ax = plt.subplots(figsize=(1.5 + 0.9 * means.shape[1], 3), dpi=75, layout='constrained')
+    ax.axhline(0, color='.5', lw=0.8)
+    ax.plot(at, means.to_numpy().T, 'o-', color='.65', ms=3, lw=0.8)
+    ax.plot(at, means.mean(), 'o-', color='k', ms=5, lw=1.6)
+    ax.set(
+        xticks=at,
+        xticklabels=means.columns,
+        xlim=(-0.3, len(at) - 0.7),
+        ylabel=f'{metric}: difference from {baseline}',
+    )
     return ax

@@ -12,48 +12,69 @@ import torch.nn.functional as nnf
 from torch import nn
 
 # %% ../nbs/06_steer.ipynb #fb01a606
-SIDES = dict(source=(True, False), target=(False, True), both=(True, True))   # which prompts a TANorm listens to
+# which prompts a TANorm listens to
+SIDES = dict(source=(True, False), target=(False, True), both=(True, True))
+
 
 class TANorm(nn.Module):
     "Text-guided affine map of features, MetaDB Section 3.2.1; the identity at the start."
-    def __init__(self,
-        ch:int,           # channels of the features
-        dim:int,          # length of a prompt's embedding
-        by:str='both',    # 'source', 'target' or 'both' prompts
-        floor:float=.05,  # smallest alpha
+
+    def __init__(
+        self,
+        ch: int,  # channels of the features
+        dim: int,  # length of a prompt's embedding
+        by: str = 'both',  # 'source', 'target' or 'both' prompts
+        floor: float = 0.05,  # smallest alpha
     ):
         super().__init__()
-        if by not in SIDES: raise ValueError(f"unknown conditioning {by!r}: use one of {', '.join(SIDES)}")
-        if not 0 < floor < 1: raise ValueError(f'floor must lie between 0 and 1, got {floor}')
+        if by not in SIDES:
+            raise ValueError(f'unknown conditioning {by!r}: use one of {", ".join(SIDES)}')
+        if not 0 < floor < 1:
+            raise ValueError(f'floor must lie between 0 and 1, got {floor}')
         self.floor, (s, t) = floor, SIDES[by]
-        self.source, self.target = (zero_linear(dim, 2*ch) if on else None for on in (s, t))
+        self.source, self.target = (zero_linear(dim, 2 * ch) if on else None for on in (s, t))
         self.ch = ch
 
     def gains(self, layer, e):
-        "alpha and beta of one prompt, (B, ch, 1, 1) each; those of the start where there is no layer."
-        v = torch.sigmoid(e.new_zeros(len(e), 2*self.ch) if layer is None else layer(e))[..., None, None]
-        return self.floor + (1 - self.floor)*v[:, :self.ch], v[:, self.ch:]
+        """alpha and beta of one prompt, (B, ch, 1, 1) each; those of the start where there is no
+        layer.
+        """
+        v = torch.sigmoid(e.new_zeros(len(e), 2 * self.ch) if layer is None else layer(e))[
+            ..., None, None
+        ]
+        return self.floor + (1 - self.floor) * v[:, : self.ch], v[:, self.ch :]
 
     def forward(self, h, ctx):
         "h: (B, ch, H, W); ctx: (B, 2 or more, dim), source prompt first, then target prompt."
-        (a_s, b_s), (a_t, b_t) = self.gains(self.source, ctx[:, 0]), self.gains(self.target, ctx[:, 1])
-        return (h - b_s)/a_s*a_t + b_t
+        (a_s, b_s), (a_t, b_t) = (
+            self.gains(self.source, ctx[:, 0]),
+            self.gains(self.target, ctx[:, 1]),
+        )
+        return (h - b_s) / a_s * a_t + b_t
+
 
 def zero_linear(cin, cout):
     "A linear map that starts at zero."
     layer = nn.Linear(cin, cout)
-    nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
     return layer
 
 # %% ../nbs/06_steer.ipynb #307ddcc1
 class PromptAttention(nn.Module):
     "Cross-attention from pixels to the prompts, residual; the identity at the start."
-    def __init__(self, ch:int, dim:int):
+
+    def __init__(self, ch: int, dim: int):
         super().__init__()
         from diffusers.models.attention_processor import Attention
+
         heads = max(n for n in (1, 2, 4) if ch % n == 0)
-        self.norm, self.mix = nn.GroupNorm(1, ch), Attention(ch, cross_attention_dim=dim, heads=heads, dim_head=ch//heads)
-        nn.init.zeros_(self.mix.to_out[0].weight); nn.init.zeros_(self.mix.to_out[0].bias)
+        self.norm, self.mix = (
+            nn.GroupNorm(1, ch),
+            Attention(ch, cross_attention_dim=dim, heads=heads, dim_head=ch // heads),
+        )
+        nn.init.zeros_(self.mix.to_out[0].weight)
+        nn.init.zeros_(self.mix.to_out[0].bias)
 
     def forward(self, h, ctx):
         "h: (B, ch, H, W); ctx: (B, 2 or more, dim)."
@@ -63,58 +84,105 @@ class PromptAttention(nn.Module):
 # %% ../nbs/06_steer.ipynb #6bef7b0a
 conditionings = ('none', *SIDES, 'cross_attention')
 
+
 class Listening(nn.Module):
     "A residual block and, after it, what the prompts do to its features: block(h, (temb, ctx))."
-    def __init__(self, block, dim:int, by:str):
+
+    def __init__(self, block, dim: int, by: str):
         super().__init__()
         ch = block.out_channels
-        self.block, self.hear = block, PromptAttention(ch, dim) if by == 'cross_attention' else TANorm(ch, dim, by)
+        self.block, self.hear = (
+            block,
+            PromptAttention(ch, dim) if by == 'cross_attention' else TANorm(ch, dim, by),
+        )
+
     def forward(self, h, both):
         temb, ctx = both
         return self.hear(self.block(h, temb), ctx)
 
-def listen(module, dim:int, by:str='both'):
-    "Wrap every residual block of diffusers inside `module`, in place; returns it. Raises ValueError for an unknown conditioning."
+
+def listen(module, dim: int, by: str = 'both'):
+    """Wrap every residual block of diffusers inside `module`, in place; returns it.
+
+    Raises ValueError for an unknown conditioning.
+    """
     from diffusers.models.resnet import ResnetBlock2D
-    if by not in conditionings[1:]: raise ValueError(f"unknown conditioning {by!r}: use one of {', '.join(conditionings)}")
+
+    if by not in conditionings[1:]:
+        raise ValueError(f'unknown conditioning {by!r}: use one of {", ".join(conditionings)}')
     for name, child in list(module.named_children()):
-        if isinstance(child, ResnetBlock2D): setattr(module, name, Listening(child, dim, by)) if not isinstance(module, nn.ModuleList) else module.__setitem__(int(name), Listening(child, dim, by))
-        else: listen(child, dim, by)
+        if isinstance(child, ResnetBlock2D):
+            (
+                setattr(module, name, Listening(child, dim, by))
+                if not isinstance(module, nn.ModuleList)
+                else module.__setitem__(int(name), Listening(child, dim, by))
+            )
+        else:
+            listen(child, dim, by)
     return module
 
-def check_context(ctx, batch:int, dim:int):
+
+def check_context(ctx, batch: int, dim: int):
     "Raise ValueError unless `ctx` is (batch, 2 or 3, dim)."
-    if ctx is None: raise ValueError(f'this network is steered by metadata: give ctx of shape ({batch}, 3, {dim}): source prompt, target prompt, masked target prompt')
-    if ctx.ndim != 3 or len(ctx) != batch or ctx.shape[1] < 2 or ctx.shape[2] != dim: raise ValueError(f'ctx must have the shape ({batch}, 3, {dim}), got {tuple(ctx.shape)}')
+    if ctx is None:
+        raise ValueError(
+            f'this network is steered by metadata: give ctx of shape ({batch}, 3, {dim}): source'
+            ' prompt, target prompt, masked target prompt'
+        )
+    if ctx.ndim != 3 or len(ctx) != batch or ctx.shape[1] < 2 or ctx.shape[2] != dim:
+        raise ValueError(f'ctx must have the shape ({batch}, 3, {dim}), got {tuple(ctx.shape)}')
 
 # %% ../nbs/06_steer.ipynb #b79d172b
 def pyramid(
-    x0_hat,                  # (B, C, H, W)
+    x0_hat,  # (B, C, H, W)
     grids=(1, 2, 4, 8, 16),  # cells a side
-):                           # (B, 2*C*sum of squares)
-    "Averages and maxima over ever finer grids (MetaDB's MA-Pool); grids finer than the image are left out, padded with zeros."
+):  # (B, 2*C*sum of squares)
+    """Averages and maxima over ever finer grids (MetaDB's MA-Pool); grids finer than the image are
+    left out, padded with zeros.
+    """
     fit = [g for g in grids if g <= min(x0_hat.shape[-2:])]
-    parts = [pool(x0_hat, g).flatten(1) for g in fit for pool in (nnf.adaptive_avg_pool2d, nnf.adaptive_max_pool2d)]
+    parts = [
+        pool(x0_hat, g).flatten(1)
+        for g in fit
+        for pool in (nnf.adaptive_avg_pool2d, nnf.adaptive_max_pool2d)
+    ]
     v = torch.cat(parts, 1)
-    return nnf.pad(v, (0, 2*x0_hat.shape[1]*sum(g*g for g in grids) - v.shape[1]))
+    return nnf.pad(v, (0, 2 * x0_hat.shape[1] * sum(g * g for g in grids) - v.shape[1]))
+
 
 class SRNet(nn.Module):
-    "Recovers the target prompt from its masked form and the image, MetaDB Section 3.2.2: (ctx, x0_hat) -> (B, dim)."
-    def __init__(self,
-        channels:int,   # of the image
-        dim:int,        # length of an embedding
-        width:int=128,  # of the projections
+    """Recovers the target prompt from its masked form and the image, MetaDB Section 3.2.2: (ctx,
+    x0_hat) -> (B, dim).
+    """
+
+    def __init__(
+        self,
+        channels: int,  # of the image
+        dim: int,  # length of an embedding
+        width: int = 128,  # of the projections
         grids=(1, 2, 4, 8, 16),
     ):
         super().__init__()
         self.grids = tuple(grids)
-        self.words, self.image = nn.Linear(dim, width), nn.Linear(2*channels*sum(g*g for g in grids), width)
-        self.merge = nn.Sequential(nn.SiLU(), nn.Linear(2*width, width), nn.SiLU(), nn.Linear(width, dim))
+        self.words, self.image = (
+            nn.Linear(dim, width),
+            nn.Linear(2 * channels * sum(g * g for g in grids), width),
+        )
+        self.merge = nn.Sequential(
+            nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, dim)
+        )
 
     def forward(self, ctx, x0_hat):
         "ctx: (B, 3, dim), of which only the masked prompt is looked at; x0_hat: (B, C, H, W)."
-        if ctx.shape[1] < 3: raise ValueError(f'SR-Net needs the masked prompt too: ctx of shape (B, 3, dim), got {tuple(ctx.shape)}')
-        return self.merge(torch.cat([self.words(ctx[:, 2]), self.image(pyramid(x0_hat, self.grids))], 1))
+        if ctx.shape[1] < 3:
+            raise ValueError(
+                'SR-Net needs the masked prompt too: ctx of shape (B, 3, dim), got'
+                f' {tuple(ctx.shape)}'
+            )
+        return self.merge(
+            torch.cat([self.words(ctx[:, 2]), self.image(pyramid(x0_hat, self.grids))], 1)
+        )
+
 
 def semantic_loss(recovered, ctx):
     "1 - cos of the recovered and the full target prompt, (B,)."

@@ -28,89 +28,112 @@ from .sample import check_grid, rules
 from .text import hub
 
 # %% ../nbs/25_store.ipynb #f626e6e8
-def save_tensors(tensors:dict, path):
+def save_tensors(tensors: dict, path):
     "Write name -> tensor to a safetensors file, atomically; raises OSError if the disk is full."
     path = Path(path)
     with atomic(path) as tmp:
-        try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
-        except SafetensorError as e: raise OSError(f'{path.name}: {first_line(e)}') from None
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
+        except SafetensorError as e:
+            raise OSError(f'{path.name}: {first_line(e)}') from None
+
 
 def sha256(path) -> str:
     "The digest of a file."
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
+
 def load_tensors(
     path,
-    digest:str='', # sha256 that the file must have; empty: not known
+    digest: str = '',  # sha256 that the file must have; empty: not known
 ) -> dict:
     "Read a safetensors file; raises InputError if it is missing, damaged, or another one."
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path}: file is missing; the folder is incomplete: copy or train the model again')
+    if not path.is_file():
+        raise InputError(
+            f'{path}: file is missing; the folder is incomplete: copy or train the model again'
+        )
     try:
         if digest and sha256(path) != digest:
             raise InputError(
                 f'{path}: damaged weights, they are not those that were saved (their sha256 is '
-                f'another); copy or train the model again')
+                f'another); copy or train the model again'
+            )
         return load_file(path)
-    except InputError: raise
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(
-            f'{path}: damaged weights ({first_line(e)}); copy or train the model '
-            f'again') from None
+            f'{path}: damaged weights ({first_line(e)}); copy or train the model again'
+        ) from None
 
 # %% ../nbs/25_store.ipynb #dc702fe4
 FORMAT = 1
 
+
 def save_model(
-    folder,      # model folder; replaced as a whole if it exists
-    den,         # the Denoiser to store
-    model:dict,  # arguments of `build`: method, channels, net, bridge, pred
-    data:dict,   # how images were prepared: dataset, source, target, size, spacing, windows, ...
-    training:dict=None, # budget, seed, metrics; for the card
-    card:str='', # the model card, Markdown
+    folder,  # model folder; replaced as a whole if it exists
+    den,  # the Denoiser to store
+    model: dict,  # arguments of `build`: method, channels, net, bridge, pred
+    data: dict,  # how images were prepared: dataset, source, target, size, spacing, windows, ...
+    training: dict = None,  # budget, seed, metrics; for the card
+    card: str = '',  # the model card, Markdown
 ):
     "Write config.json, model.safetensors and README.md as one folder, atomically."
     with atomic(folder) as tmp:
         Path(tmp).mkdir()
-        (Path(tmp)/'README.md').write_text(card, encoding='utf-8')
-        save_tensors(den.state_dict(), Path(tmp)/'model.safetensors')
-        weights = dict(sha256=sha256(Path(tmp)/'model.safetensors'))
-        config = dict(format=FORMAT, xmodal=__version__, model=model, data=data,
-                      training=training or {}, weights=weights)
+        (Path(tmp) / 'README.md').write_text(card, encoding='utf-8')
+        save_tensors(den.state_dict(), Path(tmp) / 'model.safetensors')
+        weights = dict(sha256=sha256(Path(tmp) / 'model.safetensors'))
+        config = dict(
+            format=FORMAT,
+            xmodal=__version__,
+            model=model,
+            data=data,
+            training=training or {},
+            weights=weights,
+        )
         text = json.dumps(config, indent=1, ensure_ascii=False) + '\n'
-        (Path(tmp)/'config.json').write_text(text, encoding='utf-8')
+        (Path(tmp) / 'config.json').write_text(text, encoding='utf-8')
 
 # %% ../nbs/25_store.ipynb #6fc84227
 AGAIN = 'copy or train the model again'
 
+
 def load_config(folder) -> dict:
     "Read and check config.json; raises InputError."
-    path = Path(folder)/'config.json'
-    if not Path(folder).is_dir(): clear_left(Path(folder).parent)  # after a kill it may be put back
+    path = Path(folder) / 'config.json'
     if not Path(folder).is_dir():
-        raise InputError(f'{folder}: no such model folder; train one with nbs/train.ipynb, '
-                         f'it is written to runs/NAME/model{hub_hint(folder)}')
-    if not path.is_file(): raise InputError(f'{path}: file is missing; {folder} is not a complete xmodal model folder')
-    check_limit(path, 'json_bytes', path.stat().st_size)
-    try: config = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError, OSError) as e:
+        clear_left(Path(folder).parent)  # after a kill it may be put back
+    if not Path(folder).is_dir():
         raise InputError(
-            f'{path}: not valid JSON ({first_line(e)}); {AGAIN}') from None
+            f'{folder}: no such model folder; train one with nbs/train.ipynb, '
+            f'it is written to runs/NAME/model{hub_hint(folder)}'
+        )
+    if not path.is_file():
+        raise InputError(f'{path}: file is missing; {folder} is not a complete xmodal model folder')
+    check_limit(path, 'json_bytes', path.stat().st_size)
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError, OSError) as e:
+        raise InputError(f'{path}: not valid JSON ({first_line(e)}); {AGAIN}') from None
     found = config.get('format') if isinstance(config, dict) else None
     if found != FORMAT or isinstance(found, bool):
         newer = isinstance(found, int) and found > FORMAT
         remedy = 'update xmodal' if newer else 'this is not an xmodal model or it is damaged'
-        raise InputError(f'{path}: model format {short(found)}, '
-                         f'this xmodal {__version__} reads format {FORMAT}; {remedy}')
+        raise InputError(
+            f'{path}: model format {short(found)}, '
+            f'this xmodal {__version__} reads format {FORMAT}; {remedy}'
+        )
     for key in ('model', 'data'):
         if not isinstance(config.get(key), dict):
-            raise InputError(
-                f'{path}: section {key!r} is missing; the file is damaged: {AGAIN}')
+            raise InputError(f'{path}: section {key!r} is missing; the file is damaged: {AGAIN}')
     for key in ('training', 'weights'):
         if not isinstance(config.get(key, {}), dict):
             raise InputError(
-                f'{path}: section {key!r} must be an object, got {short(config[key])}; {AGAIN}')
+                f'{path}: section {key!r} must be an object, got {short(config[key])}; {AGAIN}'
+            )
     return config
 
 # %% ../nbs/25_store.ipynb #0e0957ce
@@ -119,11 +142,12 @@ def hub_hint(name) -> str:
     plain = re.fullmatch(r'[\w.-]+/[\w.-]+', str(name))
     return f'; for a model on the Hugging Face hub write hf://{name}' if plain else ''
 
+
 def short(value) -> str:
     "A value for a message, cut at forty letters."
     try:
         text = repr(value)
-    except (ValueError, RecursionError):      # a whole number of thousands of digits
+    except (ValueError, RecursionError):  # a whole number of thousands of digits
         text = type(value).__name__
     return text if len(text) <= 40 else text[:37] + '...'
 
@@ -131,104 +155,147 @@ def short(value) -> str:
 def is_number(v) -> bool:
     return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
 
+
 def is_count(v, most) -> bool:
     return isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= most
+
 
 def is_range(v) -> bool:
     return isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and v[0] <= v[1]
 
-def is_window(v) -> bool: return is_range(v) and np.float32(v[0]) < np.float32(v[1])
-def is_text(v) -> bool: return isinstance(v, str) and len(v) < 1000
-def is_words(v) -> bool: return isinstance(v, list) and all(map(is_text, v))
-def is_table(v, inside) -> bool: return isinstance(v, dict) and all(map(inside, v.values()))
+
+def is_window(v) -> bool:
+    return is_range(v) and np.float32(v[0]) < np.float32(v[1])
+
+
+def is_text(v) -> bool:
+    return isinstance(v, str) and len(v) < 1000
+
+
+def is_words(v) -> bool:
+    return isinstance(v, list) and all(map(is_text, v))
+
+
+def is_table(v, inside) -> bool:
+    return isinstance(v, dict) and all(map(inside, v.values()))
 
 # %% ../nbs/25_store.ipynb #57c2e479
 NAMED_RULES = ('percentile', 'minmax', 'dtype', 'hu', 'binary', 'slice:percentile', 'slice:minmax')
 
+
 def is_rule(v) -> bool:
     "A window rule by name, or LO:HI with LO below HI."
-    if not is_text(v) or not v: return False
-    if v in NAMED_RULES: return True
-    try: lo, hi = map(float, v.removeprefix('labels:').split(':'))
-    except ValueError: return False
+    if not is_text(v) or not v:
+        return False
+    if v in NAMED_RULES:
+        return True
+    try:
+        lo, hi = map(float, v.removeprefix('labels:').split(':'))
+    except ValueError:
+        return False
     return is_window([lo, hi])
+
 
 def is_dtype(v) -> bool:
     "The name of a type of real numbers."
-    try: return is_text(v) and np.dtype(v).kind in 'iufb'
-    except TypeError: return False
+    try:
+        return is_text(v) and np.dtype(v).kind in 'iufb'
+    except TypeError:
+        return False
+
 
 def is_fitted(v) -> bool:
     "A stored grid of times."
-    if not isinstance(v, dict) or not is_text(v.get('tau', 'markov')): return False
-    if not isinstance(v.get('grid'), list) or not all(map(is_number, v['grid'])): return False
-    try: check_grid(v['grid'])
-    except (ValueError, TypeError): return False
+    if not isinstance(v, dict) or not is_text(v.get('tau', 'markov')):
+        return False
+    if not isinstance(v.get('grid'), list) or not all(map(is_number, v['grid'])):
+        return False
+    try:
+        check_grid(v['grid'])
+    except (ValueError, TypeError):
+        return False
     return True
 
 # %% ../nbs/25_store.ipynb #a282405f
 def is_pair_of_channels(v) -> bool:
     return isinstance(v, list) and len(v) == 2 and all(is_count(n, 1024) for n in v)
 
-DATA_RULES = dict(   # key of the section data -> what it must be, and how that is told
+
+DATA_RULES = dict(  # key of the section data -> what it must be, and how that is told
     kind=("'volume' or 'image'", lambda v: is_text(v) and v in ('volume', 'image')),
     size=('a whole number of pixels from 1 to 16384', lambda v: is_count(v, 2**14)),
-    spacing=('a positive number of mm, up to 1000',
-             lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3),
+    spacing=(
+        'a positive number of mm, up to 1000',
+        lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3,
+    ),
     source_window=('a window rule such as percentile or 0:1000', is_rule),
     target_window=('two finite numbers, the lower first', is_window),
     channels=('two whole numbers, of source and target', is_pair_of_channels),
-    target_windows=('names with two finite numbers each, the lower first',
-                    lambda v: v is None or is_table(v, is_window)),
+    target_windows=(
+        'names with two finite numbers each, the lower first',
+        lambda v: v is None or is_table(v, is_window),
+    ),
     target_window_rule=('a window rule such as percentile or 0:1000', is_rule),
     target_dtype=('a type of real numbers such as uint8', is_dtype),
     target_reach=('two finite numbers, the lower first', is_range),
     fit=("'shrink' or 'patch'", lambda v: is_text(v) and v in ('shrink', 'patch')),
     steps=('a whole number from 1 to 100000', lambda v: v is None or is_count(v, 10**5)),
-    tau=(f"one of {', '.join(rules)}", lambda v: v is None or is_text(v) and v in rules),
+    tau=(f'one of {", ".join(rules)}', lambda v: v is None or is_text(v) and v in rules),
     options=('an object', lambda v: isinstance(v, dict)),
-    source_values=('names with two finite numbers each',
-                   lambda v: v is None or is_table(v, is_range)),
-    grids=('numbers of steps with a falling grid from 1 to 0 each',
-           lambda v: is_table(v, is_fitted)),
+    source_values=(
+        'names with two finite numbers each',
+        lambda v: v is None or is_table(v, is_range),
+    ),
+    grids=(
+        'numbers of steps with a falling grid from 1 to 0 each',
+        lambda v: is_table(v, is_fitted),
+    ),
     dataset=('a text', lambda v: v is None or is_text(v)),
     source=('a text', lambda v: v is None or is_text(v)),
     target=('a text', lambda v: v is None or is_text(v)),
     latent=('an object', lambda v: v is None or isinstance(v, dict)),
-    text=('an object with by, encoder, fields, source, usual',
-          lambda v: v is None or is_prompted(v)),
+    text=(
+        'an object with by, encoder, fields, source, usual',
+        lambda v: v is None or is_prompted(v),
+    ),
 )
 NEEDED = ('kind', 'size', 'source_window', 'target_window', 'channels')
 
+
 def is_prompted(v) -> bool:
     "What a model with prompts has to know."
-    if not isinstance(v, dict): return False
+    if not isinstance(v, dict):
+        return False
     texts = all(is_text(v.get(k)) for k in ('by', 'encoder', 'source'))
     tables = all(isinstance(v.get(k, d), dict) for k, d in (('usual', None), ('seen', {})))
     return texts and tables and is_words(v.get('fields')) and is_words(v.get('known', []))
 
 # %% ../nbs/25_store.ipynb #6ce893d3
-def refuse_value(path, key:str, must:str, value):
+def refuse_value(path, key: str, must: str, value):
     "Raise the one line about a value of config.json."
     raise InputError(
         f'{path}: {key} must be {must}, got {short(value)}; the file is damaged or was edited: '
-        f'{AGAIN}')
+        f'{AGAIN}'
+    )
+
 
 def check_agreement(d, path):
     "Raise InputError if values of the data section contradict each other."
     if d['kind'] == 'volume' and d['channels'] != [1, 1]:
         refuse_value(path, 'data.channels', '[1, 1] for volumes', d['channels'])
     rule, window = d.get('target_window_rule', 'percentile'), d['target_window']
-    stated = dict(hu=[-1000., 1000.]).get(rule)
+    stated = dict(hu=[-1000.0, 1000.0]).get(rule)
     if ':' in rule and not rule.startswith('slice:'):
         stated = [float(v) for v in rule.removeprefix('labels:').split(':')]
     if stated and stated != [float(v) for v in window]:
         refuse_value(path, 'data.target_window', f'{stated}, as its rule {rule} says', window)
     kind = np.dtype(d.get('target_dtype') or 'float32')
     ends = (0, 1) if kind.kind == 'b' else (-np.inf, np.inf)
-    if kind.kind in 'iu': ends = (np.iinfo(kind).min, np.iinfo(kind).max)
+    if kind.kind in 'iu':
+        ends = (np.iinfo(kind).min, np.iinfo(kind).max)
     if rule != 'percentile' and not ends[0] <= window[0] < window[1] <= ends[1]:
         refuse_value(path, 'data.target_dtype', f'a type that holds {window}', str(kind))
+
 
 def check_data_section(config, path):
     "Raise InputError unless the data section says how to prepare an input and scale an output."
@@ -237,32 +304,39 @@ def check_data_section(config, path):
     lacks = [k for k in needed if d.get(k) is None]
     if lacks:
         raise InputError(
-            f"{path}: section 'data' is incomplete, it lacks {', '.join(lacks)}; {AGAIN}")
+            f"{path}: section 'data' is incomplete, it lacks {', '.join(lacks)}; {AGAIN}"
+        )
     for key, (must, fits) in DATA_RULES.items():
-        if key in d and not fits(d[key]): refuse_value(path, f'data.{key}', must, d[key])
+        if key in d and not fits(d[key]):
+            refuse_value(path, f'data.{key}', must, d[key])
     check_agreement(d, path)
     check_model_section(config, path)
     options = {k: v for k, v in d.get('options', {}).items() if k != 'grid'}
-    try: check_options(config['model']['method'], options)
+    try:
+        check_options(config['model']['method'], options)
     except (InputError, TypeError, ValueError) as e:
-        raise InputError(
-            f'{path}: data.options: {first_line(e)}; {AGAIN}') from None
+        raise InputError(f'{path}: data.options: {first_line(e)}; {AGAIN}') from None
 
 # %% ../nbs/25_store.ipynb #5d3d0aa3
 def absurd(value, key='', depth=0):
     "The first key whose value is no size: too large, not finite, too deep; None if all could be."
-    if depth > 6: return key
+    if depth > 6:
+        return key
     if isinstance(value, dict):
         found = (absurd(v, f'{key}.{k}', depth + 1) for k, v in value.items())
         return next(filter(None, found), None)
     if isinstance(value, list):
-        if len(value) > 64: return key
+        if len(value) > 64:
+            return key
         found = (absurd(v, f'{key}[{k}]', depth + 1) for k, v in enumerate(value))
         return next(filter(None, found), None)
-    if isinstance(value, str): return key if len(value) > 1000 else None
-    if value is None or isinstance(value, bool): return None
+    if isinstance(value, str):
+        return key if len(value) > 1000 else None
+    if value is None or isinstance(value, bool):
+        return None
     most = 64 if re.search(r'layers|levels|nodes|images', key) else 2**16
     return None if is_number(value) and abs(value) <= most else key
+
 
 def check_model_section(config, path):
     "Raise InputError unless names and sizes could be those of a model; builds nothing."
@@ -278,15 +352,18 @@ def check_model_section(config, path):
         if bad:
             raise InputError(
                 f'{path}: {bad} is no size or number that a model can have; the file is damaged '
-                f'or was edited: {AGAIN}')
+                f'or was edited: {AGAIN}'
+            )
     for key in ('pred', 'arch'):
         if not (m.get(key) is None or is_text(m[key])):
             refuse_value(path, f'model.{key}', 'a text', m[key])
-    try: find_net(m.get('arch') or get_method(m['method']).net)
-    except InputError as e: raise InputError(f'{path}: {e}') from None
+    try:
+        find_net(m.get('arch') or get_method(m['method']).net)
+    except InputError as e:
+        raise InputError(f'{path}: {e}') from None
 
 # %% ../nbs/25_store.ipynb #e2b0fc25
-def count_weights(model:dict) -> int:
+def count_weights(model: dict) -> int:
     "The number of weights of the network of a model description, at least; nothing is allocated."
     m = get_method(model['method'])
     with torch.device('meta'):
@@ -297,29 +374,40 @@ def count_weights(model:dict) -> int:
 # %% ../nbs/25_store.ipynb #d2a5bee5
 def check_size(config, folder):
     "Raise InputError if the network has more weights than fit into the file beside config.json."
-    path, weights = Path(folder)/'config.json', Path(folder)/'model.safetensors'
+    path, weights = Path(folder) / 'config.json', Path(folder) / 'model.safetensors'
     if not weights.is_file():
-        raise InputError(
-            f'{weights}: file is missing; the folder is incomplete: {AGAIN}')
-    try: n = count_weights(config['model'])
+        raise InputError(f'{weights}: file is missing; the folder is incomplete: {AGAIN}')
+    try:
+        n = count_weights(config['model'])
     except MODEL_FAULTS as e:
         if not isinstance(e, (NotImplementedError, AttributeError)):
             raise InputError(
-                f"{path}: network sizes {short(config['model'].get('net'))} do not "
-                f"fit ({first_line(e)}); {AGAIN}") from None
-        return                                # `build` has the last word
+                f'{path}: network sizes {short(config["model"].get("net"))} do not '
+                f'fit ({first_line(e)}); {AGAIN}'
+            ) from None
+        return  # `build` has the last word
     if n > weights.stat().st_size:
         raise InputError(
-            f'{weights}: weights do not belong to this model, which has {n:,} of them; {AGAIN}')
+            f'{weights}: weights do not belong to this model, which has {n:,} of them; {AGAIN}'
+        )
 
-MODEL_FAULTS = (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError,
-                AttributeError, MemoryError, AssertionError)
+
+MODEL_FAULTS = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    AssertionError,
+)
 
 # %% ../nbs/25_store.ipynb #3d497d00
 def load_weights(
-    den,            # network or denoiser
-    path,           # safetensors file
-    digest:str='',  # its sha256, where that is known
+    den,  # network or denoiser
+    path,  # safetensors file
+    digest: str = '',  # its sha256, where that is known
 ):
     "Load a file into `den`; raises InputError unless digest, names, shapes and types agree."
     got, want = load_tensors(path, digest), den.state_dict()
@@ -328,82 +416,124 @@ def load_weights(
     if wrong:
         raise InputError(
             f'{path}: weights do not belong to this model ({len(wrong)} of {len(want)} differ, '
-            f'first: {wrong[0]}); {AGAIN}')
+            f'first: {wrong[0]}); {AGAIN}'
+        )
     den.load_state_dict(got)
     return den
 
+
 def load_model(
-    folder,        # folder written by `save_model`
+    folder,  # folder written by `save_model`
     device='cpu',
-):                 # (denoiser in eval mode, config dict)
-    "Open a model folder; raises InputError with one line if it is incomplete, damaged or of another version."
-    config, path = load_config(folder), Path(folder)/'config.json'
+):  # (denoiser in eval mode, config dict)
+    """Open a model folder; raises InputError with one line if it is incomplete, damaged or of
+    another version.
+    """
+    config, path = load_config(folder), Path(folder) / 'config.json'
     check_model_section(config, path)
     check_size(config, folder)
-    try: den = build(**config['model'])
-    except InputError as e: raise InputError(f'{path}: {e}') from None
+    try:
+        den = build(**config['model'])
+    except InputError as e:
+        raise InputError(f'{path}: {e}') from None
     except MODEL_FAULTS as e:
         raise InputError(
-            f"{path}: section 'model' does not describe a model ({first_line(e)}); "
-            f"{AGAIN}") from None
+            f"{path}: section 'model' does not describe a model ({first_line(e)}); {AGAIN}"
+        ) from None
     digest = config.get('weights', {}).get('sha256', '')
-    if not is_text(digest): refuse_value(path, 'weights.sha256', 'a text', digest)
-    return load_weights(den, Path(folder)/'model.safetensors', digest).eval().to(device), config
+    if not is_text(digest):
+        refuse_value(path, 'weights.sha256', 'a text', digest)
+    return load_weights(den, Path(folder) / 'model.safetensors', digest).eval().to(device), config
 
 # %% ../nbs/25_store.ipynb #7a053f9c
 def add_grid(
-    folder,         # model folder
-    grid,           # from grid.fit_grid: n + 1 falling times, 1 to 0
-    objective:str,  # what it was fitted to, e.g. 'bound' or 'psnr'
-    tau='markov',   # noise rule it was fitted under
+    folder,  # model folder
+    grid,  # from grid.fit_grid: n + 1 falling times, 1 to 0
+    objective: str,  # what it was fitted to, e.g. 'bound' or 'psnr'
+    tau='markov',  # noise rule it was fitted under
 ):
     "Store a fitted grid in a model folder, for len(grid) - 1 steps."
     config, grid = load_config(folder), check_grid(grid).tolist()
-    config['data'].setdefault('grids', {})[str(len(grid) - 1)] = dict(objective=objective, tau=tau, grid=grid)
-    with atomic(Path(folder)/'config.json') as tmp: Path(tmp).write_text(json.dumps(config, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    config['data'].setdefault('grids', {})[str(len(grid) - 1)] = dict(
+        objective=objective, tau=tau, grid=grid
+    )
+    with atomic(Path(folder) / 'config.json') as tmp:
+        Path(tmp).write_text(
+            json.dumps(config, indent=1, ensure_ascii=False) + '\n', encoding='utf-8'
+        )
+
 
 def stored_grid(
-    config:dict, # of a model
-    steps:int,
-    tau='markov', # noise rule of the sampling
-):               # the stored grid for `steps` if it was fitted under this rule, else None
-    "The grid fitted to a model, if there is one; raises InputError for a stored grid of another length."
+    config: dict,  # of a model
+    steps: int,
+    tau='markov',  # noise rule of the sampling
+):  # the stored grid for `steps` if it was fitted under this rule, else None
+    """The grid fitted to a model, if there is one; raises InputError for a stored grid of another
+    length.
+    """
     fitted = config['data'].get('grids', {}).get(str(steps))
-    if not fitted or fitted.get('tau', 'markov') != tau: return None
-    if len(fitted['grid']) != steps + 1: raise InputError(f"the stored grid for {steps} steps has {len(fitted['grid']) - 1}; the model folder is damaged, copy it again")
+    if not fitted or fitted.get('tau', 'markov') != tau:
+        return None
+    if len(fitted['grid']) != steps + 1:
+        raise InputError(
+            f'the stored grid for {steps} steps has {len(fitted["grid"]) - 1}; the model folder is'
+            ' damaged, copy it again'
+        )
     return check_grid(fitted['grid'])
 
 # %% ../nbs/25_store.ipynb #40f9989a
 HUB_FILES = ('config.json', 'model.safetensors', 'README.md')
 
+
 def find_model(
-    name, # a model folder, or hf://NAME/REPOSITORY on the Hugging Face hub
-) -> Path:# the folder
+    name,  # a model folder, or hf://NAME/REPOSITORY on the Hugging Face hub
+) -> Path:  # the folder
     "The folder of a model, fetched from the hub if its name says hf://; raises InputError."
     asked = re.fullmatch(r'hf:/{1,2}(.*)', str(name))
-    if not asked: return Path(name)           # load_config says what is wrong with it
+    if not asked:
+        return Path(name)  # load_config says what is wrong with it
     name = asked[1]
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         raise InputError(
-            f'hf://{name}: is no name on the Hugging Face hub; they read hf://NAME/REPOSITORY')
+            f'hf://{name}: is no name on the Hugging Face hub; they read hf://NAME/REPOSITORY'
+        )
     from huggingface_hub import snapshot_download
+
     with hub() as there:
-        try: return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
+        try:
+            return Path(snapshot_download(str(name), allow_patterns=list(HUB_FILES)))
         except Exception as e:
-            away = 'the Hugging Face hub cannot be reached from here, and nothing is in its local cache'
+            away = (
+                'the Hugging Face hub cannot be reached from here, and nothing is in its local'
+                ' cache'
+            )
             why = f'is not on the Hugging Face hub ({first_line(e)})' if there else away
             raise InputError(f'hf://{name}: {why}; give a folder, or check the name') from None
 
+
 def push_model(
-    folder,         # model folder
-    name:str,       # NAME/REPOSITORY on the hub; made if it is not there
-    private=True,   # visible to you alone
-    token=None,     # default: the one of `hf auth login`
-) -> str:           # address
+    folder,  # model folder
+    name: str,  # NAME/REPOSITORY on the hub; made if it is not there
+    private=True,  # visible to you alone
+    token=None,  # default: the one of `hf auth login`
+) -> str:  # address
     "Upload a model folder to the Hugging Face hub; raises InputError."
     load_model(folder)
     from huggingface_hub import HfApi
+
     try:
-        api = HfApi(token=token); api.create_repo(name, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=list(HUB_FILES), commit_message=f'xmodal {__version__}'))
-    except Exception as e: raise InputError(f'{name}: cannot be uploaded ({first_line(e)}); log in with hf auth login, and check the name') from None
+        api = HfApi(token=token)
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(
+            api.upload_folder(
+                repo_id=name,
+                folder_path=str(folder),
+                allow_patterns=list(HUB_FILES),
+                commit_message=f'xmodal {__version__}',
+            )
+        )
+    except Exception as e:
+        raise InputError(
+            f'{name}: cannot be uploaded ({first_line(e)}); log in with hf auth login, and check'
+            ' the name'
+        ) from None

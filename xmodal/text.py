@@ -22,178 +22,381 @@ from .core import InputError, atomic, mend_torchvision, project_root
 from .layouts import ixi_scanners
 
 # %% ../nbs/24_text.ipynb #05te7ca1
-limits = dict(age=(0, 120, 'years'), field=(.001, 21, 'tesla'), TR=(1, 60_000, 'ms'), TE=(.5, 999, 'ms'), TI=(5, 20_000, 'ms'), flip=(.01, 180, 'degrees'))
-trap = dict(age='days or months', field='gauss or millitesla', TR='seconds or microseconds', TE='seconds or microseconds', TI='seconds or microseconds', flip='radians')
+limits = dict(
+    age=(0, 120, 'years'),
+    field=(0.001, 21, 'tesla'),
+    TR=(1, 60_000, 'ms'),
+    TE=(0.5, 999, 'ms'),
+    TI=(5, 20_000, 'ms'),
+    flip=(0.01, 180, 'degrees'),
+)
+trap = dict(
+    age='days or months',
+    field='gauss or millitesla',
+    TR='seconds or microseconds',
+    TE='seconds or microseconds',
+    TI='seconds or microseconds',
+    flip='radians',
+)
+
 
 def number(
-    name:str, # a key of `limits`
-    v,        # int, float, numpy number, or text that holds one
+    name: str,  # a key of `limits`
+    v,  # int, float, numpy number, or text that holds one
 ) -> float:
     "A number of a record. Raises InputError if it is none, or none that is possible in its unit."
     low, high, unit = limits[name]
-    try: x = float('nan' if isinstance(v, (bool, np.bool_)) else v)
-    except (TypeError, ValueError): x = float('nan')
-    if low <= x <= high: return x
-    if x != x: raise InputError(f'{name} {v!r}: is not a number; give {low:g} to {high:g} {unit}, or nothing if it is not known')
-    hint = f'; if it is in seconds, give {1000*x:g}' if unit == 'ms' and x < low and low <= 1000*x <= high else f'; is it in {trap[name]}?'
+    try:
+        x = float('nan' if isinstance(v, (bool, np.bool_)) else v)
+    except (TypeError, ValueError):
+        x = float('nan')
+    if low <= x <= high:
+        return x
+    if x != x:
+        raise InputError(
+            f'{name} {v!r}: is not a number; give {low:g} to {high:g} {unit}, or nothing if it is'
+            ' not known'
+        )
+    hint = (
+        f'; if it is in seconds, give {1000 * x:g}'
+        if unit == 'ms' and x < low and low <= 1000 * x <= high
+        else f'; is it in {trap[name]}?'
+    )
     raise InputError(f'{name} {x:g}: is impossible in {unit}, give {low:g} to {high:g}{hint}')
 
 # %% ../nbs/24_text.ipynb #08te7ca1
 unknown = ('', 'n/a', 'na', 'nan', '<na>', 'nat', 'none', 'null', 'unknown', '-')
-makers = ('Philips', 'Siemens', 'GE', 'Canon', 'Toshiba', 'Hitachi', 'Fujifilm', 'United Imaging', 'Bruker', 'Varian', 'Elekta')
-heads = dict(T1w='T1-weighted MRI', T2w='T2-weighted MRI', PDw='PD-weighted MRI', FLAIR='FLAIR MRI', T1ce='contrast-enhanced T1-weighted MRI', CT='CT')  # how a modality is said
-codes = dict(IR='inversion recovery', EP='echo planar', SE='spin echo', GR='gradient echo')   # DICOM's ScanningSequence, in the order they are said
+makers = (
+    'Philips',
+    'Siemens',
+    'GE',
+    'Canon',
+    'Toshiba',
+    'Hitachi',
+    'Fujifilm',
+    'United Imaging',
+    'Bruker',
+    'Varian',
+    'Elekta',
+)
+# how a modality is said
+heads = dict(
+    T1w='T1-weighted MRI',
+    T2w='T2-weighted MRI',
+    PDw='PD-weighted MRI',
+    FLAIR='FLAIR MRI',
+    T1ce='contrast-enhanced T1-weighted MRI',
+    CT='CT',
+)
+# DICOM's ScanningSequence, in the order they are said
+codes = dict(IR='inversion recovery', EP='echo planar', SE='spin echo', GR='gradient echo')
+
 
 def table(**rows) -> dict:
     "Spelling in lower case -> the form that is kept."
     return {s.lower(): form for form, spelled in rows.items() for s in (form, *spelled.split('|'))}
 
+
 spellings = dict(
     sex=table(F='female|woman', M='male|man', O='other|diverse|nonbinary'),
-    modality=table(T1w='t1|t1n|t1-weighted|t1 weighted', T2w='t2|t2-weighted|t2 weighted', PDw='pd|pd-weighted|proton density', FLAIR='t2-flair|t2 flair|t2f', T1ce='t1c|t1gd|t1-gd|t1+c', CT='ct', SAR='sar', optical='optical')
-             | {said.lower(): form for form, said in heads.items()},
-    maker={f'{m}{more}'.lower(): m for m in makers for more in ('', ' healthcare', ' healthineers', ' healthcare gmbh', ' medical', ' medical systems', ' medizintechnik')} | {'general electric': 'GE', 'uih': 'United Imaging'},
+    modality=table(
+        T1w='t1|t1n|t1-weighted|t1 weighted',
+        T2w='t2|t2-weighted|t2 weighted',
+        PDw='pd|pd-weighted|proton density',
+        FLAIR='t2-flair|t2 flair|t2f',
+        T1ce='t1c|t1gd|t1-gd|t1+c',
+        CT='ct',
+        SAR='sar',
+        optical='optical',
+    )
+    | {said.lower(): form for form, said in heads.items()},
+    maker={
+        f'{m}{more}'.lower(): m
+        for m in makers
+        for more in (
+            '',
+            ' healthcare',
+            ' healthineers',
+            ' healthcare gmbh',
+            ' medical',
+            ' medical systems',
+            ' medizintechnik',
+        )
+    }
+    | {'general electric': 'GE', 'uih': 'United Imaging'},
     contrast=table(none='no|no contrast|without'),
-    sequence={' '.join(s).lower(): ' '.join(codes[k] for k in codes if k in s) for n in (1, 2, 3) for s in itertools.permutations(codes, n)})
+    sequence={
+        ' '.join(s).lower(): ' '.join(codes[k] for k in codes if k in s)
+        for n in (1, 2, 3)
+        for s in itertools.permutations(codes, n)
+    },
+)
+
 
 def tidy(
-    name:str, # a field of `Metadata`
-    v,        # what was given for it
-):            # its one form: float, str, or None for not known
+    name: str,  # a field of `Metadata`
+    v,  # what was given for it
+):  # its one form: float, str, or None for not known
     "One value of a record in its canonical form. Raises InputError."
     s = ' '.join(str(v).split())
-    if v is None or s.lower() in unknown and (name, s.lower()) != ('contrast', 'none'): return None
-    if name in limits: return number(name, v)
-    if not isinstance(v, (str, int, float)) or set(s) & set(',;[]'): raise InputError(f'{name} {v!r}: give plain text without commas, semicolons and brackets')
+    if v is None or s.lower() in unknown and (name, s.lower()) != ('contrast', 'none'):
+        return None
+    if name in limits:
+        return number(name, v)
+    if not isinstance(v, (str, int, float)) or set(s) & set(',;[]'):
+        raise InputError(f'{name} {v!r}: give plain text without commas, semicolons and brackets')
     s = spellings.get(name, {}).get(s.lower(), s)
-    if name == 'sex' and s not in ('F', 'M', 'O'): raise InputError(f"sex {v!r}: give 'F', 'M', 'O', or nothing if it is not known")
+    if name == 'sex' and s not in ('F', 'M', 'O'):
+        raise InputError(f"sex {v!r}: give 'F', 'M', 'O', or nothing if it is not known")
     return s.lower() if name == 'region' else s
 
 # %% ../nbs/24_text.ipynb #11te7ca1
 @dataclass(frozen=True)
 class Metadata:
     "What is known about one image; None: not known. Raises InputError for impossible values."
-    age: float = None      # years, 0 to 120
-    sex: str = None        # 'F', 'M', 'O' (other)
-    maker: str = None      # of the scanner: 'Philips', 'Siemens', 'GE', ...
-    model: str = None      # of the scanner: 'Intera', ...
-    field: float = None    # field strength, tesla, at most 21
-    sequence: str = None   # 'spin echo', 'gradient echo', 'inversion recovery', ... or DICOM's SE, GR, IR
-    TR: float = None       # repetition time, ms
-    TE: float = None       # echo time, ms, below TR
-    TI: float = None       # inversion time, ms
-    flip: float = None     # flip angle, degrees, at most 180
-    contrast: str = None   # contrast agent; 'none' if it is known that none was given
-    modality: str = None   # 'T1w', 'T2w', 'PDw', 'FLAIR', 'T1ce', 'CT', 'SAR', 'optical', or any text
-    region: str = None     # 'brain', 'pelvis', ...
+
+    age: float = None  # years, 0 to 120
+    sex: str = None  # 'F', 'M', 'O' (other)
+    maker: str = None  # of the scanner: 'Philips', 'Siemens', 'GE', ...
+    model: str = None  # of the scanner: 'Intera', ...
+    field: float = None  # field strength, tesla, at most 21
+    # 'spin echo', 'gradient echo', 'inversion recovery', ... or DICOM's SE, GR, IR
+    sequence: str = None
+    TR: float = None  # repetition time, ms
+    TE: float = None  # echo time, ms, below TR
+    TI: float = None  # inversion time, ms
+    flip: float = None  # flip angle, degrees, at most 180
+    contrast: str = None  # contrast agent; 'none' if it is known that none was given
+    # 'T1w', 'T2w', 'PDw', 'FLAIR', 'T1ce', 'CT', 'SAR', 'optical', or any text
+    modality: str = None
+    region: str = None  # 'brain', 'pelvis', ...
 
     def __post_init__(self):
-        for f in dataclass_fields(self): object.__setattr__(self, f.name, tidy(f.name, getattr(self, f.name)))
-        if self.TE and self.TR and self.TE >= self.TR: raise InputError(f'TE {self.TE:g} ms: is not below TR {self.TR:g} ms; check the units of both' + (f' (TR in seconds? give {1000*self.TR:g})' if self.TR < 20 else ''))
+        for f in dataclass_fields(self):
+            object.__setattr__(self, f.name, tidy(f.name, getattr(self, f.name)))
+        if self.TE and self.TR and self.TE >= self.TR:
+            raise InputError(
+                f'TE {self.TE:g} ms: is not below TR {self.TR:g} ms; check the units of both'
+                + (f' (TR in seconds? give {1000 * self.TR:g})' if self.TR < 20 else '')
+            )
+
 
 names = tuple(f.name for f in dataclass_fields(Metadata))
-groups = dict(description=('modality', 'region', 'sequence', 'TR', 'TE', 'TI', 'flip', 'contrast'), scanner=('maker', 'model', 'field'), age=('age',), gender=('sex',))
-FIELDS = tuple(groups)  # ('description', 'scanner', 'age', 'gender'), the groups of fields that a prompt is made of
+groups = dict(
+    description=('modality', 'region', 'sequence', 'TR', 'TE', 'TI', 'flip', 'contrast'),
+    scanner=('maker', 'model', 'field'),
+    age=('age',),
+    gender=('sex',),
+)
+# ('description', 'scanner', 'age', 'gender'), the groups of fields that a prompt is made of
+FIELDS = tuple(groups)
 
 # %% ../nbs/24_text.ipynb #15te7ca1
-KEY_FIELDS = ('modality', 'sequence', 'TR', 'TE', 'TI', 'flip', 'contrast', 'maker', 'model', 'field')  # what masking hides
+# what masking hides
+KEY_FIELDS = (
+    'modality',
+    'sequence',
+    'TR',
+    'TE',
+    'TI',
+    'flip',
+    'contrast',
+    'maker',
+    'model',
+    'field',
+)
+
 
 def subset(
-    record:Metadata,
-    fields=FIELDS, # groups to keep: a tuple, or text with commas
+    record: Metadata,
+    fields=FIELDS,  # groups to keep: a tuple, or text with commas
 ) -> Metadata:
     "The record with only the fields of these groups known. Raises InputError for other groups."
-    wanted = [f.strip() for f in fields.split(',') if f.strip()] if isinstance(fields, str) else list(fields)
+    wanted = (
+        [f.strip() for f in fields.split(',') if f.strip()]
+        if isinstance(fields, str)
+        else list(fields)
+    )
     for f in wanted:
-        if f not in groups: raise InputError(f"metadata group {f!r}: give some of {', '.join(FIELDS)}")
+        if f not in groups:
+            raise InputError(f'metadata group {f!r}: give some of {", ".join(FIELDS)}')
     kept = [n for g in wanted for n in groups[g]]
     return replace(record, **{n: None for n in names if n not in kept})
 
-def mask_record(record:Metadata) -> Metadata:
+
+def mask_record(record: Metadata) -> Metadata:
     "The record with the key fields forgotten."
     return replace(record, **{n: None for n in KEY_FIELDS})
 
 # %% ../nbs/24_text.ipynb #18te7ca1
-keys = dict(  # names in dictionaries, capitals and all but letters and digits dropped, in order of trust
-    age='age|patientage|ageyears', sex='sex|gender|patientsex', maker='maker|manufacturer|vendor|scanner|scannermanufacturer', model='model|manufacturersmodelname|manufacturermodelname|scannermodel',
-    field='field|magneticfieldstrength|fieldstrength', sequence='sequence|scanningsequence|pulsesequencetype', TR='tr|trms|repetitiontime|repetitiontimems', TE='te|tems|echotime|echotimems', TI='ti|tims|inversiontime|inversiontimems', flip='flip|flipangle',
-    contrast='contrast|contrastbolusagent|contrastbolusingredient', modality='modality', region='region|bodypartexamined|bodypart')
+# names in dictionaries, capitals and all but letters and digits dropped, in order of trust
+keys = dict(
+    age='age|patientage|ageyears',
+    sex='sex|gender|patientsex',
+    maker='maker|manufacturer|vendor|scanner|scannermanufacturer',
+    model='model|manufacturersmodelname|manufacturermodelname|scannermodel',
+    field='field|magneticfieldstrength|fieldstrength',
+    sequence='sequence|scanningsequence|pulsesequencetype',
+    TR='tr|trms|repetitiontime|repetitiontimems',
+    TE='te|tems|echotime|echotimems',
+    TI='ti|tims|inversiontime|inversiontimems',
+    flip='flip|flipangle',
+    contrast='contrast|contrastbolusagent|contrastbolusingredient',
+    modality='modality',
+    region='region|bodypartexamined|bodypart',
+)
+
 
 def field_of(key) -> tuple:
     "(rank, field) of a dictionary's key; None if it means no field."
     plain = re.sub('[^a-z0-9]', '', str(key).lower())
-    return next(((spelled.split('|').index(plain), n) for n, spelled in keys.items() if plain in spelled.split('|')), None)
+    return next(
+        (
+            (spelled.split('|').index(plain), n)
+            for n, spelled in keys.items()
+            if plain in spelled.split('|')
+        ),
+        None,
+    )
+
 
 def reading(
-    name:str, # field
-    key:str,  # as the dictionary calls it
+    name: str,  # field
+    key: str,  # as the dictionary calls it
     v,
-):            # value in the units of Metadata
-    "A dictionary's value in our units: seconds to ms, '89+' to 89, an inversion time of 0 to nothing, lists to text."
+):  # value in the units of Metadata
+    """A dictionary's value in our units: seconds to ms, '89+' to 89, an inversion time of 0 to
+    nothing, lists to text.
+    """
     if name in limits:
-        if isinstance(v, (list, tuple)) and len(v) == 1: v = v[0]
-        if name == 'age' and (m := re.fullmatch(r'[<>]?\s*(\d+(?:\.\d+)?)\s*(\+|[YMWD])?', str(v).strip().upper())): return float(m[1])/dict(M=12, W=52.18, D=365.25).get(m[2], 1)
-        if in_seconds(key): v = milliseconds(key, v, limits[name][1])
-        if name == 'flip' and isinstance(v, (list, tuple)): return None                              # it varied during the scan
+        if isinstance(v, (list, tuple)) and len(v) == 1:
+            v = v[0]
+        if name == 'age' and (
+            m := re.fullmatch(r'[<>]?\s*(\d+(?:\.\d+)?)\s*(\+|[YMWD])?', str(v).strip().upper())
+        ):
+            return float(m[1]) / dict(M=12, W=52.18, D=365.25).get(m[2], 1)
+        if in_seconds(key):
+            v = milliseconds(key, v, limits[name][1])
+        if name == 'flip' and isinstance(v, (list, tuple)):
+            return None  # it varied during the scan
         return None if name == 'TI' and str(v).strip().lstrip('-') in ('0', '0.0') else v
-    if isinstance(v, (list, tuple)): v = ' '.join(map(str, v))
-    v = re.sub(r'[,;\[\]\\/\'"]+' if name == 'sequence' else r'[,;\[\]]+', ' ', v) if isinstance(v, str) else v
+    if isinstance(v, (list, tuple)):
+        v = ' '.join(map(str, v))
+    v = (
+        re.sub(r'[,;\[\]\\/\'"]+' if name == 'sequence' else r'[,;\[\]]+', ' ', v)
+        if isinstance(v, str)
+        else v
+    )
     return None if name == 'modality' and str(v).strip().upper() in ('MR', 'MRI') else v
+
 
 def in_seconds(key) -> bool:
     "Is this one of BIDS's long names, whose values are in seconds?"
     return re.sub('[^a-z]', '', key.lower()) in ('repetitiontime', 'echotime', 'inversiontime')
 
+
 def milliseconds(key, v, high):
-    "A sidecar's time in ms, None if it is not known. Raises InputError if it is no number, or possible only if it is in ms already."
-    if str(v).strip().lower() in unknown: return None
-    try: ms = 1000*round(float(v), 9)
-    except (TypeError, ValueError): raise InputError(f'{key} {v!r}: is not a number; give seconds, or leave it out if it is not known') from None
-    if ms > high >= ms/1000: raise InputError(f'{key} {v}: a sidecar gives seconds, as BIDS says; if it is in ms, give {ms/1e6:g}')
+    """A sidecar's time in ms, None if it is not known.
+
+    Raises InputError if it is no number, or possible only if it is in ms already.
+    """
+    if str(v).strip().lower() in unknown:
+        return None
+    try:
+        ms = 1000 * round(float(v), 9)
+    except (TypeError, ValueError):
+        raise InputError(
+            f'{key} {v!r}: is not a number; give seconds, or leave it out if it is not known'
+        ) from None
+    if ms > high >= ms / 1000:
+        raise InputError(
+            f'{key} {v}: a sidecar gives seconds, as BIDS says; if it is in ms, give {ms / 1e6:g}'
+        )
     return ms
 
 # %% ../nbs/24_text.ipynb #21te7ca1
 def checked(name, key, v, value):
     "The value in its canonical form; an InputError names the key as the dictionary has it."
-    try: return tidy(name, value)
+    try:
+        return tidy(name, value)
     except InputError as e:
-        if in_seconds(key): raise InputError(f'{key} {v}: seconds, as BIDS says, so {value:g} ms, which is impossible; give {limits[name][0]/1000:g} to {limits[name][1]/1000:g}') from None
+        if in_seconds(key):
+            raise InputError(
+                f'{key} {v}: seconds, as BIDS says, so {value:g} ms, which is impossible; give'
+                f' {limits[name][0] / 1000:g} to {limits[name][1] / 1000:g}'
+            ) from None
         raise e if key == name else InputError(f'{key} {v!r}: {e}') from None
 
+
 def read_metadata(
-    meta:dict, # a record's dictionary: BIDS sidecar, participants.tsv, IXI, CSV, or the names of Metadata (ms, tesla)
-    **more,    # further values under the same names; they win
+    # a record's dictionary: BIDS sidecar, participants.tsv, IXI, CSV, or the names of Metadata (ms,
+    # tesla)
+    meta: dict,
+    **more,  # further values under the same names; they win
 ) -> Metadata:
-    "What a dictionary of any layout says. Raises InputError for impossible values and for unknown names in `more`."
+    """What a dictionary of any layout says.
+
+    Raises InputError for impossible values and for unknown names in `more`.
+    """
     found = {}
     for key, v in meta.items():
-        if (at := field_of(key)) and (value := reading(at[1], key, v)) is not None and checked(at[1], key, v, value) is not None: found.setdefault(at[1], {})[at[0]] = value
+        if (
+            (at := field_of(key))
+            and (value := reading(at[1], key, v)) is not None
+            and checked(at[1], key, v, value) is not None
+        ):
+            found.setdefault(at[1], {})[at[0]] = value
     found = {n: ranked[min(ranked)] for n, ranked in found.items()}
     for key, v in more.items():
-        if not field_of(key): raise InputError(f"metadata {key!r}: is no field; known are {', '.join(names)}")
+        if not field_of(key):
+            raise InputError(f'metadata {key!r}: is no field; known are {", ".join(names)}')
         found[field_of(key)[1]] = reading(field_of(key)[1], key, v)
-    for n, v in zip(('maker', 'field'), ixi_scanners.get(str(meta.get('site', '')), ())): found.setdefault(n, v)
-    made = re.fullmatch(f"({'|'.join(makers)}) (.+)", str(found.get('maker')), re.I)
-    if made and found['maker'].lower() not in spellings['maker'] and not found.get('model'): found |= dict(maker=made[1], model=made[2])
+    for n, v in zip(('maker', 'field'), ixi_scanners.get(str(meta.get('site', '')), ())):
+        found.setdefault(n, v)
+    made = re.fullmatch(f'({"|".join(makers)}) (.+)', str(found.get('maker')), re.I)
+    if made and found['maker'].lower() not in spellings['maker'] and not found.get('model'):
+        found |= dict(maker=made[1], model=made[2])
     return Metadata(**found)
 
 # %% ../nbs/24_text.ipynb #24te7ca1
 sexes = dict(F='female', M='male', O='other sex')
 
-def said(name:str, v) -> str:
+
+def said(name: str, v) -> str:
     "A number as a prompt says it: four digits; ages in years."
     return f'{round(v, 0 if v >= 10 else 1):g}' if name == 'age' else f'{float(f"{v:.4g}"):.10g}'
 
-def phrases(r:Metadata) -> dict:
+
+def phrases(r: Metadata) -> dict:
     "Group -> the phrases of a record, in order; empty where nothing is known."
-    what = heads.get(r.modality, f'{r.modality} image') if r.modality else 'image' if r.region else ''
-    order = f'{r.sequence}' if re.search(r'\b(echo|recovery|planar)$', r.sequence or '') else f'{r.sequence} sequence'
-    made = [r.maker, '' if r.maker in makers and r.model else 'scanner', r.model] if r.maker or r.model else []
+    what = (
+        heads.get(r.modality, f'{r.modality} image') if r.modality else 'image' if r.region else ''
+    )
+    order = (
+        f'{r.sequence}'
+        if re.search(r'\b(echo|recovery|planar)$', r.sequence or '')
+        else f'{r.sequence} sequence'
+    )
+    made = (
+        [r.maker, '' if r.maker in makers and r.model else 'scanner', r.model]
+        if r.maker or r.model
+        else []
+    )
     parts = dict(
-        description=[what + (f' of the {r.region}' if r.region else ''), r.sequence and order, *[v and f'{n} {said(n, v)} ms' for n, v in zip(('TR', 'TE', 'TI'), (r.TR, r.TE, r.TI))],
-                     r.flip and f'flip angle {said("flip", r.flip)} degrees', r.contrast and ('without contrast agent' if r.contrast == 'none' else f'contrast agent {r.contrast}')],
+        description=[
+            what + (f' of the {r.region}' if r.region else ''),
+            r.sequence and order,
+            *[v and f'{n} {said(n, v)} ms' for n, v in zip(('TR', 'TE', 'TI'), (r.TR, r.TE, r.TI))],
+            r.flip and f'flip angle {said("flip", r.flip)} degrees',
+            r.contrast
+            and (
+                'without contrast agent' if r.contrast == 'none' else f'contrast agent {r.contrast}'
+            ),
+        ],
         scanner=[' '.join(filter(None, made)), r.field and f'{said("field", r.field)} T'],
-        age=[] if r.age is None else [f'{said("age", r.age)} years old'], gender=[sexes.get(r.sex)])
+        age=[] if r.age is None else [f'{said("age", r.age)} years old'],
+        gender=[sexes.get(r.sex)],
+    )
     return {g: [p for p in ps if p] for g, ps in parts.items()}
 
 # %% ../nbs/24_text.ipynb #28te7ca1
@@ -201,244 +404,472 @@ MASK = '[MASK]'
 NUMBER = r'(\d+(?:\.\d+)?(?:e[+-]?\d+)?)'
 readers = [  # pattern of a phrase -> the fields it says
     *[(rf'{n} {NUMBER} ms', lambda m, n=n: {n: m[1]}) for n in ('TR', 'TE', 'TI')],
-    (rf'flip angle {NUMBER} degrees', lambda m: dict(flip=m[1])), (rf'{NUMBER} T', lambda m: dict(field=m[1])), (rf'{NUMBER} years old', lambda m: dict(age=m[1])),
-    ('|'.join(sexes.values()), lambda m: dict(sex=next(s for s, w in sexes.items() if w == m[0].lower()))),
-    ('without contrast agent', lambda m: dict(contrast='none')), ('contrast agent (.+)', lambda m: dict(contrast=m[1])),
-    (rf"({'|'.join(map(re.escape, heads.values()))})(?: of the (.+))?", lambda m: dict(modality=m[1], region=m[2])),
-    ('image of the (.+)', lambda m: dict(region=m[1])), (r'(?:(.+?) )?image(?: of the (.+))?', lambda m: dict(modality=m[1], region=m[2])),
+    (rf'flip angle {NUMBER} degrees', lambda m: dict(flip=m[1])),
+    (rf'{NUMBER} T', lambda m: dict(field=m[1])),
+    (rf'{NUMBER} years old', lambda m: dict(age=m[1])),
+    (
+        '|'.join(sexes.values()),
+        lambda m: dict(sex=next(s for s, w in sexes.items() if w == m[0].lower())),
+    ),
+    ('without contrast agent', lambda m: dict(contrast='none')),
+    ('contrast agent (.+)', lambda m: dict(contrast=m[1])),
+    (
+        rf'({"|".join(map(re.escape, heads.values()))})(?: of the (.+))?',
+        lambda m: dict(modality=m[1], region=m[2]),
+    ),
+    ('image of the (.+)', lambda m: dict(region=m[1])),
+    (r'(?:(.+?) )?image(?: of the (.+))?', lambda m: dict(modality=m[1], region=m[2])),
     (r'(.*\b(?:echo|recovery|planar))|(.+) sequence', lambda m: dict(sequence=m[1] or m[2])),
-    (f"({'|'.join(makers)}) scanner", lambda m: dict(maker=m[1])), (f"({'|'.join(makers)}) (.+)", lambda m: dict(maker=m[1], model=m[2])),
-    (r'(?:(.+?) )?scanner(?: (.+))?', lambda m: dict(maker=m[1], model=m[2]))]
+    (f'({"|".join(makers)}) scanner', lambda m: dict(maker=m[1])),
+    (f'({"|".join(makers)}) (.+)', lambda m: dict(maker=m[1], model=m[2])),
+    (r'(?:(.+?) )?scanner(?: (.+))?', lambda m: dict(maker=m[1], model=m[2])),
+]
+
 
 def read_phrase(
-    phrase:str,    # what stands between commas
-    mask:str=MASK, # the word for something hidden
-) -> dict:         # field -> value
+    phrase: str,  # what stands between commas
+    mask: str = MASK,  # the word for something hidden
+) -> dict:  # field -> value
     "The fields that one phrase says; InputError if it is none of the template's."
-    if phrase == mask: return {}
-    if phrase.startswith(f'{mask} of the '): return dict(region=phrase[len(mask) + 8:])
+    if phrase == mask:
+        return {}
+    if phrase.startswith(f'{mask} of the '):
+        return dict(region=phrase[len(mask) + 8 :])
     for pattern, fields in readers:
-        if m := re.fullmatch(pattern, phrase, re.I): return {k: v for k, v in fields(m).items() if v}
-    raise InputError(f"prompt: cannot read {phrase!r}; write it as `describe` does ('T2-weighted MRI of the brain, TE 100 ms; Philips Intera, 3 T; 46 years old; female'), or use a clip encoder, which reads free text (find_encoder('biomedclip'))")
+        if m := re.fullmatch(pattern, phrase, re.I):
+            return {k: v for k, v in fields(m).items() if v}
+    raise InputError(
+        f"prompt: cannot read {phrase!r}; write it as `describe` does ('T2-weighted MRI of the"
+        " brain, TE 100 ms; Philips Intera, 3 T; 46 years old; female'), or use a clip encoder,"
+        " which reads free text (find_encoder('biomedclip'))"
+    )
+
 
 def parse_prompt(
-    text:str,
-    mask:str=MASK, # the word for something hidden
+    text: str,
+    mask: str = MASK,  # the word for something hidden
 ) -> Metadata:
-    "The record that a prompt of `describe` came from, up to its rounding. Raises InputError for free text."
+    """The record that a prompt of `describe` came from, up to its rounding.
+
+    Raises InputError for free text.
+    """
     found = {}
     for phrase in filter(None, (p.strip() for p in re.split('[,;]', text))):
         new = read_phrase(phrase, mask)
-        if twice := set(new) & set(found): raise InputError(f'prompt: {phrase!r} says {twice.pop()} a second time in {text!r}; say it once')
+        if twice := set(new) & set(found):
+            raise InputError(
+                f'prompt: {phrase!r} says {twice.pop()} a second time in {text!r}; say it once'
+            )
         found |= new
     return Metadata(**found)
 
 # %% ../nbs/24_text.ipynb #31te7ca1
 def describe(
-    record:Metadata,
-    fields=FIELDS, # groups to speak of
-) -> str:          # '' if nothing is known
-    "The prompt of a record: the template above. Raises InputError for a record that it would say ambiguously."
+    record: Metadata,
+    fields=FIELDS,  # groups to speak of
+) -> str:  # '' if nothing is known
+    """The prompt of a record: the template above.
+
+    Raises InputError for a record that it would say ambiguously.
+    """
     kept = subset(record, fields)
     text = '; '.join(', '.join(ps) for ps in phrases(kept).values() if ps)
-    plain = lambda r: {n: said(n, v) if n in limits else v for n, v in asdict(r).items() if v is not None}
-    if plain(parse_prompt(text)) != plain(kept): raise InputError(f'{text!r} would be understood as {plain(parse_prompt(text))}, not {plain(kept)}; spell the free fields (maker, model, sequence, contrast, modality, region) in another way')
+    plain = lambda r: {
+        n: said(n, v) if n in limits else v for n, v in asdict(r).items() if v is not None
+    }
+    if plain(parse_prompt(text)) != plain(kept):
+        raise InputError(
+            f'{text!r} would be understood as {plain(parse_prompt(text))}, not {plain(kept)}; spell'
+            ' the free fields (maker, model, sequence, contrast, modality, region) in another way'
+        )
     return text
 
 # %% ../nbs/24_text.ipynb #37te7ca1
-def key_patterns(record:Metadata) -> list:
-    "Patterns of the key fields of a record in free text, longest first; numbers only with their unit."
-    words = [p for g in ('description', 'scanner') for p in phrases(replace(record, region=None))[g]]
-    words += [getattr(record, n) for n in ('sequence', 'contrast', 'maker', 'model') if getattr(record, n) not in (None, 'none')]
-    words += [s for s, form in spellings['modality'].items() if form == record.modality] or [record.modality] if record.modality else []
-    units = dict(TR='ms|msec', TE='ms|msec', TI='ms|msec', flip='degrees|degree|deg|°', field='T|tesla')
-    values = [rf'(?<![\w.]){re.escape(said(n, v))}(?:\.0+)?[ -]?(?:{units[n]})(?!\w)' for n, v in ((n, getattr(record, n)) for n in units) if v]
+def key_patterns(record: Metadata) -> list:
+    """Patterns of the key fields of a record in free text, longest first; numbers only with their
+    unit.
+    """
+    words = [
+        p for g in ('description', 'scanner') for p in phrases(replace(record, region=None))[g]
+    ]
+    words += [
+        getattr(record, n)
+        for n in ('sequence', 'contrast', 'maker', 'model')
+        if getattr(record, n) not in (None, 'none')
+    ]
+    words += (
+        [s for s, form in spellings['modality'].items() if form == record.modality]
+        or [record.modality]
+        if record.modality
+        else []
+    )
+    units = dict(
+        TR='ms|msec', TE='ms|msec', TI='ms|msec', flip='degrees|degree|deg|°', field='T|tesla'
+    )
+    values = [
+        rf'(?<![\w.]){re.escape(said(n, v))}(?:\.0+)?[ -]?(?:{units[n]})(?!\w)'
+        for n, v in ((n, getattr(record, n)) for n in units)
+        if v
+    ]
     return [rf'(?<!\w){re.escape(w)}(?!\w)' for w in sorted(words, key=len, reverse=True)] + values
 
+
 def mask_prompt(
-    text:str,
-    record:Metadata=None, # what a free text is about; not needed for prompts of `describe`
-    mask:str=MASK,
+    text: str,
+    record: Metadata = None,  # what a free text is about; not needed for prompts of `describe`
+    mask: str = MASK,
 ) -> str:
-    "The prompt with its key phrases hidden. Raises InputError for free text without a record, or without anything to hide."
+    """The prompt with its key phrases hidden.
+
+    Raises InputError for free text without a record, or without anything to hide.
+    """
     try:
         hidden = []
         for group in filter(None, (g.strip() for g in text.split(';'))):
             parts = []
             for phrase in filter(None, (p.strip() for p in group.split(','))):
                 found = read_phrase(phrase, mask)
-                parts.append(phrase if found and not set(found) & set(KEY_FIELDS) else f"{mask} of the {found['region']}" if 'region' in found else mask)
+                parts.append(
+                    phrase
+                    if found and not set(found) & set(KEY_FIELDS)
+                    else f'{mask} of the {found["region"]}'
+                    if 'region' in found
+                    else mask
+                )
             hidden.append(', '.join(k for k, _ in itertools.groupby(parts)))
         return '; '.join(hidden)
     except InputError:
-        if record is None: raise
+        if record is None:
+            raise
     out = text
-    for pattern in key_patterns(record): out = re.sub(pattern, mask, out, flags=re.I)
-    if out == text: raise InputError(f'prompt {text!r}: says nothing of its record that could be masked ({describe(record, ("description", "scanner"))!r}); describe the record instead')
+    for pattern in key_patterns(record):
+        out = re.sub(pattern, mask, out, flags=re.I)
+    if out == text:
+        raise InputError(
+            f'prompt {text!r}: says nothing of its record that could be masked'
+            f' ({describe(record, ("description", "scanner"))!r}); describe the record instead'
+        )
     return out
 
 # %% ../nbs/24_text.ipynb #41te7ca1
-scales = dict(age=(0, 100, False), field=(.1, 20, True), TR=(2, 20_000, True), TE=(1, 500, True), TI=(10, 5000, True), flip=(0, 180, False))  # (v0, v1, logarithmic)
+# (v0, v1, logarithmic)
+scales = dict(
+    age=(0, 100, False),
+    field=(0.1, 20, True),
+    TR=(2, 20_000, True),
+    TE=(1, 500, True),
+    TI=(10, 5000, True),
+    flip=(0, 180, False),
+)
 FREQUENCIES, SIGNS = 3, 14
 categories = tuple(n for n in names if n not in scales)
 
-def waves(name:str, v) -> np.ndarray:
-    "A number as flag, scaled value and Fourier features, (2 + 2 FREQUENCIES,)."
-    if v is None: return np.array([-1.] + [0.]*(1 + 2*FREQUENCIES))
-    low, high, log = scales[name]
-    u = np.log(v/low)/np.log(high/low) if log else (v - low)/(high - low)
-    angle = np.pi*u*2.**np.arange(FREQUENCIES)
-    return np.concatenate([[1., 2*u - 1], 2**.5*np.sin(angle), 2**.5*np.cos(angle)])
 
-def signs(name:str, v) -> np.ndarray:
+def waves(name: str, v) -> np.ndarray:
+    "A number as flag, scaled value and Fourier features, (2 + 2 FREQUENCIES,)."
+    if v is None:
+        return np.array([-1.0] + [0.0] * (1 + 2 * FREQUENCIES))
+    low, high, log = scales[name]
+    u = np.log(v / low) / np.log(high / low) if log else (v - low) / (high - low)
+    angle = np.pi * u * 2.0 ** np.arange(FREQUENCIES)
+    return np.concatenate([[1.0, 2 * u - 1], 2**0.5 * np.sin(angle), 2**0.5 * np.cos(angle)])
+
+
+def signs(name: str, v) -> np.ndarray:
     "A category as flag and hashed signs, (1 + SIGNS,); capitals do not count."
-    if v is None: return np.array([-1.] + [0.]*SIGNS)
+    if v is None:
+        return np.array([-1.0] + [0.0] * SIGNS)
     bits = int.from_bytes(hashlib.sha256(f'{name}={v.lower()}'.encode()).digest(), 'big')
-    return np.array([1.] + [2.*(bits >> i & 1) - 1 for i in range(SIGNS)])
+    return np.array([1.0] + [2.0 * (bits >> i & 1) - 1 for i in range(SIGNS)])
+
 
 class RecordEncoder:
-    "Encodes records without a language model: the same numbers on every machine. Entries have root mean square about 1 where something is known."
-    name, fingerprint, reads_text = 'record', 'record-1', False
-    dim = len(scales)*(2 + 2*FREQUENCIES) + len(categories)*(1 + SIGNS)
+    """Encodes records without a language model: the same numbers on every machine.
 
-    def encode(self,
-        items, # list of Metadata, or of prompts that `parse_prompt` reads
-    ):         # (B, dim) float32
+    Entries have root mean square about 1 where something is known.
+    """
+
+    name, fingerprint, reads_text = 'record', 'record-1', False
+    dim = len(scales) * (2 + 2 * FREQUENCIES) + len(categories) * (1 + SIGNS)
+
+    def encode(
+        self,
+        items,  # list of Metadata, or of prompts that `parse_prompt` reads
+    ):  # (B, dim) float32
         "Encode records; raises InputError for free text."
         rows = [parse_prompt(i) if isinstance(i, str) else i for i in items]
-        rows = [np.concatenate([*(waves(n, getattr(r, n)) for n in scales), *(signs(n, getattr(r, n)) for n in categories)]) for r in rows]
-        return torch.tensor(np.round(np.reshape(rows, (-1, self.dim)), 6) + 0., dtype=torch.float32)   # rounded: libraries differ in the last bit of a sine
+        rows = [
+            np.concatenate(
+                [
+                    *(waves(n, getattr(r, n)) for n in scales),
+                    *(signs(n, getattr(r, n)) for n in categories),
+                ]
+            )
+            for r in rows
+        ]
+        # rounded: libraries differ in the last bit of a sine
+        return torch.tensor(
+            np.round(np.reshape(rows, (-1, self.dim)), 6) + 0.0, dtype=torch.float32
+        )
 
 # %% ../nbs/24_text.ipynb #49te7ca1
 BIOMEDCLIP = 'hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224'
 
+
 @contextlib.contextmanager
 def hub(
-    patience=5., # seconds to wait for an answer
-):               # yields True if the hub can be reached
+    patience=5.0,  # seconds to wait for an answer
+):  # yields True if the hub can be reached
     "Within the block, an unreachable hub is not asked again: only the local cache is used."
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
+
     before = constants.HF_HUB_OFFLINE
-    try: there = not before and bool(get_session().head(constants.ENDPOINT, timeout=patience))
-    except Exception: there = False
+    try:
+        there = not before and bool(get_session().head(constants.ENDPOINT, timeout=patience))
+    except Exception:
+        there = False
     constants.HF_HUB_OFFLINE = not there
-    try: yield there
-    finally: constants.HF_HUB_OFFLINE = before
+    try:
+        yield there
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 # %% ../nbs/24_text.ipynb #52te7ca1
 def folder_config(
-    folder, # in open_clip's layout
+    folder,  # in open_clip's layout
 ) -> dict:  # text_cfg to give to open_clip instead of the folder's own
-    "The text tower's configuration of a local model, with no address outside of the folder left. Raises InputError for missing files."
+    """The text tower's configuration of a local model, with no address outside of the folder left.
+
+    Raises InputError for missing files.
+    """
     folder = Path(folder)
-    if not folder.is_dir(): raise InputError(f"encoder: {folder} is no folder; give one that holds an open_clip model, or use 'record', which needs no files")
-    try: cfg = json.loads((folder/'open_clip_config.json').read_text(encoding='utf-8'))['model_cfg']['text_cfg']
-    except FileNotFoundError: raise InputError(f'{folder}: holds no open_clip_config.json; give a folder in the layout of an open_clip model') from None
-    except (ValueError, KeyError, TypeError): raise InputError(f'{folder}/open_clip_config.json: holds no model_cfg with a text_cfg; fetch the file again') from None
-    if not (folder/'open_clip_model.safetensors').is_file():
-        raise InputError(f'{folder}: holds no open_clip_model.safetensors; pickled weights are not read, convert them once: safetensors.torch.save_file({{k: v.clone() for k, v in torch.load(FILE, weights_only=True).items()}}, "open_clip_model.safetensors")')
-    if not cfg.get('hf_model_name'): return cfg
-    if not (folder/'config.json').is_file(): raise InputError(f"{folder}: holds no config.json; put that of {cfg['hf_model_name']} there, else open_clip would ask the hub for it")
-    if not any((folder/f).is_file() for f in ('tokenizer.json', 'vocab.txt', 'vocab.json', 'spiece.model', 'sentencepiece.bpe.model')): raise InputError(f"{folder}: holds no tokenizer; put the tokenizer files of {cfg.get('hf_tokenizer_name') or cfg['hf_model_name']} there")
-    return {**cfg, 'hf_model_name': str(folder), 'hf_tokenizer_name': str(folder), 'hf_model_pretrained': False}
+    if not folder.is_dir():
+        raise InputError(
+            f'encoder: {folder} is no folder; give one that holds an open_clip model, or use'
+            " 'record', which needs no files"
+        )
+    try:
+        cfg = json.loads((folder / 'open_clip_config.json').read_text(encoding='utf-8'))[
+            'model_cfg'
+        ]['text_cfg']
+    except FileNotFoundError:
+        raise InputError(
+            f'{folder}: holds no open_clip_config.json; give a folder in the layout of an open_clip'
+            ' model'
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f'{folder}/open_clip_config.json: holds no model_cfg with a text_cfg; fetch the file'
+            ' again'
+        ) from None
+    if not (folder / 'open_clip_model.safetensors').is_file():
+        raise InputError(
+            f'{folder}: holds no open_clip_model.safetensors; pickled weights are not read, convert'
+            ' them once: safetensors.torch.save_file({k: v.clone() for k, v in torch.load(FILE,'
+            ' weights_only=True).items()}, "open_clip_model.safetensors")'
+        )
+    if not cfg.get('hf_model_name'):
+        return cfg
+    if not (folder / 'config.json').is_file():
+        raise InputError(
+            f'{folder}: holds no config.json; put that of {cfg["hf_model_name"]} there, else'
+            ' open_clip would ask the hub for it'
+        )
+    if not any(
+        (folder / f).is_file()
+        for f in (
+            'tokenizer.json',
+            'vocab.txt',
+            'vocab.json',
+            'spiece.model',
+            'sentencepiece.bpe.model',
+        )
+    ):
+        raise InputError(
+            f'{folder}: holds no tokenizer; put the tokenizer files of'
+            f' {cfg.get("hf_tokenizer_name") or cfg["hf_model_name"]} there'
+        )
+    return {
+        **cfg,
+        'hf_model_name': str(folder),
+        'hf_tokenizer_name': str(folder),
+        'hf_model_pretrained': False,
+    }
 
 # %% ../nbs/24_text.ipynb #54te7ca1
 def load_clip(
-    name:str,        # as in the table above
+    name: str,  # as in the table above
     device='cpu',
-):                   # (model without its image tower, tokenizer)
-    "A frozen open_clip model and its tokenizer. Raises InputError, with the offline encoder named, if it cannot be had."
-    alike = "; use 'record', which needs no download, or a folder that holds the model (open_clip_config.json, open_clip_model.safetensors, config.json, tokenizer files)"
-    at = BIOMEDCLIP if name == 'biomedclip' else f'local-dir:{name}' if ':' not in name and Path(name).is_dir() else name
+):  # (model without its image tower, tokenizer)
+    """A frozen open_clip model and its tokenizer.
+
+    Raises InputError, with the offline encoder named, if it cannot be had.
+    """
+    alike = (
+        "; use 'record', which needs no download, or a folder that holds the model"
+        ' (open_clip_config.json, open_clip_model.safetensors, config.json, tokenizer files)'
+    )
+    at = (
+        BIOMEDCLIP
+        if name == 'biomedclip'
+        else f'local-dir:{name}'
+        if ':' not in name and Path(name).is_dir()
+        else name
+    )
     more = {}
-    if at.startswith('local-dir:'): more['text_cfg'] = folder_config(at.removeprefix('local-dir:'))
+    if at.startswith('local-dir:'):
+        more['text_cfg'] = folder_config(at.removeprefix('local-dir:'))
     mend_torchvision()
     import open_clip
+
     if not at.startswith(('local-dir:', 'hf-hub:')):
         at, _, tag = at.partition('/')
-        if tag not in open_clip.list_pretrained_tags_by_model(at): raise InputError(f"encoder {name!r}: is neither 'record', 'biomedclip', 'hf-hub:ORG/NAME', an existing folder, nor MODEL/PRETRAINED of open_clip's list" + (f" ({at} has {', '.join(open_clip.list_pretrained_tags_by_model(at))})" if open_clip.list_pretrained_tags_by_model(at) else ''))
+        if tag not in open_clip.list_pretrained_tags_by_model(at):
+            raise InputError(
+                f"encoder {name!r}: is neither 'record', 'biomedclip', 'hf-hub:ORG/NAME', an"
+                " existing folder, nor MODEL/PRETRAINED of open_clip's list"
+                + (
+                    f' ({at} has {", ".join(open_clip.list_pretrained_tags_by_model(at))})'
+                    if open_clip.list_pretrained_tags_by_model(at)
+                    else ''
+                )
+            )
         more['pretrained'] = tag
     with contextlib.nullcontext(True) if at.startswith('local-dir:') else hub() as there:
-        try: model, tokenizer = open_clip.create_model(at, device=device, require_pretrained=True, weights_only=True, **more), open_clip.get_tokenizer(at)
+        try:
+            model, tokenizer = (
+                open_clip.create_model(
+                    at, device=device, require_pretrained=True, weights_only=True, **more
+                ),
+                open_clip.get_tokenizer(at),
+            )
         except Exception as e:
-            if not there: raise InputError(f'encoder {name!r}: the model hub cannot be reached, and its cache on this machine does not hold the whole model{alike}') from None
-            raise InputError(f"encoder {name!r}: cannot be loaded ({' '.join(str(e).split())[:200]}){alike}") from None
+            if not there:
+                raise InputError(
+                    f'encoder {name!r}: the model hub cannot be reached, and its cache on this'
+                    f' machine does not hold the whole model{alike}'
+                ) from None
+            raise InputError(
+                f'encoder {name!r}: cannot be loaded ({" ".join(str(e).split())[:200]}){alike}'
+            ) from None
     model.visual = None
     return model.float().eval().requires_grad_(False), tokenizer
 
+
 class ClipEncoder:
-    "The frozen text tower of an open_clip model; vectors of root mean square 1. Raises InputError if it cannot be loaded."
+    """The frozen text tower of an open_clip model; vectors of root mean square 1.
+
+    Raises InputError if it cannot be loaded.
+    """
+
     reads_text = True
 
-    def __init__(self,
-        name:str='biomedclip', # 'biomedclip', 'hf-hub:ORG/NAME', a folder, or 'MODEL/PRETRAINED' of open_clip's list
+    def __init__(
+        self,
+        # 'biomedclip', 'hf-hub:ORG/NAME', a folder, or 'MODEL/PRETRAINED' of open_clip's list
+        name: str = 'biomedclip',
         device='cpu',
     ):
         self.name, self.device = name, device
         self.model, self.tokenizer = load_clip(name, device)
-        seen = hashlib.sha256(json.dumps(self.tokens('T2-weighted MRI, TE 100 ms').tolist()).encode())
-        for k, v in sorted(self.model.state_dict().items()): seen.update(f'{k}{tuple(v.shape)}'.encode() + v.cpu().numpy().tobytes())
-        self.fingerprint = seen.hexdigest()   # of weights and tokenizer
+        seen = hashlib.sha256(
+            json.dumps(self.tokens('T2-weighted MRI, TE 100 ms').tolist()).encode()
+        )
+        for k, v in sorted(self.model.state_dict().items()):
+            seen.update(f'{k}{tuple(v.shape)}'.encode() + v.cpu().numpy().tobytes())
+        self.fingerprint = seen.hexdigest()  # of weights and tokenizer
         self.dim = self.one('').shape[-1]
 
-    def tokens(self, text:str):
+    def tokens(self, text: str):
         "Tokens of a text, (1, context). Raises InputError if it is too long for the model."
-        got = self.tokenizer([text]); n = got.shape[1]
-        if (self.tokenizer([text], context_length=4*n)[:, n:] != self.tokenizer([''])[0, -1]).any(): raise InputError(f"prompt {text!r}: is longer than the {n} tokens that encoder {self.name!r} reads; describe fewer groups of fields")
+        got = self.tokenizer([text])
+        n = got.shape[1]
+        if (
+            self.tokenizer([text], context_length=4 * n)[:, n:] != self.tokenizer([''])[0, -1]
+        ).any():
+            raise InputError(
+                f'prompt {text!r}: is longer than the {n} tokens that encoder {self.name!r} reads;'
+                ' describe fewer groups of fields'
+            )
         return got
 
     @torch.no_grad()
-    def one(self, text:str):
+    def one(self, text: str):
         "The vector of one text, (dim,)."
         E = self.model.encode_text(self.tokens(text).to(self.device))[0].float().cpu()
-        return torch.nn.functional.normalize(E, dim=0)*len(E)**.5
+        return torch.nn.functional.normalize(E, dim=0) * len(E) ** 0.5
 
-    def encode(self,
-        items, # list of texts or Metadata (through `describe`)
-    ):         # (B, dim) float32 on the CPU
+    def encode(
+        self,
+        items,  # list of texts or Metadata (through `describe`)
+    ):  # (B, dim) float32 on the CPU
         "Encode prompts, each by itself."
-        return torch.stack([self.one(i if isinstance(i, str) else describe(i)) for i in items]) if len(items) else torch.zeros(0, self.dim)
+        return (
+            torch.stack([self.one(i if isinstance(i, str) else describe(i)) for i in items])
+            if len(items)
+            else torch.zeros(0, self.dim)
+        )
 
 # %% ../nbs/24_text.ipynb #61te7ca1
 def find_encoder(
-    name:str,     # 'record', 'biomedclip', 'hf-hub:ORG/NAME', a folder, or 'MODEL/PRETRAINED' of open_clip's list
+    # 'record', 'biomedclip', 'hf-hub:ORG/NAME', a folder, or 'MODEL/PRETRAINED' of open_clip's list
+    name: str,
     device='cpu',
-):                # an object with name, dim and encode(list of str or Metadata) -> (B, dim)
+):  # an object with name, dim and encode(list of str or Metadata) -> (B, dim)
     "The encoder of this name. Raises InputError that names the alternatives."
-    if not isinstance(name, str) or not name.strip(): raise InputError(f"encoder {name!r}: give 'record', 'biomedclip', 'hf-hub:ORG/NAME', a folder, or MODEL/PRETRAINED of open_clip's list")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(
+            f"encoder {name!r}: give 'record', 'biomedclip', 'hf-hub:ORG/NAME', a folder, or"
+            " MODEL/PRETRAINED of open_clip's list"
+        )
     return RecordEncoder() if name == 'record' else ClipEncoder(name, device)
 
 # %% ../nbs/24_text.ipynb #65te7ca1
 def embed(
-    encoder,    # from `find_encoder`
-    items,      # list of str or Metadata
-    cache=None, # folder; default data/cache/text of the project; False: none
-):              # (B, dim) float32
+    encoder,  # from `find_encoder`
+    items,  # list of str or Metadata
+    cache=None,  # folder; default data/cache/text of the project; False: none
+):  # (B, dim) float32
     "Encode through the disk cache. Raises InputError if a cached file is damaged."
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
-    if not encoder.reads_text or cache is False: return encoder.encode(items)
-    folder = project_root()/'data'/'cache'/'text' if cache is None else Path(cache)
+
+    if not encoder.reads_text or cache is False:
+        return encoder.encode(items)
+    folder = project_root() / 'data' / 'cache' / 'text' if cache is None else Path(cache)
     texts = [i if isinstance(i, str) else describe(i) for i in items]
-    path = {t: folder/(hashlib.sha256('\x1f'.join((encoder.name, encoder.fingerprint, t)).encode()).hexdigest() + '.safetensors') for t in texts}
+    path = {
+        t: folder
+        / (
+            hashlib.sha256('\x1f'.join((encoder.name, encoder.fingerprint, t)).encode()).hexdigest()
+            + '.safetensors'
+        )
+        for t in texts
+    }
     fresh = [t for t, p in path.items() if not p.is_file()]
     for t, E in zip(fresh, encoder.encode(fresh) if fresh else []):
-        with atomic(path[t]) as part: save_file(dict(embedding=E), part)
-    try: found = {t: load_file(p)['embedding'] for t, p in path.items()}
-    except (SafetensorError, KeyError) as e: raise InputError(f'{folder}: a file of this cache is damaged ({e}); delete the folder, it is made again') from None
+        with atomic(path[t]) as part:
+            save_file(dict(embedding=E), part)
+    try:
+        found = {t: load_file(p)['embedding'] for t, p in path.items()}
+    except (SafetensorError, KeyError) as e:
+        raise InputError(
+            f'{folder}: a file of this cache is damaged ({e}); delete the folder, it is made again'
+        ) from None
     return torch.stack([found[t] for t in texts]) if texts else torch.zeros(0, encoder.dim)
 
 # %% ../nbs/24_text.ipynb #70te7ca1
 def pair_context(
-    encoder,         # from `find_encoder`
-    source:Metadata, # what is known of the image that is given
-    target:Metadata, # what is known, or wished, of the translation
-    fields=FIELDS,   # groups of fields to use
-    cache=None,      # as in `embed`
-):                   # (3, dim): source, target, masked target
+    encoder,  # from `find_encoder`
+    source: Metadata,  # what is known of the image that is given
+    target: Metadata,  # what is known, or wished, of the translation
+    fields=FIELDS,  # groups of fields to use
+    cache=None,  # as in `embed`
+):  # (3, dim): source, target, masked target
     "The vectors of a pair: E_s and E_t of MetaDB's Eq. 3, E_mask of Eq. 5."
     source, target = subset(source, fields), subset(target, fields)
-    if not encoder.reads_text: return embed(encoder, [source, target, mask_record(target)], cache)
+    if not encoder.reads_text:
+        return embed(encoder, [source, target, mask_record(target)], cache)
     prompt = describe(target)
     return embed(encoder, [describe(source), prompt, mask_prompt(prompt)], cache)

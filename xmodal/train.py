@@ -31,94 +31,156 @@ from .store import is_number, load_tensors, load_weights, save_tensors, sha256
 # %% ../nbs/30_train.ipynb #ecb7871d
 class Draws(Dataset):
     "Training samples by number: image, time and noise seed of sample n depend on (seed, n) alone."
-    def __init__(self,
-        data,             # dataset of dicts with 'y' and 'x0'; with prompts also 'ctx' (V, 3, dim), of whose V versions one is drawn
-        seed:int=0,
+
+    def __init__(
+        self,
+        # dataset of dicts with 'y' and 'x0'; with prompts also 'ctx' (V, 3, dim), of whose V
+        # versions one is drawn
+        data,
+        seed: int = 0,
         times='uniform',  # column `times` of the method, see methods.time_of
     ):
-        if len(data) == 0: raise InputError('there is not a single training image')
+        if len(data) == 0:
+            raise InputError('there is not a single training image')
         self.data, self.seed, self.times, self.epoch, self.order = data, seed, times, -1, None
 
-    def __len__(self): return 2**62            # it never ends
+    def __len__(self):
+        return 2**62  # it never ends
 
     def index(self, n):
         "Which image sample n is."
         epoch, k = divmod(int(n), len(self.data))
-        if epoch != self.epoch: self.epoch, self.order = epoch, np.random.default_rng(item_seed(self.seed, 'order', epoch)).permutation(len(self.data))
+        if epoch != self.epoch:
+            self.epoch, self.order = (
+                epoch,
+                np.random.default_rng(item_seed(self.seed, 'order', epoch)).permutation(
+                    len(self.data)
+                ),
+            )
         return int(self.order[k])
 
     def __getitem__(self, n):
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
-        ctx = {} if 'ctx' not in item else dict(ctx=item['ctx'][np.random.default_rng(item_seed(self.seed, 'prompt', n)).integers(len(item['ctx']))])
-        std = {} if 'x0_std' not in item else dict(x0_std=item['x0_std'])                   # latents: the target is drawn from its Gaussian
-        return dict(y=item['y'], x0=item['x0'], t=torch.tensor(t, dtype=torch.float64), noise=torch.tensor(item_seed(self.seed, 'noise', n)), n=torch.tensor(int(n)), **ctx, **std)
+        ctx = (
+            {}
+            if 'ctx' not in item
+            else dict(
+                ctx=item['ctx'][
+                    np.random.default_rng(item_seed(self.seed, 'prompt', n)).integers(
+                        len(item['ctx'])
+                    )
+                ]
+            )
+        )
+        # latents: the target is drawn from its Gaussian
+        std = {} if 'x0_std' not in item else dict(x0_std=item['x0_std'])
+        return dict(
+            y=item['y'],
+            x0=item['x0'],
+            t=torch.tensor(t, dtype=torch.float64),
+            noise=torch.tensor(item_seed(self.seed, 'noise', n)),
+            n=torch.tensor(int(n)),
+            **ctx,
+            **std,
+        )
 
 # %% ../nbs/30_train.ipynb #96f0a4b7
 def measure_scale(
-    data,          # dataset of dicts with 'y' and 'x0'
-    limit:int=200, # look at this many images
-) -> dict:         # s0, sT, cov
-    "Root mean squares of target and source and their mean product, over the pixels of the training set: constants of denoise.Scale."
-    if len(data) == 0: raise InputError('there is not a single training image')
-    some = [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())]
-    x0, y = (np.concatenate([np.asarray(s[k], dtype=np.float64).ravel() for s in some]) for k in ('x0', 'y'))
-    if min(x0.std(), y.std()) < 1e-4: raise InputError('the training images are constant: nothing can be learned from them')
-    return dict(s0=float((x0*x0).mean()**.5), sT=float((y*y).mean()**.5), cov=float((x0*y).mean()))
+    data,  # dataset of dicts with 'y' and 'x0'
+    limit: int = 200,  # look at this many images
+) -> dict:  # s0, sT, cov
+    """Root mean squares of target and source and their mean product, over the pixels of the
+    training set: constants of denoise.Scale.
+    """
+    if len(data) == 0:
+        raise InputError('there is not a single training image')
+    some = [
+        data[int(i)]
+        for i in np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())
+    ]
+    x0, y = (
+        np.concatenate([np.asarray(s[k], dtype=np.float64).ravel() for s in some])
+        for k in ('x0', 'y')
+    )
+    if min(x0.std(), y.std()) < 1e-4:
+        raise InputError('the training images are constant: nothing can be learned from them')
+    return dict(
+        s0=float((x0 * x0).mean() ** 0.5),
+        sT=float((y * y).mean() ** 0.5),
+        cov=float((x0 * y).mean()),
+    )
 
 # %% ../nbs/30_train.ipynb #b0c9e6f5
 class StepBatches:
     "Batch sampler: the sample numbers of this process for steps start, start + 1, ..., stop - 1."
-    def __init__(self, start:int, stop:int, batch:int, rank:int=0, world:int=1):
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int = 0, world: int = 1):
         self.start, self.stop, self.batch, self.rank, self.world = start, stop, batch, rank, world
-    def __len__(self): return self.stop - self.start
+
+    def __len__(self):
+        return self.stop - self.start
+
     def __iter__(self):
         for k in range(self.start, self.stop):
-            first = (k*self.world + self.rank)*self.batch
+            first = (k * self.world + self.rank) * self.batch
             yield list(range(first, first + self.batch))
 
 # %% ../nbs/30_train.ipynb #0b1bf238
 @dataclass(frozen=True)
 class Recipe:
     "What decides a training run, apart from model and data."
-    steps:int=1000             # optimiser steps
-    batch:int=8                # images per optimiser step, over all processes together
-    lr:float=5e-4              # peak learning rate of the network
-    mix_lr:float=10.           # the bridge's parameters learn at lr*mix_lr
-    weight_decay:float=0.01    # AdamW
-    warmup:int=50              # steps of linear warm-up (at most a tenth of all steps)
-    betas:tuple=(.9, .999)     # AdamW
-    clip:float=1.              # largest gradient norm
-    ema:float=0.               # decay of the averaged weights; 0: none
-    precision:str='no'         # 'no' (float32), 'bf16' or 'fp16'
-    channels_last:bool=False   # memory format of the network; faster on GPUs
-    seed:int=0
-    schedule:str='cosine'      # 'cosine': to a tenth of the peak; 'constant'
+
+    steps: int = 1000  # optimiser steps
+    batch: int = 8  # images per optimiser step, over all processes together
+    lr: float = 5e-4  # peak learning rate of the network
+    mix_lr: float = 10.0  # the bridge's parameters learn at lr*mix_lr
+    weight_decay: float = 0.01  # AdamW
+    warmup: int = 50  # steps of linear warm-up (at most a tenth of all steps)
+    betas: tuple = (0.9, 0.999)  # AdamW
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.0  # decay of the averaged weights; 0: none
+    precision: str = 'no'  # 'no' (float32), 'bf16' or 'fp16'
+    channels_last: bool = False  # memory format of the network; faster on GPUs
+    seed: int = 0
+    schedule: str = 'cosine'  # 'cosine': to a tenth of the peak; 'constant'
 
     def __post_init__(self):
         for k in ('steps', 'batch'):
-            if not (isinstance(getattr(self, k), int) and getattr(self, k) >= 1): raise InputError(f'{k} must be an integer of 1 or more, got {getattr(self, k)!r}')
+            if not (isinstance(getattr(self, k), int) and getattr(self, k) >= 1):
+                raise InputError(f'{k} must be an integer of 1 or more, got {getattr(self, k)!r}')
         for k in ('lr', 'mix_lr', 'clip'):
-            if not getattr(self, k) > 0: raise InputError(f'{k} must be positive, got {getattr(self, k)!r}')
-        if not 0 <= self.ema < 1: raise InputError(f'ema is a decay in [0, 1), got {self.ema!r}')
-        if self.precision not in ('no', 'bf16', 'fp16'): raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
+            if not getattr(self, k) > 0:
+                raise InputError(f'{k} must be positive, got {getattr(self, k)!r}')
+        if not 0 <= self.ema < 1:
+            raise InputError(f'ema is a decay in [0, 1), got {self.ema!r}')
+        if self.precision not in ('no', 'bf16', 'fp16'):
+            raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
         if self.schedule not in ('cosine', 'constant'):
             raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
 
+
 def lr_at(
-    step:int,      # 0, 1, ..., steps - 1
-    r:Recipe,
+    step: int,  # 0, 1, ..., steps - 1
+    r: Recipe,
 ) -> float:
     "Linear warm-up, then cosine to a tenth of the peak, or constant."
-    warm = min(r.warmup, max(1, r.steps//10))
-    if warm and step < warm: return r.lr*(step + 1)/warm
-    if r.schedule == 'constant': return r.lr
-    return r.lr*(0.55 + 0.45*math.cos(math.pi*(step - warm)/max(1, r.steps - warm)))
+    warm = min(r.warmup, max(1, r.steps // 10))
+    if warm and step < warm:
+        return r.lr * (step + 1) / warm
+    if r.schedule == 'constant':
+        return r.lr
+    return r.lr * (0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, r.steps - warm)))
 
 # %% ../nbs/30_train.ipynb #125bfb8f
 def pack_optimizer(opt) -> dict:
     "State of a torch optimiser as flat name -> tensor."
-    return {f'{i}.{k}': torch.as_tensor(v) for i, s in opt.state_dict()['state'].items() for k, v in s.items()}
+    return {
+        f'{i}.{k}': torch.as_tensor(v)
+        for i, s in opt.state_dict()['state'].items()
+        for k, v in s.items()
+    }
+
 
 def unpack_optimizer(opt, tensors, path='the optimizer'):
     "Put `pack_optimizer`'s tensors back; raises InputError if they belong to other parameters."
@@ -131,9 +193,11 @@ def unpack_optimizer(opt, tensors, path='the optimizer'):
         if not fits:
             raise InputError(
                 f'{path}: {key} does not belong to this training; delete this checkpoint, or '
-                f'start over')
+                f'start over'
+            )
         state.setdefault(int(i), {})[k] = v
     opt.load_state_dict(dict(state=state, param_groups=groups))
+
 
 def checkpoints(folder) -> list:
     "Whole checkpoints of a run, oldest first."
@@ -142,62 +206,83 @@ def checkpoints(folder) -> list:
 
 # %% ../nbs/30_train.ipynb #336d2aab
 def save_checkpoint(
-    folder,     # folder of checkpoints
-    step:int,   # finished optimiser steps
-    den, opts:dict, ema, # denoiser, optimisers by name, EMAModel or None
-    recipe, model:dict, # what was started
-    origin:dict=None,   # what the data were: must agree when the run is continued
-    seconds:float=0.,   # training time so far
-    aside:dict=None,    # further networks by name
-    scaler=None,        # of fp16 gradients
+    folder,  # folder of checkpoints
+    step: int,  # finished optimiser steps
+    den,
+    opts: dict,
+    ema,  # denoiser, optimisers by name, EMAModel or None
+    recipe,
+    model: dict,  # what was started
+    origin: dict = None,  # what the data were: must agree when the run is continued
+    seconds: float = 0.0,  # training time so far
+    aside: dict = None,  # further networks by name
+    scaler=None,  # of fp16 gradients
 ):
-    "Write checkpoint `step`, then delete older ones; if it cannot be written, InputError, and they stay."
-    old, path = checkpoints(folder), Path(folder)/f'step-{step:06d}'
-    state = dict(step=step, seconds=seconds, recipe=asdict(recipe), model=model, data=origin or {},
-                 scaler=scaler.state_dict() if scaler else {})
+    """Write checkpoint `step`, then delete older ones; if it cannot be written, InputError, and
+    they stay.
+    """
+    old, path = checkpoints(folder), Path(folder) / f'step-{step:06d}'
+    state = dict(
+        step=step,
+        seconds=seconds,
+        recipe=asdict(recipe),
+        model=model,
+        data=origin or {},
+        scaler=scaler.state_dict() if scaler else {},
+    )
     try:
         with atomic(path) as tmp:
             Path(tmp).mkdir()
-            save_tensors(den.state_dict(), tmp/'model.safetensors')
-            for k, opt in opts.items(): save_tensors(pack_optimizer(opt), tmp/f'{k}.safetensors')
+            save_tensors(den.state_dict(), tmp / 'model.safetensors')
+            for k, opt in opts.items():
+                save_tensors(pack_optimizer(opt), tmp / f'{k}.safetensors')
             for k, net in (aside or {}).items():
-                save_tensors(net.state_dict(), tmp/f'{k}.safetensors')
+                save_tensors(net.state_dict(), tmp / f'{k}.safetensors')
             shadow = {f'{i:05d}': v for i, v in enumerate(ema.shadow_params)} if ema else {}
-            if ema: save_tensors(shadow, tmp/'ema.safetensors')
+            if ema:
+                save_tensors(shadow, tmp / 'ema.safetensors')
             state['sha256'] = {q.name: sha256(q) for q in sorted(tmp.glob('*.safetensors'))}
-            (tmp/'state.json').write_text(json.dumps(state, indent=1), encoding='utf-8')
+            (tmp / 'state.json').write_text(json.dumps(state, indent=1), encoding='utf-8')
     except OSError as e:
         none = 'there is none before it'
         kept = f'the one of step {int(old[-1].name[5:])} is whole' if old else none
         raise InputError(
             f'{path}: the checkpoint cannot be written '
             f'({e.strerror or first_line(e)}); {kept}: free space and continue with '
-            f'resume') from None
+            f'resume'
+        ) from None
     for o in old:
-        if o != path: shutil.rmtree(o, ignore_errors=True)
+        if o != path:
+            shutil.rmtree(o, ignore_errors=True)
 
 # %% ../nbs/30_train.ipynb #76663c61
 PARTS_OF_STATE = ('recipe', 'model', 'data', 'scaler', 'sha256')
 
+
 def read_state(path) -> dict:
     "What a checkpoint says about itself; raises InputError if it is damaged."
     path = Path(path)
-    try: state = json.loads((path/'state.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e: state, why = None, first_line(e)
-    else: why = 'it lacks what a checkpoint must say, or says it wrongly'
+    try:
+        state = json.loads((path / 'state.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as e:
+        state, why = None, first_line(e)
+    else:
+        why = 'it lacks what a checkpoint must say, or says it wrongly'
     whole = isinstance(state, dict) and {'recipe', 'model', 'data'} <= set(state)
     whole = whole and all(isinstance(state.get(k, {}), dict) for k in PARTS_OF_STATE)
     whole = whole and is_number(state.get('seconds')) and state['seconds'] >= 0
     if not whole or isinstance(state.get('step'), bool) or state.get('step') != int(path.name[5:]):
         raise InputError(
-            f"{path/'state.json'}: damaged ({why}); delete the folder {path.name}, to continue "
-            f"from an older checkpoint or to start over")
+            f'{path / "state.json"}: damaged ({why}); delete the folder {path.name}, to continue '
+            f'from an older checkpoint or to start over'
+        )
     return state
 
-def check_same_run(path, state:dict, recipe, model, origin):
+
+def check_same_run(path, state: dict, recipe, model, origin):
     "Raise InputError if recipe, model or data are others than those that a run was started with."
     now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
-    state['recipe'].setdefault('schedule', 'cosine')        # of checkpoints from before there was another
+    state['recipe'].setdefault('schedule', 'cosine')  # of checkpoints from before there was another
     for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
@@ -205,113 +290,180 @@ def check_same_run(path, state:dict, recipe, model, origin):
                 raise InputError(
                     f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use '
                     f'the same value, another run name, or overwrite instead of resume to '
-                    f'start over')
+                    f'start over'
+                )
 
 # %% ../nbs/30_train.ipynb #13a2267f
 def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None, scaler=None):
-    "Continue from the newest checkpoint: finished steps, seconds spent (0, 0: there is none); InputError."
+    """Continue from the newest checkpoint: finished steps, seconds spent (0, 0: there is none);
+    InputError.
+    """
     clear_left(folder)
     found = checkpoints(folder)
     if not found:
         print(f'nothing to resume in {folder}: starting from the beginning')
-        return 0, 0.
+        return 0, 0.0
     path = found[-1]
     state = read_state(path)
     check_same_run(path, state, recipe, model, origin)
     digest = lambda name: str(state.get('sha256', {}).get(f'{name}.safetensors', ''))
-    read = lambda name: load_tensors(path/f'{name}.safetensors', digest(name))
-    load_weights(den, path/'model.safetensors', digest('model'))
-    for k, opt in opts.items(): unpack_optimizer(opt, read(k), path/f'{k}.safetensors')
-    for k, net in (aside or {}).items(): load_weights(net, path/f'{k}.safetensors', digest(k))
+    read = lambda name: load_tensors(path / f'{name}.safetensors', digest(name))
+    load_weights(den, path / 'model.safetensors', digest('model'))
+    for k, opt in opts.items():
+        unpack_optimizer(opt, read(k), path / f'{k}.safetensors')
+    for k, net in (aside or {}).items():
+        load_weights(net, path / f'{k}.safetensors', digest(k))
     if scaler and state.get('scaler'):
-        try: scaler.load_state_dict(state['scaler'])
+        try:
+            scaler.load_state_dict(state['scaler'])
         except (RuntimeError, KeyError, TypeError) as e:
             raise InputError(
-                f"{path/'state.json'}: damaged (scaler: {first_line(e)}); delete the "
-                f"folder {path.name}, or start over") from None
-    if ema: load_average(ema, read('ema'), path/'ema.safetensors', state['step'])
+                f'{path / "state.json"}: damaged (scaler: {first_line(e)}); delete the '
+                f'folder {path.name}, or start over'
+            ) from None
+    if ema:
+        load_average(ema, read('ema'), path / 'ema.safetensors', state['step'])
     return state['step'], state['seconds']
 
-def load_average(ema, shadow:dict, path, step:int):
+
+def load_average(ema, shadow: dict, path, step: int):
     "Put averaged weights back; raises InputError if they belong to another model."
     found = [tuple(shadow[k].shape) for k in sorted(shadow)]
     if found != [tuple(q.shape) for q in ema.shadow_params]:
         raise InputError(
             f'{path}: averaged weights do not belong to this model; delete this checkpoint, or '
-            f'start over')
+            f'start over'
+        )
     ema.shadow_params = [shadow[k].to(q.device) for k, q in zip(sorted(shadow), ema.shadow_params)]
     ema.optimization_step = step
 
 # %% ../nbs/30_train.ipynb #050e38ee
 @contextlib.contextmanager
 def stop_flag():
-    "Yields a list that becomes non-empty on the first Ctrl-C or SIGTERM; another one, more than a second later, interrupts as usual."
+    """Yields a list that becomes non-empty on the first Ctrl-C or SIGTERM; another one, more than a
+    second later, interrupts as usual.
+    """
     flag = []
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
+
     def on(sig, frame):
-        if flag and time.monotonic() - flag[0] > 1: raise KeyboardInterrupt
-        if not flag: flag.append(time.monotonic())
+        if flag and time.monotonic() - flag[0] > 1:
+            raise KeyboardInterrupt
+        if not flag:
+            flag.append(time.monotonic())
+
     old = {s: signal.signal(s, on) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield flag
-    finally: [signal.signal(s, h) for s, h in old.items()]
+    try:
+        yield flag
+    finally:
+        [signal.signal(s, h) for s, h in old.items()]
+
 
 def agreed(acc, flag) -> bool:
     "Has any process been told to stop? The same answer in all of them; they ask at the same step."
-    return bool(flag) if acc.num_processes == 1 else bool(acc.reduce(torch.tensor(float(bool(flag)), device=acc.device), 'sum') > 0)
+    return (
+        bool(flag)
+        if acc.num_processes == 1
+        else bool(acc.reduce(torch.tensor(float(bool(flag)), device=acc.device), 'sum') > 0)
+    )
+
 
 def asking(acc, seconds) -> int:
-    "Ask for a stop every so many steps: each step for one process, else about every five seconds, the same in all."
-    return 1 if acc.num_processes == 1 else max(1, int(5/max(float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean')), 1e-6)))
+    """Ask for a stop every so many steps: each step for one process, else about every five seconds,
+    the same in all.
+    """
+    return (
+        1
+        if acc.num_processes == 1
+        else max(
+            1,
+            int(5 / max(float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean')), 1e-6)),
+        )
+    )
 
 # %% ../nbs/30_train.ipynb #90c8af1c
 PLAIN = Method('the one step on a uniform grid', None)
 
+
 def predict(
-    den,              # Denoiser (or anything `sample` takes)
-    data,             # dataset of dicts with 'y'; with prompts also 'ctx', of whose versions the first is used
-    steps=5,          # steps, or a grid of times
-    tau='markov',     # noise rule by name
-    method=PLAIN,     # row of `methods` by name, whose sampler and grid are used; default: the one step of 03_sample
-    batch:int=16,
-    seed:int=0,
+    den,  # Denoiser (or anything `sample` takes)
+    data,  # dataset of dicts with 'y'; with prompts also 'ctx', of whose versions the first is used
+    steps=5,  # steps, or a grid of times
+    tau='markov',  # noise rule by name
+    # row of `methods` by name, whose sampler and grid are used; default: the one step of 03_sample
+    method=PLAIN,
+    batch: int = 16,
+    seed: int = 0,
     device='cpu',
-    progress=True,    # show a bar
-    items=None,       # numbers of the items that are wanted; default: all
-    **options,        # of the sampler
-) -> np.ndarray:      # (N, C, H, W) float32
-    "Sample a translation for every item of a data set, or for some; an item's noise is the same in both."
+    progress=True,  # show a bar
+    items=None,  # numbers of the items that are wanted; default: all
+    **options,  # of the sampler
+) -> np.ndarray:  # (N, C, H, W) float32
+    """Sample a translation for every item of a data set, or for some; an item's noise is the same
+    in both.
+    """
     from tqdm.auto import tqdm
+
     out, how = [], dict(steps=steps) if isinstance(steps, int) else dict(grid=steps)
     items = list(range(len(data)) if items is None else items)
-    for i in tqdm(range(0, len(items), batch), desc='translating', disable=not progress, leave=False):
-        part = items[i:i + batch]
+    for i in tqdm(
+        range(0, len(items), batch), desc='translating', disable=not progress, leave=False
+    ):
+        part = items[i : i + batch]
         some = [data[j] for j in part]
         y = torch.stack([v['y'] for v in some]).to(device)
         ctx = torch.stack([v['ctx'][0] for v in some]).to(device) if 'ctx' in some[0] else None
-        out.append(draw(method, den, y, ctx=ctx, tau=tau, seeds=[item_seed(seed, 'item', j) for j in part], **how, **options).float().cpu().numpy())
+        out.append(
+            draw(
+                method,
+                den,
+                y,
+                ctx=ctx,
+                tau=tau,
+                seeds=[item_seed(seed, 'item', j) for j in part],
+                **how,
+                **options,
+            )
+            .float()
+            .cpu()
+            .numpy()
+        )
     return np.concatenate(out)
 
 # %% ../nbs/30_train.ipynb #31a1d08f
 def join_processes(device=None):
-    "accelerate's state of the processes that a launcher has started, or None where this one is alone; device 'cpu' keeps them off GPUs."
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return None
+    """accelerate's state of the processes that a launcher has started, or None where this one is
+    alone; device 'cpu' keeps them off GPUs.
+    """
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        return None
     mend_torchvision()
     from accelerate.state import PartialState
-    return PartialState(cpu=str(device) == 'cpu' or not torch.accelerator.is_available(), timeout=datetime.timedelta(days=1))
+
+    return PartialState(
+        cpu=str(device) == 'cpu' or not torch.accelerator.is_available(),
+        timeout=datetime.timedelta(days=1),
+    )
+
 
 def is_first() -> bool:
     "Is this the process that prints and writes?"
     return int(os.environ.get('RANK', 0)) == 0
 
+
 def shared(
-    n:int, # things to do
-    f,     # f(list of numbers) -> one result per number, in that order
-) -> list: # results of 0, 1, ..., n - 1
-    "Do n things on all processes together, each of them once; every process gets all results, so every one has to call this."
-    if not (together := join_processes()): return list(f(list(range(n))))
+    n: int,  # things to do
+    f,  # f(list of numbers) -> one result per number, in that order
+) -> list:  # results of 0, 1, ..., n - 1
+    """Do n things on all processes together, each of them once; every process gets all results, so
+    every one has to call this.
+    """
+    if not (together := join_processes()):
+        return list(f(list(range(n))))
     from accelerate.utils import gather_object
+
     mine = list(range(together.process_index, n, together.num_processes))
     got = dict(gather_object(list(zip(mine, f(mine))) if mine else []))
     return [got[i] for i in range(n)]
@@ -319,45 +471,64 @@ def shared(
 # %% ../nbs/30_train.ipynb #d2d58eb3
 class PairLoss(nn.Module):
     "The denoising loss of a batch as a module, for accelerate to wrap."
+
     def __init__(self, den, loss='mse', weight='x0'):
         super().__init__()
         self.den, self.loss, self.weight = den, loss, weight
+
     def forward(self, x0, y, t, eps, z=None, ctx=None):
         return loss_per_item(self.den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
+
 
 def trainable(den) -> list:
     "Parameters that learn; a network may keep some frozen."
     return [p for p in den.parameters() if p.requires_grad]
 
+
 def param_groups(den, r):
     "Network at lr, bridge at lr*mix_lr (CDTSDE 6.11)."
     bridge = list(den.bridge.parameters())
     mine = {id(p) for p in bridge}
-    groups = [dict(params=[p for p in trainable(den) if id(p) not in mine], factor=1.)]
+    groups = [dict(params=[p for p in trainable(den) if id(p) not in mine], factor=1.0)]
     return groups + ([dict(params=bridge, factor=r.mix_lr)] if bridge else [])
 
+
 def as_latents(den, x0, y, std, noise):
-    "The pair as the network sees it: unchanged, or for a network on latents the source's mean and a draw of the target, from images (std None) or from means in a cache."
-    if den.codec is None: return x0, y
-    if std is None: (x0, std), y = den.codec.posterior(x0), den.codec.encode(y)
-    return x0 + std.to(x0.device, non_blocking=True)*noise(x0), y
+    """The pair as the network sees it: unchanged, or for a network on latents the source's mean and
+    a draw of the target, from images (std None) or from means in a cache.
+    """
+    if den.codec is None:
+        return x0, y
+    if std is None:
+        (x0, std), y = den.codec.posterior(x0), den.codec.encode(y)
+    return x0 + std.to(x0.device, non_blocking=True) * noise(x0), y
 
 # %% ../nbs/30_train.ipynb #4cb0cc8a
-def in_parts(b:dict, n:int) -> list:
+def in_parts(b: dict, n: int) -> list:
     "A batch as n smaller ones."
     return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
 
+
 class Denoising:
     "One optimiser step of the denoising loss."
-    columns, aside, splits = (), {}, True       # further columns of the log, further networks, can a batch be done in parts?
+
+    # further columns of the log, further networks, can a batch be done in parts?
+    columns, aside, splits = (), {}, True
+
     def __init__(self, den, m, r, data):
         self.den, self.m, self.r = den, m, r
-        self.opts = dict(optim=torch.optim.AdamW(param_groups(den, r), lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay))
+        self.opts = dict(
+            optim=torch.optim.AdamW(
+                param_groups(den, r), lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay
+            )
+        )
 
     def prepare(self, acc, accumulate=1):
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
-        self.loss_fn, self.opts['optim'] = acc.prepare(PairLoss(self.den, self.m.loss, self.m.weight), self.opts['optim'])
+        self.loss_fn, self.opts['optim'] = acc.prepare(
+            PairLoss(self.den, self.m.loss, self.m.weight), self.opts['optim']
+        )
 
     def loss(self, b):
         "Mean loss of a batch."
@@ -365,20 +536,26 @@ class Denoising:
         x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
         noise = Noise(b['noise'].tolist(), acc.device)
         x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
-        eps, z = noise(x0), noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
+        eps, z = (
+            noise(x0),
+            noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None,
+        )
         ctx = b['ctx'].to(acc.device, non_blocking=True) if 'ctx' in b else None
-        with acc.autocast(): return self.loss_fn(x0, y, t, eps, z, ctx)
+        with acc.autocast():
+            return self.loss_fn(x0, y, t, eps, z, ctx)
 
     def step(self, k, b) -> dict:
         "Loss and gradient norm of step k on batch b, as tensors on the device."
-        acc, opt, total = self.acc, self.opts['optim'], 0.
+        acc, opt, total = self.acc, self.opts['optim'], 0.0
         torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
-        for g in opt.param_groups: g['lr'] = lr_at(k, self.r)*g['factor']
+        for g in opt.param_groups:
+            g['lr'] = lr_at(k, self.r) * g['factor']
         opt.zero_grad(set_to_none=True)
         parts = in_parts(b, self.parts)
-        for i, part in enumerate(parts):                 # gradients are averaged over the processes in the last part only
+        # gradients are averaged over the processes in the last part only
+        for i, part in enumerate(parts):
             with acc.no_sync(self.loss_fn) if i < len(parts) - 1 else contextlib.nullcontext():
-                loss = self.loss(part)*(len(part['t'])/len(b['t']))
+                loss = self.loss(part) * (len(part['t']) / len(b['t']))
                 acc.backward(loss)
             total = total + loss.detach()
         norm = acc.clip_grad_norm_(trainable(self.den), self.r.clip)
@@ -388,42 +565,52 @@ class Denoising:
 # %% ../nbs/30_train.ipynb #c4bad956
 class Log:
     "Rows of numbers in a CSV file; continuing drops the rows after `step`."
+
     names = ('step', 'loss', 'lr', 'grad_norm', 'mix_shift', 'mix_spread', 'seconds', 'val_psnr')
+
     def __init__(self, path, step=0, more=()):
         self.path, self.names = Path(path), (*self.names, *more)
         kept, lost = old_rows(self.path, step) if step else ([], '')
         if step and (lost or not kept):
-            print(f"{self.path}: {lost or 'holds no rows'}; the log goes on from step {step}")
-        if step and not kept: kept = [dict(step=step)]
+            print(f'{self.path}: {lost or "holds no rows"}; the log goes on from step {step}')
+        if step and not kept:
+            kept = [dict(step=step)]
         self.write([','.join(self.names), *map(self.line, kept)], whole=True)
 
-    def line(self, row:dict) -> str: return ','.join(str(row.get(k, '')) for k in self.names)
+    def line(self, row: dict) -> str:
+        return ','.join(str(row.get(k, '')) for k in self.names)
 
     def write(self, lines, whole=False):
         "Add lines, or write the file anew; raises InputError if the disk is full."
         try:
             if not whole:
-                with self.path.open('a', encoding='utf-8') as f: f.write('\n'.join(lines) + '\n')
+                with self.path.open('a', encoding='utf-8') as f:
+                    f.write('\n'.join(lines) + '\n')
                 return
             with atomic(self.path) as tmp:
                 tmp.write_text('\n'.join(lines) + '\n', encoding='utf-8')
         except OSError as e:
             raise InputError(
                 f'{self.path}: cannot be written ({e.strerror or first_line(e)}); '
-                f'free space and continue with resume') from None
+                f'free space and continue with resume'
+            ) from None
 
-    def add(self, **row): self.write([self.line(row)])
+    def add(self, **row):
+        self.write([self.line(row)])
 
 # %% ../nbs/30_train.ipynb #b868088d
 def old_rows(
-    path,     # log.csv of a run that is continued
-    step:int, # finished steps
-):            # rows up to `step` as dicts, what was lost in words
+    path,  # log.csv of a run that is continued
+    step: int,  # finished steps
+):  # rows up to `step` as dicts, what was lost in words
     "The rows of an earlier log that can be used: whole, of numbers, in rising order."
-    try: text = Path(path).read_text(encoding='utf-8', errors='replace').replace('\0', '?')
-    except OSError as e: return [], f'cannot be read ({e.strerror})'
+    try:
+        text = Path(path).read_text(encoding='utf-8', errors='replace').replace('\0', '?')
+    except OSError as e:
+        return [], f'cannot be read ({e.strerror})'
     header, *rows = [line.split(',') for line in text.splitlines()] or [[]]
-    if 'step' not in header: return [], 'is damaged, its rows are lost'
+    if 'step' not in header:
+        return [], 'is damaged, its rows are lost'
     kept, bad, last = [], 0, 0
     for row in rows:
         one = dict(zip(header, row))
@@ -432,85 +619,171 @@ def old_rows(
             bad += 1
             continue
         last = int(one['step'])
-        if last <= step: kept.append(one)
+        if last <= step:
+            kept.append(one)
     return kept, f'{bad} damaged rows are left out' if bad else ''
 
-def is_entry(text:str) -> bool:
+
+def is_entry(text: str) -> bool:
     "Is this a number, or nothing?"
-    try: return text == '' or len(text) < 40 and float(text) is not None
-    except ValueError: return False
+    try:
+        return text == '' or len(text) < 40 and float(text) is not None
+    except ValueError:
+        return False
 
 # %% ../nbs/30_train.ipynb #a1868776
 def read_log(out):
     "The log of a run as a DataFrame; attrs['seconds'] counts all parts of a continued run."
     import pandas as pd
-    frame = pd.read_csv(Path(out)/'log.csv')
-    frame.attrs['seconds'] = read_state(checkpoints(Path(out)/'checkpoints')[-1])['seconds']
+
+    frame = pd.read_csv(Path(out) / 'log.csv')
+    frame.attrs['seconds'] = read_state(checkpoints(Path(out) / 'checkpoints')[-1])['seconds']
     return frame
+
 
 def psnr_of(pred, truth):
     "Mean PSNR over images for the range [-1, 1], in dB."
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
-    return float(np.mean(10*np.log10(4/np.maximum(mse, 1e-12))))
+    return float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-12))))
 
 # %% ../nbs/30_train.ipynb #586920c1
 def train(
-    den,                 # Denoiser; trained in place
-    data,                # dataset of dicts with 'y' and 'x0'
-    out,                 # folder of the run: checkpoints and log.csv
-    method:str,          # row of `methods`: its loss, weight and times
-    recipe:Recipe,
-    model:dict=None,     # arguments of `build`, stored with the checkpoints
-    origin:dict=None,    # where the data come from (source, target, split, ...): a run is continued only with the same
-    val=None,            # data set to sample during training; first 16 items
-    val_every:int=0, save_every:int=0, # steps between validations and between checkpoints; 0: only at the end
-    log_every:int=20,
-    resume:bool=False,   # continue from the newest checkpoint in `out`
-    workers:int=0, device=None, progress:bool=True, # loader processes; 'cpu', 'cuda', ... (default: what accelerate finds); a bar
-    options:dict=None,   # of the sampler that validates, and its steps and tau
-    trainer=Denoising,   # what a step is: (den, method, recipe, data) -> object like Denoising
-    accumulate:int=1, compile:bool=False, # parts in which a process goes through its share of a batch; torch.compile
-):                       # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
-    "Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a non-finite loss."
+    den,  # Denoiser; trained in place
+    data,  # dataset of dicts with 'y' and 'x0'
+    out,  # folder of the run: checkpoints and log.csv
+    method: str,  # row of `methods`: its loss, weight and times
+    recipe: Recipe,
+    model: dict = None,  # arguments of `build`, stored with the checkpoints
+    # where the data come from (source, target, split, ...): a run is continued only with the same
+    origin: dict = None,
+    val=None,  # data set to sample during training; first 16 items
+    # steps between validations and between checkpoints; 0: only at the end
+    val_every: int = 0,
+    save_every: int = 0,
+    log_every: int = 20,
+    resume: bool = False,  # continue from the newest checkpoint in `out`
+    # loader processes; 'cpu', 'cuda', ... (default: what accelerate finds); a bar
+    workers: int = 0,
+    device=None,
+    progress: bool = True,
+    options: dict = None,  # of the sampler that validates, and its steps and tau
+    trainer=Denoising,  # what a step is: (den, method, recipe, data) -> object like Denoising
+    # parts in which a process goes through its share of a batch; torch.compile
+    accumulate: int = 1,
+    compile: bool = False,
+):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
+    """Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a
+    non-finite loss.
+    """
     from tqdm.auto import tqdm
+
     m, r, out, acc = get_method(method), recipe, Path(out), accelerator(recipe.precision, device)
     den.to(acc.device).train()
     work = trainer(den, m, r, data)
     check_shares(r.batch, acc.num_processes, accumulate, work, method)
-    fast(den, channels_last=r.channels_last, compile=compile)        # precision is accelerate's affair
+    fast(den, channels_last=r.channels_last, compile=compile)  # precision is accelerate's affair
     same_weights(acc, den)
     ema = make_ema(den, r)
-    ckpt = out/'checkpoints'
-    (start, spent), begun = begin_at(acc, resume, ckpt, den, work.opts, ema, r, model or {}, origin, work.aside, acc.scaler), time.perf_counter()
-    log = Log(out/'log.csv', start, work.columns) if acc.is_main_process else None
+    ckpt = out / 'checkpoints'
+    (start, spent), begun = (
+        begin_at(
+            acc, resume, ckpt, den, work.opts, ema, r, model or {}, origin, work.aside, acc.scaler
+        ),
+        time.perf_counter(),
+    )
+    log = Log(out / 'log.csv', start, work.columns) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
-    first_bad, sums, began, clock, ending, ask = torch.full((), -1, device=acc.device), {}, start, time.perf_counter(), False, 1
-    bar = tqdm(total=r.steps, initial=start, desc=f'training {method}', disable=not (progress and acc.is_main_process))
+    first_bad, sums, began, clock, ending, ask = (
+        torch.full((), -1, device=acc.device),
+        {},
+        start,
+        time.perf_counter(),
+        False,
+        1,
+    )
+    bar = tqdm(
+        total=r.steps,
+        initial=start,
+        desc=f'training {method}',
+        disable=not (progress and acc.is_main_process),
+    )
     with stop_flag() as stop:
         for k, b in enumerate(loader, start):
             got = work.step(k, b)
             norm, done, _ = got.pop('grad_norm'), k + 1, ema and ema.step(trainable(den))
-            first_bad = torch.where((first_bad < 0) & ~health(got, norm, r).isfinite(), k, first_bad)
-            for n, v in got.items(): sums.setdefault(n, []).append(v)
-            validating = val is not None and (done == r.steps or (val_every and done % val_every == 0))
+            first_bad = torch.where(
+                (first_bad < 0) & ~health(got, norm, r).isfinite(), k, first_bad
+            )
+            for n, v in got.items():
+                sums.setdefault(n, []).append(v)
+            validating = val is not None and (
+                done == r.steps or (val_every and done % val_every == 0)
+            )
             now = done % log_every == 0 or done == r.steps or validating
             ending = agreed(acc, stop) if now or done % ask == 0 else False
             if now or ending:
-                means, first_bad = {n: f"{float(acc.reduce(torch.stack(v).mean(), 'mean')):.6g}" for n, v in sums.items()}, acc.gather(first_bad.reshape(1)).max()
+                means, first_bad = (
+                    {
+                        n: f'{float(acc.reduce(torch.stack(v).mean(), "mean")):.6g}'
+                        for n, v in sums.items()
+                    },
+                    acc.gather(first_bad.reshape(1)).max(),
+                )
                 check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                row = log_row(den, done, lr_at(k, r), norm, (time.perf_counter() - clock)/(done - began), b['y'][:1].to(acc.device)) | means
-                if validating: row['val_psnr'] = f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
-                bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False); bar.update(done - bar.n)
-                if log: log.add(**row)
-                ask, sums, began, clock = asking(acc, (time.perf_counter() - clock)/(done - began)), {}, done, time.perf_counter()
+                row = (
+                    log_row(
+                        den,
+                        done,
+                        lr_at(k, r),
+                        norm,
+                        (time.perf_counter() - clock) / (done - began),
+                        b['y'][:1].to(acc.device),
+                    )
+                    | means
+                )
+                if validating:
+                    row['val_psnr'] = (
+                        f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
+                    )
+                bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False)
+                bar.update(done - bar.n)
+                if log:
+                    log.add(**row)
+                ask, sums, began, clock = (
+                    asking(acc, (time.perf_counter() - clock) / (done - began)),
+                    {},
+                    done,
+                    time.perf_counter(),
+                )
             if done == r.steps or ending or (save_every and done % save_every == 0):
-                first_bad = acc.gather(first_bad.reshape(1)).max(); check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                if acc.is_main_process: save_checkpoint(ckpt, done, den, {n: o.optimizer for n, o in work.opts.items()}, ema, r, model or {}, origin, spent + time.perf_counter() - begun, work.aside, acc.scaler)
-            if ending: break
-    bar.close(); acc.wait_for_everyone()
-    if ending: raise KeyboardInterrupt(f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with resume=True')
-    if ema: ema.copy_to(trainable(den))
+                first_bad = acc.gather(first_bad.reshape(1)).max()
+                check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
+                if acc.is_main_process:
+                    save_checkpoint(
+                        ckpt,
+                        done,
+                        den,
+                        {n: o.optimizer for n, o in work.opts.items()},
+                        ema,
+                        r,
+                        model or {},
+                        origin,
+                        spent + time.perf_counter() - begun,
+                        work.aside,
+                        acc.scaler,
+                    )
+            if ending:
+                break
+    bar.close()
+    acc.wait_for_everyone()
+    if ending:
+        raise KeyboardInterrupt(
+            f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with'
+            ' resume=True'
+        )
+    if ema:
+        ema.copy_to(trainable(den))
     den.eval()
     return read_log(out)
 
@@ -518,87 +791,172 @@ def train(
 def check_device(device):
     "Is there such a device? Raises InputError."
     mend_torchvision()
-    if device is not None and str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'): raise InputError(f"device must be 'cpu', 'cuda', 'mps' or 'xpu', got {device!r}")
-    from accelerate.utils import is_cuda_available                        # asks the driver; torch.cuda.is_available would forbid a later fork
-    if str(device).startswith('cuda') and not is_cuda_available(): raise InputError("device 'cuda' was asked for, but torch sees no GPU here; use -p device cpu")
+    if device is not None and str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'):
+        raise InputError(f"device must be 'cpu', 'cuda', 'mps' or 'xpu', got {device!r}")
+    # asks the driver; torch.cuda.is_available would forbid a later fork
+    from accelerate.utils import is_cuda_available
+
+    if str(device).startswith('cuda') and not is_cuda_available():
+        raise InputError(
+            "device 'cuda' was asked for, but torch sees no GPU here; use -p device cpu"
+        )
+
 
 def accelerator(precision='no', device=None):
     "A fresh accelerate.Accelerator; device None lets accelerate choose."
     mend_torchvision()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+
     check_device(device)
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
 
+
 def begin_at(acc, resume, folder, *what):
-    "Finished steps and seconds spent: from the newest checkpoint, or none, and then what an older run has left is removed."
-    if resume: return load_checkpoint(folder, *what)
-    if acc.is_main_process: shutil.rmtree(folder, ignore_errors=True)
+    """Finished steps and seconds spent: from the newest checkpoint, or none, and then what an older
+    run has left is removed.
+    """
+    if resume:
+        return load_checkpoint(folder, *what)
+    if acc.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
     acc.wait_for_everyone()
-    return 0, 0.
+    return 0, 0.0
+
 
 def check_shares(batch, processes, accumulate, work, method):
     "Can a batch be spread like this? Raises InputError."
-    if not (isinstance(accumulate, int) and accumulate >= 1): raise InputError(f'accumulate must be a whole number of 1 or more, got {accumulate!r}')
-    if accumulate > 1 and not work.splits: raise InputError(f'accumulate = {accumulate}: method {method} has critics, which look at a whole batch; use accumulate 1 and a smaller batch')
-    if batch % (processes*accumulate): raise InputError(f'batch = {batch} cannot be spread evenly over {processes} process{"es"*(processes != 1)} and accumulate = {accumulate}; use a multiple of {processes*accumulate}')
+    if not (isinstance(accumulate, int) and accumulate >= 1):
+        raise InputError(f'accumulate must be a whole number of 1 or more, got {accumulate!r}')
+    if accumulate > 1 and not work.splits:
+        raise InputError(
+            f'accumulate = {accumulate}: method {method} has critics, which look at a whole batch;'
+            ' use accumulate 1 and a smaller batch'
+        )
+    if batch % (processes * accumulate):
+        raise InputError(
+            f'batch = {batch} cannot be spread evenly over {processes}'
+            f' process{"es" * (processes != 1)} and accumulate = {accumulate}; use a multiple of'
+            f' {processes * accumulate}'
+        )
+
 
 def deaf(worker):
     "A loader process leaves signals to the one that trains, which finishes its step and saves."
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
+
 
 def make_loader(acc, data, r, times, start, workers):
     "The batches of this process from step `start` on."
-    return DataLoader(Draws(data, r.seed, times), batch_sampler=StepBatches(start, r.steps, r.batch//acc.num_processes, acc.process_index, acc.num_processes),
-                      num_workers=workers, pin_memory=acc.device.type == 'cuda', persistent_workers=workers > 0, worker_init_fn=deaf)
+    return DataLoader(
+        Draws(data, r.seed, times),
+        batch_sampler=StepBatches(
+            start, r.steps, r.batch // acc.num_processes, acc.process_index, acc.num_processes
+        ),
+        num_workers=workers,
+        pin_memory=acc.device.type == 'cuda',
+        persistent_workers=workers > 0,
+        worker_init_fn=deaf,
+    )
 
 # %% ../nbs/30_train.ipynb #13bdf0c3
 def log_row(den, step, lr, norm, seconds, y) -> dict:
     "One row of the log, with the state of the mixing field if there is one."
-    if den.codec is not None and y.shape[1] == den.codec.channels: y = den.codec.encode(y)
+    if den.codec is not None and y.shape[1] == den.codec.channels:
+        y = den.codec.encode(y)
     field = mix_stats(den.bridge.mix, y) if hasattr(den.bridge, 'mix') else {}
-    return dict(step=step, lr=f'{lr:.4g}', grad_norm=f'{float(norm):.4g}', seconds=f'{seconds:.4g}', **{n: f'{float(v):.5g}' for n, v in field.items()})
+    return dict(
+        step=step,
+        lr=f'{lr:.4g}',
+        grad_norm=f'{float(norm):.4g}',
+        seconds=f'{seconds:.4g}',
+        **{n: f'{float(v):.5g}' for n, v in field.items()},
+    )
+
 
 def same_weights(acc, *modules):
     "Give every process the first one's weights."
-    if acc.num_processes == 1: return
+    if acc.num_processes == 1:
+        return
     from accelerate.utils import broadcast
+
     for module in modules:
-        for p in (*module.parameters(), *module.buffers()): p.data.copy_(broadcast(p.data))
+        for p in (*module.parameters(), *module.buffers()):
+            p.data.copy_(broadcast(p.data))
+
 
 def make_ema(den, r):
     "diffusers' EMAModel over all parameters that learn, or None."
-    if not r.ema: return None
+    if not r.ema:
+        return None
     from diffusers.training_utils import EMAModel
+
     return EMAModel(trainable(den), decay=r.ema)
+
 
 class NotFinite(RuntimeError):
     "A training whose loss or gradient is no number any more."
 
-def health(got:dict, norm, r):
-    "A number that is finite if losses and gradient are (in fp16 an infinite gradient is a step left out, not a fault)."
+
+def health(got: dict, norm, r):
+    """A number that is finite if losses and gradient are (in fp16 an infinite gradient is a step
+    left out, not a fault).
+    """
     return sum(got.values()) + (0 if r.precision == 'fp16' else torch.as_tensor(norm))
+
 
 def check_finite(first_bad, lr, ckpt):
     "Raise if some step had a non-finite loss."
     if int(first_bad) >= 0:
         last = checkpoints(ckpt)
-        raise NotFinite(f'the loss became NaN or infinite at step {int(first_bad) + 1} (learning rate {lr:.2g}); '
-                           f"last whole checkpoint: {last[-1] if last else 'none yet'}. Look for images with extreme values, or lower lr, or use precision 'no'")
+        raise NotFinite(
+            f'the loss became NaN or infinite at step {int(first_bad) + 1} (learning rate'
+            f' {lr:.2g}); '
+            f'last whole checkpoint: {last[-1] if last else "none yet"}. Look for images with'
+            " extreme values, or lower lr, or use precision 'no'"
+        )
+
 
 def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:
-    "PSNR of sampled translations of the first 16 validation images, by all processes together, with the averaged weights if there are any."
-    if ema: ema.store(trainable(den)); ema.copy_to(trainable(den))
+    """PSNR of sampled translations of the first 16 validation images, by all processes together,
+    with the averaged weights if there are any.
+    """
+    if ema:
+        ema.store(trainable(den))
+        ema.copy_to(trainable(den))
     den.eval()
-    def some(mine): return [psnr_of(got[None], np.asarray(val[i]['x0'])[None]) for i, got in zip(mine, predict(den, val, steps or m.steps, tau or m.tau, m, device=device, progress=False, items=mine, **options))]
+
+    def some(mine):
+        return [
+            psnr_of(got[None], np.asarray(val[i]['x0'])[None])
+            for i, got in zip(
+                mine,
+                predict(
+                    den,
+                    val,
+                    steps or m.steps,
+                    tau or m.tau,
+                    m,
+                    device=device,
+                    progress=False,
+                    items=mine,
+                    **options,
+                ),
+            )
+        ]
+
     got = float(np.mean(shared(min(16, len(val)), some)))
     den.train()
-    if ema: ema.restore(trainable(den))
+    if ema:
+        ema.restore(trainable(den))
     return got
 
 # %% ../nbs/30_train.ipynb #8dda2c2b
 #| eval: false
 if __name__ == '__main__':
-    import sys; from importlib import import_module
+    import sys
+    from importlib import import_module
+
     sys.exit(import_module('xmodal.job').main())

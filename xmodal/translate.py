@@ -28,68 +28,128 @@ from .denoise import fast as faster
 from .methods import draw, get_method, make_grid
 from .prompts import beside, wish
 from .sample import check_grid, rules
-from .store import check_data_section, find_model, load_config, load_model, push_model, stored_grid
-from .text import field_of, find_encoder, groups, names, pair_context, read_metadata, spellings
+from xmodal.store import (
+    check_data_section,
+    find_model,
+    load_config,
+    load_model,
+    push_model,
+    stored_grid,
+)
+from xmodal.text import (
+    field_of,
+    find_encoder,
+    groups,
+    names,
+    pair_context,
+    read_metadata,
+    spellings,
+)
 
 # %% ../nbs/50_translate.ipynb #eab650f8
 class Translator:
     "A trained model, ready to translate files, images and arrays."
+
     encoder = folder = None
-    def __init__(self, den, config:dict, device='cpu'): self.den, self.config, self.device = den, config, device
+
+    def __init__(self, den, config: dict, device='cpu'):
+        self.den, self.config, self.device = den, config, device
 
     @classmethod
-    def from_pretrained(cls,
-        folder,      # model folder, e.g. runs/phantom-cdtsde/model, or NAME/REPOSITORY on the Hugging Face hub
-        device=None, # default: a GPU if there is one
-        **fast,      # precision, channels_last, compile: see denoise.fast
-    ):               # a Translator
+    def from_pretrained(
+        cls,
+        # model folder, e.g. runs/phantom-cdtsde/model, or NAME/REPOSITORY on the Hugging Face hub
+        folder,
+        device=None,  # default: a GPU if there is one
+        **fast,  # precision, channels_last, compile: see denoise.fast
+    ):  # a Translator
         "Open a model folder; raises InputError with one line if it cannot be used."
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         try:
-            if str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'): raise RuntimeError
+            if str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'):
+                raise RuntimeError
             torch.ones(1, device=device).sum().item()
-        except (RuntimeError, AssertionError, ValueError, NotImplementedError): raise InputError(f'device {device!r} cannot be used here; try cpu') from None
+        except (RuntimeError, AssertionError, ValueError, NotImplementedError):
+            raise InputError(f'device {device!r} cannot be used here; try cpu') from None
         folder = find_model(folder)
-        check_data_section(load_config(folder), folder/'config.json')
+        check_data_section(load_config(folder), folder / 'config.json')
         den, config = load_model(folder, device)
-        try: tr = cls(faster(den, **fast), config, device)
-        except ValueError as e: raise InputError(str(e)) from None
+        try:
+            tr = cls(faster(den, **fast), config, device)
+        except ValueError as e:
+            raise InputError(str(e)) from None
         tr.folder = folder
-        if (guess := assumed(config['data'])): warnings.warn(f'{folder}: {guess}')
+        if guess := assumed(config['data']):
+            warnings.warn(f'{folder}: {guess}')
         return tr
 
-    def push_to_hub(self, name:str, private=True, token=None) -> str:
+    def push_to_hub(self, name: str, private=True, token=None) -> str:
         "Upload the model folder to the Hugging Face hub as NAME/REPOSITORY; returns its address."
         return push_model(self.folder, name, private, token)
 
-    def run(self,
-        y,           # (N, C, H, W) scaled source images
-        **kw,        # see `draws`
-    ):               # (N, C, H, W) float32 array, scaled
+    def run(
+        self,
+        y,  # (N, C, H, W) scaled source images
+        **kw,  # see `draws`
+    ):  # (N, C, H, W) float32 array, scaled
         "Translate scaled images; with several samples, their mean."
         return draws(self, y, **kw)['mean']
 
     def context(self, known=None, target=None):
-        "The context (3, dim) of what is known about the source and wished of the target; None for a model without prompts."
+        """The context (3, dim) of what is known about the source and wished of the target; None for
+        a model without prompts.
+        """
         return context_of(self, known, target)
 
     def translate(self, source, **kw):
         "One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target."
         return self.maps(source, **kw)['mean']
 
-    def maps(self,
-        source,        # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor, see below
-        steps:int=None, seed:int=0, tau:str=None, batch:int=8, progress:bool=False,
-        target:dict=None, # what is wished of the target, for a model with prompts: dict(modality='T2w', TE=100, field=3.); fields of text.Metadata
-        known:dict=None,  # what is known about the source; default: sidecar and participants.tsv beside a file
-        samples:int=1,    # draw so many translations; 'mean' is their mean, 'std' their standard deviation per voxel
-        noise:str='shared', # slices of a volume share their noise, so that neighbours agree; 'independent': each has its own
-        mix:bool=False,   # also 'mix': the source's share of the path at every time of the sampler, in a further dimension
-        force:bool=False, # translate what does not fit the model all the same, with a warning
-    ) -> dict:            # name -> the same kind as the source: nibabel image for a volume, array for an image, tensor for a tensor
-        "Translate one volume or image, with what is known about its reliability. Arrays: see `translate_array`."
-        if noise not in ('shared', 'independent'): raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
-        return translate_any(self, source, known, target, force, noise=noise, steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, samples=samples, mix=mix)
+    def maps(
+        self,
+        # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor, see below
+        source,
+        steps: int = None,
+        seed: int = 0,
+        tau: str = None,
+        batch: int = 8,
+        progress: bool = False,
+        # what is wished of the target, for a model with prompts: dict(modality='T2w', TE=100,
+        # field=3.); fields of text.Metadata
+        target: dict = None,
+        # what is known about the source; default: sidecar and participants.tsv beside a file
+        known: dict = None,
+        # draw so many translations; 'mean' is their mean, 'std' their standard deviation per voxel
+        samples: int = 1,
+        # slices of a volume share their noise, so that neighbours agree; 'independent': each has
+        # its own
+        noise: str = 'shared',
+        # also 'mix': the source's share of the path at every time of the sampler, in a further
+        # dimension
+        mix: bool = False,
+        force: bool = False,  # translate what does not fit the model all the same, with a warning
+    ) -> dict:  # name -> the same kind as the source: nibabel image for a volume, array for an image, tensor for a tensor
+        """Translate one volume or image, with what is known about its reliability.
+
+        Arrays: see `translate_array`.
+        """
+        if noise not in ('shared', 'independent'):
+            raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
+        return translate_any(
+            self,
+            source,
+            known,
+            target,
+            force,
+            noise=noise,
+            steps=steps,
+            seed=seed,
+            tau=tau,
+            batch=batch,
+            progress=progress,
+            samples=samples,
+            mix=mix,
+        )
 
 # %% ../nbs/50_translate.ipynb #8c66e1a4
 def assumed(d) -> str:
@@ -99,12 +159,14 @@ def assumed(d) -> str:
         lacks.append('how its images were cut (fit): taken as shrunk')
     if d['kind'] == 'volume' and 'target_dtype' not in d and not whole_by_rule(d):
         lacks.append('the number type of its targets: taken as float32')
-    return f"an older model folder, which does not say {' nor '.join(lacks)}" if lacks else ''
+    return f'an older model folder, which does not say {" nor ".join(lacks)}' if lacks else ''
+
 
 def whole_by_rule(d) -> bool:
     "Are the numbers of the target whole by what they mean, labels or Hounsfield units?"
     rule = str(d.get('target_window_rule', ''))
     return rule == 'binary' or rule.startswith('labels:') or is_ct(d)
+
 
 def is_ct(d, modality=None) -> bool:
     "Is the target in Hounsfield units? modality: the wished one, for a model of several."
@@ -113,39 +175,56 @@ def is_ct(d, modality=None) -> bool:
 
 # %% ../nbs/50_translate.ipynb #3d2ce7ec
 def draws(
-    tr,          # Translator
-    y,           # (N, C, H, W) scaled source images
-    steps=None, seed=0, tau=None, batch=8,
+    tr,  # Translator
+    y,  # (N, C, H, W) scaled source images
+    steps=None,
+    seed=0,
+    tau=None,
+    batch=8,
     names=None,  # what identifies each image; its seed hangs on it. Default: its number
     progress=False,
-    ctx=None,    # (3, dim) or (N, 3, dim) from `context`, for a model that listens to prompts; default: its usual target
-    samples:int=1, # draw so many translations of each image
-    mix=False,   # also the share of the source along the path
+    # (3, dim) or (N, 3, dim) from `context`, for a model that listens to prompts; default: its
+    # usual target
+    ctx=None,
+    samples: int = 1,  # draw so many translations of each image
+    mix=False,  # also the share of the source along the path
     label=None,  # for targets of labels: rounds scaled values to labels, see `TargetUnits.nearest`
-    **options,   # of the method's sampler; default: those stored with the model
-) -> dict:       # mean (N, C, H, W); std, the same, if samples > 1; mix (N, T, H, W) if asked for; float32
-    "Translate scaled images, in batches; several samples are summed up as they come, so memory is that of one batch."
+    **options,  # of the method's sampler; default: those stored with the model
+) -> (
+    dict
+):  # mean (N, C, H, W); std, the same, if samples > 1; mix (N, T, H, W) if asked for; float32
+    """Translate scaled images, in batches; several samples are summed up as they come, so memory is
+    that of one batch.
+    """
     from tqdm.auto import tqdm
+
     check_counts(batch=batch, samples=samples)
     how = sampling(tr.config, steps, tau, **options)
-    if ctx is None: ctx = tr.context()
-    if ctx is not None and ctx.ndim == 2: ctx = ctx.expand(len(y), -1, -1)
+    if ctx is None:
+        ctx = tr.context()
+    if ctx is not None and ctx.ndim == 2:
+        ctx = ctx.expand(len(y), -1, -1)
     y, out = np.asarray(y, dtype=np.float32), []
     names = range(len(y)) if names is None else names
     unseen = dict(disable=not progress, leave=False)
-    with tqdm(total=len(y)*samples, desc='translating', unit='slice', **unseen) as bar:
+    with tqdm(total=len(y) * samples, desc='translating', unit='slice', **unseen) as bar:
         for i in range(0, len(y), batch):
             part = slice(i, i + batch)
             yb = torch.from_numpy(y[part]).to(tr.device)
             cb = None if ctx is None else ctx[part].to(tr.device)
             out.append(summed(one_draw(tr, yb, cb, names[part], seed, samples, how, bar), label))
-            if mix: out[-1]['mix'] = shares(tr, yb, how)
-    if not out: return dict(mean=np.zeros_like(y))
+            if mix:
+                out[-1]['mix'] = shares(tr, yb, how)
+    if not out:
+        return dict(mean=np.zeros_like(y))
     out = {k: np.concatenate([part[k] for part in out]) for k in out[0]}
     if not np.isfinite(out['mean']).all():
-        raise InputError('the translation holds NaN or infinite values: the weights are damaged, '
-                         'or the input is far outside what the model can take')
+        raise InputError(
+            'the translation holds NaN or infinite values: the weights are damaged, '
+            'or the input is far outside what the model can take'
+        )
     return out
+
 
 def check_counts(**counts):
     "Raise InputError unless all are whole numbers of 1 or more."
@@ -163,16 +242,22 @@ def one_draw(tr, y, ctx, names, seed, samples, how, bar):
         yield draw(method, tr.den, y, ctx=ctx, seeds=seeds, **how).float()
         bar.update(len(y))
 
-def summed(drawn, label=None) -> dict: # mean, and std if there were several; (B, C, H, W) float32
+
+def summed(drawn, label=None) -> dict:  # mean, and std if there were several; (B, C, H, W) float32
     "Mean and standard deviation by Welford's sums; of labels the most frequent for the mean."
     votes = []
     for k, one in enumerate(drawn):
-        if k == 0: mean, sq = one, torch.zeros_like(one)
-        else: mean, sq = mean + (one - mean)/(k + 1), sq + (one - mean)**2*(k/(k + 1))
-        if label is not None: votes.append(label(one.cpu().numpy()))
-    if k == 0: return dict(mean=mean.cpu().numpy())
+        if k == 0:
+            mean, sq = one, torch.zeros_like(one)
+        else:
+            mean, sq = mean + (one - mean) / (k + 1), sq + (one - mean) ** 2 * (k / (k + 1))
+        if label is not None:
+            votes.append(label(one.cpu().numpy()))
+    if k == 0:
+        return dict(mean=mean.cpu().numpy())
     mean = mean.cpu().numpy() if label is None else most_frequent(votes)
-    return dict(mean=mean, std=(sq/k).sqrt().cpu().numpy())
+    return dict(mean=mean, std=(sq / k).sqrt().cpu().numpy())
+
 
 def most_frequent(votes) -> np.ndarray:
     "The value that most of some arrays have at each place; of equally frequent ones the smallest."
@@ -181,103 +266,205 @@ def most_frequent(votes) -> np.ndarray:
     counts = np.stack([(votes == v).sum(0) for v in values])
     return values[counts.argmax(0)]
 
+
 def path_times(tr, how) -> list:
     "The times at which the sampler of a Translator stands, from 1 down."
     m, grid = get_method(tr.config['model']['method']), how.get('grid')
-    return [float(t) for t in make_grid(m, tr.den.bridge, how['steps'] or m.steps, grid, **{k: v for k, v in how.items() if k not in ('steps', 'tau', 'grid')})]
+    return [
+        float(t)
+        for t in make_grid(
+            m,
+            tr.den.bridge,
+            how['steps'] or m.steps,
+            grid,
+            **{k: v for k, v in how.items() if k not in ('steps', 'tau', 'grid')},
+        )
+    ]
 
 # %% ../nbs/50_translate.ipynb #f3000599
 @torch.no_grad()
-def shares(tr, y, how) -> np.ndarray: # (B, T, H, W) float32
-    "The source's share of the mean path, b/(a + b), at every time of the sampler: for CDTSDE the mixing field, averaged over channels."
-    if tr.den.codec is not None: raise InputError('save-mix: this model works on latents, its field has no pixels of the image; leave it out')
+def shares(tr, y, how) -> np.ndarray:  # (B, T, H, W) float32
+    """The source's share of the mean path, b/(a + b), at every time of the sampler: for CDTSDE the
+    mixing field, averaged over channels.
+    """
+    if tr.den.codec is not None:
+        raise InputError(
+            'save-mix: this model works on latents, its field has no pixels of the image; leave'
+            ' it out'
+        )
     out = []
     for t in path_times(tr, how):
         a, b, _ = tr.den.bridge.coefs(torch.tensor(t, dtype=torch.float64, device=y.device), y)
-        out.append((b/(a + b).clamp(min=1e-12)).expand(len(y), y.shape[1], *y.shape[-2:]).mean(1).float().cpu().numpy())
+        out.append(
+            (b / (a + b).clamp(min=1e-12))
+            .expand(len(y), y.shape[1], *y.shape[-2:])
+            .mean(1)
+            .float()
+            .cpu()
+            .numpy()
+        )
     return np.stack(out, 1)
 
 # %% ../nbs/50_translate.ipynb #f9fcf8c1
 def hears(d) -> set:
-    "The fields of text.Metadata that a model with prompts can be told about its target: said by its prompts, and known of some target in training."
+    """The fields of text.Metadata that a model with prompts can be told about its target: said by
+    its prompts, and known of some target in training.
+    """
     text = d['text']
-    return set() if text['by'] == 'source' else {k for g in text['fields'] for k in groups[g]} & set(text.get('known', names))
+    return (
+        set()
+        if text['by'] == 'source'
+        else {k for g in text['fields'] for k in groups[g]} & set(text.get('known', names))
+    )
 
-def heard(d, meta:dict) -> dict:
+
+def heard(d, meta: dict) -> dict:
     "Of what is known about a target, that which the model can be told: a wish that `told` accepts."
     return {k: v for k, v in asdict(read_metadata(meta)).items() if v is not None and k in hears(d)}
 
+
 def told(d, known=None, target=None):
-    "The records (source, target) that the prompts are made of; None for a model without prompts. `d`: the data section of a model. Raises InputError for a wish that could change nothing."
+    """The records (source, target) that the prompts are made of; None for a model without prompts.
+
+    `d`: the data section of a model. Raises InputError for a wish that could change nothing.
+    """
     text = d.get('text')
-    if known is not None and not isinstance(known, dict): raise InputError(f'known: must be a dictionary such as dict(age=40), got {known!r}')
+    if known is not None and not isinstance(known, dict):
+        raise InputError(f'known: must be a dictionary such as dict(age=40), got {known!r}')
     if not text:
-        if target: raise InputError(f"this model was trained without prompts; it translates to {d.get('target')} and cannot be told otherwise (train with text both)")
+        if target:
+            raise InputError(
+                f'this model was trained without prompts; it translates to {d.get("target")} and'
+                ' cannot be told otherwise (train with text both)'
+            )
         return None
     said = read_metadata(known or {}).modality
-    if said and text['source'] and said != text['source']: warnings.warn(f"source: is said to be {said}, this model was trained on {text['source']}; the answer is a guess")
-    pair = wish({**({'modality': text['source']} if text['source'] else {}), **(known or {})}, target, text['usual'])
-    deaf = [k for k, v in asdict(read_metadata(target or {})).items() if v is not None and k not in hears(d)]
-    if deaf: raise InputError(f"target: this model cannot be told {deaf[0]} (prompts: {text['by']}, of {', '.join(text['fields'])}; of its training targets were known {', '.join(text.get('known', names))}), so a wish for it would change nothing but noise; leave it out")
+    if said and text['source'] and said != text['source']:
+        warnings.warn(
+            f'source: is said to be {said}, this model was trained on {text["source"]}; the answer'
+            ' is a guess'
+        )
+    pair = wish(
+        {**({'modality': text['source']} if text['source'] else {}), **(known or {})},
+        target,
+        text['usual'],
+    )
+    deaf = [
+        k
+        for k, v in asdict(read_metadata(target or {})).items()
+        if v is not None and k not in hears(d)
+    ]
+    if deaf:
+        raise InputError(
+            f'target: this model cannot be told {deaf[0]} (prompts: {text["by"]}, of'
+            f' {", ".join(text["fields"])}; of its training targets were known'
+            f' {", ".join(text.get("known", names))}), so a wish for it would change nothing but'
+            ' noise; leave it out'
+        )
     for k, v in asdict(read_metadata(target or {})).items():
         seen = text.get('seen', {}).get(k)
-        if v is None or not seen: continue
-        if isinstance(v, str) and v.casefold() not in [str(w).casefold() for w in seen] and text['encoder'] == 'record': raise InputError(f"target: {k} {v!r} was never a target in training, only {', '.join(map(str, seen))}; another word would change nothing but noise")
-        if not isinstance(v, str) and not seen[0]*(1 - 1e-6) <= v <= seen[1]*(1 + 1e-6): warnings.warn(f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to {seen[1]:g}); the answer is a guess')
+        if v is None or not seen:
+            continue
+        if (
+            isinstance(v, str)
+            and v.casefold() not in [str(w).casefold() for w in seen]
+            and text['encoder'] == 'record'
+        ):
+            raise InputError(
+                f'target: {k} {v!r} was never a target in training, only'
+                f' {", ".join(map(str, seen))}; another word would change nothing but noise'
+            )
+        if not isinstance(v, str) and not seen[0] * (1 - 1e-6) <= v <= seen[1] * (1 + 1e-6):
+            warnings.warn(
+                f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to'
+                f' {seen[1]:g}); the answer is a guess'
+            )
     return pair
 
 # %% ../nbs/50_translate.ipynb #80ee0d66
 def sampling(config, steps=None, tau=None, **options) -> dict:
-    "Arguments of `draw`: what was asked for, else what the model folder says. Raises InputError for impossible ones."
+    """Arguments of `draw`: what was asked for, else what the model folder says.
+
+    Raises InputError for impossible ones.
+    """
     d, m = config['data'], get_method(config['model']['method'])
     steps, tau = d.get('steps', m.steps) if steps is None else steps, tau or d.get('tau', m.tau)
-    if tau not in rules: raise InputError(f"unknown noise rule {tau!r}: use one of {', '.join(rules)}")
-    given = not isinstance(steps, (int, str, float)) and steps is not None                # a grid of times instead of a number
-    if not given and not (isinstance(steps, int) and steps >= 1): raise InputError(f'steps must be a whole number of 1 or more, or a grid of times, got {steps!r}')
+    if tau not in rules:
+        raise InputError(f'unknown noise rule {tau!r}: use one of {", ".join(rules)}')
+    # a grid of times instead of a number
+    given = not isinstance(steps, (int, str, float)) and steps is not None
+    if not given and not (isinstance(steps, int) and steps >= 1):
+        raise InputError(
+            f'steps must be a whole number of 1 or more, or a grid of times, got {steps!r}'
+        )
     grid = check_grid(steps) if given else stored_grid(config, steps, tau)
     options = {**d.get('options', {}), **options}
-    return {**options, 'steps': None if given else steps, 'tau': tau, 'grid': options.get('grid') if grid is None else grid}
+    return {
+        **options,
+        'steps': None if given else steps,
+        'tau': tau,
+        'grid': options.get('grid') if grid is None else grid,
+    }
+
 
 def context_of(tr, known=None, target=None):
     "The context (3, dim) of a Translator; see its `context`."
     pair, text = told(tr.config['data'], known, target), tr.config['data'].get('text')
-    if pair is None: return None
+    if pair is None:
+        return None
     if tr.encoder is None:
         tr.encoder = find_encoder(text['encoder'], tr.device)
-        if tr.encoder.fingerprint != text.get('fingerprint', tr.encoder.fingerprint): raise InputError(f"encoder {text['encoder']!r}: holds other weights than the one this model was trained with; use the same files")
+        if tr.encoder.fingerprint != text.get('fingerprint', tr.encoder.fingerprint):
+            raise InputError(
+                f'encoder {text["encoder"]!r}: holds other weights than the one this model was'
+                ' trained with; use the same files'
+            )
     return pair_context(tr.encoder, *pair, tuple(text['fields']))
+
 
 def target_window(d, known=None, target=None) -> Window:
     "The intensity window of the target; of the wished modality, for a model of several directions."
     several = d.get('target_windows')
     return Window(*(several[told(d, known, target)[1].modality] if several else d['target_window']))
 
-def is_path(source) -> bool: return isinstance(source, (str, Path))
+
+def is_path(source) -> bool:
+    return isinstance(source, (str, Path))
 
 # %% ../nbs/50_translate.ipynb #ee446b7c
 def translate_any(tr, source, known=None, target=None, force=False, noise='shared', **kw):
-    "Translate whatever `source` is; see `Translator.maps`. Raises InputError for what cannot be translated."
+    """Translate whatever `source` is; see `Translator.maps`.
+
+    Raises InputError for what cannot be translated.
+    """
     d, named = tr.config['data'], getattr(source, 'get_filename', lambda: None)
     where = source if is_path(source) else named()
-    if known is None and where and d.get('text'): known = beside(where)
+    if known is None and where and d.get('text'):
+        known = beside(where)
     kw, units = dict(kw, ctx=tr.context(known, target)), target_units(d, known, target)
     known = known or {}
-    if where and not modality_of(known): known = {**known, 'modality': modality_beside(where)}
+    if where and not modality_of(known):
+        known = {**known, 'modality': modality_beside(where)}
     if is_path(source) and str(source).lower().endswith(IMAGE_ENDINGS):
         return translate_image(tr, load_image(source), units, source, force=force, **kw)
     if is_path(source) or hasattr(source, 'affine') and hasattr(source, 'get_fdata'):
         return translate_volume(tr, source, units, known, force, noise, **kw)
     if hasattr(source, 'getbands'):
         return translate_image(tr, image_of_picture(source), units, force=force, **kw)
-    if torch.is_tensor(source): return translate_tensor(tr, source, **kw)
+    if torch.is_tensor(source):
+        return translate_tensor(tr, source, **kw)
     if isinstance(source, np.ndarray):
         return translate_array(tr, source, units, force=force, noise=noise, **kw)
-    raise InputError(f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL '
-                     'image, a numpy array or a tensor')
+    raise InputError(
+        f'cannot translate a {type(source).__name__}: give a path, a nibabel or PIL '
+        'image, a numpy array or a tensor'
+    )
 
 # %% ../nbs/50_translate.ipynb #aee1fe20
-def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong and what to do)
-    "What speaks against a volume, by its header and by what is known about it. d: data section of a model; img: canonical; like: as it is in the file."
+def doubts_of_volume(d, img, like, known={}) -> list:  # (refuse?, what is wrong and what to do)
+    """What speaks against a volume, by its header and by what is known about it. d: data section of
+    a model; img: canonical; like: as it is in the file.
+    """
     out, header = [], getattr(like, 'header', None)
     is_, should = modality_of(known), modality_of(dict(modality=d.get('source') or ''))
     if is_ and should in spellings['modality'].values() and is_ != should:
@@ -285,77 +472,125 @@ def doubts_of_volume(d, img, like, known={}) -> list: # (refuse?, what is wrong 
         out.append((True, words))
     codes = ('sform_code', 'qform_code')
     if hasattr(header, 'get_sform') and not any(int(header[k]) for k in codes):
-        out.append((True, 'its header has no orientation (sform and qform codes are 0); '
-                          'convert it again from DICOM, or set them'))
+        out.append(
+            (
+                True,
+                'its header has no orientation (sform and qform codes are 0); '
+                'convert it again from DICOM, or set them',
+            )
+        )
     return [*out, *header_concerns(like), *doubts_of_size(d, img)]
+
 
 def doubts_of_size(d, img) -> list:
     "Voxels or a body of another size than the model's planes. img: canonical."
-    out, plane = [], np.sqrt((img.affine[:3, :2]**2).sum(0))
-    reach = d['spacing']*d['size']
-    far = [v for v in plane if not .4 <= v/d['spacing'] <= 2.5]
+    out, plane = [], np.sqrt((img.affine[:3, :2] ** 2).sum(0))
+    reach = d['spacing'] * d['size']
+    far = [v for v in plane if not 0.4 <= v / d['spacing'] <= 2.5]
     if far:
-        out.append((False, f'voxels of {far[0]:.2g} mm in the plane; '
-                           f"the model works at {d['spacing']:.2g} mm"))
+        out.append(
+            (
+                False,
+                f'voxels of {far[0]:.2g} mm in the plane; the model works at {d["spacing"]:.2g} mm',
+            )
+        )
     there = np.asarray(img.dataobj)
     there = there > there.mean()
     for axis in (0, 1):
         at = np.flatnonzero(there.any(axis=tuple({0, 1, 2} - {axis})))
-        long = (at[-1] - at[0] + 1)*plane[axis] if len(at) else 0
-        if long <= 1.05*reach: continue
-        out.append((False, f'is {long:.0f} mm wide, and the model was trained on planes of '
-                           f'{reach:.0f} mm'))
+        long = (at[-1] - at[0] + 1) * plane[axis] if len(at) else 0
+        if long <= 1.05 * reach:
+            continue
+        out.append(
+            (False, f'is {long:.0f} mm wide, and the model was trained on planes of {reach:.0f} mm')
+        )
         break
-    if not far and np.abs(plane/d['spacing'] - 1).max() > 1e-3:
-        out.append((None, f"planes of {plane[0]:.3g} x {plane[1]:.3g} mm are resampled to "
-                          f"{d['spacing']:.3g} mm for the model, and back"))
+    if not far and np.abs(plane / d['spacing'] - 1).max() > 1e-3:
+        out.append(
+            (
+                None,
+                f'planes of {plane[0]:.3g} x {plane[1]:.3g} mm are resampled to '
+                f'{d["spacing"]:.3g} mm for the model, and back',
+            )
+        )
     return out
 
 # %% ../nbs/50_translate.ipynb #0cca0842
 def doubts_of_values(d, y) -> list:
-    "What speaks against scaled slices (S, H, W): grey values unlike those of every training subject."
-    out, tissue = [], (y > -.8).mean((-1, -2)) >= .05                                    # slices as training has them
+    """What speaks against scaled slices (S, H, W): grey values unlike those of every training
+    subject.
+    """
+    out, tissue = [], (y > -0.8).mean((-1, -2)) >= 0.05  # slices as training has them
     y = y[tissue] if tissue.any() else y
     for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
         seen = (d.get('source_values') or {}).get(k)
-        if seen and not seen[0] - max(.1, (seen[1] - seen[0])/2) <= v <= seen[1] + max(.1, (seen[1] - seen[0])/2): out.append((False, f'grey values are unlike the training (scaled {k} {v:.2f}, there {seen[0]:.2f} to {seen[1]:.2f}); the answer is a guess'))
+        if seen and not seen[0] - max(0.1, (seen[1] - seen[0]) / 2) <= v <= seen[1] + max(
+            0.1, (seen[1] - seen[0]) / 2
+        ):
+            out.append(
+                (
+                    False,
+                    (
+                        f'grey values are unlike the training (scaled {k} {v:.2f}, there'
+                        f' {seen[0]:.2f} to {seen[1]:.2f}); the answer is a guess'
+                    ),
+                )
+            )
     return out
 
-def modality_of(meta:dict):
+
+def modality_of(meta: dict):
     "The modality that metadata names, whatever else stands there; None if they name none."
-    return read_metadata({k: v for k, v in meta.items() if (f := field_of(k)) and f[1] == 'modality'}).modality
+    return read_metadata(
+        {k: v for k, v in meta.items() if (f := field_of(k)) and f[1] == 'modality'}
+    ).modality
+
 
 def modality_beside(path) -> str:
-    "The modality that a file's name ends in (..._T2w, ...-T1), else what its sidecar says; '' if neither does."
+    """The modality that a file's name ends in (..._T2w, ...-T1), else what its sidecar says; '' if
+    neither does.
+    """
     stem = re.sub(r'\.(nii|nii\.gz)$', '', Path(path).name)
     last = re.split(r'[_\-. ]', stem)[-1].casefold()
-    return spellings['modality'][last] if last in spellings['modality'] else (modality_of(beside(path)) or '') if Path(path).name != stem else ''
+    return (
+        spellings['modality'][last]
+        if last in spellings['modality']
+        else (modality_of(beside(path)) or '')
+        if Path(path).name != stem
+        else ''
+    )
+
 
 class Changed(UserWarning):
     "What the way through the model does to a file; no doubt about the answer."
 
+
 def settle_doubts(doubts, name, force=False):
     "Warn, or raise InputError for what is refused. doubts: (refuse?, text); None: a change."
     for no, what in doubts:
-        if no and not force: raise InputError(f'{name}: {what}, or force it (--force)')
+        if no and not force:
+            raise InputError(f'{name}: {what}, or force it (--force)')
         category = Changed if no is None else UserWarning
-        warnings.warn(f'{name}: {what}' + ' (forced)'*bool(no), category)
+        warnings.warn(f'{name}: {what}' + ' (forced)' * bool(no), category)
 
 # %% ../nbs/50_translate.ipynb #b2770112
 @dataclass(frozen=True)
 class TargetUnits:
     "How an answer in about [-1, 1] becomes numbers of the target."
-    window: Window
-    dtype: str               # of the numbers, as numpy names it
-    lo: float = None         # numbers are clipped to these; None: no limit
-    hi: float = None
-    kind: str = 'values'     # values, labels or binary
-    mono: bool = True        # one channel
 
-    def nearest(self, x) -> np.ndarray: # the shape of x
+    window: Window
+    dtype: str  # of the numbers, as numpy names it
+    lo: float = None  # numbers are clipped to these; None: no limit
+    hi: float = None
+    kind: str = 'values'  # values, labels or binary
+    mono: bool = True  # one channel
+
+    def nearest(self, x) -> np.ndarray:  # the shape of x
         "Scaled answers (B, C, H, W) or (C, H, W) as the nearest labels, still scaled."
-        if self.mono: x = np.broadcast_to(x.mean(-3, keepdims=True), x.shape)
-        if self.kind == 'binary': return np.where(x > 0, 1., -1.).astype(np.float32)
+        if self.mono:
+            x = np.broadcast_to(x.mean(-3, keepdims=True), x.shape)
+        if self.kind == 'binary':
+            return np.where(x > 0, 1.0, -1.0).astype(np.float32)
         label = np.clip(np.round(self.window.unscale(x)), self.lo, self.hi)
         return self.window.scale(label).astype(np.float32)
 
@@ -364,39 +599,48 @@ class TargetUnits:
         "What `draws` needs to count labels; None for a target of values."
         return None if self.kind == 'values' else self.nearest
 
-    def carry(self, x, back, fill=-1.) -> np.ndarray: # in the dtype
+    def carry(self, x, back, fill=-1.0) -> np.ndarray:  # in the dtype
         "Scaled answers, brought to another grid by back(x, order, fill); order None: its own."
-        if self.kind == 'labels': return self.numbers(back(self.nearest(x[:, None])[:, 0], 0, fill))
+        if self.kind == 'labels':
+            return self.numbers(back(self.nearest(x[:, None])[:, 0], 0, fill))
         return self.numbers(back(x, None, fill))
 
     def numbers(self, x) -> np.ndarray:
         "Scaled answers in units and type of the target."
         v, kind = self.window.unscale(x), np.dtype(self.dtype)
-        if self.kind == 'binary': v = np.where(x > 0, self.hi, self.lo)
+        if self.kind == 'binary':
+            v = np.where(x > 0, self.hi, self.lo)
         v = np.asarray(v)
         if kind.kind in 'iu':
             np.round(v, out=v)
             np.clip(v, np.iinfo(kind).min, np.iinfo(kind).max, out=v)
-        if self.lo is not None or self.hi is not None: np.clip(v, self.lo, self.hi, out=v)
+        if self.lo is not None or self.hi is not None:
+            np.clip(v, self.lo, self.hi, out=v)
         return v.astype(kind)
 
     def spread(self, x) -> np.ndarray:
         "A scaled standard deviation in units of the target."
-        return (x.clip(min=0)*(self.window.hi - self.window.lo)/2).astype(np.float32)
+        return (x.clip(min=0) * (self.window.hi - self.window.lo) / 2).astype(np.float32)
 
 # %% ../nbs/50_translate.ipynb #252d9f89
 def units_note(u, samples=1) -> dict:
     "Type, limits and meaning of translated numbers, for the notes beside a file. u: TargetUnits."
-    words = dict(values='values', labels='labels, carried by the nearest pixel',
-                 binary='a mask, cut at one half')
+    words = dict(
+        values='values',
+        labels='labels, carried by the nearest pixel',
+        binary='a mask, cut at one half',
+    )
     limits, kind = [u.lo, u.hi], np.dtype(u.dtype)
     if kind.kind in 'iu':
         ends = (np.iinfo(kind).min, np.iinfo(kind).max)
         limits = [float(end if v is None else v) for v, end in zip(limits, ends)]
     note = dict(Type=u.dtype, Holds=words[u.kind], Limits=limits)
-    if samples > 1: note['Of'] = f'mean of {samples} draws'
-    if samples > 1 and u.kind != 'values': note['Of'] = f'commonest label of {samples} draws'
+    if samples > 1:
+        note['Of'] = f'mean of {samples} draws'
+    if samples > 1 and u.kind != 'values':
+        note['Of'] = f'commonest label of {samples} draws'
     return note
+
 
 def target_units(d, known=None, target=None) -> TargetUnits:
     "Scale, type and limits of the target; for a model of several, of the wished modality."
@@ -404,7 +648,7 @@ def target_units(d, known=None, target=None) -> TargetUnits:
     modality = told(d, known, target)[1].modality if d.get('target_windows') else None
     mono = d['channels'][1] == 1
     if rule == 'binary':
-        return TargetUnits(window, label_type(d, 0, window.hi), 0., window.hi, 'binary', mono)
+        return TargetUnits(window, label_type(d, 0, window.hi), 0.0, window.hi, 'binary', mono)
     if rule.startswith('labels:'):
         lo, hi = float(np.ceil(window.lo)), float(np.floor(window.hi))
         return TargetUnits(window, label_type(d, lo, hi), lo, hi, 'labels', mono)
@@ -413,119 +657,175 @@ def target_units(d, known=None, target=None) -> TargetUnits:
     return TargetUnits(window, kind, *target_limits(d, window, rule, ct), mono=mono)
 
 # %% ../nbs/50_translate.ipynb #15ff713e
-NIFTI_TYPES = dict(bool='uint8', int64='int32', uint64='int32', float16='float32',
-                   float64='float32')
+NIFTI_TYPES = dict(
+    bool='uint8', int64='int32', uint64='int32', float16='float32', float64='float32'
+)
+
 
 def own_type(d) -> str:
     "The number type of the training's targets; for volumes one that NIfTI has."
     named = d.get('target_dtype', 'float32')
-    try: kind = np.dtype(named)
-    except TypeError: kind = np.dtype(object)
+    try:
+        kind = np.dtype(named)
+    except TypeError:
+        kind = np.dtype(object)
     if kind.kind not in 'biuf':
-        raise InputError(f'config.json: target_dtype {named!r} is no number type; copy the model again')
+        raise InputError(
+            f'config.json: target_dtype {named!r} is no number type; copy the model again'
+        )
     kind = kind.name
     return NIFTI_TYPES.get(kind, kind) if d['kind'] == 'volume' else kind
 
+
 def holds(kind, lo, hi) -> bool:
     "Can a number type hold whole numbers from lo to hi?"
-    if kind == 'bool': return lo >= 0 and hi <= 1
-    if np.dtype(kind).kind not in 'iu': return False
+    if kind == 'bool':
+        return lo >= 0 and hi <= 1
+    if np.dtype(kind).kind not in 'iu':
+        return False
     return np.iinfo(kind).min <= lo and hi <= np.iinfo(kind).max
+
 
 def label_type(d, lo, hi) -> str:
     "The type of a label map: int16 in NIfTI; in images that of training, or the smallest."
     choices = ('int16', 'int32')
-    if d['kind'] == 'image': choices = (own_type(d), 'uint8', 'uint16', *choices)
+    if d['kind'] == 'image':
+        choices = (own_type(d), 'uint8', 'uint16', *choices)
     return next((v for v in choices if holds(v, lo, hi)), 'float32')
+
 
 def is_fixed(rule) -> bool:
     "Is a rule of `window_of` two numbers, LO:HI?"
-    try: return len([float(v) for v in rule.split(':')]) == 2
-    except ValueError: return False
+    try:
+        return len([float(v) for v in rule.split(':')]) == 2
+    except ValueError:
+        return False
 
 # %% ../nbs/50_translate.ipynb #50921484
-def target_limits(d, window, rule, ct) -> tuple: # (lowest, highest); None for no limit
+def target_limits(d, window, rule, ct) -> tuple:  # (lowest, highest); None for no limit
     "Where the numbers of a target are clipped, by the table above."
     low, high = d.get('target_reach') or (None, None)
-    if ct and low is None: return min(window.lo, -1024.), max(window.hi, 3071.)
-    if low is None: return None, None
+    if ct and low is None:
+        return min(window.lo, -1024.0), max(window.hi, 3071.0)
+    if low is None:
+        return None, None
     wide = min(window.lo, low), max(window.hi, high)
-    if ct: return max(wide[0], -1024.), wide[1]
-    if is_fixed(rule): return wide
-    return (0. if low >= -1e-3*(window.hi - window.lo) else None), None
+    if ct:
+        return max(wide[0], -1024.0), wide[1]
+    if is_fixed(rule):
+        return wide
+    return (0.0 if low >= -1e-3 * (window.hi - window.lo) else None), None
 
 # %% ../nbs/50_translate.ipynb #dfadf96d
 def translate_volume(
-    tr, source,       # Translator; path or nibabel image
-    units,            # TargetUnits
-    known={}, force=False, noise='shared',
-    name='the image', # how to call it, unless it is a path
-    **kw,             # of `draws`
-) -> dict:            # name -> nibabel image
-    "Translate a volume (path or nibabel image); returns nibabel images on its own grid, see `Translator.maps`."
+    tr,
+    source,  # Translator; path or nibabel image
+    units,  # TargetUnits
+    known={},
+    force=False,
+    noise='shared',
+    name='the image',  # how to call it, unless it is a path
+    **kw,  # of `draws`
+) -> dict:  # name -> nibabel image
+    """Translate a volume (path or nibabel image); returns nibabel images on its own grid, see
+    `Translator.maps`.
+    """
     d, path = tr.config['data'], is_path(source)
     name = source if path else name
     if d.get('kind') != 'volume':
-        raise InputError(f"{name}: this model was trained on {d.get('kind')}s of data set "
-                         f"{d.get('dataset')}, not on volumes; give it PNG or TIFF images")
+        raise InputError(
+            f'{name}: this model was trained on {d.get("kind")}s of data set '
+            f'{d.get("dataset")}, not on volumes; give it PNG or TIFF images'
+        )
     img, like = load_volume(source), open_volume(source) if path else source
     settle_doubts(doubts_of_volume(d, img, like, known), name, force)
     rule = d['source_window']
     if str(rule).startswith('slice:'):
-        raise InputError(f'{name}: this model scales every slice by itself ({rule}), as a paper does '
-                         'to compare; train with another source_window to translate files')
+        raise InputError(
+            f'{name}: this model scales every slice by itself ({rule}), as a paper does '
+            'to compare; train with another source_window to translate files'
+        )
     scale = window_of(np.asarray(img.dataobj), rule)
     y, affine = to_plane(img, d['spacing'], d['size'], scale, spline_order(rule))
     settle_doubts(doubts_of_values(d, y), name, force)
-    y, names = np.repeat(y[:, None], tr.config['model']['channels'], 1), [0]*len(y)
+    y, names = np.repeat(y[:, None], tr.config['model']['channels'], 1), [0] * len(y)
     got = draws(tr, y, names=names if noise == 'shared' else None, label=units.label, **kw)
     return volumes_of(got, units, affine, like)
 
+
 def volumes_of(
-    got,    # from `draws`
+    got,  # from `draws`
     units,  # TargetUnits
-    affine, # of its planes
-    like,   # nibabel image: the wanted grid, any orientation
+    affine,  # of its planes
+    like,  # nibabel image: the wanted grid, any orientation
 ) -> dict:  # name -> nibabel image
     "Answers on the planes of the model as images on the grid of a file."
     import nibabel as nib
+
     def back(x, order, fill):
         return from_plane(x, affine, like, fill, 3 if order is None else order)
+
     out = dict(mean=units.carry(got['mean'].mean(1), back).reshape(like.shape))
     if 'std' in got:
-        out['std'] = units.spread(back(got['std'].mean(1), None, 0.)).reshape(like.shape)
+        out['std'] = units.spread(back(got['std'].mean(1), None, 0.0)).reshape(like.shape)
     if 'mix' in got:
-        each = [back(x, None, 0.).clip(0, 1) for x in got['mix'].swapaxes(0, 1)]
+        each = [back(x, None, 0.0).clip(0, 1) for x in got['mix'].swapaxes(0, 1)]
         out['mix'] = np.stack(each, -1).astype(np.float32)
     kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
     images = {k: kind(v, like.affine) for k, v in out.items()}
-    for v in images.values(): copy_space(like.header, v.header)
+    for v in images.values():
+        copy_space(like.header, v.header)
     return images
 
-SPACE = ('sform_code', 'qform_code', 'srow_x', 'srow_y', 'srow_z', 'quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z', 'xyzt_units')
+
+SPACE = (
+    'sform_code',
+    'qform_code',
+    'srow_x',
+    'srow_y',
+    'srow_z',
+    'quatern_b',
+    'quatern_c',
+    'quatern_d',
+    'qoffset_x',
+    'qoffset_y',
+    'qoffset_z',
+    'xyzt_units',
+)
 
 # %% ../nbs/50_translate.ipynb #bbb2810b
 def copy_space(src, dst):
-    "Carry the place of a NIfTI image in space to another's header, number by number: a rotation that is computed again is another one in its last digit (a header of another format has none)."
-    if not hasattr(src, 'get_sform'): return
-    for k in SPACE: dst[k] = src[k]
+    """Carry the place of a NIfTI image in space to another's header, number by number: a rotation
+    that is computed again is another one in its last digit (a header of another format has none).
+    """
+    if not hasattr(src, 'get_sform'):
+        return
+    for k in SPACE:
+        dst[k] = src[k]
     dst['pixdim'][:4] = src['pixdim'][:4]
 
 # %% ../nbs/50_translate.ipynb #b1eb7bc1
 def translate_image(tr, loaded, units, name='the image', force=False, **kw):
-    "Translate (C, H, W) file-unit values of `load_image`; returns (H, W) or (H, W, 3) in target units, see `Translator.maps`."
+    """Translate (C, H, W) file-unit values of `load_image`; returns (H, W) or (H, W, 3) in target
+    units, see `Translator.maps`.
+    """
     (x, dtype), d, c = loaded, tr.config['data'], tr.config['model']['channels']
     kw.pop('noise', None)
     if d.get('kind') != 'image':
-        raise InputError(f"{name}: this model was trained on volumes of data set "
-                         f"{d.get('dataset')}; "
-                         'give it NIfTI files')
+        raise InputError(
+            f'{name}: this model was trained on volumes of data set '
+            f'{d.get("dataset")}; '
+            'give it NIfTI files'
+        )
     if len(x) not in (1, d['channels'][0]):
-        raise InputError(f'{name}: {len(x)} channels; '
-                         f"this model takes images of {d['channels'][0]}")
+        raise InputError(
+            f'{name}: {len(x)} channels; this model takes images of {d["channels"][0]}'
+        )
     if d['source_window'] == 'dtype' and dtype.kind not in 'ub':
-        raise InputError(f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
-                         'numbers (rule dtype); give uint8 or uint16, as a file would hold them')
+        raise InputError(
+            f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
+            'numbers (rule dtype); give uint8 or uint16, as a file would hold them'
+        )
     settle_doubts(doubts_of_picture(d, x, name), name, force)
     y = into_square(d, window_of(x, d['source_window'], dtype).scale(x))
     settle_doubts(doubts_of_values(d, y), name, force)
@@ -533,29 +833,44 @@ def translate_image(tr, loaded, units, name='the image', force=False, **kw):
     got = draws(tr, y, names=[0], label=units.label, **kw)
     return pictures_of(got, units, d, c, *x.shape[1:])
 
+
 def pictures_of(
-    got, units,  # from `draws`; TargetUnits
-    d, c,        # data section of the model, its channels
-    h, w,        # rows and columns of the file
-) -> dict:       # name -> array (H, W) or (H, W, 3); mix (T, H, W)
+    got,
+    units,  # from `draws`; TargetUnits
+    d,
+    c,  # data section of the model, its channels
+    h,
+    w,  # rows and columns of the file
+) -> dict:  # name -> array (H, W) or (H, W, 3); mix (T, H, W)
     "Answers in the square as pictures of the size of a file."
-    def back(v, order, fill=None): return out_of_square(d, v, h, w, 1 if order is None else order)
-    def reduced(v): return v if d['channels'][1] == c or len(v) != c else v.mean(0, keepdims=True)
-    def flat(v): return v[0] if len(v) == 1 else v.transpose(1, 2, 0)
+
+    def back(v, order, fill=None):
+        return out_of_square(d, v, h, w, 1 if order is None else order)
+
+    def reduced(v):
+        return v if d['channels'][1] == c or len(v) != c else v.mean(0, keepdims=True)
+
+    def flat(v):
+        return v[0] if len(v) == 1 else v.transpose(1, 2, 0)
+
     out = dict(mean=flat(units.carry(reduced(got['mean'][0]), back)))
-    if 'std' in got: out['std'] = flat(units.spread(back(reduced(got['std'][0]), None)))
+    if 'std' in got:
+        out['std'] = flat(units.spread(back(reduced(got['std'][0]), None)))
     if 'mix' in got:
         each = [back(v[None], None)[0].clip(0, 1) for v in got['mix'][0]]
         out['mix'] = np.stack(each).astype(np.float32)
     return out
 
+
 def is_patch(d, h, w) -> bool:
     "Does a picture go into the model as a patch of training, at full resolution?"
     return d.get('fit', 'shrink') == 'patch' and max(h, w) <= d['size']
 
+
 def into_square(d, x):
     "A scaled picture (C, H, W) as (C, size, size), the way the training did it."
-    if is_patch(d, *x.shape[1:]): return to_patches(x, d['size'])[0]
+    if is_patch(d, *x.shape[1:]):
+        return to_patches(x, d['size'])[0]
     return to_square(x, d['size'], spline_order(d['source_window']))
 
 # %% ../nbs/50_translate.ipynb #ac3c4eef
@@ -563,55 +878,79 @@ def out_of_square(d, x, h, w, order=1):
     "Undo `into_square` for a picture of h x w."
     return x[:, :h, :w] if is_patch(d, h, w) else from_square(x, h, w, order)
 
-def doubts_of_picture(d, x, name) -> list: # (refuse?, what); None: no doubt, but a change
+
+def doubts_of_picture(d, x, name) -> list:  # (refuse?, what); None: no doubt, but a change
     "What speaks against a picture (C, H, W), and what happens to it on the way."
     (h, w), size, out = x.shape[1:], d['size'], georeference(name, x)
     if d.get('fit', 'shrink') == 'patch' and max(h, w) > size:
-        out.append((True, f'is {w} x {h} pixels, and this model was trained on patches of '
-                          f'{size} x {size} at full resolution; cut it into pieces of that size '
-                          '(tiles are not built yet)'))
+        out.append(
+            (
+                True,
+                f'is {w} x {h} pixels, and this model was trained on patches of '
+                f'{size} x {size} at full resolution; cut it into pieces of that size '
+                '(tiles are not built yet)',
+            )
+        )
     hh, ww = square_box(h, w, size)[2:]
     if max(h, w) > size:
         out.append((None, f'is shrunk from {w} x {h} to {ww} x {hh} pixels for the model'))
     return out
 
 # %% ../nbs/50_translate.ipynb #3af99b6a
-GEO = {33550: 'pixel scale', 33922: 'tie points', 34264: 'transformation', 34735: 'CRS',
-       42113: 'nodata'}
+GEO = {
+    33550: 'pixel scale',
+    33922: 'tie points',
+    34264: 'transformation',
+    34735: 'CRS',
+    42113: 'nodata',
+}
 
-def georeference(path, x) -> list: # as `doubts_of_picture`
+
+def georeference(path, x) -> list:  # as `doubts_of_picture`
     "What the georeference of a TIFF file loses, and pixels of its nodata value. x: its pixels."
     import tifffile
-    if not is_path(path) or not str(path).lower().endswith(('.tif', '.tiff')): return []
+
+    if not is_path(path) or not str(path).lower().endswith(('.tif', '.tiff')):
+        return []
     with tifffile.TiffFile(path) as f:
         tags = {t.code: t.value for t in f.pages[0].tags if t.code in GEO}
-    if not tags: return []
+    if not tags:
+        return []
     names = ', '.join(GEO[k] for k in sorted(tags))
     out = [(None, f'its georeference ({names}) is not carried over; copy it from the source')]
-    try: holes = int((x == np.float32(tags[42113])).sum()) if 42113 in tags else 0
-    except ValueError: holes = 0
+    try:
+        holes = int((x == np.float32(tags[42113])).sum()) if 42113 in tags else 0
+    except ValueError:
+        holes = 0
     if holes:
         out.append((True, f'{holes} pixels hold its nodata value {tags[42113]}; fill or crop them'))
     return out
 
-MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')    # grey or RGB, in PIL
+
+MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')  # grey or RGB, in PIL
+
 
 def image_of_picture(im) -> tuple:
     "What `load_image` gives for a file that holds a PIL image: (C, H, W) float32 and the dtype."
     if im.mode not in MODES:
-        raise InputError(f'the image: mode {im.mode}, whose numbers are no grey values or RGB; '
-                         'convert it to L or RGB')
+        raise InputError(
+            f'the image: mode {im.mode}, whose numbers are no grey values or RGB; '
+            'convert it to L or RGB'
+        )
     a = np.asarray(im)
-    whole = a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536       # PIL's 16-bit PNG
+    whole = a.dtype == np.int32 and a.min() >= 0 and a.max() < 65536  # PIL's 16-bit PNG
     return image_of_array(a.astype(np.uint16) if whole else a)
+
 
 def image_of_array(a) -> tuple:
     "What `load_image` gives for a file with these pixels: (C, H, W) float32 and the dtype."
     a = a.astype(a.dtype.newbyteorder('='))
     fits = a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (1, 3)
     if a.dtype.kind not in 'biuf' or not fits:
-        raise InputError('an array for a model of images must be real numbers (H, W) or (H, W, 3), '
-                         f'got {a.dtype} {a.shape}')
+        raise InputError(
+            'an array for a model of images must be real numbers (H, W) or (H, W, 3), '
+            f'got {a.dtype} {a.shape}'
+        )
     if not np.isfinite(a).all():
         raise InputError('the array holds NaN or infinite values; replace them before use')
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
@@ -620,29 +959,52 @@ def image_of_array(a) -> tuple:
 def translate_tensor(tr, x, **kw):
     "Translate a scaled (N, C, H, W) tensor; returns tensors on its device, see `Translator.maps`."
     c = tr.config['model']['channels']
-    if x.ndim != 4 or x.shape[1] != c: raise InputError(f'a tensor must be (N, {c}, H, W), scaled to [-1, 1], got {tuple(x.shape)}')
-    if not (x.is_floating_point() and x.isfinite().all()): raise InputError(f'a tensor must be floating point, finite and scaled to [-1, 1], got {x.dtype}')
-    if not x.numel(): raise InputError(f'the tensor is empty: shape {tuple(x.shape)}')
-    if x.abs().max() > 3: raise InputError(f'a tensor must be scaled to [-1, 1], this one reaches {float(x.abs().max()):g}; scale it by the window of the source, or give an array')
-    return {k: torch.from_numpy(v).to(x.device) for k, v in draws(tr, x.detach().cpu().numpy(), **kw).items()}
+    if x.ndim != 4 or x.shape[1] != c:
+        raise InputError(
+            f'a tensor must be (N, {c}, H, W), scaled to [-1, 1], got {tuple(x.shape)}'
+        )
+    if not (x.is_floating_point() and x.isfinite().all()):
+        raise InputError(
+            f'a tensor must be floating point, finite and scaled to [-1, 1], got {x.dtype}'
+        )
+    if not x.numel():
+        raise InputError(f'the tensor is empty: shape {tuple(x.shape)}')
+    if x.abs().max() > 3:
+        raise InputError(
+            f'a tensor must be scaled to [-1, 1], this one reaches {float(x.abs().max()):g}; scale'
+            ' it by the window of the source, or give an array'
+        )
+    return {
+        k: torch.from_numpy(v).to(x.device)
+        for k, v in draws(tr, x.detach().cpu().numpy(), **kw).items()
+    }
+
 
 def translate_array(tr, a, units, force=False, noise='shared', **kw):
     """Translate an image (H, W[, 3]), or for a model of volumes signed or floating-point axial slices
     (H, W) or (S, H, W), rows from front to back (`get_fdata()` of nibabel has another order)."""
     d = tr.config['data']
-    if a.size == 0: raise InputError(f'the array is empty: shape {a.shape}')
+    if a.size == 0:
+        raise InputError(f'the array is empty: shape {a.shape}')
     if d.get('kind') == 'image' or a.dtype.kind in 'ub':
         return translate_image(tr, image_of_array(a), units, 'the array', force, **kw)
     if a.dtype.kind not in 'if' or a.ndim not in (2, 3):
-        raise InputError('an array must be unsigned integer (H, W) or (H, W, 3), or signed or '
-                         f'floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}')
+        raise InputError(
+            'an array must be unsigned integer (H, W) or (H, W, 3), or signed or '
+            f'floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}'
+        )
     img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d['spacing'])
     got = translate_volume(tr, img, units, force=force, noise=noise, name='the array', **kw)
     got = {k: np.asarray(v.dataobj) for k, v in got.items()}
-    def turned(v): return v.transpose(2, 3, 1, 0) if v.ndim == 4 else v.T.reshape(a.shape)
+
+    def turned(v):
+        return v.transpose(2, 3, 1, 0) if v.ndim == 4 else v.T.reshape(a.shape)
+
     return {k: np.ascontiguousarray(turned(v)) for k, v in got.items()}
 
-def volume_of_slices(a, spacing:float):
+
+def volume_of_slices(a, spacing: float):
     "Axial slices (S, H, W), rows from front to back, as an image with voxels of `spacing` mm."
     import nibabel as nib
+
     return nib.Nifti1Image(a.T.astype(np.float32), np.diag([-spacing, -spacing, spacing, 1]))

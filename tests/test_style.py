@@ -1,0 +1,77 @@
+"The countable house rules: no count rises, ruff changes nothing, and every rule can be broken."
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from style import KEPT, ROOT, count
+
+FOUND = count()
+
+
+@pytest.mark.parametrize('rule', sorted(FOUND))
+def test_no_count_rises(rule):
+    kept = json.loads(KEPT.read_text())
+    places = FOUND[rule]
+    worst = ', '.join(f'{place} {n}' for place, n in places.most_common(5))
+    assert places.total() <= kept.get(rule, 0), f'{places.total()} of {rule}: {worst}'
+
+
+def test_ruff_changes_nothing():
+    "Notebooks and tests are as `make format` leaves them."
+    ruff = Path(sys.executable).with_name('ruff')
+    cmd = [ruff, 'format', '--check', '--no-cache', '--quiet', '.']
+    done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f'run `make format`\n{done.stdout[:2000]}{done.stderr[-2000:]}'
+
+
+LONG = 'x = 1' + ' + 1' * 30
+BROKEN = {  # rule -> a code cell that breaks it
+    'lines over 100 columns, exported': f'#| export\n{LONG}',
+    'lines over 100 columns, shown': LONG,
+    'lines with several statements, exported': '#| export\na = 1; b = 2',
+    'lines with several statements, shown': 'a = 1; b = 2',
+    'conditional inside a conditional': 'a = 1 if x else (2 if y else 3)',
+    'keywords that depend on a condition': 'f(**(dict(a=1) if x else {}))',
+    'imports and code in one cell': 'import os\nprint(os.sep)',
+    'exported cell over 40 statements': '#| export\n' + 'a = 1\n' * 41,
+    'shown cell over 1500 characters': 'print(1)\n' * 200,
+    'guesses what an object of ours can do': "#| export\nok = hasattr(den, 'latent')",
+    'function outside a class that takes self': '#| export\ndef f(self):\n    return 1',
+    'function over 40 lines': '#| export\ndef f():\n' + '    a = 1\n' * 41,
+    'function over 8 parameters': '#| export\ndef f(a, b, c, d, e, f, g, h, i):\n    return 1',
+    'one name in several modules': '#| export\ndef twice():\n    return 1',
+}
+
+
+def small_project(root, source):
+    "One notebook with one code cell, and the modules it would export."
+    (root / 'nbs').mkdir(parents=True)
+    (root / 'xmodal').mkdir()
+    cell = dict(cell_type='code', metadata={}, outputs=[], execution_count=None, source=[source])
+    (root / 'nbs' / '00_a.ipynb').write_text(json.dumps(dict(cells=[cell])))
+    for name in ('a.py', 'b.py'):
+        (root / 'xmodal' / name).write_text(source if '#| export' in source else '')
+    return root
+
+
+@pytest.mark.parametrize('rule', sorted(FOUND))
+def test_a_broken_rule_is_counted(rule, tmp_path):
+    assert rule in BROKEN, 'a rule that no test breaks'
+    good = count(small_project(tmp_path / 'good', '#| hide'))
+    bad = count(small_project(tmp_path / 'bad', BROKEN[rule]))
+    assert not good.get(rule) and bad[rule].total()
+
+
+def test_a_count_cannot_be_raised(tmp_path):
+    "`python tests/style.py --write` lowers and never raises."
+    for name in ('style.py', 'style.json'):
+        shutil.copyfile(KEPT.with_name(name), tmp_path / name)
+    (tmp_path / 'style.json').write_text(json.dumps({rule: 0 for rule in FOUND}))
+    small_project(tmp_path / 'bad', LONG)
+    cmd = [sys.executable, tmp_path / 'style.py', '--write', '--root', tmp_path / 'bad']
+    done = subprocess.run(cmd, capture_output=True, text=True)
+    assert done.returncode == 1 and 'lines over 100 columns, shown' in done.stderr
