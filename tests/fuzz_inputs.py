@@ -110,8 +110,8 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def continue_training(out, resume=True):
-    from xmodal import train
-    from xmodal.nets import build
+    from xmodal.training import loop as train
+    from xmodal.nets.build import build
 
     torch.manual_seed(0)
     train.train(
@@ -137,8 +137,8 @@ def smooth(seed, *shape):
 
 def make_good(root):
     "Models, a scan, a picture, a run, a DICOM series: what the damage is done to."
-    from xmodal.nets import build
-    from xmodal.store import save_model
+    from xmodal.nets.build import build
+    from xmodal.training.model_folder import save_model
 
     torch.manual_seed(0)
     for name, data in (('volume', VOLUME), ('image', IMAGE)):
@@ -898,7 +898,7 @@ def archive(rng, d, good, right):
     put(d, f'a.{packed}', raw)
 
     def run():
-        from xmodal.cards import unpack
+        from xmodal.data.cards import unpack
 
         return refused(lambda: unpack(f'in/a.{packed}', 'out'))
 
@@ -1335,7 +1335,12 @@ def main() -> int:
     if not kinds:
         p.error(f'kinds are {", ".join(KINDS)}')
     # paid for once
-    import xmodal.cards, xmodal.check, xmodal.cli, xmodal.cohort, xmodal.folders, xmodal.train
+    import xmodal.cli
+    import xmodal.data.cards
+    import xmodal.data.check
+    import xmodal.evaluation.cohort
+    import xmodal.folders
+    import xmodal.training.loop
 
     root = Path(tempfile.mkdtemp(prefix='fuzz-'))
     good = root / 'good'

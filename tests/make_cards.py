@@ -1,4 +1,4 @@
-"""Make data/NAME.md from the cards of nbs/15_cards.ipynb.
+"""Make data/NAME.md from the cards of nbs/data/33_cards.ipynb.
 
 python tests/make_cards.py            write the files
 python tests/make_cards.py --check    exit 1 with one line if a file is not what would be written
@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = '<!-- Made from nbs/15_cards.ipynb by tests/make_cards.py: edit the notebook. -->\n\n'
+HEAD = '<!-- Made from nbs/data/33_cards.ipynb by tests/make_cards.py: edit the notebook. -->\n\n'
 
 
 def stale(root=ROOT) -> list:
     "Names of cards whose file differs from the notebook's text."
-    from xmodal.cards import cards
+    from xmodal.data.cards import cards
 
     return [
         name
@@ -27,11 +27,11 @@ if __name__ == '__main__':
     old = stale()
     if '--check' in sys.argv[1:]:
         sys.exit(
-            f'data/{old[0]}.md is not what nbs/15_cards.ipynb says: run python tests/make_cards.py'
+            f'data/{old[0]}.md is not what nbs/data/33_cards.ipynb says: run python tests/make_cards.py'
             if old
             else 0
         )
-    from xmodal.cards import cards
+    from xmodal.data.cards import cards
 
     for name in old:
         (ROOT / 'data' / f'{name}.md').write_text(

@@ -3,8 +3,8 @@
     python tests/make_readme.py            write README.md
     python tests/make_readme.py --check    exit 1 with one line if README.md is not what would be written
 
-The notebook stands in nbs/, the README in the root, so every relative link is carried over: `01_bridge.ipynb` becomes
-`nbs/01_bridge.ipynb`, `images/brain.png` becomes `nbs/images/brain.png`, `../LICENSE` becomes `LICENSE`. Outputs are taken as they are
+The notebook stands in nbs/, the README in the root, so every relative link is carried over: `10_bridge.ipynb` becomes
+`nbs/bridges/10_bridge.ipynb`, `images/brain.png` becomes `nbs/images/brain.png`, `../LICENSE` becomes `LICENSE`. Outputs are taken as they are
 stored in the notebook; nothing is run, so the same notebook always gives the same bytes.
 """
 

@@ -27,13 +27,16 @@ import yaml
 
 from make_readme import CODE, DIRECTIVE, LINKS, Problem, directives
 
-CHAPTERS = [  # title, first and last number of the notebooks
-    ('Derivations', 0, 7),
-    ('Data', 8, 15),
-    ('Methods and networks', 16, 27),
-    ('Training', 30, 38),
-    ('Evaluation', 39, 49),
-    ('Use', 50, 69),
+CHAPTERS = [  # title, folder of the notebooks
+    ('Basics', 'basics'),
+    ('Bridges', 'bridges'),
+    ('Simulators', 'simulators'),
+    ('Data', 'data'),
+    ('Networks', 'networks'),
+    ('Metadata', 'metadata'),
+    ('Training', 'training'),
+    ('Evaluation', 'evaluation'),
+    ('Use', 'use'),
 ]
 MATHJAX = 'mathjax-of-this-site'
 FONT = (
@@ -149,9 +152,7 @@ class Links:
         self.home = f'{cfg["doc_host"] % cfg if "%" in cfg["doc_host"] else cfg["doc_host"]}{cfg["doc_baseurl"]}/'
         self.git = cfg['git_url']
         self.branch = cfg['branch']
-        self.api = {
-            re.sub(r'^\d+_', '', p)[:-6] + '.html': p for p in pages if re.match(r'\d\d_[^/]*$', p)
-        }
+        self.api = {re.sub(r'(^|/)\d\d_', r'\1', p)[:-6] + '.html': p for p in pages}
 
     def target(self, page, target) -> str:
         "The link as it stands in the finished page."
@@ -228,8 +229,8 @@ def page_of(path, name, links):
 
 
 def navigation(titles) -> list:
-    """Chapters by the numbers of the notebooks, then the notebooks that papermill runs,
-    experiments, results.
+    """Chapters by the folders of the notebooks, with those that papermill runs; experiments,
+    results.
     """
     left = dict(titles)
 
@@ -237,10 +238,8 @@ def navigation(titles) -> list:
         return [{label(n, left.pop(n)): n} for n in names if n in left]
 
     nav = take(['index.ipynb'], lambda name, title: 'Start')
-    for chapter, first, last in CHAPTERS:
-        inside = sorted(
-            n for n in left if re.match(r'\d\d_[^/]*$', n) and first <= int(n[:2]) <= last
-        )
+    for chapter, folder in CHAPTERS:
+        inside = sorted(n for n in left if n.startswith(f'{folder}/'))
         pages = take(inside)
         if chapter == 'Use':
             pages = take(ENTRY) + pages

@@ -171,7 +171,7 @@ def changed(picture, before, seconds=20):
     raise AssertionError(f'the picture has not changed for {seconds} s')
 
 
-@pytest.mark.parametrize('notebook', ['01_bridge', '02_mixing', '03_sample', '04_energy'])
+@pytest.mark.parametrize('notebook', ['10_bridge', '11_mixing', '12_sample', '13_energy'])
 def test_a_slider_changes_the_picture(lab, notebook):
     from playwright.sync_api import sync_playwright
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal.check import check
+from xmodal.data.check import check
 from xmodal.core import InputError
-from xmodal.data import load_volume, padding_of, prepare, window_of
-from xmodal.layouts import (
+from xmodal.data.volumes import load_volume, padding_of, prepare, window_of
+from xmodal.data.layouts import (
     bids,
     csv,
     find_records,
@@ -26,7 +26,7 @@ from xmodal.layouts import (
     sentinel,
     sidecar,
 )
-from xmodal.prompts import beside
+from xmodal.metadata.context import beside
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
     """Made brains: truth, a noisy translation under the names of the sources, a half-bright one,
     tissue labels.
     """
-    from xmodal.layouts import find_records
+    from xmodal.data.layouts import find_records
 
     here, rng = tmp_path_factory.mktemp('eval'), np.random.default_rng(0)
     for d in ('good', 'dark', 'truth', 'labels'):

@@ -304,7 +304,7 @@ def test_bytes_are_no_hounsfield_units(tmp_path, capsys):
     ],
 )
 def test_usual_names_of_people_are_understood(names, subject):
-    from xmodal.cohort import subject_in
+    from xmodal.evaluation.cohort import subject_in
 
     assert subject_in(names) == subject
 

@@ -22,11 +22,14 @@ import tifffile
 import torch
 from PIL import Image
 
-from xmodal import cards, core, store, train
+from xmodal import core
+from xmodal.data import cards
+from xmodal.training import loop as train
+from xmodal.training import model_folder as store
 from xmodal.core import InputError, atomic
-from xmodal.data import load_image, load_volume, open_volume
-from xmodal.layouts import read_table
-from xmodal.nets import build
+from xmodal.data.volumes import load_image, load_volume, open_volume
+from xmodal.data.layouts import read_table
+from xmodal.nets.build import build
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
@@ -382,7 +385,7 @@ def test_weights_of_the_right_size(model, tmp_path):
 def test_a_mistyped_folder_is_not_looked_up(monkeypatch, tmp_path):
     "Somebody else may have a model of that name on the hub."
     import huggingface_hub
-    from xmodal.latent import read_prior
+    from xmodal.nets.latent import read_prior
     from xmodal.translate import Translator
 
     monkeypatch.chdir(tmp_path)
@@ -535,7 +538,7 @@ def test_nothing_opens_pictures_by_content():
     "Image.open says its formats, everywhere in the package."
     calls = [
         (p.name, l.strip())
-        for p in (ROOT / 'xmodal').glob('*.py')
+        for p in (ROOT / 'xmodal').rglob('*.py')
         for l in p.read_text().splitlines()
         if re.search(r'Image\.open\((?!OLD)', l)
     ]
@@ -633,8 +636,8 @@ BOMBS = """
 import sys
 from pathlib import Path
 from xmodal.core import InputError
-from xmodal.data import load_image, load_volume
-from xmodal.layouts import read_table
+from xmodal.data.volumes import load_image, load_volume
+from xmodal.data.layouts import read_table
 for path in map(Path, sys.argv[1:]):
     read = load_volume if '.nii' in path.name else load_image if path.suffix in ('.png', '.tif') else lambda p: read_table(p, 'a')
     try:

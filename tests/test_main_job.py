@@ -366,7 +366,7 @@ def test_every_layout_is_made_checked_trained_and_translated(dataset, run_name, 
         assert config['data']['target_window'] == [-1000, 1000]
     if dataset == 'sentinel':
         assert config['data']['channels'] == [1, 3]
-    from xmodal.layouts import find_records
+    from xmodal.data.layouts import find_records
 
     q = m['parameters']
     record = find_records(
@@ -407,7 +407,7 @@ def test_the_split_of_a_paper(run_name):
 
 def test_a_faulty_data_set_stops_before_training(run_name, tmp_path):
     "A pair whose target lies 24 mm off is an error of the check; `check False` goes on."
-    from xmodal.layouts import made_root
+    from xmodal.data.layouts import made_root
 
     root = tmp_path / 'bids'
     shutil.copytree(made_root('bids', 6, 0, 4.0), root)
@@ -444,7 +444,7 @@ def test_data_check_names_the_faulty_file(tmp_path):
     """The command: exit code 1, the file and a picture for a shifted pair; exit code 0 for clean
     data.
     """
-    from xmodal.layouts import made_root
+    from xmodal.data.layouts import made_root
 
     root = tmp_path / 'bids'
     shutil.copytree(made_root('bids', 6, 0, 4.0), root)
@@ -506,7 +506,7 @@ def test_wrong_parameters_are_named(parameters, words, run_name):
 
 
 def test_damaged_subject_is_named_and_leaves_nothing(tmp_path, run_name):
-    from xmodal.layouts import made_root
+    from xmodal.data.layouts import made_root
 
     root = tmp_path / 'bids'
     shutil.copytree(made_root('bids', 4, 0, 6.0), root)
@@ -649,9 +649,9 @@ def test_training_on_two_processes_equals_one(method, net, objective, tmp_path):
     script = tmp_path / 'job.py'
     script.write_text("""
 import json, sys, torch; torch.set_num_threads(1)
-from xmodal.train import Recipe
-from xmodal.gan import fit
-from xmodal.nets import build
+from xmodal.training.loop import Recipe
+from xmodal.training.adversarial import fit
+from xmodal.nets.build import build
 class Waves(torch.utils.data.Dataset):
     def __len__(self): return 12
     def __getitem__(self, i):
@@ -699,7 +699,7 @@ def test_a_latent_model_from_a_prior(tmp_path, run_name):
     """The Stable Diffusion layout, tiny and random: trained on cached latents, saved without the
     prior, reloaded, translated.
     """
-    from xmodal.latent import tiny_prior
+    from xmodal.nets.latent import tiny_prior
 
     r = papermill(
         ('backbone', 'latent'),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from xmodal.data import Window, from_plane, load_volume, split_subjects, to_plane
+from xmodal.data.volumes import Window, from_plane, load_volume, split_subjects, to_plane
 from xmodal.mixing import SpatialMix
 from xmodal.bridge import CDTSDE
 from xmodal.sample import markov, scaled, step, uniform, vp, zero

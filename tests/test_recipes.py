@@ -9,11 +9,11 @@ import torch
 
 from xmodal.core import InputError
 from xmodal.denoise import Denoiser, loss_per_item
-from xmodal.gan import Adversarial, objectives, scenes, share_options
-from xmodal.job import Job, plan, recipe_of
+from xmodal.training.adversarial import Adversarial, objectives, scenes, share_options
+from xmodal.train import Job, plan, recipe_of
 from xmodal.methods import draw, make_bridge, methods
-from xmodal.nets import build
-from xmodal.train import Recipe, accelerator, lr_at, param_groups
+from xmodal.nets.build import build
+from xmodal.training.loop import Recipe, accelerator, lr_at, param_groups
 
 SIZES = dict(
     unet=dict(ch=8, mults=[1, 2], layers=1),
@@ -168,7 +168,7 @@ def test_a_summed_loss_is_not_clipped():
 
 def test_a_run_with_critics_goes_on_with_the_options_it_began_with(tmp_path):
     "All options are in the checkpoint, so a default that changes between versions is noticed."
-    from xmodal.gan import fit
+    from xmodal.training.adversarial import fit
 
     model = dict(method='selfrdb', channels=1, net=SIZES['unet'])
     data = [
@@ -249,7 +249,7 @@ def test_i2sbs_inclusive_sums_move_its_label_by_a_thousandth():
 def test_a_latent_has_the_priors_spread(tmp_path):
     "Mean and standard deviation of the autoencoder's posterior, both times its scaling factor."
     from diffusers import AutoencoderKL
-    from xmodal.latent import Codec, tiny_prior
+    from xmodal.nets.latent import Codec, tiny_prior
 
     vae = AutoencoderKL.from_pretrained(tiny_prior(tmp_path) / 'vae')
     code = Codec(3, vae.config)
@@ -413,7 +413,7 @@ def layers(net, *kinds):
 
 
 def test_the_patch_critic_is_layer_by_layer_the_published_one():
-    from xmodal.adversaries import PatchCritic
+    from xmodal.nets.discriminators import PatchCritic
 
     conv = lambda i, o, stride: ('Conv2d', i, o, 4, stride, 1)
     slope = ('LeakyReLU', 0.2)
@@ -432,7 +432,7 @@ def test_the_patch_critic_is_layer_by_layer_the_published_one():
 
 def test_the_translator_is_layer_by_layer_the_published_one():
     "CycleGAN's: 7x7 under reflection, two of stride 2, six residual blocks, two transposed, 7x7."
-    from xmodal.adversaries import ResnetTranslator
+    from xmodal.nets.discriminators import ResnetTranslator
 
     block = [('pad', 1), ('Conv2d', 256, 256, 3, 1, 0)] * 2
     up = [('ConvTranspose2d', 256, 128, 3, 2, 1), ('ConvTranspose2d', 128, 64, 3, 2, 1)]
@@ -456,8 +456,8 @@ def test_the_critic_of_steps_is_line_by_line_the_published_one():
     sqrt 2, minibatch deviation, sum over places.
     """
     import torch.nn.functional as F
-    from xmodal.adversaries import TimeCritic, minibatch_std
-    from xmodal.generators import fir_half
+    from xmodal.nets.discriminators import TimeCritic, minibatch_std
+    from xmodal.nets.published import fir_half
 
     default = TimeCritic()
     widths = [default.enter.out_channels, *[b.conv1.out_channels for b in default.blocks]]
@@ -548,7 +548,7 @@ def test_the_constants_of_the_objectives_are_the_published_ones():
 
 def test_the_texture_is_a_sobel_filter_of_seven_pixels():
     from scipy.ndimage import correlate1d
-    from xmodal.gan import sobel
+    from xmodal.training.adversarial import sobel
 
     image = torch.rand(1, 1, 24, 24)
     smooth, slope = [1, 6, 15, 20, 15, 6, 1], [-1, -4, -5, 0, 5, 4, 1]

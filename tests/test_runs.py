@@ -12,7 +12,7 @@ import pytest
 
 from test_main_job import ROOT, papermill, run_name  # noqa: F401  (run_name is a fixture)
 from test_scale import launched
-from xmodal.job import Job, check_name, main, owner_of, plan, release, take, what_is_there
+from xmodal.train import Job, check_name, main, owner_of, plan, release, take, what_is_there
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 SMALL = [
@@ -116,7 +116,7 @@ def test_a_smoke_run_never_takes_the_name_of_a_real_one(capsys):
 
 HOLD = """
 import sys, time
-from xmodal.job import take
+from xmodal.train import take
 take(sys.argv[1])
 print('taken', flush=True)
 time.sleep(120)
@@ -167,7 +167,7 @@ def test_the_lock_ends_with_its_process_however_it_ends(tmp_path, holder, capsys
 
 SLOW = """
 import sys, time
-import xmodal.job as j
+import xmodal.train as j
 trained = j.trained
 def slow(*args, **kw):
     trained(*args, **kw)
@@ -210,7 +210,7 @@ def test_a_training_on_two_processes_is_refused_as_one(run_name, tmp_path):
     words = [*SMALL, '--name', run_name, '--batch', '4', '--device', 'cpu']
     script = tmp_path / 'late.py'  # the plan finds nobody: the other training begins after it
     script.write_text(
-        'import sys\nimport xmodal.job as j\nj.owner_of = lambda run:'
+        'import sys\nimport xmodal.train as j\nj.owner_of = lambda run:'
         f' {{}}\nsys.exit(j.main({words!r}))\n'
     )
     take(run)
@@ -228,7 +228,7 @@ def test_a_training_on_two_processes_is_refused_as_one(run_name, tmp_path):
 
 def test_another_machines_lock_lives_by_its_signs_of_life(tmp_path):
     "A shared disk: no kernel's lock reaches us, only the file and its age."
-    import xmodal.job as j
+    import xmodal.train as j
 
     lock = tmp_path / '.lock'
     lock.write_text(json.dumps(dict(pid=7, host='node12', machine='other', since='now')))
@@ -244,7 +244,7 @@ def test_a_disk_without_locks_goes_by_the_file(tmp_path, monkeypatch):
     """Where the kernel's lock is refused, an owner counts as alive until its signs of life end,
     also on this machine.
     """
-    import xmodal.job as j
+    import xmodal.train as j
 
     monkeypatch.setattr(j, 'try_flock', lambda f: None)
     lock = tmp_path / '.lock'
@@ -257,7 +257,7 @@ def test_a_disk_without_locks_goes_by_the_file(tmp_path, monkeypatch):
 
 
 def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
-    import xmodal.job as j
+    import xmodal.train as j
 
     monkeypatch.setattr(j, 'BEAT', 0.05)
     take(tmp_path)

@@ -59,10 +59,10 @@ def same_logs(a, b, columns=('loss', 'loss_g', 'loss_d', 'r1')):
 
 SCRIPT = """
 import json, os, signal, sys, torch; torch.set_num_threads(1)
-from xmodal.train import Recipe, is_first
-from xmodal.gan import fit
-from xmodal.nets import build
-from xmodal.store import save_tensors
+from xmodal.training.loop import Recipe, is_first
+from xmodal.training.adversarial import fit
+from xmodal.nets.build import build
+from xmodal.training.model_folder import save_tensors
 out, method, arch, objective, how = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5])
 stop = how.pop('stop', 0)
 class Waves(torch.utils.data.Dataset):
@@ -163,7 +163,7 @@ def test_the_job_with_a_launcher_and_in_a_notebook(run_name):
     names = [f'{run_name}-{k}' for k in ('one', 'launcher', 'notebook')]
     try:
         common = ['--smoke', '--baseline', 'False', '--dataset', 'phantom', '--device', 'cpu']
-        r = launched('-m', 'xmodal.train', *common, '--name', names[1])
+        r = launched('-m', 'xmodal.training.loop', *common, '--name', names[1])
         assert r.returncode == 0, r.stderr[-3000:]
         assert r.stdout.count('/model written') == 1 and r.stdout.count('train    2 subjects') == 1
         r = papermill(
@@ -248,8 +248,8 @@ def test_a_folder_is_translated_by_two_processes(tmp_path, run_name):
 
 
 def test_the_parameters_are_those_of_the_notebook():
-    "The parameters cell of train.ipynb and the table of xmodal.job, letter by letter."
-    from xmodal.job import DATA, HOW
+    "The parameters cell of train.ipynb and the table of xmodal.train, letter by letter."
+    from xmodal.train import DATA, HOW
 
     cells = json.loads((ROOT / 'nbs' / 'train.ipynb').read_text())['cells']
     (cell,) = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]

@@ -38,7 +38,7 @@ def test_the_documentation_stage_runs_over_all_notebooks(tmp_path):
         'Data',
         'Methods and networks',
     ]
-    text = (docs / '01_bridge.ipynb').read_text(encoding='utf-8')
+    text = (docs / '10_bridge.ipynb').read_text(encoding='utf-8')
     assert '### diffuse' in text and '#|' not in text and '_modidx' not in text
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from hypothesis import given, settings, strategies as st
 
 from xmodal.core import InputError
-from xmodal.text import (
+from xmodal.metadata.record import (
     KEY_FIELDS,
     Metadata,
     RecordEncoder,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
 
-from xmodal.nets import build
-from xmodal.store import save_model
+from xmodal.nets.build import build
+from xmodal.training.model_folder import save_model
 from xmodal.translate import Translator
 
 ROOT = Path(__file__).resolve().parents[1]

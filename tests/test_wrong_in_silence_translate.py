@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from xmodal.core import InputError
-from xmodal.data import header_concerns, prepare, Record
+from xmodal.data.volumes import header_concerns, prepare, Record
 from xmodal.folders import beside_output, translate_paths
-from xmodal.nets import build
-from xmodal.store import save_model
+from xmodal.nets.build import build
+from xmodal.training.model_folder import save_model
 from xmodal.translate import Changed, Translator, units_note, target_units
 
 
@@ -286,7 +286,7 @@ REACH = dict(target_reach=[-1000.0, 1900.0])
 )
 @pytest.mark.parametrize('source', [np.uint8, np.int16])
 def test_type_and_limits_are_those_of_the_target(base, more, dtype, lo, hi, source, tmp_path):
-    """Answers far outside the window (-5 and 5, scaled): clipped where the table of 50_translate
+    """Answers far outside the window (-5 and 5, scaled): clipped where the table of 82_translate
     says so, and nowhere else.
     """
     tr, image = echo(base, **more), base['kind'] == 'image'

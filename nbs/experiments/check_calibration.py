@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from xmodal import check as C
 from xmodal.core import project_root
-from xmodal.data import split_records
-from xmodal.layouts import find_records
+from xmodal.data import check as C
+from xmodal.data.volumes import split_records
+from xmodal.data.layouts import find_records
 
 HERE = Path(__file__).parent
 CELLS = dict(
