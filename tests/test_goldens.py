@@ -518,6 +518,16 @@ def flat(found) -> dict:
     return {f'{file} {part}': v for file, parts in found.items() for part, v in parts.items()}
 
 
+def shown(message, category, filename, lineno, file=None, line=None):
+    "Write a warning as Python does by itself; pytest would collect it."
+    print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr)
+
+
+def notes_in(err) -> list:
+    "The lines in which xmodal says something."
+    return [tidy(line) for line in re.split(r'[\r\n]+', err) if line.startswith('xmodal:')]
+
+
 def command(run, *words):
     "Exit code, standard output and standard error of a command in this process."
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -525,6 +535,9 @@ def command(run, *words):
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                warnings.filterwarnings('always', category=UserWarning)
+                warnings.showwarning = shown
                 code = run([str(w) for w in words])
     except SystemExit as e:
         code = e.code or 0
@@ -553,12 +566,13 @@ def translation(name):
     given = [model_folder(kind), source, folder/f'out{ending}', '--device', 'cpu', *words]
     code, out, err = command(xmodal_main, 'translate', *given)
     found = {p.name: contents(p) for p in sorted(folder.iterdir())}
-    return dict(code=code, said=tidy(err.split('\r')[-1]), files=sorted(found), **flat(found))
+    return dict(code=code, said=notes_in(err), files=sorted(found), **flat(found))
 
 
 def tidy(text) -> str:
     "A text without the places of this process."
-    return text.replace(str(work()), '(folder)').replace(str(HERE), '(goldens)')
+    text = text.replace(str(work()), '(folder)').replace(str(HERE), '(goldens)')
+    return re.sub(r'xmodal \d+\.\d+\.\d+', 'xmodal (version)', text)
 
 
 def translator(kind):
@@ -641,13 +655,33 @@ def read_table(path) -> dict:
     return dict(columns=header, values=table)
 
 
+# in front of a group norm whose groups hold one channel: the true slope is 0, and Adam makes
+# steps of the learning rate out of its rounding error
+DEAF = re.compile(r'(conv1|conv2|conv_shortcut)\.bias$|time_emb_proj\.|\.hear\.')
+
+
+def weights_item(run, path):
+    "A file of tensors of a checkpoint; of a denoiser, those without a true slope apart."
+    tensors = {k: torch.from_numpy(v) for k, v in load_file(path).items()}
+    if path.stem == 'ema':
+        model = json.loads((run/'model'/'config.json').read_text(encoding='utf-8'))['model']
+        names = [k for k, _ in build(**model).named_parameters()]
+        assert [f'{k:05d}' for k in range(len(names))] == sorted(tensors)
+        tensors = {k: tensors[n] for k, n in zip(names, sorted(tensors))}
+    if path.stem not in ('ema', 'model'):
+        return sketches(tensors)
+    deaf = {k: v for k, v in tensors.items() if DEAF.search(k)}
+    heard = {k: v for k, v in tensors.items() if k not in deaf}
+    parts = dict(heard=sketches(heard), deaf=sketches(deaf))
+    return {f'{name} {k}': v for name, part in parts.items() for k, v in part.items()}
+
+
 def run_item(name, part):
     "A part of a run: a file of the checkpoint, the log, the metrics, the model folder."
     run = training(name)
     steps = sorted(run.glob('checkpoints/*'))
     if part.endswith('.safetensors'):
-        tensors = {k: torch.from_numpy(v) for k, v in load_file(steps[-1]/part).items()}
-        return sketches(tensors)
+        return weights_item(run, steps[-1]/part)
     if part == 'files':
         found = (p.relative_to(run).as_posix() for p in run.rglob('*') if p.is_file())
         return dict(files=sorted(found), checkpoints=[p.name for p in steps])
@@ -792,7 +826,7 @@ def broken(name, data=b'nothing'):
 
 
 REFUSALS = dict(
-    method=lambda: ask('cdstde'),
+    method=lambda: draw('cdstde', oracle(), Y),
     option=lambda: ask('cdtsde', etta=1.),
     eta=lambda: ask('cdtsde', eta=2.),
     noise_rule=lambda: ask('cdtsde', tau='euler'),
@@ -1018,7 +1052,9 @@ def far(got, want, where) -> list:
     a, b = got.astype(np.float64), want.astype(np.float64)
     size = np.abs(b[np.isfinite(b)]).max(initial=0.)
     if where.endswith('lines'):                         # a line for each tensor
-        size = np.maximum(np.abs(b).max(1, keepdims=True), 1e-3*size)
+        floor = .1 if 'heard' in where else 1e-3
+        size = np.maximum(np.abs(b).max(1, keepdims=True), floor*size)
+        size = 1e3 + 0*size if 'deaf' in where else size    # ten steps of 1e-3
     near = RTOL*np.abs(b) + ATOL*size + (1. if want.dtype.kind in 'iu' else 0.)
     with np.errstate(invalid='ignore'):
         wrong = ~((np.abs(a - b) <= near) | (a == b) | (np.isnan(a) & np.isnan(b)))
@@ -1027,6 +1063,9 @@ def far(got, want, where) -> list:
     worst = float(np.nanmax(np.abs(a - b)))
     return [f'{where}: {wrong.sum()} of {wrong.size} numbers differ, by up to {worst:.3g} '
             f'(largest in golden {float(np.max(size)):.3g})']
+
+
+ROUNDED = dict(grad_norm=1.5e-3, val_psnr=1.5e-3, mix_=3e-4)    # a log writes few digits
 
 
 def differences(got, want, where='') -> list:
@@ -1044,7 +1083,8 @@ def differences(got, want, where='') -> list:
         each = (differences(*v, f'{where}[{k}]') for k, v in enumerate(zip(got, want)))
         return sum(each, [])
     if isinstance(want, float) and isinstance(got, float) and not EXACT:
-        same = abs(got - want) <= RTOL*abs(want) + 1e-12 or got != got and want != want
+        rtol = next((v for k, v in ROUNDED.items() if k in where), RTOL)
+        same = abs(got - want) <= rtol*abs(want) + 1e-12 or got != got and want != want
         return [] if same else [f'{where}: {got!r}, golden {want!r}']
     if where.endswith('sha256') and not EXACT:
         return []
