@@ -3,7 +3,7 @@
 Every item is a named piece of behaviour: a row of the table of methods on an oracle and on a
 small network, a sampler with one of its options, a translated file, the checkpoint of a short
 training, the options of a command, the text of a refusal. `catalogue` lists them, and how each is
-made again. Arrays lie in tests/goldens/*.safetensors, everything else in tests/goldens/goldens.json.
+made again. Arrays lie in tests/goldens/*.safetensors, all else in tests/goldens/goldens.json.
 
 Numbers are compared with a tolerance, because another CPU's kernels round otherwise; with the
 environment variable XMODAL_EXACT=1 bit for bit, which holds on the machine that wrote them.
@@ -116,6 +116,7 @@ def network(name, channels=1, **more):
 class Oracle(GaussianOracle):
     "The exact denoiser of a Gaussian world, which also knows the noise."
     def eps_hat(self, x, t, y, ctx=None):
+        "The noise in x, were the estimate true."
         a, b, c = (v.to(x.dtype) for v in self.bridge.coefs(t, y))
         return (x - a*self(x, t, y) - b*y)/c
 
@@ -126,7 +127,7 @@ def numbers(v):
 
 
 def path_of(draws):
-    "What a sampler does: its times, its last estimate and its last state. draws: callback -> state."
+    "What a sampler does: times, last estimate, last state. draws: callback -> state."
     seen = []
     state = draws(seen.append)
     times = np.array([[d['t'], d['s']] for d in seen])
