@@ -17,6 +17,7 @@ meant to move code is a fault of that change. tests/goldens/model is a model fol
 users have them. It is written once, if it is not there, and never again: a new format leaves it as
 it is and has to go on reading it.
 """
+
 import atexit
 import contextlib
 import functools
@@ -35,7 +36,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 for threads in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
-    os.environ.setdefault(threads, '1')     # read when torch is imported
+    os.environ.setdefault(threads, '1')  # read when torch is imported
 
 import nibabel as nib
 import numpy as np
@@ -47,34 +48,38 @@ from safetensors.numpy import load_file, save_file
 
 # everything of xmodal that is used here: modules may move, these lines move with them
 from xmodal.cli import main as xmodal_main
-from xmodal.data import window_of
+from xmodal.data.volumes import window_of
 from xmodal.denoise import Clip, Denoiser, Stop, losses, loss_per_item, predictions
-from xmodal.gan import fit, objectives
-from xmodal.job import Job, main as train_main
-from xmodal.latent import read_prior, tiny_prior
-from xmodal.layouts import datasets
+from xmodal.training.adversarial import fit, objectives
+from xmodal.train import Job, main as train_main
+from xmodal.nets.latent import read_prior, tiny_prior
+from xmodal.data.layouts import datasets
 from xmodal.methods import draw, make_bridge, methods, parse_options, recipe_for, split_options
-from xmodal.nets import build, nets
+from xmodal.nets.build import build, nets
 from xmodal.sample import GaussianOracle, rules, scaled
 from xmodal.solvers import grids, samplers
-from xmodal.steer import conditionings
-from xmodal.store import save_model
-from xmodal.train import Recipe
+from xmodal.nets.conditioning import conditionings
+from xmodal.training.model_folder import save_model
+from xmodal.training.loop import Recipe
 from xmodal.translate import Translator
 
-XMODAL, TRAIN = 'xmodal.cli', 'xmodal.train'    # modules that are commands, as python -m NAME
+XMODAL, TRAIN = 'xmodal.cli', 'xmodal.train'  # modules that are commands, as python -m NAME
 
-HERE = Path(__file__).resolve().parent/'goldens'
-TEXTS, KEPT = HERE/'goldens.json', HERE/'model'
+HERE = Path(__file__).resolve().parent / 'goldens'
+TEXTS, KEPT = HERE / 'goldens.json', HERE / 'model'
 EXACT = os.environ.get('XMODAL_EXACT') == '1'
-RTOL, ATOL = 1e-4, 1e-5     # relative to the number, and to the largest of its array
-SIZES = dict(unet=dict(ch=8, mults=[1, 2], layers=1), dtfnet=dict(ch=4),
-             unet256=dict(ch=8, levels=4, dropout=0.),
-             ncsnpp=dict(ch=8, mults=[1, 2], layers=1, latent=4))
-WIDTH = 5                   # of a made prompt
+RTOL, ATOL = 1e-4, 1e-5  # relative to the number, and to the largest of its array
+SIZES = dict(
+    unet=dict(ch=8, mults=[1, 2], layers=1),
+    dtfnet=dict(ch=4),
+    unet256=dict(ch=8, levels=4, dropout=0.0),
+    ncsnpp=dict(ch=8, mults=[1, 2], layers=1, latent=4),
+)
+WIDTH = 5  # of a made prompt
 
 
 # --- what is frozen is made of
+
 
 def images(n=2, channels=1, size=16, seed=0, dtype=torch.float32):
     "Made images in (-1, 1)."
@@ -95,9 +100,9 @@ def filled(module):
         g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         v = torch.randn(p.shape, generator=g)
         if p.ndim > 1:
-            v = v*(p[0].numel() or 1)**-.5
+            v = v * (p[0].numel() or 1) ** -0.5
         else:
-            v = .1*v + name.endswith('weight')
+            v = 0.1 * v + name.endswith('weight')
         p.data = v.to(p.dtype)
     return module.eval()
 
@@ -115,10 +120,11 @@ def network(name, channels=1, **more):
 
 class Oracle(GaussianOracle):
     "The exact denoiser of a Gaussian world, which also knows the noise."
+
     def eps_hat(self, x, t, y, ctx=None):
         "The noise in x, were the estimate true."
         a, b, c = (v.to(x.dtype) for v in self.bridge.coefs(t, y))
-        return (x - a*self(x, t, y) - b*y)/c
+        return (x - a * self(x, t, y) - b * y) / c
 
 
 def numbers(v):
@@ -135,6 +141,7 @@ def path_of(draws):
 
 
 # --- the table of methods
+
 
 def plain(value):
     "A value as JSON holds it."
@@ -153,7 +160,7 @@ def method_bridge(name, **options):
     "Coefficients along the way."
     bridge, y = filled(make_bridge(name, 2, **options)), images(1, 2, 2, 7, torch.float64)
     bridge = bridge.posterior() if hasattr(bridge, 'posterior') else bridge
-    times = (0., .001, .1, .25, .5, .75, .9, .999, 1.)
+    times = (0.0, 0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0)
     at = [[numbers(v.expand_as(y)) for v in bridge.coefs(t, y)] for t in times]
     return dict(coefs=np.array(at)[:, :, 0])
 
@@ -185,10 +192,10 @@ def method_loss(name):
     "The denoising loss of two images, and the slope of its sum."
     m, den = methods[name], network(name)
     x0, y, eps = (images(seed=k) for k in (1, 2, 3))
-    high = 1. if m.times == 'one' else .7
-    t = torch.tensor([.3 if high < 1 else 1., high], dtype=torch.float64)
+    high = 1.0 if m.times == 'one' else 0.7
+    t = torch.tensor([0.3 if high < 1 else 1.0, high], dtype=torch.float64)
     if isinstance(m.times, int):
-        t = (t*m.times).ceil()/m.times
+        t = (t * m.times).ceil() / m.times
     ctx = prompts() if m.text else None
     z = images(2, 1, 2).flatten(1) if den.latent else None
     loss = loss_per_item(den, x0, y, t, eps, ctx, m.loss, m.weight, z)
@@ -203,7 +210,7 @@ def method_training(name):
     model = dict(method=name, channels=1, net=sizes(name), arch=methods[name].net)
     den = build(**model)
     before = whole(den.state_dict(), 'before')
-    data = [dict(y=y, x0=-y**3) for y in images(4)]
+    data = [dict(y=y, x0=-(y**3)) for y in images(4)]
     if methods[name].text:
         data = [dict(d, ctx=c) for d, c in zip(data, prompts(8).reshape(4, 2, 3, WIDTH))]
     recipe = Recipe(**{**recipe_for(name), 'steps': 2, 'batch': 2, 'warmup': 0})
@@ -222,9 +229,9 @@ def sketch(v, picked=PICKED):
     "Some numbers of a tensor that change with any of its elements: picked ones, then sums."
     v = np.asarray(numbers(v), dtype=np.float64).ravel()
     at = np.linspace(0, len(v) - 1, picked).round().astype(int)
-    wave = np.cos(np.arange(len(v))*.7) + 1.5
+    wave = np.cos(np.arange(len(v)) * 0.7) + 1.5
     size = np.sqrt(np.mean(v**2))
-    return [*v[at], v.mean(), size, np.abs(v).max(), np.mean(v*wave)]
+    return [*v[at], v.mean(), size, np.abs(v).max(), np.mean(v * wave)]
 
 
 def words_of(tensors) -> dict:
@@ -251,8 +258,11 @@ def whole(tensors, name):
     "Many tensors as one sketch, and as one word that changes with any name, type or shape."
     told = zlib.crc32(json.dumps(words_of(tensors)).encode())
     one = torch.cat([tensors[k].detach().double().ravel() for k in sorted(tensors)])
-    return {f'{name} words': f'{len(tensors)} tensors, {told:08x}', f'{name} sha256':
-            digest_of(tensors), f'{name} sketch': np.array(sketch(one, 60))}
+    return {
+        f'{name} words': f'{len(tensors)} tensors, {told:08x}',
+        f'{name} sha256': digest_of(tensors),
+        f'{name} sketch': np.array(sketch(one, 60)),
+    }
 
 
 # --- ways of sampling
@@ -260,36 +270,36 @@ def whole(tensors, name):
 DRAWS = dict(
     tau_zero=('cdtsde', dict(tau='zero')),
     tau_vp=('cdtsde', dict(tau='vp')),
-    eta=('cdtsde', dict(eta=.4)),
+    eta=('cdtsde', dict(eta=0.4)),
     clip=('cdtsde', dict(clip=True)),
     start_source=('cdtsde', dict(start='source')),
     start_marginal=('bbdm', dict(start='marginal')),
     order_2=('cdtsde', dict(order=2)),
-    grid_of_times=('cdtsde', dict(grid=[1., .6, .15, 0.])),
+    grid_of_times=('cdtsde', dict(grid=[1.0, 0.6, 0.15, 0.0])),
     grid_dossr=('cdtsde', dict(grid='dossr')),
-    grid_karras=('ddbm_vp', dict(rho=3., steps=3, clip=False)),
+    grid_karras=('ddbm_vp', dict(rho=3.0, steps=3, clip=False)),
     another_seed=('cdtsde', dict(seeds=77)),
     dossr_order_3=('dossr', dict(order=3)),
-    bbdm_grid=('bbdm', dict(steps=11, eta=.5)),
-    unmatched=('bbdm', dict(sampler='unmatched', amplitude=.5)),
+    bbdm_grid=('bbdm', dict(steps=11, eta=0.5)),
+    unmatched=('bbdm', dict(sampler='unmatched', amplitude=0.5)),
     dual_released=('abridge', dict(factor='released')),
     score_released=('abridge_score', dict(sampler='score', first='released')),
-    heun_without_churn=('ddbm_vp', dict(churn=0., guidance=.5)),
-    dbim_on_ddbm=('ddbm_vp', dict(sampler='dbim', order=2, grid='dbim', eta=0.)),
-    dbim_eta=('dbim', dict(eta=.7)),
+    heun_without_churn=('ddbm_vp', dict(churn=0.0, guidance=0.5)),
+    dbim_on_ddbm=('ddbm_vp', dict(sampler='dbim', order=2, grid='dbim', eta=0.0)),
+    dbim_eta=('dbim', dict(eta=0.7)),
     recursion_that_stops=('selfrdb', dict(stop=2.2)),
     recursion_that_stops_later=('selfrdb', dict(stop=1.8)),
 )
 BRIDGES = dict(
-    released_base=('cdtsde', dict(base='released', keep=.7)),
-    power=('cdtsde_linear', dict(power=3.)),
-    i2sb_sums=('i2sb', dict(sums='inclusive', beta_max=.5)),
+    released_base=('cdtsde', dict(base='released', keep=0.7)),
+    power=('cdtsde_linear', dict(power=3.0)),
+    i2sb_sums=('i2sb', dict(sums='inclusive', beta_max=0.5)),
     sin=('bbdm', dict(schedule='sin')),
-    max_var=('abridge', dict(max_var=.2)),
+    max_var=('abridge', dict(max_var=0.2)),
     dbim_ve=('dbim', dict(kind='ve')),
     clean_prior=('selfrdb', dict(prior='clean')),
-    soft_prior=('selfrdb', dict(gamma=2., posterior_std='s')),
-    betas=('syndiff', dict(beta_min=.2, beta_max=10.)),
+    soft_prior=('selfrdb', dict(gamma=2.0, posterior_std='s')),
+    betas=('syndiff', dict(beta_min=0.2, beta_max=10.0)),
 )
 
 
@@ -302,30 +312,31 @@ def other_network(kind):
         with tempfile.TemporaryDirectory() as prior, quiet():
             den = network('cdtsde', net=read_prior(tiny_prior(prior)), arch='latent')
         y = images()
-        return dict(x0_hat=numbers(draw('cdtsde', den, y, 3, seeds=5)),
-                    codes=numbers(den.codec.encode(y)))
+        return dict(
+            x0_hat=numbers(draw('cdtsde', den, y, 3, seeds=5)), codes=numbers(den.codec.encode(y))
+        )
     return method_network('cdtsde_channel', channels=2)
 
 
 def estimate(pred):
     "One estimate with every parametrisation, and the same clipped."
     den = network('cdtsde_linear', pred=pred)
-    x, y, t = images(seed=4), images(), torch.tensor([.2, .4], dtype=torch.float64)
-    return dict(x0_hat=numbers(den(x, t, y)), clipped=numbers(Clip(den, -.5, .25)(x, t, y)))
+    x, y, t = images(seed=4), images(), torch.tensor([0.2, 0.4], dtype=torch.float64)
+    return dict(x0_hat=numbers(den(x, t, y)), clipped=numbers(Clip(den, -0.5, 0.25)(x, t, y)))
 
 
 def recursion(calls):
     "A denoiser that calls its network so often, alone, and ending where little changes."
     one = network('selfrdb')
     den = Denoiser(one.net, one.bridge, 'x0', recur=calls)
-    x, y, t = images(seed=4), images(), torch.tensor([.2, .7], dtype=torch.float64)
+    x, y, t = images(seed=4), images(), torch.tensor([0.2, 0.7], dtype=torch.float64)
     return dict(x0_hat=numbers(den(x, t, y)), stopped=numbers(Stop(den, 2.2)(x, t, y)))
 
 
 def loss_kind(kind):
     "A loss between two images, and with a divisor."
     a, b = images(), images(seed=1)
-    return dict(loss=numbers(losses[kind](a, b)), divided=numbers(losses[kind](a, b, out=.3)))
+    return dict(loss=numbers(losses[kind](a, b)), divided=numbers(losses[kind](a, b, out=0.3)))
 
 
 # a sampler, the bridge it belongs to, its grid, its noise rule (None: its own), its options
@@ -335,7 +346,7 @@ SOLVERS = dict(
     step_zero=('step', 'bbdm', 'uniform', 'zero', {}),
     step_vp=('step', 'cdtsde_linear', 'uniform', 'vp', {}),
     step_half=('step', 'abridge_score', 'uniform', 'half', {}),
-    step_scaled=('step', 'i2sb', 'i2sb', .3, {}),
+    step_scaled=('step', 'i2sb', 'i2sb', 0.3, {}),
     dossr_1=('dossr', 'dossr', 'dossr', None, dict(order=1)),
     dossr_2=('dossr', 'dossr', 'dossr', None, dict(order=2)),
     dossr_3=('dossr', 'dossr', 'uniform', None, dict(order=3)),
@@ -348,16 +359,21 @@ SOLVERS = dict(
     score=('score', 'abridge_score', 'uniform', None, {}),
     score_released=('score', 'abridge_score', 'uniform', None, dict(first='released')),
     unmatched=('unmatched', 'bbdm', 'uniform', None, {}),
-    unmatched_half=('unmatched', 'bbdm', 'uniform', None, dict(amplitude=.5)),
+    unmatched_half=('unmatched', 'bbdm', 'uniform', None, dict(amplitude=0.5)),
     unmatched_abridge=('unmatched', 'abridge', 'uniform', None, dict(amplitude='abridge')),
-    unmatched_score=('unmatched', 'abridge_score', 'uniform', 'half',
-                     dict(amplitude='abridge_score')),
+    unmatched_score=(
+        'unmatched',
+        'abridge_score',
+        'uniform',
+        'half',
+        dict(amplitude='abridge_score'),
+    ),
     dual=('dual', 'abridge', 'uniform', None, {}),
     dual_released=('dual', 'abridge', 'uniform', None, dict(factor='released')),
     dual_alone=('dual', 'abridge', 'uniform', None, dict(twin=False)),
     heun=('heun', 'ddbm_vp', 'karras', None, {}),
-    heun_ode=('heun', 'ddbm_vp', 'karras', None, dict(churn=0.)),
-    heun_guidance=('heun', 'ddbm_ve', 'karras', None, dict(churn=.5, guidance=.6)),
+    heun_ode=('heun', 'ddbm_vp', 'karras', None, dict(churn=0.0)),
+    heun_guidance=('heun', 'ddbm_ve', 'karras', None, dict(churn=0.5, guidance=0.6)),
 )
 
 
@@ -370,11 +386,16 @@ def solver(name):
     if tau is not None:
         how['tau'] = rules[tau] if tau in rules else scaled(rules['markov'], tau)
     times, oracle = grids[grid](6, bridge), Oracle(bridge)
+
     def go(**more):
         return run(oracle, y, times, **{'seeds': 21, **how, **more})
-    return dict(path_of(lambda see: go(out='state', callback=see)), answer=numbers(go()),
-                given=numbers(go(x=images(2, 1, 8, 6, torch.float64), seeds=[3, 4])),
-                calls=samplers[row].calls(6, **options))
+
+    return dict(
+        path_of(lambda see: go(out='state', callback=see)),
+        answer=numbers(go()),
+        given=numbers(go(x=images(2, 1, 8, 6, torch.float64), seeds=[3, 4])),
+        calls=samplers[row].calls(6, **options),
+    )
 
 
 def grid_row(name):
@@ -385,9 +406,18 @@ def grid_row(name):
 
 def names():
     "What there is to choose from."
-    found = dict(methods=methods, samplers=samplers, grids=grids, rules=rules, nets=nets,
-                 predictions=predictions, losses=losses, objectives=objectives,
-                 conditionings=conditionings, datasets=datasets)
+    found = dict(
+        methods=methods,
+        samplers=samplers,
+        grids=grids,
+        rules=rules,
+        nets=nets,
+        predictions=predictions,
+        losses=losses,
+        objectives=objectives,
+        conditionings=conditionings,
+        datasets=datasets,
+    )
     return {k: sorted(v) for k, v in found.items()}
 
 
@@ -401,14 +431,36 @@ def objective(name):
 # --- files
 
 VOLUME = dict(
-    dataset='test', source='T1w', target='T2w', kind='volume', size=16, spacing=3.,
-    source_window='percentile', target_window=[0., 900.], target_window_rule='percentile',
-    channels=[1, 1], steps=3, tau='markov', options={}, fit='shrink', target_dtype='int16',
-    source_values=dict(mean=[-1., 1.], spread=[0., 1.]), target_reach=[0., 950.])
+    dataset='test',
+    source='T1w',
+    target='T2w',
+    kind='volume',
+    size=16,
+    spacing=3.0,
+    source_window='percentile',
+    target_window=[0.0, 900.0],
+    target_window_rule='percentile',
+    channels=[1, 1],
+    steps=3,
+    tau='markov',
+    options={},
+    fit='shrink',
+    target_dtype='int16',
+    source_values=dict(mean=[-1.0, 1.0], spread=[0.0, 1.0]),
+    target_reach=[0.0, 950.0],
+)
 PICTURE = dict(
-    VOLUME, source='A', target='B', kind='image', spacing=None, source_window='dtype',
-    target_window=[0., 255.], target_window_rule='dtype', target_dtype='uint8',
-    target_reach=[3., 250.])
+    VOLUME,
+    source='A',
+    target='B',
+    kind='image',
+    spacing=None,
+    source_window='dtype',
+    target_window=[0.0, 255.0],
+    target_window_rule='dtype',
+    target_dtype='uint8',
+    target_reach=[3.0, 250.0],
+)
 SMALL = dict(method='cdtsde', channels=1, net=dict(ch=4, mults=[1, 2], layers=1))
 
 
@@ -435,31 +487,31 @@ def model_folder(kind) -> Path:
     if kind == 'kept':
         return KEPT
     if kind == 'float':
-        return new_folder(work()/kind, dict(VOLUME, target_dtype='float32'))
+        return new_folder(work() / kind, dict(VOLUME, target_dtype='float32'))
     if kind == 'labels':
-        data = dict(VOLUME, target_window_rule='labels:0:6', target_window=[0., 6.])
-        return new_folder(work()/kind, data)
+        data = dict(VOLUME, target_window_rule='labels:0:6', target_window=[0.0, 6.0])
+        return new_folder(work() / kind, data)
     if kind == 'patches':
-        return new_folder(work()/kind, dict(PICTURE, fit='patch', size=32))
+        return new_folder(work() / kind, dict(PICTURE, fit='patch', size=32))
     if kind == 'colour':
         data = dict(PICTURE, channels=[1, 3])
-        return new_folder(work()/kind, data, channels=3)
-    return new_folder(work()/kind, PICTURE)
+        return new_folder(work() / kind, data, channels=3)
+    return new_folder(work() / kind, PICTURE)
 
 
 def body(shape, seed=0):
     "A smooth body with some noise, from 0 to about 1."
     at = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing='ij')
-    inside = sum(v**2 for v in at) < .8
-    waves = .6 + .2*np.cos(4*at[0] + seed) + .1*np.sin(5*at[1] - seed)
-    return inside*waves + .05*np.random.default_rng(seed).random(shape)
+    inside = sum(v**2 for v in at) < 0.8
+    waves = 0.6 + 0.2 * np.cos(4 * at[0] + seed) + 0.1 * np.sin(5 * at[1] - seed)
+    return inside * waves + 0.05 * np.random.default_rng(seed).random(shape)
 
 
-def scan(path, seed=0, scale=900., shape=(14, 17, 6)) -> Path:
+def scan(path, seed=0, scale=900.0, shape=(14, 17, 6)) -> Path:
     "A NIfTI file that does not lie along the axes."
     path.parent.mkdir(parents=True, exist_ok=True)
-    affine = np.array([[-3., 0, .1, 20], [0, 3, 0, -21], [.1, 0, 4, 5], [0, 0, 0, 1]])
-    image = nib.Nifti1Image((body(shape, seed)*scale).astype(np.int16), affine)
+    affine = np.array([[-3.0, 0, 0.1, 20], [0, 3, 0, -21], [0.1, 0, 4, 5], [0, 0, 0, 1]])
+    image = nib.Nifti1Image((body(shape, seed) * scale).astype(np.int16), affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 2)
     image.header.set_xyzt_units('mm')
@@ -471,15 +523,32 @@ def scan(path, seed=0, scale=900., shape=(14, 17, 6)) -> Path:
 def source_of(kind) -> Path:
     "A file to be translated."
     if kind in ('kept', 'float', 'labels'):
-        return scan(work()/'source_T1w.nii.gz')
-    path = work()/'source.png'
-    Image.fromarray((body((21, 17))*230).astype(np.uint8)).save(path)
+        return scan(work() / 'source_T1w.nii.gz')
+    path = work() / 'source.png'
+    Image.fromarray((body((21, 17)) * 230).astype(np.uint8)).save(path)
     return path
 
 
-CHANGING = ('seconds', 'machine', 'sha256', 'xmodal', 'seconds_per_image', 'training_seconds',
-            'memory_gb', 'prepared', 'commit', 'python', 'versions', 'threads', 'gpu', 'Version',
-            'SourceDigest', 'OutputDigest', 'MapDigests', 'prompts')
+CHANGING = (
+    'seconds',
+    'machine',
+    'sha256',
+    'xmodal',
+    'seconds_per_image',
+    'training_seconds',
+    'memory_gb',
+    'prepared',
+    'commit',
+    'python',
+    'versions',
+    'threads',
+    'gpu',
+    'Version',
+    'SourceDigest',
+    'OutputDigest',
+    'MapDigests',
+    'prompts',
+)
 
 
 def steady(value, key=''):
@@ -493,7 +562,7 @@ def contents(path) -> dict:
     "What a written file holds: numbers and header."
     if path.suffix == '.json':
         words = json.loads(path.read_text(encoding='utf-8'))
-        words['xmodal']['model'] = f"({len(words['xmodal']['model'])} letters)"
+        words['xmodal']['model'] = f'({len(words["xmodal"]["model"])} letters)'
         return dict(notes=steady({k: v for k, v in words.items()}))
     if path.name.endswith('.nii.gz'):
         image = nib.load(path)
@@ -505,8 +574,9 @@ def contents(path) -> dict:
         return dict(array=v, sha256=bits(v))
     image = Image.open(path)
     v = np.asarray(image)
-    return dict(array=v, mode=image.mode, size=list(image.size), format=image.format,
-                sha256=bits(v))
+    return dict(
+        array=v, mode=image.mode, size=list(image.size), format=image.format, sha256=bits(v)
+    )
 
 
 def bits(v) -> str:
@@ -564,7 +634,7 @@ def translation(name):
     source = source_of(kind)
     folder = Path(tempfile.mkdtemp(dir=work()))
     ending = ''.join(source.suffixes)
-    given = [model_folder(kind), source, folder/f'out{ending}', '--device', 'cpu', *words]
+    given = [model_folder(kind), source, folder / f'out{ending}', '--device', 'cpu', *words]
     code, out, err = command(xmodal_main, 'translate', *given)
     found = {p.name: contents(p) for p in sorted(folder.iterdir())}
     return dict(code=code, said=notes_in(err), files=sorted(found), **flat(found))
@@ -585,34 +655,44 @@ def translator(kind):
 def array_in_python(kind):
     "What a Translator makes of an array, a tensor, a PIL image and a nibabel image."
     tr = translator('kept' if kind in ('array', 'tensor', 'nibabel') else 'png')
-    how = dict(samples=2, mix=True, seed=3, steps=[1., .5, .1, 0.])
+    how = dict(samples=2, mix=True, seed=3, steps=[1.0, 0.5, 0.1, 0.0])
     source = dict(
-        array=lambda: (body((5, 13, 15), 2)*800).astype(np.float32),
+        array=lambda: (body((5, 13, 15), 2) * 800).astype(np.float32),
         tensor=lambda: images(3, size=16),
         nibabel=lambda: nib.load(source_of('kept')),
         picture=lambda: Image.open(source_of('png')),
-        pixels=lambda: np.asarray(Image.open(source_of('png')))[:, ::2])[kind]()
+        pixels=lambda: np.asarray(Image.open(source_of('png')))[:, ::2],
+    )[kind]()
     with quiet():
         got = tr.maps(source, **how)
+
     def array(v):
         return np.ascontiguousarray(v.dataobj if hasattr(v, 'dataobj') else v)
+
     return {k: array(v) for k, v in got.items()}
 
 
 def kept_model():
     "The folder that stays as it is: what is read from it, and what it answers."
     tr = translator('kept')
-    y, t = images(seed=2), torch.tensor([.3, .8], dtype=torch.float64)
-    config = json.loads((KEPT/'config.json').read_text(encoding='utf-8'))
+    y, t = images(seed=2), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    config = json.loads((KEPT / 'config.json').read_text(encoding='utf-8'))
     answer = tr.run(numbers(images(3)), seed=2, steps=3)
-    return dict(config=config, read=plain(tr.config), answer=answer,
-                x0_hat=numbers(tr.den(images(), t, y)), **sketches(tr.den.state_dict()))
+    return dict(
+        config=config,
+        read=plain(tr.config),
+        answer=answer,
+        x0_hat=numbers(tr.den(images(), t, y)),
+        **sketches(tr.den.state_dict()),
+    )
 
 
 # --- trainings
 
-WORDS = ('--dataset bids --root set --size 16 --spacing 3 --ch 8 --mults 1,2 --layers 1 --steps 10 '
-         '--batch 4 --val-every 5 --save-every 4 --sample-steps 2 --check False --device cpu')
+WORDS = (
+    '--dataset bids --root set --size 16 --spacing 3 --ch 8 --mults 1,2 --layers 1 --steps 10 '
+    '--batch 4 --val-every 5 --save-every 4 --sample-steps 2 --check False --device cpu'
+)
 TRAININGS = dict(
     cdtsde='--method cdtsde --baseline True',
     selfrdb='--method selfrdb --baseline False',
@@ -623,29 +703,33 @@ TRAININGS = dict(
 def data_set(root):
     "Four persons with two scans each, and what is known about them."
     for k in range(1, 5):
-        place = root/f'sub-{k:02d}'/'anat'
-        for name, scale, te in (('T1w', 900., .004), ('T2w', 500., .09 + k/100)):
+        place = root / f'sub-{k:02d}' / 'anat'
+        for name, scale, te in (('T1w', 900.0, 0.004), ('T2w', 500.0, 0.09 + k / 100)):
             shape = (15, 16, 7)
-            scan(place/f'sub-{k:02d}_{name}.nii.gz', k + 4*(name == 'T2w'), scale, shape)
-            about = dict(EchoTime=te, RepetitionTime=.5 + k/10, MagneticFieldStrength=3.,
-                         Manufacturer='Siemens')
-            (place/f'sub-{k:02d}_{name}.json').write_text(json.dumps(about))
-    people = [f'sub-{k:02d}\t{30 + 7*k}\t{"FM"[k % 2]}' for k in range(1, 5)]
-    (root/'participants.tsv').write_text('\n'.join(['participant_id\tage\tsex', *people]) + '\n')
-    (root/'dataset_description.json').write_text(json.dumps(dict(Name='s', BIDSVersion='1.8.0')))
+            scan(place / f'sub-{k:02d}_{name}.nii.gz', k + 4 * (name == 'T2w'), scale, shape)
+            about = dict(
+                EchoTime=te,
+                RepetitionTime=0.5 + k / 10,
+                MagneticFieldStrength=3.0,
+                Manufacturer='Siemens',
+            )
+            (place / f'sub-{k:02d}_{name}.json').write_text(json.dumps(about))
+    people = [f'sub-{k:02d}\t{30 + 7 * k}\t{"FM"[k % 2]}' for k in range(1, 5)]
+    (root / 'participants.tsv').write_text('\n'.join(['participant_id\tage\tsex', *people]) + '\n')
+    (root / 'dataset_description.json').write_text(json.dumps(dict(Name='s', BIDSVersion='1.8.0')))
 
 
 @functools.cache
 def training(name) -> Path:
     "The folder of a run of ten steps by the command."
-    place = work()/'project'
+    place = work() / 'project'
     if not place.exists():
-        data_set(place/'set')
+        data_set(place / 'set')
     words = f'{WORDS} {TRAININGS[name]} --name {name}'.split()
     with contextlib.chdir(place):
         code, _, said = command(train_main, *words)
     assert code == 0, said
-    return place/'runs'/name
+    return place / 'runs' / name
 
 
 def read_table(path) -> dict:
@@ -665,7 +749,7 @@ def weights_item(run, path):
     "A file of tensors of a checkpoint; of a denoiser, those without a true slope apart."
     tensors = {k: torch.from_numpy(v) for k, v in load_file(path).items()}
     if path.stem == 'ema':
-        model = json.loads((run/'model'/'config.json').read_text(encoding='utf-8'))['model']
+        model = json.loads((run / 'model' / 'config.json').read_text(encoding='utf-8'))['model']
         names = [k for k, _ in build(**model).named_parameters()]
         assert [f'{k:05d}' for k in range(len(names))] == sorted(tensors)
         tensors = {k: tensors[n] for k, n in zip(names, sorted(tensors))}
@@ -682,28 +766,39 @@ def run_item(name, part):
     run = training(name)
     steps = sorted(run.glob('checkpoints/*'))
     if part.endswith('.safetensors'):
-        return weights_item(run, steps[-1]/part)
+        return weights_item(run, steps[-1] / part)
     if part == 'files':
         found = (p.relative_to(run).as_posix() for p in run.rglob('*') if p.is_file())
         return dict(files=sorted(found), checkpoints=[p.name for p in steps])
     if part.endswith('.csv'):
-        return read_table(run/part)
+        return read_table(run / part)
     if part == 'translated':
         source = sorted(run.parents[1].glob('set/sub-01/anat/*_T1w.nii.gz'))[0]
-        wish = dict(target=dict(TE=100.)) if name == 'metadb' else {}
+        wish = dict(target=dict(TE=100.0)) if name == 'metadb' else {}
         with quiet():
-            got = Translator.from_pretrained(run/'model', 'cpu').translate(source, seed=1, **wish)
+            got = Translator.from_pretrained(run / 'model', 'cpu').translate(source, seed=1, **wish)
         return dict(array=np.asarray(got.dataobj))
-    path = steps[-1]/part if part == 'state.json' else run/part
+    path = steps[-1] / part if part == 'state.json' else run / part
     return steady(json.loads(path.read_text(encoding='utf-8')))
 
 
 RUN_PARTS = dict(
     cdtsde=['model.safetensors', 'ema.safetensors', 'optim.safetensors', 'regression/log.csv'],
-    selfrdb=['model.safetensors', 'ema.safetensors', 'optim.safetensors', 'critics.safetensors',
-             'optim_critics.safetensors'],
-    metadb=['model.safetensors', 'ema.safetensors', 'optim.safetensors', 'critics.safetensors',
-            'optim_critics.safetensors', 'helpers.safetensors'],
+    selfrdb=[
+        'model.safetensors',
+        'ema.safetensors',
+        'optim.safetensors',
+        'critics.safetensors',
+        'optim_critics.safetensors',
+    ],
+    metadb=[
+        'model.safetensors',
+        'ema.safetensors',
+        'optim.safetensors',
+        'critics.safetensors',
+        'optim_critics.safetensors',
+        'helpers.safetensors',
+    ],
 )
 EVERY_RUN = ['files', 'log.csv', 'metrics.json', 'model/config.json', 'state.json', 'translated']
 
@@ -711,11 +806,16 @@ EVERY_RUN = ['files', 'log.csv', 'metrics.json', 'model/config.json', 'state.jso
 # --- commands
 
 COMMANDS = {
-    'xmodal': (xmodal_main, []), 'translate': (xmodal_main, ['translate']),
-    'evaluate': (xmodal_main, ['evaluate']), 'report': (xmodal_main, ['report']),
-    'data': (xmodal_main, ['data']), 'data-list': (xmodal_main, ['data', 'list']),
-    'data-info': (xmodal_main, ['data', 'info']), 'data-check': (xmodal_main, ['data', 'check']),
-    'data-get': (xmodal_main, ['data', 'get']), 'train': (train_main, []),
+    'xmodal': (xmodal_main, []),
+    'translate': (xmodal_main, ['translate']),
+    'evaluate': (xmodal_main, ['evaluate']),
+    'report': (xmodal_main, ['report']),
+    'data': (xmodal_main, ['data']),
+    'data-list': (xmodal_main, ['data', 'list']),
+    'data-info': (xmodal_main, ['data', 'info']),
+    'data-check': (xmodal_main, ['data', 'check']),
+    'data-get': (xmodal_main, ['data', 'get']),
+    'train': (train_main, []),
 }
 
 
@@ -728,7 +828,7 @@ def words_of_help(text) -> list:
         head = re.split(r' {2,}', line.strip())[0]
         if head.startswith('-'):
             found |= set(re.findall(r'(?<![\w-])--?[A-Za-z][\w-]*', head))
-            found |= {f"{head.split()[0]} {c}" for c in re.findall(r'\{.*?\}', head)}
+            found |= {f'{head.split()[0]} {c}' for c in re.findall(r'\{.*?\}', head)}
         elif re.fullmatch(r'[\w-]+', head):
             found.add(head)
     return sorted(found)
@@ -743,8 +843,10 @@ def command_help(name):
 
 def module_help(name):
     "The same of a module that is a command: python -m NAME."
+
     def run(words):
         runpy.run_module(name, run_name='__main__')
+
     old = sys.argv
     sys.argv = [name, '--help']
     try:
@@ -783,9 +885,9 @@ def solve(name, method, grid='uniform', **how):
 
 def damaged(change, file='config.json'):
     "Open a copy of the kept model, one of whose files was changed."
-    folder = Path(tempfile.mkdtemp(dir=work()))/'model'
+    folder = Path(tempfile.mkdtemp(dir=work())) / 'model'
     shutil.copytree(KEPT, folder)
-    path = folder/file
+    path = folder / file
     if change is None:
         path.unlink()
     else:
@@ -798,9 +900,11 @@ def damaged(change, file='config.json'):
 
 def replaced(old, new):
     "bytes -> bytes with other words, for `damaged`."
+
     def change(b):
         assert old in b
         return b.replace(old, new)
+
     return change
 
 
@@ -811,7 +915,7 @@ def say_maps(kind, source=None, **how):
 
 def lost_scan():
     "A scan whose header says nothing about its place."
-    path = scan(work()/'lost'/'lost.nii.gz')
+    path = scan(work() / 'lost' / 'lost.nii.gz')
     image = nib.load(path)
     image.set_sform(image.affine, 0)
     image.set_qform(image.affine, 0)
@@ -821,24 +925,24 @@ def lost_scan():
 
 def broken(name, data=b'nothing'):
     "A file that holds something else than its name says."
-    path = work()/name
+    path = work() / name
     path.write_bytes(data)
     return path
 
 
 REFUSALS = dict(
     method=lambda: draw('cdstde', oracle(), Y),
-    option=lambda: ask('cdtsde', etta=1.),
-    eta=lambda: ask('cdtsde', eta=2.),
+    option=lambda: ask('cdtsde', etta=1.0),
+    eta=lambda: ask('cdtsde', eta=2.0),
     noise_rule=lambda: ask('cdtsde', tau='euler'),
     noise_rule_of_heun=lambda: ask('ddbm_vp', tau='zero'),
     grid_name=lambda: ask('cdtsde', grid='log'),
-    grid_rises=lambda: ask('cdtsde', grid=[1., .5, .6, 0.]),
-    grid_ends_early=lambda: ask('cdtsde', grid=[1., .5]),
+    grid_rises=lambda: ask('cdtsde', grid=[1.0, 0.5, 0.6, 0.0]),
+    grid_ends_early=lambda: ask('cdtsde', grid=[1.0, 0.5]),
     sampler=lambda: ask('cdtsde', sampler='rk4'),
     start=lambda: ask('cdtsde', start='noise'),
     clip=lambda: ask('cdtsde', clip=1),
-    stop=lambda: ask('selfrdb', stop=-1.),
+    stop=lambda: ask('selfrdb', stop=-1.0),
     too_many_steps=lambda: ask('syndiff', steps=9),
     too_many_entries=lambda: ask('i2sb', steps=1000),
     no_step=lambda: solve('step', 'cdtsde', grids['uniform'](0)),
@@ -850,14 +954,14 @@ REFUSALS = dict(
     source_is_lost=lambda: solve('dual', 'diffusion'),
     heun_elsewhere=lambda: solve('heun', 'cdtsde'),
     heun_from_one=lambda: solve('heun', 'ddbm_vp'),
-    churn=lambda: solve('heun', 'ddbm_vp', 'karras', churn=1.),
-    score_grid=lambda: solve('score', 'abridge_score', [1., .3, 0.]),
+    churn=lambda: solve('heun', 'ddbm_vp', 'karras', churn=1.0),
+    score_grid=lambda: solve('score', 'abridge_score', [1.0, 0.3, 0.0]),
     first=lambda: solve('score', 'abridge_score', first='last'),
     amplitude=lambda: solve('unmatched', 'bbdm', amplitude='loud'),
     out=lambda: solve('step', 'cdtsde', out='both'),
     shapes=lambda: solve('step', 'cdtsde', x=Y[:1]),
     seeds=lambda: solve('step', 'cdtsde', seeds=[1, 2, 3]),
-    share=lambda: scaled(rules['markov'], -1.),
+    share=lambda: scaled(rules['markov'], -1.0),
     bridge_option=lambda: make_bridge('cdtsde', 1, squish=2),
     bridge_word=lambda: make_bridge('selfrdb', 1, prior='hard'),
     network=lambda: build('cdtsde', arch='resnet'),
@@ -874,7 +978,7 @@ REFUSALS = dict(
     window_rule=lambda: window_of(np.ones((3, 3)), 'percent'),
     window_empty=lambda: window_of(np.ones((3, 3)), 'minmax'),
     window_backwards=lambda: window_of(np.ones((3, 3)), '5:2'),
-    no_model=lambda: Translator.from_pretrained(work()/'nowhere', 'cpu'),
+    no_model=lambda: Translator.from_pretrained(work() / 'nowhere', 'cpu'),
     device=lambda: Translator.from_pretrained(KEPT, 'tpu'),
     no_config=lambda: damaged(None),
     no_weights=lambda: damaged(None, 'model.safetensors'),
@@ -887,16 +991,16 @@ REFUSALS = dict(
     steps=lambda: say_maps('kept', steps=0),
     samples=lambda: say_maps('kept', samples=0),
     batch=lambda: say_maps('kept', batch=1.5),
-    wish=lambda: say_maps('kept', target=dict(TE=100.)),
+    wish=lambda: say_maps('kept', target=dict(TE=100.0)),
     kind_of_source=lambda: say_maps('kept', [1, 2]),
-    missing_scan=lambda: say_maps('kept', work()/'missing.nii.gz'),
+    missing_scan=lambda: say_maps('kept', work() / 'missing.nii.gz'),
     broken_scan=lambda: say_maps('kept', broken('broken.nii')),
-    another_modality=lambda: say_maps('kept', scan(work()/'sub-9_T2w.nii.gz')),
+    another_modality=lambda: say_maps('kept', scan(work() / 'sub-9_T2w.nii.gz')),
     no_place=lambda: say_maps('kept', lost_scan()),
     picture_for_volumes=lambda: say_maps('kept', source_of('png')),
     volume_for_pictures=lambda: say_maps('png', source_of('kept')),
     tensor_channels=lambda: say_maps('kept', torch.zeros(2, 3, 16, 16)),
-    tensor_range=lambda: say_maps('kept', torch.full((2, 1, 16, 16), 7.)),
+    tensor_range=lambda: say_maps('kept', torch.full((2, 1, 16, 16), 7.0)),
     array_of_words=lambda: say_maps('kept', np.array([['a']])),
     array_empty=lambda: say_maps('kept', np.zeros((0, 16), np.float32)),
     pixels_with_holes=lambda: say_maps('png', np.full((16, 16), np.nan, np.float32)),
@@ -948,7 +1052,7 @@ def refused_command(name):
     "Exit code and last line of a command that is refused."
     run, words = REFUSED[name]
     words = [model_folder('kept') if w == 'MODEL' else w for w in words.split()]
-    place = work()/'empty'
+    place = work() / 'empty'
     place.mkdir(exist_ok=True)
     with contextlib.chdir(place):
         code, _, err = command(run, *words)
@@ -957,12 +1061,16 @@ def refused_command(name):
 
 # --- comparing and keeping
 
+
 @contextlib.contextmanager
 def quiet():
     "No bars, no warnings, no figures that stay open; the place of a warning's text is kept."
     said = warnings.formatwarning
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), \
-            contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter('ignore')
         try:
             yield
@@ -973,24 +1081,38 @@ def quiet():
 def catalogue() -> dict:
     "Every item by name, and the function that makes it: () -> dict of arrays, numbers and words."
     found = {'names': names, 'defaults': defaults, 'kept_model': kept_model}
-    for what in (method_row, method_bridge, method_oracle, method_network, method_loss,
-                 method_training):
+    for what in (
+        method_row,
+        method_bridge,
+        method_oracle,
+        method_network,
+        method_loss,
+        method_training,
+    ):
         for n in methods:
             if what is method_loss and methods[n].adversarial:
-                continue        # critics have losses of their own, see the training
-            key = f"method/{n}/{what.__name__.removeprefix('method_')}"
+                continue  # critics have losses of their own, see the training
+            key = f'method/{n}/{what.__name__.removeprefix("method_")}'
             found[key] = functools.partial(what, n)
     for n, (method, how) in DRAWS.items():
         found[f'draw/{n}'] = functools.partial(method_network, method, **how)
     for n, (method, how) in BRIDGES.items():
         found[f'bridge/{n}'] = functools.partial(method_bridge, method, **how)
-    for what, choices in ((solver, SOLVERS), (grid_row, grids), (estimate, predictions),
-                          (loss_kind, losses), (objective, objectives), (recursion, (2, 3, 6)),
-                          (other_network, ('latent_vector', 'autoencoder', 'two_channels')),
-                          (translation, TRANSLATIONS), (command_help, COMMANDS),
-                          (array_in_python, ('array', 'tensor', 'nibabel', 'picture', 'pixels')),
-                          (module_help, (XMODAL, TRAIN)), (refusal, REFUSALS),
-                          (refused_command, REFUSED)):
+    for what, choices in (
+        (solver, SOLVERS),
+        (grid_row, grids),
+        (estimate, predictions),
+        (loss_kind, losses),
+        (objective, objectives),
+        (recursion, (2, 3, 6)),
+        (other_network, ('latent_vector', 'autoencoder', 'two_channels')),
+        (translation, TRANSLATIONS),
+        (command_help, COMMANDS),
+        (array_in_python, ('array', 'tensor', 'nibabel', 'picture', 'pixels')),
+        (module_help, (XMODAL, TRAIN)),
+        (refusal, REFUSALS),
+        (refused_command, REFUSED),
+    ):
         for n in choices:
             found[f'{what.__name__}/{n}'] = functools.partial(what, n)
     for name, parts in RUN_PARTS.items():
@@ -1039,7 +1161,7 @@ def write(prefix=''):
     for old in HERE.glob('*.safetensors'):
         old.unlink()
     for name, file in arrays.items():
-        save_file(file, HERE/f'{name}.safetensors')
+        save_file(file, HERE / f'{name}.safetensors')
     lines = [f'{json.dumps(k)}: {json.dumps(v, sort_keys=True)}' for k, v in texts.items()]
     TEXTS.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
 
@@ -1051,22 +1173,24 @@ def far(got, want, where) -> list:
     if EXACT:
         return [] if got.tobytes() == want.tobytes() else [f'{where}: other bits']
     a, b = got.astype(np.float64), want.astype(np.float64)
-    size = np.abs(b[np.isfinite(b)]).max(initial=0.)
-    if where.endswith('lines'):                         # a line for each tensor
-        floor = .1 if 'heard' in where else 1e-3
-        size = np.maximum(np.abs(b).max(1, keepdims=True), floor*size)
-        size = 1e3 + 0*size if 'deaf' in where else size    # ten steps of 1e-3
-    near = RTOL*np.abs(b) + ATOL*size + (1. if want.dtype.kind in 'iu' else 0.)
+    size = np.abs(b[np.isfinite(b)]).max(initial=0.0)
+    if where.endswith('lines'):  # a line for each tensor
+        floor = 0.1 if 'heard' in where else 1e-3
+        size = np.maximum(np.abs(b).max(1, keepdims=True), floor * size)
+        size = 1e3 + 0 * size if 'deaf' in where else size  # ten steps of 1e-3
+    near = RTOL * np.abs(b) + ATOL * size + (1.0 if want.dtype.kind in 'iu' else 0.0)
     with np.errstate(invalid='ignore'):
         wrong = ~((np.abs(a - b) <= near) | (a == b) | (np.isnan(a) & np.isnan(b)))
     if not wrong.any():
         return []
     worst = float(np.nanmax(np.abs(a - b)))
-    return [f'{where}: {wrong.sum()} of {wrong.size} numbers differ, by up to {worst:.3g} '
-            f'(largest in golden {float(np.max(size)):.3g})']
+    return [
+        f'{where}: {wrong.sum()} of {wrong.size} numbers differ, by up to {worst:.3g} '
+        f'(largest in golden {float(np.max(size)):.3g})'
+    ]
 
 
-ROUNDED = dict(grad_norm=1.5e-3, val_psnr=1.5e-3, mix_=3e-4)    # a log writes few digits
+ROUNDED = dict(grad_norm=1.5e-3, val_psnr=1.5e-3, mix_=3e-4)  # a log writes few digits
 
 
 def differences(got, want, where='') -> list:
@@ -1078,14 +1202,14 @@ def differences(got, want, where='') -> list:
         new = [f'{where}/{k}: is new' for k in got if k not in want]
         both = (differences(got[k], want[k], f'{where}/{k}') for k in want if k in got)
         return sum(both, lost + new)
-    if where.endswith('flags'):     # more may come, none may go
+    if where.endswith('flags'):  # more may come, none may go
         return [f'{where}: {k} is gone' for k in want if k not in got]
     if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
         each = (differences(*v, f'{where}[{k}]') for k, v in enumerate(zip(got, want)))
         return sum(each, [])
     if isinstance(want, float) and isinstance(got, float) and not EXACT:
         rtol = next((v for k, v in ROUNDED.items() if k in where), RTOL)
-        same = abs(got - want) <= rtol*abs(want) + 1e-12 or got != got and want != want
+        same = abs(got - want) <= rtol * abs(want) + 1e-12 or got != got and want != want
         return [] if same else [f'{where}: {got!r}, golden {want!r}']
     if where.endswith('sha256') and not EXACT:
         return []
@@ -1110,7 +1234,7 @@ def main():
         sys.exit('usage: python tests/test_goldens.py --write [BEGINNING OF NAMES]')
     write(*sys.argv[2:])
     size = sum(p.stat().st_size for p in HERE.rglob('*') if p.is_file())
-    print(f'{len(catalogue())} items, {size/1e6:.2f} MB in {HERE.name}')
+    print(f'{len(catalogue())} items, {size / 1e6:.2f} MB in {HERE.name}')
 
 
 if __name__ == '__main__':
