@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
-           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Denoiser', 'fast', 'answer', 'mse', 'l1', 'aligned',
-           'loss_per_item', 'Wrap', 'Clip', 'Stop']
+           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Denoiser', 'fast', 'answer', 'mse', 'l1',
+           'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .core import check_same_shape, expand
+from .sample import Estimator, as_estimator
 
 # %% ../nbs/bridges/14_denoise.ipynb #75eb31d4
 @dataclass(frozen=True)
@@ -99,12 +100,25 @@ def keep_older(new, old, settled, stop):
     settled = close if settled is None else settled | close
     return torch.where(expand(settled, new), old, new), settled
 
+# %% ../nbs/bridges/14_denoise.ipynb #17876f48
+class Network(nn.Module):
+    """net(x, t, y, ctx) -> (B, C, *spatial), t in [0, 1000]; what else may be asked of a network
+    has a default here.
+    """
+
+    latent = 0  # length of the random vector z that it takes as a keyword; 0: none
+    blind = False  # does it look at the source alone, and not at state and time?
+    latent_channels = 0  # channels of what it works on, if these are latents; 0: as the images
+
+    def autoencoder(self):
+        "The autoencoder of a network that works on latents of images; None: it works on images."
+        return None
+
 # %% ../nbs/bridges/14_denoise.ipynb #4892c997
-class Denoiser(nn.Module):
+class Denoiser(Estimator, nn.Module):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
 
     takes_coefs = True  # a sampler hands over the coefficients it has
-    precision = 'no'  # see `fast`
 
     def __init__(
         self,
@@ -127,26 +141,24 @@ class Denoiser(nn.Module):
             raise ValueError(f'recur must be a whole number of 1 or more, got {recur!r}')
         if show_snr and recur > 1:
             raise ValueError('show_snr and recur both need the third image x_r; choose one')
-        (
-            self.net,
-            self.bridge,
-            self.pred,
-            self.recur,
-            self.scale,
-            self.twin,
-            self.show_y,
-            self.show_snr,
-        ) = net, bridge, pred, recur, scale or Scale(), twin, show_y, show_snr
+        self.net, self.bridge, self.twin = net, bridge, twin
+        self.pred, self.recur, self.scale = pred, recur, scale or Scale()
+        self.show_y, self.show_snr = show_y, show_snr
 
     @property
-    # length of the random vector z, 0: none
-    def latent(self):
-        return getattr(self.net, 'latent', 0)
+    def latent(self) -> int:
+        "Length of the random vector z that the network takes; 0: none."
+        return self.net.latent if isinstance(self.net, Network) else 0
 
     @property
-    # autoencoder of a network that works on latents
     def codec(self):
-        return getattr(self.net, 'codec', None)
+        "Autoencoder of a network that works on latents, or None."
+        return self.net.autoencoder() if isinstance(self.net, Network) else None
+
+    @property
+    def two_networks(self) -> bool:
+        "Is there a second network, for the noise?"
+        return self.twin is not None
 
     def factors(self, coefs, dtype=None):
         "skip, ysk, out, inp for (a, b, c)."
@@ -154,12 +166,8 @@ class Denoiser(nn.Module):
 
     def seen(self, x, t, y, inp):
         "What the network is shown: scaled state, its own time, source."
-        time = (
-            self.bridge.clock(t).to(x.dtype)
-            if hasattr(self.bridge, 'clock')
-            else 1000 * t.to(x.dtype)
-        )
-        return inp * x, time, y if self.show_y else inp * x
+        shown = inp * x
+        return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
 
     def forward(
         self,
@@ -177,22 +185,22 @@ class Denoiser(nn.Module):
             )
         coefs = coefs or self.bridge.coefs(t, y)
         skip, ysk, out, inp = self.factors(coefs, x.dtype)
-        more, x0_hat, settled = dict(z=z) if self.latent else {}, torch.zeros_like(x), None
+        more = dict(z=z) if self.latent else {}
+        x0_hat, settled = torch.zeros_like(x), None
         if self.show_snr:
             more['x_r'] = (torch.atan2(coefs[0], coefs[2]) * 2 / math.pi).to(x.dtype).expand_as(x)
         for _ in range(self.recur):
             if self.recur > 1:
                 more['x_r'] = x0_hat
             got = answer(self.precision, self.net, *self.seen(x, t, y, inp), ctx, **more)
-            x0_hat, settled = keep_older(
-                skip * x + ysk * y + out * got.to(x.dtype), x0_hat, settled, stop
-            )
+            newer = skip * x + ysk * y + out * got.to(x.dtype)
+            x0_hat, settled = keep_older(newer, x0_hat, settled, stop)
         return x0_hat
 
     def eps_hat(self, x, t, y, ctx=None, coefs=None):
         "The twin's estimate of the noise; raises ValueError if there is no twin."
         if self.twin is None:
-            raise ValueError('this denoiser has no second network for the noise (ABridge has)')
+            return super().eps_hat(x, t, y, ctx, coefs)
         inp = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
         return answer(self.precision, self.twin, *self.seen(x, t, y, inp), ctx).to(x.dtype)
 
@@ -278,17 +286,17 @@ def loss_per_item(
         x0,
         den.factors(coefs, x0.dtype)[2] if weight == 'net' else 1.0,
     )
-    if getattr(den, 'twin', None) is not None:
+    if den.two_networks:
         loss = loss + losses[kind](den.eps_hat(x, t, y, ctx, coefs), eps)
     return loss
 
 # %% ../nbs/bridges/14_denoise.ipynb #7b83cf82
-class Wrap(nn.Module):
+class Wrap(Estimator, nn.Module):
     "A denoiser around another one; what is not said here is the inner one's."
 
     def __init__(self, den):
         super().__init__()
-        self.den = den
+        self.den = as_estimator(den)
 
     @property
     def bridge(self):
@@ -296,21 +304,29 @@ class Wrap(nn.Module):
 
     @property
     def takes_coefs(self):
-        return getattr(self.den, 'takes_coefs', False)
+        return self.den.takes_coefs
 
     @property
     def latent(self):
-        return getattr(self.den, 'latent', 0)
+        return self.den.latent
 
     @property
     def codec(self):
-        return getattr(self.den, 'codec', None)
+        return self.den.codec
+
+    @property
+    def two_networks(self):
+        return self.den.two_networks
+
+    @property
+    def precision(self):
+        return self.den.precision
 
     def forward(self, x, t, y, ctx=None, **more):
         return self.den(x, t, y, ctx, **more)
 
-    def eps_hat(self, *args, **kw):
-        return self.den.eps_hat(*args, **kw)
+    def eps_hat(self, x, t, y, ctx=None, coefs=None):
+        return self.den.eps_hat(x, t, y, ctx, coefs)
 
 
 class Clip(Wrap):

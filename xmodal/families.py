@@ -70,9 +70,9 @@ class DDBM(Bridge):
         self.t_min = float(u_min or self.u_max * dict(vp=1e-4, ve=2.5e-5)[kind]) / self.u_max
         self.beta_d, self.beta_min = beta_d, beta_min
 
-    def clock(self, t):
+    def clock(self, t, dtype=torch.float32):
         "What the network is told: 250 ln u."
-        return 250 * (self.u_max * t.to(table_dtype(t.device)) + 1e-44).log()
+        return (250 * (self.u_max * t.to(table_dtype(t.device)) + 1e-44).log()).to(dtype)
 
     def lift(self, u):
         "vp: -2 ln alpha = ln(1 + rho^2)."

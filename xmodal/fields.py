@@ -14,7 +14,7 @@ from torch import nn
 from .core import Noise, table_dtype
 from .grid import snr
 from .mixing import SpatialMix
-from .sample import ask, check_grid, sample
+from .sample import estimate, check_grid, sample
 
 # %% ../nbs/bridges/19_fields.ipynb #d3b1128d
 def with_field(
@@ -25,7 +25,7 @@ def with_field(
 
     Raises ValueError for bridges that have no field.
     """
-    if not hasattr(den.bridge, 'mix'):
+    if den.bridge.mix is None:
         raise ValueError(
             f'{type(den.bridge).__name__} has no mixing field; use a CDTSDE row such as cdtsde_any'
         )
@@ -64,7 +64,8 @@ def chain_bound(
     )
     for t, v, g0, g1 in zip(times, at, gam, gam[1:]):
         a, b, c = (w.to(y.dtype) for w in v)
-        miss = (ask(den, a * x0 + b * y + c * noise(y), t, y, ctx, noise) - x0).double().square()
+        x0_hat = estimate(den, a * x0 + b * y + c * noise(y), t, y, ctx, noise)
+        miss = (x0_hat - x0).double().square()
         total = total + 0.5 * ((g1 - g0).clamp(min=0) * miss).flatten(1).mean(1)
     return total
 

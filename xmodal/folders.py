@@ -357,7 +357,7 @@ def settings_of(tr, target=None, **how) -> dict:
                 samples=how.get('samples', 1),
                 noise=how.get('noise', 'shared'),
                 times=[round(t, 6) for t in times],
-                precision=getattr(tr.den, 'precision', 'no'),
+                precision=tr.den.precision,
                 target=target or {},
                 mix=bool(how.get('mix')),
             )

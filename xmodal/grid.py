@@ -11,7 +11,7 @@ import math
 import torch
 
 from .core import Noise, table_dtype
-from .sample import ask, check_grid, markov, sample, uniform
+from .sample import estimate, check_grid, markov, sample, uniform
 
 # %% ../nbs/bridges/18_grid.ipynb #2827caff
 def snr(
@@ -53,7 +53,7 @@ def error_ladder(
             a, b, c = (v.to(yb.dtype) for v in at)
             noise = Noise(range(seed + i, seed + i + len(yb)), yb.device)
             x = a * xb + b * yb + c * noise(yb)
-            e = e + (ask(den, x, t, yb, cb, noise) - xb).double().square().sum(0)
+            e = e + (estimate(den, x, t, yb, cb, noise) - xb).double().square().sum(0)
             g = g + snr(at).double().expand(yb.shape).sum(0)
         gam.append(g / len(y))
         err.append(e / len(y))

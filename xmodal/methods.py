@@ -19,7 +19,7 @@ import torch
 from .core import InputError
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
-from .sample import check_grid, rules, scaled
+from .sample import as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop, losses, predictions
 from .families import DDBM, NoiseFlow, ScoreBrownian, SoftPrior
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
@@ -420,22 +420,8 @@ def known_options(
     name = options.get('sampler', m.sampler)
     if name not in samplers:
         raise InputError(f'unknown sampler {name!r}: use one of {", ".join(samplers)}')
-    common = {
-        'den',
-        'y',
-        'grid',
-        'tau',
-        'seeds',
-        'ctx',
-        'x',
-        'bridge',
-        'out',
-        'callback',
-        'n',
-        'twin',
-    }
-    names = [set(inspect.signature(f).parameters) for f in (samplers[name].run, grids[m.grid])]
-    known = {*OWN, *(set.union(*names) - common)}
+    of_grid = set(inspect.signature(grids[m.grid]).parameters) - {'n', 'bridge'}
+    known = {*OWN, *(samplers[name].options - {'twin'}), *of_grid}
     if samplers[name].ruled:
         known.add('eta')
     if m.recur > 1:
@@ -469,12 +455,11 @@ def merged(m, options) -> dict:
     """The row's options under the caller's; with another sampler only those of the row's that it
     knows.
     """
-    kept = (
-        m.options
-        if options.get('sampler', m.sampler) == m.sampler
-        else {k: v for k, v in m.options.items() if k in known_options(m, options)}
-    )
-    return {**kept, **options}
+    own = m.options
+    if options.get('sampler', m.sampler) != m.sampler:
+        known = known_options(m, options)
+        own = {k: v for k, v in own.items() if k in known}
+    return {**own, **options}
 
 
 def make_grid(m, bridge, steps, grid=None, **options):
@@ -513,18 +498,14 @@ def draw(
             f'the sampler {name!r} of {method if isinstance(method, str) else "this method"} has no'
             f' noise rule; tau = {tau!r} would change nothing'
         )
-    rule, bridge = (
-        tau or m.tau,
-        den.bridge.posterior() if hasattr(den.bridge, 'posterior') else den.bridge,
-    )
+    rule = tau or m.tau
     if rule not in rules:
         raise InputError(f'unknown noise rule {rule!r}: use one of {", ".join(rules)}')
+    den = as_estimator(den)
+    bridge = den.bridge.posterior()
     times = make_grid(m, bridge, steps or m.steps, grid, **options)
-    run = samplers[name].run
-    takes = inspect.signature(run).parameters
-    kw = {k: v for k, v in options.items() if k in takes}
     tau = scaled(rules[rule], float(options['eta'])) if 'eta' in options else rules[rule]
-    codec, size = getattr(den, 'codec', None), y.shape[-2:]
+    codec, size = den.codec, y.shape[-2:]
     if codec is not None:
         if options.get('clip'):
             raise InputError(
@@ -537,8 +518,9 @@ def draw(
         den = Stop(den, options['stop'])
     if options.get('clip'):
         den = Clip(den)
-    kw |= dict(tau=tau, seeds=seeds, ctx=ctx, x=x, bridge=bridge, out=out, callback=callback)
-    got = run(den, y, times, **kw)
+    solver = samplers[name].made(options)
+    more = dict(bridge=bridge, out=out, callback=callback, solver=solver)
+    got = sample(den, y, times, tau, seeds, ctx, x, **more)
     return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/bridges/17_methods.ipynb #83f9af15
@@ -552,7 +534,9 @@ def most_steps(m) -> float:
     """The largest number of steps that makes sense: as many as there are times the method is
     trained on.
     """
-    return 1 if m.times == 'one' else m.times if isinstance(m.times, int) else math.inf
+    if m.times == 'one':
+        return 1
+    return m.times if isinstance(m.times, int) else math.inf
 
 
 def steps_for(method, nfe: int, **options):

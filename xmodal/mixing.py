@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from .bridge import Field
 from .core import expand, table_dtype
 
 # %% ../nbs/bridges/11_mixing.ipynb #02e097b4
@@ -64,7 +65,7 @@ def finish(
     return mix
 
 # %% ../nbs/bridges/11_mixing.ipynb #9e25cb04
-class FixedMix(nn.Module):
+class FixedMix(Field):
     """A field without parameters: u = lam**power in every pixel, squashed or not.
 
     Power 1 without squash is DOSSR's linear domain shift.
@@ -80,7 +81,7 @@ class FixedMix(nn.Module):
         return finish(lam**self.power, lam, self.squash, self.eps)
 
 # %% ../nbs/bridges/11_mixing.ipynb #213fdbbb
-class SpatialMix(nn.Module):
+class SpatialMix(Field):
     """CDTSDE's dynamic field: a small network bends the base step per pixel and channel (Eq. 2, 3,
     14).
     """
@@ -148,7 +149,7 @@ class SpatialMix(nn.Module):
         return finish(interpolate(lam, g), lam, self.squash, self.eps, self.clamp)
 
 # %% ../nbs/bridges/11_mixing.ipynb #c03acc6e
-class ChannelMix(nn.Module):
+class ChannelMix(Field):
     "One polynomial of the base step per channel, the same in every pixel (CDTSDE 6.13)."
 
     sees_y = False
@@ -179,7 +180,7 @@ class ChannelMix(nn.Module):
         return finish(f, lam, 'logistic', self.eps, self.clamp)
 
 # %% ../nbs/bridges/11_mixing.ipynb #4d847a28
-class Averaged(nn.Module):
+class Averaged(Field):
     """The released inference of CDTSDE: the field in training, its mean over channels and pixels in
     eval mode.
     """
@@ -190,14 +191,14 @@ class Averaged(nn.Module):
 
     @property
     def sees_y(self):
-        return getattr(self.mix, 'sees_y', True)
+        return self.mix.sees_y
 
     def forward(self, lam, y):
         field = self.mix(lam, y)
         return field if self.training else field.mean(dim=tuple(range(1, field.ndim)), keepdim=True)
 
 # %% ../nbs/bridges/11_mixing.ipynb #68dac7ca
-class AnyMix(nn.Module):
+class AnyMix(Field):
     """In training a random field for every sample, from the digits of its lam; in eval mode the
     field `rest`.
     """
@@ -213,7 +214,7 @@ class AnyMix(nn.Module):
 
     @property
     def sees_y(self):
-        return getattr(self.rest, 'sees_y', True)
+        return self.rest.sees_y
 
     def forward(self, lam, y):
         if not self.training:

@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..core import InputError, atomic, project_root, show_grid, table_dtype
-from ..mixing import RELEASED_EPS, finish
+from ..mixing import finish
 
 # %% ../../nbs/evaluation/76_report.ipynb #fea21cda
 def environment() -> dict:
@@ -124,7 +124,7 @@ def fig_mix(
     "The mixing field at several base steps, and curves of some pixels."
     import matplotlib.pyplot as plt
 
-    if not hasattr(bridge, 'mix'):
+    if bridge.mix is None:
         return None
     y = (y[None] if y.ndim == 3 else y).to(device_of(bridge))
     field = lambda lam: (
@@ -154,8 +154,8 @@ def fig_mix(
     low = finish(
         torch.tensor(grid) ** 2,
         torch.tensor(grid),
-        getattr(bridge.mix, 'squash', 'none'),
-        getattr(bridge.mix, 'eps', RELEASED_EPS),
+        bridge.mix.squash,
+        bridge.mix.eps,
     )
     axes[-1].plot(grid, grid, 'k:', lw=1, label='λ')
     axes[-1].plot(grid, low, 'k--', lw=0.8, label='lowest (u = λ²)')
@@ -199,7 +199,7 @@ def fig_panels(
         ['gray'] * (len(titles) - 1) + ['magma'],
     )
     bars = [len(titles) - 1]
-    if hasattr(bridge, 'mix'):
+    if bridge.mix is not None:
         dev = device_of(bridge)
         half = lambda v: bridge.mix(
             torch.full((1, 1, 1, 1), 0.5, dtype=table_dtype(dev), device=dev), v[None].to(dev)

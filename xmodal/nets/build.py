@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from ..core import InputError, mend_torchvision
-from ..denoise import Denoiser, Scale, predictions
+from ..denoise import Denoiser, Network, Scale, predictions
 from .published import DTFNet, NCSNpp, UNet256, pad_to
 from .latent import LatentUNet
 from ..methods import get_method, make_bridge
 from .conditioning import check_context, listen
 
 # %% ../../nbs/networks/44_build.ipynb #4a78d7a1
-class UNet(nn.Module):
+class UNet(Network):
     "diffusers' UNet2DModel on concat(x, y): net(x, t, y, ctx) -> (B, channels, H, W)."
 
     def __init__(
@@ -145,7 +145,7 @@ def check_net(name: str, method: str, pred=None):
             f'network latent has one input for the state and one for the source; method {method}'
             ' needs more, use unet'
         )
-    if getattr(find_net(name), 'blind', False) and m.times != 'one':
+    if find_net(name).blind and m.times != 'one':
         raise InputError(
             f'network {name} looks at the source alone, method {method} needs one that sees its'
             ' state; use unet or ncsnpp'
@@ -174,10 +174,10 @@ def build(
         first, second = make(), make() if m.twin else None
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e:
         raise InputError(f'network sizes {net} do not fit {nets[name].__name__} ({e})') from None
-    inside = getattr(first, 'latent_channels', channels)  # the bridge mixes what the network sees
+    inside = first.latent_channels or channels  # the bridge mixes what the network sees
     br = make_bridge(method, inside, **(bridge or {}))
     try:
-        k = Scale(**{'total': getattr(br, 'total', 1.0), **(scale or {})})
+        k = Scale(**{'total': br.total, **(scale or {})})
     except TypeError as e:
         raise InputError(f'scale {scale} does not fit ({e}); use s0, sT, cov') from None
     return Denoiser(first, br, pred or m.pred, m.recur, k, second, m.show_y, m.show_snr)

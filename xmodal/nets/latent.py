@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core import InputError, atomic, mend_torchvision, project_root
+from ..denoise import Network
 from .conditioning import check_context
 
 # %% ../../nbs/networks/41_latent.ipynb #9cb4c429
@@ -109,7 +110,7 @@ def tiny_prior(
 PARTS = ('paper', 'control', 'all')
 
 
-class LatentUNet(nn.Module):
+class LatentUNet(Network):
     """Stable Diffusion's UNet with a ControlNet on the source: net(x, t, y, ctx) on latents; its
     `codec` makes them.
     """
@@ -147,7 +148,8 @@ class LatentUNet(nn.Module):
             self.codec.latents, c.block_out_channels[0], 3, padding=1
         )
         zeroed = [self.control.controlnet_cond_embedding]
-        self.horizon, self.part, self.latent_channels = horizon, part, self.codec.latents
+        self.horizon, self.part = horizon, part
+        self.latent_channels = self.codec.latents
         self.register_buffer('context', torch.zeros(1, tokens, c.cross_attention_dim))
         if text:
             self.speak = nn.Linear(text, c.cross_attention_dim)
@@ -170,6 +172,9 @@ class LatentUNet(nn.Module):
         )[part]
         for m in frozen:
             m.requires_grad_(False)
+
+    def autoencoder(self):
+        return self.codec
 
     def said(self, n, ctx):
         "Tokens (n, tokens, dim): the empty sentence, and those of the metadata."

@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from ..core import mend_torchvision
+from ..denoise import Network
 from .conditioning import check_context, listen
 
 # %% ../../nbs/networks/42_published.ipynb #0bf27ac7
@@ -55,7 +56,7 @@ def small_init(module, std: float = 0.02):
     return module
 
 # %% ../../nbs/networks/42_published.ipynb #6d0ddfe2
-class UNet256(nn.Module):
+class UNet256(Network):
     """pix2pix's generator: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1).
 
     Only the source y is looked at.
@@ -213,7 +214,7 @@ class Embedding(nn.Module):
         )
 
 # %% ../../nbs/networks/42_published.ipynb #36ea30b0
-class NCSNpp(nn.Module):
+class NCSNpp(Network):
     "NCSN++ with a latent: net(x, t, y, ctx, x_r, z) -> (B, channels, H, W) in (-1, 1)."
 
     def __init__(
@@ -438,7 +439,7 @@ def up_block(cin: int, cout: int, norm: str):
     )
 
 
-class DTFNet(nn.Module):
+class DTFNet(Network):
     """DTF-Net for one source: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1).
 
     Only the source y is looked at.

@@ -134,7 +134,7 @@ def walk(bridge):
     """The bridge whose coefficients the reverse step uses: the bridge itself, unless it has another
     for its posterior (SelfRDB's release).
     """
-    return bridge.posterior() if hasattr(bridge, 'posterior') else bridge
+    return bridge.posterior()
 
 
 def take_step(s, x_t, x0, y, t, z):
@@ -319,7 +319,7 @@ def make_parts(s):
 
     Raises InputError for another network that has no `parts` and is asked for a texture.
     """
-    if hasattr(s.den.net, 'parts'):
+    if isinstance(s.den.net, DTFNet):
         return {k: v for k, v in s.den.net.parts(s.y).items() if k in ('image', 'texture')}
     return make_image(s)
 

@@ -866,7 +866,7 @@ def log_row(den, step, lr, norm, seconds, y) -> dict:
     "One row of the log, with the state of the mixing field if there is one."
     if den.codec is not None and y.shape[1] == den.codec.channels:
         y = den.codec.encode(y)
-    field = mix_stats(den.bridge.mix, y) if hasattr(den.bridge, 'mix') else {}
+    field = {} if den.bridge.mix is None else mix_stats(den.bridge.mix, y)
     return dict(
         step=step,
         lr=f'{lr:.4g}',
