@@ -21,7 +21,7 @@ class Coefs(list):
 
     steps = None
 
-
+# %% ../nbs/bridges/10_bridge.ipynb #0bd30374
 class Bridge(nn.Module):
     """A Gaussian path x_t = a x0 + b y + c eps. Subclasses give `coefs`; everything else that may
     be asked of a bridge has a default here.

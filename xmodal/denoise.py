@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
-           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Denoiser', 'fast', 'answer', 'mse', 'l1',
-           'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
+           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
+           'answer', 'mse', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -115,8 +115,8 @@ class Network(nn.Module):
         return None
 
 # %% ../nbs/bridges/14_denoise.ipynb #4892c997
-class Denoiser(Estimator, nn.Module):
-    "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
+class Parametrised(Estimator, nn.Module):
+    "A network, what it is shown, and what its answer means."
 
     takes_coefs = True  # a sampler hands over the coefficients it has
 
@@ -168,6 +168,10 @@ class Denoiser(Estimator, nn.Module):
         "What the network is shown: scaled state, its own time, source."
         shown = inp * x
         return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
+
+# %% ../nbs/bridges/14_denoise.ipynb #4ee17517
+class Denoiser(Parametrised):
+    "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
 
     def forward(
         self,

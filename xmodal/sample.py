@@ -181,8 +181,8 @@ class Plain(Estimator, torch.nn.Module):
     def bridge(self):
         return self.den.bridge
 
-    def forward(self, x, t, y, ctx=None):
-        return self.den(x, t, y, ctx)
+    def forward(self, x, t, y, ctx=None, **more):
+        return self.den(x, t, y, ctx, **more)
 
     def eps_hat(self, x, t, y, ctx=None, coefs=None):
         return self.den.eps_hat(x, t, y, ctx)
@@ -252,7 +252,7 @@ class Walk:
             self.at.steps = key, made
         return self.at.steps[1]
 
-
+# %% ../nbs/bridges/12_sample.ipynb #f8a8708c
 class Now:
     "One step of a walk: where it stands, where it goes, and what a solver may ask for."
 
@@ -290,7 +290,7 @@ class Now:
         k, k_x0, k_y, tau = self.walk.factors()[self.i]
         return k * self.x + k_x0 * x0_hat + k_y * self.y + tau * z
 
-
+# %% ../nbs/bridges/12_sample.ipynb #ea5fc4f9
 class Solver:
     "A sampler's step, solver(now) -> (x_s, x0_hat), with its price. Subclasses give `__call__`."
 

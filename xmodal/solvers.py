@@ -152,7 +152,7 @@ def ddbm_slope(x, x0_hat, y, t, bridge, guidance=1.0, sde=False):
     s_h = -(x - r * y) / hc
     return f_ * x - g2_ * (s_q * (1.0 if sde else 0.5) - guidance * s_h), g2_
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #54b6d02c
 @dataclass
 class Heun(Solver):
     "DDBM's hybrid Heun sampler (Zhou et al., ICLR 2024, Algorithm 1)."

@@ -320,7 +320,8 @@ def warm_start(net: LatentUNet, prior) -> LatentUNet:
             ' build the network from read_prior of the same prior'
         ) from None
     for part in ('conv_in', 'time_embedding', 'down_blocks', 'mid_block'):
-        getattr(net.control, part).load_state_dict(getattr(unet, part).state_dict())
+        ours, theirs = net.control.get_submodule(part), unet.get_submodule(part)
+        ours.load_state_dict(theirs.state_dict())
     said = empty_prompt(prior)
     if said is not None:
         net.context.copy_(said)

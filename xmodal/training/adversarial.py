@@ -28,7 +28,7 @@ from ..bridge import diffuse
 from ..denoise import Denoiser, l1
 from ..nets.published import DTFNet
 from ..methods import draw, get_method, make_bridge, split_options, time_of
-from ..sample import rules, step
+from ..sample import Estimator, rules, step
 from ..nets.conditioning import SRNet, semantic_loss
 from .loop import lr_at, param_groups, same_weights, train
 
@@ -712,7 +712,7 @@ def fit(
 
 # %% ../../nbs/training/62_adversarial.ipynb #1481dd3c
 @dataclass
-class Zero:
+class Zero(Estimator):
     "A denoiser that always answers zero, also about the noise."
 
     bridge: object
