@@ -19,7 +19,8 @@ from xmodal.data.volumes import header_concerns, prepare, Record
 from xmodal.folders import beside_output, translate_paths
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_model
-from xmodal.translate import Changed, Translator, units_note, target_units
+from xmodal.data.units import units_note
+from xmodal.translate import Changed, Translator, target_units
 
 
 class Echo(torch.nn.Module):

@@ -27,7 +27,8 @@ from .methods import calls, get_method
 from .metadata.context import beside
 from .metadata.record import read_metadata
 from .training.loop import is_first, shared
-from .translate import Changed, path_times, sampling, target_units, told, units_note
+from .data.units import units_note
+from .translate import Changed, path_times, sampling, target_units, told
 
 # %% ../nbs/use/83_folders.ipynb #ead85738
 def kind_of(path) -> str:

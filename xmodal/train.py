@@ -1015,7 +1015,7 @@ def usual_mask(some) -> list:  # [0, the commonest value]
 # %% ../nbs/use/81_train.ipynb #ec0399a4
 def source_values(data) -> dict:  # mean, spread: smallest and largest over the records
     """What the scaled grey values of the training sources are like, for
-    `translate.doubts_of_values`.
+    `frames.concerns_of_values`.
     """
     sums = {}
     for i in range(len(data)):
