@@ -79,8 +79,7 @@ class Bridge(nn.Module):
         In eval mode they are kept for the next call, unless the field looks at the source.
         """
         times = grid.to(y.device, table_dtype(y.device))
-        looks = self.mix is not None and self.mix.sees_y
-        if self.training or torch.is_grad_enabled() or looks:
+        if self.training or torch.is_grad_enabled() or (self.mix is not None and self.mix.sees_y):
             return Coefs(self.coefs(t, y) for t in times)
         key = (
             tuple(grid.tolist()),

@@ -460,7 +460,7 @@ def concerns_of_source(frame, d, known, where) -> list:
         known = {**known, 'modality': modality_beside(where)}
     return [*concerns_of_modality(d, known), *frame.concerns()]
 
-
+# %% ../nbs/use/82_translate.ipynb #6a70ee43
 class Changed(UserWarning):
     "What the way through the model does to a file; no doubt about the answer."
 
