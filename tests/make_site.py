@@ -27,7 +27,18 @@ import yaml
 
 from make_readme import CODE, DIRECTIVE, LINKS, Problem, directives
 
+GUIDE = [
+    'translating',
+    'training',
+    'data',
+    'metadata',
+    'evaluation',
+    'methods',
+    'results',
+    'notebooks',
+]
 CHAPTERS = [  # title, folder of the notebooks
+    ('Guide', 'guide'),
     ('Basics', 'basics'),
     ('Bridges', 'bridges'),
     ('Simulators', 'simulators'),
@@ -240,7 +251,8 @@ def navigation(titles) -> list:
     nav = take(['index.ipynb'], lambda name, title: 'Start')
     for chapter, folder in CHAPTERS:
         inside = sorted(n for n in left if n.startswith(f'{folder}/'))
-        pages = take(inside)
+        ordered = [f'guide/{name}.ipynb' for name in GUIDE] if folder == 'guide' else []
+        pages = take(ordered) + take([n for n in inside if n not in ordered])
         if chapter == 'Use':
             pages = take(ENTRY) + pages
         pages += take(PAGES.get(chapter, []))
