@@ -1,6 +1,6 @@
 "Several processes: real ones, started by accelerate, on the CPU. They must give what one process gives, and nothing twice."
 
-import json, os, re, shutil, subprocess, sys
+import ast, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nibabel as nib
@@ -247,13 +247,23 @@ def test_a_folder_is_translated_by_two_processes(tmp_path, run_name):
         )
 
 
+PARAMETER = re.compile(  # comments above, name, value, comment beside
+    r"((?:^# (?!---).*\n)*)^(\w+) = ('[^']*'|[^#\n]*?) *(?:# (.*))?$", re.M
+)
+
+
 def test_the_parameters_are_those_of_the_notebook():
-    "The parameters cell of train.ipynb and the table of xmodal.train, letter by letter."
-    from xmodal.train import DATA, HOW
+    "The parameters cell of train.ipynb and the fields of Job: names, order, defaults, meanings."
+    from xmodal.train import defaults, meanings
 
     cells = json.loads((ROOT / 'nbs' / 'train.ipynb').read_text())['cells']
     (cell,) = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]
-    assert cell[: cell.index('defaults = snapshot')].split() == (DATA + HOW).split()
+    found = PARAMETER.findall(cell[: cell.index('defaults = snapshot')])
+    assert {name: ast.literal_eval(value) for _, name, value, _ in found} == defaults
+    assert [name for _, name, _, _ in found] == list(defaults)
+    for above, name, _, beside in found:
+        lines = [line.removeprefix('# ') for line in above.splitlines()]
+        assert (' '.join(lines) or beside) == meanings[name], name
 
 
 @pytest.mark.slow
