@@ -26,7 +26,6 @@ import numpy as np
 
 from ..core import InputError, already, atomic, item_seed
 from xmodal.simulate.brain import (
-    AIR,
     CSF,
     DEEP,
     GM,
