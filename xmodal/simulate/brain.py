@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['AIR', 'FAT', 'MUSCLE', 'BONE', 'CSF', 'VENT', 'GM', 'DEEP', 'WM', 'LESION', 'tissues', 't1_ms', 't2_ms', 'density',
-           'hounsfield', 'nuclei', 'caudate', 'horns', 'temporal', 'modalities', 'sites', 'timings', 'number',
-           'Subject', 'ellipsoid', 'smin', 'smax', 'tube', 'soft', 'paint', 'field', 'at', 'sheet_field', 'Anatomy',
-           'lesion_spots', 'anatomy', 'place', 'cavity', 'tent', 'cerebrum', 'fissures', 'folds', 'mantle', 'deep',
-           'cerebellum', 'hindbrain', 'inside', 'head', 'orbit', 'airways', 'outside', 'voxel_sizes', 'check_grid',
-           'in_skull', 'fractions', 'labels', 'bids_grid', 'volumes', 'spoiled_gradient', 'spin_echo',
-           'inversion_recovery', 'Protocol', 'protocol', 'signal', 'rician', 'bias_field', 'scan', 'people', 'sidecar',
-           'dump', 'table', 'varied', 'bids_subject', 'write_bids', 'ixi_grid', 'ixi_row', 'write_ixi']
+           'hounsfield', 'nuclei', 'caudate', 'horns', 'temporal', 'modalities', 'sites', 'timings', 'is_between',
+           'Subject', 'ellipsoid', 'smin', 'smax', 'tube', 'soft', 'paint', 'random_field', 'at', 'sheet_field',
+           'Anatomy', 'lesion_spots', 'turn_matrix', 'anatomy', 'place', 'cavity', 'tent', 'cerebrum', 'fissures',
+           'folds', 'mantle', 'ventricles', 'deep', 'cerebellum', 'hindbrain', 'skull_shares', 'head', 'orbit',
+           'airways', 'head_shares', 'voxel_sizes', 'checked_affine', 'to_world', 'sub_voxel', 'in_skull', 'fractions',
+           'labels', 'bids_grid', 'volumes', 'spoiled_gradient', 'spin_echo', 'inversion_recovery', 'ScanProtocol',
+           'protocol', 'signal', 'rician', 'bias_field', 'nifti', 'scan', 'people', 'protocol_sidecar', 'dump',
+           'write_table', 'varied', 'BidsRequest', 'bids_subject', 'bids_about', 'write_bids', 'tilt_matrix',
+           'ixi_grid', 'ixi_row', 'write_ixi']
 
 # %% ../../nbs/simulators/20_brain.ipynb #867ad2b3
 import csv, datetime, json, math
@@ -23,7 +25,11 @@ import numpy as np
 from ..core import InputError, already, atomic, item_seed
 
 # %% ../../nbs/simulators/20_brain.ipynb #1884e0d1
-def number(v, lo, hi) -> bool:
+def is_between(
+    v,  # anything
+    lo: float,  # lowest allowed
+    hi: float,  # highest allowed
+) -> bool:
     "Is `v` a number from `lo` to `hi`? Text, None and NaN are not."
     return isinstance(v, (int, float, np.integer, np.floating)) and lo <= v <= hi
 
@@ -43,7 +49,7 @@ class Subject:
     def __post_init__(self):
         if not isinstance(self.seed, (int, np.integer)):
             raise InputError(f'seed {self.seed!r}: give a whole number')
-        if not number(self.age, 18, 100):
+        if not is_between(self.age, 18, 100):
             raise InputError(f'age {self.age!r}: phantoms are adults, give 18 to 100 years')
         if self.sex not in ('M', 'F'):
             raise InputError(f"sex {self.sex!r}: give 'M' or 'F'")
@@ -87,13 +93,21 @@ def ellipsoid(
     return k0 * (k0 - 1) / k1
 
 # %% ../../nbs/simulators/20_brain.ipynb #185d7dce
-def smin(a, b, k):
+def smin(
+    a,  # (N,) mm
+    b,  # (N,) mm
+    k,  # place of the tissue in `tissues`
+):
     "Minimum of two distances, rounded over `k` mm: the union of two shapes."
     h = np.maximum(np.float32(k) - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h / np.float32(4 * k)
 
 
-def smax(a, b, k):
+def smax(
+    a,  # (N,) mm
+    b,  # (N,) mm
+    k,  # place of the tissue in `tissues`
+):
     "Maximum of two distances, rounded over `k` mm: the intersection of two shapes."
     return -smin(-a, -b, k)
 
@@ -108,25 +122,31 @@ def tube(
         v = np.float32(b[:3]) - np.float32(a[:3])
         q = [c - np.float32(o) for c, o in zip(p, a)]
         t = np.clip((q[0] * v[0] + q[1] * v[1] + q[2] * v[2]) / (v @ v), 0, 1)
-        d = np.sqrt(sum((q[i] - t * v[i]) ** 2 for i in range(3))) - (
-            np.float32(a[3]) + t * np.float32(b[3] - a[3])
-        )
+        radius = np.float32(a[3]) + t * np.float32(b[3] - a[3])
+        d = np.sqrt(sum((q[i] - t * v[i]) ** 2 for i in range(3))) - radius
         best = d if best is None else smin(best, d, 2.0)
     return best
 
 # %% ../../nbs/simulators/20_brain.ipynb #54d5c1c7
-def soft(d, width):
+def soft(
+    d,  # (N,) signed distance, mm
+    width,  # of a soft edge, mm
+):
     "Share of a voxel of `width` mm on the inner side of a surface at signed distance `d` mm."
     return np.clip(np.float32(0.5) - d / np.float32(width), 0, 1)
 
 
-def paint(frac, k, alpha):
+def paint(
+    frac,  # (tissues, N) shares, changed in place
+    k,  # place of the tissue in `tissues`
+    alpha,  # (N,) share of each voxel to cover, 0 to 1
+):
     "Cover the share `alpha` (N,) of every voxel of `frac` (tissues, N) with tissue `k`, in place."
     frac *= 1 - alpha
     frac[k] += alpha
 
 # %% ../../nbs/simulators/20_brain.ipynb #0d384b7a
-def field(
+def random_field(
     rng,  # numpy Generator
     wave,  # dominant wavelength in mm
     step,  # lattice step in mm
@@ -136,14 +156,17 @@ def field(
     "A periodic random field with one dominant wavelength."
     f = np.fft.fftfreq(size, step)
     r = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None] ** 2)
-    n = np.fft.ifftn(
-        np.fft.fftn(rng.standard_normal((size,) * 3)) * np.exp(-0.5 * ((r * wave - 1) / sharp) ** 2)
-    ).real
+    ring = np.exp(-0.5 * ((r * wave - 1) / sharp) ** 2)
+    n = np.fft.ifftn(np.fft.fftn(rng.standard_normal((size,) * 3)) * ring).real
     return (n / n.std()).astype(np.float32)
 
 
-def at(lattice, p, step):
-    "Read a periodic lattice of `step` mm at the points `p`, each (N,) in mm."
+def at(
+    lattice,  # (size, size, size) float32, periodic
+    p,  # x, y, z in mm, each (N,)
+    step,  # lattice step in mm
+):  # (N,) float32
+    "Read a periodic lattice at points, straight interpolation."
     from scipy.ndimage import map_coordinates
 
     return map_coordinates(
@@ -156,11 +179,15 @@ def at(lattice, p, step):
     )
 
 # %% ../../nbs/simulators/20_brain.ipynb #88c2d620
-def sheet_field(rng, wave, step):
+def sheet_field(
+    rng,  # numpy Generator
+    wave,  # dominant wavelength, mm
+    step,  # lattice step, mm
+):
     """A periodic lattice whose value is about the signed distance, in mm, to a system of folded
     sheets.
     """
-    n = field(rng, wave, step, sharp=0.16)
+    n = random_field(rng, wave, step, sharp=0.16)
     g = np.sqrt(sum(d**2 for d in np.gradient(n, step)))
     return (n / np.sqrt(g**2 + (0.35 * g.mean()) ** 2)).astype(np.float32)
 
@@ -169,61 +196,64 @@ def sheet_field(rng, wave, step):
 class Anatomy:
     "The parameters of one head; lengths in mm. Made by `anatomy`."
 
-    # pose of the head in the scanner, size
-    rotation: np.ndarray
-    offset: np.ndarray
-    scale: np.ndarray
-    warp: np.ndarray
-    sheets: np.ndarray
-    texture: np.ndarray  # lattices: shape, folds, unrest
-    # fluid under the skull, half width and depth of sulci, cortical thickness
-    gap: float
-    opening: float
-    depth: float
-    cortex: float
-    ventricle: float
-    third: float  # scale of the lateral ventricles, half width of the third
+    rotation: np.ndarray  # (3, 3) pose of the head in the scanner
+    offset: np.ndarray  # (3,)
+    scale: np.ndarray  # (3,) size
+    warp: np.ndarray  # three lattices of 12 mm: shape
+    sheets: np.ndarray  # lattice of 3.2 mm: folds
+    texture: np.ndarray  # lattice of 4 mm: unrest
+    gap: float  # fluid under the skull
+    opening: float  # half width of sulci
+    depth: float  # of sulci
+    cortex: float  # thickness
+    ventricle: float  # scale of the lateral ventricles
+    third: float  # half width of the third ventricle
     spots: np.ndarray  # lesions: x, y, z and three radii, (n, 6)
 
 
-def lesion_spots(rng) -> np.ndarray:  # (n, 6) mm
+def lesion_spots(
+    rng,  # numpy Generator
+) -> np.ndarray:  # (n, 6) mm
     """Ovoid lesions beside the lateral ventricles, long axis away from them, and a few under the
     cortex.
     """
     n = rng.integers(14, 30)
     near = rng.random(n) < 0.7
     y = rng.uniform(-58, 32, n)
-    x = np.where(
-        near, rng.uniform(17, 27, n) + np.maximum(-y - 20, 0) * 0.3, rng.uniform(28, 46, n)
-    ) * rng.choice([-1, 1], n)
-    z = np.where(near, rng.uniform(12, 29, n), rng.uniform(5, 45, n))
+    x_near = rng.uniform(17, 27, n) + np.maximum(-y - 20, 0) * 0.3
+    x_far = rng.uniform(28, 46, n)
+    x = np.where(near, x_near, x_far) * rng.choice([-1, 1], n)
+    z_near, z_far = rng.uniform(12, 29, n), rng.uniform(5, 45, n)
+    z = np.where(near, z_near, z_far)
     r = np.exp(rng.normal(np.log(3.2), 0.35, n))
     return np.stack([x, y, z, 1.5 * r, r, 1.1 * r], 1).astype(np.float32)
 
 # %% ../../nbs/simulators/20_brain.ipynb #cac00969
+def turn_matrix(
+    angles,  # (3,) radians about x, y and z
+) -> np.ndarray:  # (3, 3)
+    "A turn about z, then y, then x."
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]
+    about_z = [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
+    return about_x @ about_y @ about_z
+
+
 @lru_cache(8)
-def anatomy(s: Subject) -> Anatomy:
+def anatomy(
+    s: Subject,  # who
+) -> Anatomy:
     "The anatomy of a subject."
     rng = np.random.default_rng(item_seed(s.seed, 'anatomy'))
     old = max(0.0, (s.age - 20) / 60)
     scale = rng.uniform([0.95, 0.95, 0.96], [1.05, 1.05, 1.04]) * (1.0 if s.sex == 'M' else 0.955)
-    (cx, cy, cz), (sx, sy, sz) = [
-        f(np.radians(a)) for a in [rng.uniform([-4, -2, -3], [4, 2, 3])] for f in (np.cos, np.sin)
-    ]
-    rotation = (
-        np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-        @ [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]
-        @ [[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]
-    )
+    rotation = turn_matrix(np.radians(rng.uniform([-4, -2, -3], [4, 2, 3])))
     offset = rng.uniform(-3, 3, 3)
-    warp = np.stack([field(rng, 125.0, 12.0, 32, 0.3) for _ in range(3)]) * np.float32(1.9)
-    sheets, texture = sheet_field(rng, 25.0, 3.2), field(rng, 34.0, 4.0, 64, 0.4)
-    gap, opening, depth, own = (
-        rng.uniform(-0.3, 0.4),
-        rng.uniform(0, 0.2),
-        rng.uniform(13.5, 16.5),
-        np.exp(rng.normal(0, 0.09)),
-    )
+    warp = np.stack([random_field(rng, 125.0, 12.0, 32, 0.3) for _ in range(3)]) * np.float32(1.9)
+    sheets, texture = sheet_field(rng, 25.0, 3.2), random_field(rng, 34.0, 4.0, 64, 0.4)
+    gap, opening = rng.uniform(-0.3, 0.4), rng.uniform(0, 0.2)
+    depth, own = rng.uniform(13.5, 16.5), np.exp(rng.normal(0, 0.09))
     return Anatomy(
         *(a.astype(np.float32) for a in (rotation, offset, scale)),
         warp,
@@ -240,7 +270,7 @@ def anatomy(s: Subject) -> Anatomy:
 
 # %% ../../nbs/simulators/20_brain.ipynb #526579b0
 def place(
-    geo: Anatomy,
+    geo: Anatomy,  # parameters of the head
     world,  # (3, N) scanner coordinates, mm, RAS
 ):  # (3, N) point of the standard head, and (3, N) the bending alone
     "From the scanner's coordinates to those of the standard head."
@@ -249,15 +279,14 @@ def place(
     return p + w, w
 
 # %% ../../nbs/simulators/20_brain.ipynb #b7c377d0
-def cavity(p):
+def cavity(
+    p,  # x, y, z in the standard head, mm, each (N,)
+):
     "Signed distance (N,) to the inner table of the skull."
     x, y, z = p
     lr = (np.abs(x), y, z)
-    d = ellipsoid(
-        (x / np.clip(1 - 0.1 * (y + 30) / 85, 0.8, 1.15).astype(np.float32), y, z),
-        (0, -17, 16),
-        (67, 86, 61),
-    )
+    egg = np.clip(1 - 0.1 * (y + 30) / 85, 0.8, 1.15).astype(np.float32)  # narrower in front
+    d = ellipsoid((x / egg, y, z), (0, -17, 16), (67, 86, 61))
     d = smin(d, ellipsoid(lr, (40, -12, -20), (26, 38, 27)), 14)
     d = smin(d, ellipsoid(lr, (20, -60, -33), (36, 36, 27)), 10)
     d = smin(d, tube(lr, ((0, -34, -40, 14), (0, -46, -76, 11), (0, -50, -150, 9))), 8)
@@ -266,16 +295,21 @@ def cavity(p):
     return smax(d, -ellipsoid(lr, (44, -36, -54), (26, 13, 15)), 6)
 
 
-def tent(p):
+def tent(
+    p,  # x, y, z in the standard head, mm, each (N,)
+):
     """Height (N,) of the tent between cerebrum and cerebellum: high at the midline, sloping
     backwards and sideways.
     """
-    return np.where(
-        p[1] < -28, -3 - 0.3 * np.abs(p[0]) - 0.28 * np.maximum(-48 - p[1], 0), -7
-    ).astype(np.float32)
+    slope = -3 - 0.3 * np.abs(p[0]) - 0.28 * np.maximum(-48 - p[1], 0)
+    return np.where(p[1] < -28, slope, -7).astype(np.float32)
 
 # %% ../../nbs/simulators/20_brain.ipynb #a71d4417
-def cerebrum(geo, p, cav):
+def cerebrum(
+    geo,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+):
     "Signed distance (N,) to the smooth hull of both hemispheres."
     x, y, z = p
     lr = (np.abs(x), y, z)
@@ -298,37 +332,38 @@ def fissures(
     arch = smin(arch, smax(ellipsoid((0 * y, y, z), (0, -2, -12), (1e3, 26, 26)), z - 5, 4), 6)
     mid = np.hypot(x + 0.15 * w[0], np.maximum(-arch, 0))
     zs = -9 + 0.42 * (16 - y) + 0.4 * w[2]
-    cut = np.sqrt(
-        ((z - zs) * 0.92) ** 2
-        + np.maximum(35 - ax, 0) ** 2
-        + np.maximum(np.maximum(-40 - y, y - 24), 0) ** 2
-    )
+    ends = np.maximum(np.maximum(-40 - y, y - 24), 0)
+    cut = np.sqrt(((z - zs) * 0.92) ** 2 + np.maximum(35 - ax, 0) ** 2 + ends**2)
     beyond = 10 * np.maximum(np.hypot((z - zs - 1) / 12, (y + 1) / 20) - 1, 0)
-    return (
-        arch,
-        mid,
-        smin(cut, np.hypot(ax - (37.5 - 2.5 * ((y + 2) / 22) ** 2), beyond) + np.float32(0.9), 2),
-    )
+    pocket = np.hypot(ax - (37.5 - 2.5 * ((y + 2) / 22) ** 2), beyond) + np.float32(0.9)
+    return arch, mid, smin(cut, pocket, 2)
 
 # %% ../../nbs/simulators/20_brain.ipynb #966edfa4
-def folds(geo, p, w, tex):
+def folds(
+    geo,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    w,  # (3, N) bending, see `place`
+    tex,  # (N,) unrest, about -1 to 1
+):
     "Distance (N,) in mm to the nearest sulcal wall, were the walls endless."
     x, y, z = p
     lr = np.stack([np.abs(x), y, z])
     c = np.stack([np.full_like(x, 27), np.clip(0.8 * y, -58, 30), np.clip(0.7 * z, -14, 26)])
     v = lr - c
     r = np.sqrt((v * v).sum(0)) + 1
-    q = (
-        c
-        + v * (36 / r) ** np.float32(0.75)
-        + 2.6 * w
-        + np.stack([tex, -2.5 * tex, 2.5 * tex])
-        + np.float32(57)
-    )
+    unrest = np.stack([tex, -2.5 * tex, 2.5 * tex])
+    q = c + v * (36 / r) ** np.float32(0.75) + 2.6 * w + unrest + np.float32(57)
     return np.abs(at(geo.sheets, q, 3.2)) * np.minimum(r / 36, np.float32(1.2)) ** np.float32(0.6)
 
 # %% ../../nbs/simulators/20_brain.ipynb #d808a8f1
-def mantle(geo, p, w, tex, cav, width):
+def mantle(
+    geo,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    w,  # (3, N) bending, see `place`
+    tex,  # (N,) unrest, about -1 to 1
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+    width,  # of a soft edge, mm
+):
     "Tissue shares (tissues, N) of the cerebral mantle: fluid, cortex, white matter."
     x, y, z = p
     lr = (np.abs(x), y, z)
@@ -339,13 +374,11 @@ def mantle(geo, p, w, tex, cav, width):
     op = np.float32(geo.opening)
     d = smin(smin(-cerebrum(geo, p, cav), mid - op - 0.3, 2), sylvian - 1.4 * op - 0.6, 3)
     depth = np.clip(geo.depth + 4 * tex, 6, 30) * np.clip(0.45 + ax / 50, 0.5, 1)
-    wall = np.hypot(folds(geo, p, w, tex), np.maximum(d - depth, 0)) - op * np.clip(
-        1.35 - d / 40, 0.6, 1.4
-    )
-    core = smin(
-        ellipsoid(lr, (0, -6, 3), (19, 34, 22)), ellipsoid(lr, (17, -10, 7), (19, 40, 19)), 8
-    )
-    pia = np.maximum(smin(d, wall, 2.6), np.minimum(-core, d + 2))  # mm below the pial surface
+    narrower = np.clip(1.35 - d / 40, 0.6, 1.4)  # a sulcus is wide at the surface
+    wall = np.hypot(folds(geo, p, w, tex), np.maximum(d - depth, 0)) - op * narrower
+    middle, sides = ((0, -6, 3), (19, 34, 22)), ((17, -10, 7), (19, 40, 19))
+    inner = smin(ellipsoid(lr, *middle), ellipsoid(lr, *sides), 8)  # around ventricles and nuclei
+    pia = np.maximum(smin(d, wall, 2.6), np.minimum(-inner, d + 2))  # mm below the pial surface
     paint(frac, GM, soft(-pia, width))
     paint(frac, WM, soft(np.float32(geo.cortex) - pia, width))
     body = np.where(y > 20, 8 - z - 0.3 * (y - 20), -4 - z)
@@ -381,81 +414,91 @@ horns = (
 temporal = ((25, -41, 10, 6.0), (33, -34, -7, 3.2), (33, -20, -15, 2.3), (29, -8, -18, 1.8))
 
 
-def deep(geo, frac, p, width):
-    "Paint nuclei and ventricles into the shares `frac`, in place."
+def ventricles(
+    geo: Anatomy,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    tail,  # (N,) signed distance to the caudate, mm
+):
+    "Signed distance (N,) to all ventricles; `tail` is that to the caudate, which dents them."
     lr = (np.abs(p[0]), p[1], p[2])
     g, third = geo.ventricle, geo.third
+
+    def grown(nodes):
+        return tuple((x + 0.35 * (g - 1) * r, y, z, r * g) for x, y, z, r in nodes)
+
+    d = smin(tube(lr, grown(horns)), tube(lr, grown(temporal)), 3)
+    d = smax(d, 0.7 - lr[0], 1)  # septum
+    thalamus = ellipsoid(lr, (10.5 + 0.6 * third, -18, 7), (9.5, 16, 10), 24)
+    d = smax(smax(d, -tail, 1.5), -thalamus, 1)
+    slit = ellipsoid(p, (0, -11, -1), (1.3 + third, 15, 10))
+    adhesion = ellipsoid(p, (0, -13, 4), (6, 3, 3))  # where the thalami touch
+    d = smin(d, smax(slit, -adhesion, 1), 1)
+    d = smin(d, tube(p, ((0, -26, 0, 0.9), (0, -36, -14, 0.8), (0, -42, -22, 1.2))), 1)  # aqueduct
+    fourth = ellipsoid(p, (0, -44, -33), (9, 7 * (0.8 + 0.2 * g), 15))
+    fourth = smax(fourth, lr[0] - (11 - 0.9 * np.abs(p[2] + 33)), 2)
+    return smin(d, fourth, 1)
+
+
+def deep(
+    geo: Anatomy,  # parameters of the head
+    frac,  # (tissues, N) shares, changed in place
+    p,  # x, y, z in the standard head, mm, each (N,)
+    width,  # of a soft edge, mm
+):
+    "Paint nuclei and ventricles into the shares `frac`, in place."
+    lr = (np.abs(p[0]), p[1], p[2])
     for kind, c, r, yaw, pitch in nuclei:
         paint(frac, kind, soft(ellipsoid(lr, c, r, yaw, pitch), width))
-    tail = tube(lr, tuple((x + 5 * (g - 1), y, z, r) for x, y, z, r in caudate))
+    tail = tube(lr, tuple((x + 5 * (geo.ventricle - 1), y, z, r) for x, y, z, r in caudate))
     paint(frac, DEEP, soft(tail, width))
-    grown = [
-        tuple((x + 0.35 * (g - 1) * r, y, z, r * g) for x, y, z, r in part)
-        for part in (horns, temporal)
-    ]
-    d = smax(smin(tube(lr, grown[0]), tube(lr, grown[1]), 3), 0.7 - lr[0], 1)  # septum
-    d = smax(
-        smax(d, -tail, 1.5), -ellipsoid(lr, (10.5 + 0.6 * third, -18, 7), (9.5, 16, 10), 24), 1
-    )
-    d = smin(
-        d,
-        smax(
-            ellipsoid(p, (0, -11, -1), (1.3 + third, 15, 10)),
-            -ellipsoid(p, (0, -13, 4), (6, 3, 3)),
-            1,
-        ),
-        1,
-    )
-    d = smin(d, tube(p, ((0, -26, 0, 0.9), (0, -36, -14, 0.8), (0, -42, -22, 1.2))), 1)  # aqueduct
-    fourth = smax(
-        ellipsoid(p, (0, -44, -33), (9, 7 * (0.8 + 0.2 * g), 15)),
-        lr[0] - (11 - 0.9 * np.abs(p[2] + 33)),
-        2,
-    )
-    paint(frac, VENT, soft(smin(d, fourth, 1), width))
-    # choroid plexus
-    paint(
-        frac, GM, 0.7 * soft(ellipsoid(lr, (24, -43, 11), (1.8, 4, 3)), width) * (frac[VENT] > 0.5)
-    )
+    paint(frac, VENT, soft(ventricles(geo, p, tail), width))
+    plexus = ellipsoid(lr, (24, -43, 11), (1.8, 4, 3))
+    paint(frac, GM, 0.7 * soft(plexus, width) * (frac[VENT] > 0.5))
 
 # %% ../../nbs/simulators/20_brain.ipynb #43cabad6
-def cerebellum(geo, p, w, tex, cav, pons):
+def cerebellum(
+    geo,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    w,  # (3, N) bending, see `place`
+    tex,  # (N,) unrest, about -1 to 1
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+    pons,  # (N,) signed distance to the pons, mm
+):
     """Signed distance (N,) to the hull of the cerebellum, and distance (N,) to the nearest wall and
     to the nearest fine folium.
     """
     x, y, z = p
     lr = (np.abs(x), y, z)
-    d = smin(
-        ellipsoid(lr, (24, -64, -34), (34, 32, 25), -12),
-        ellipsoid(p, (0, -66, -27), (13, 25, 25)),
-        7,
-    )
+    halves = ellipsoid(lr, (24, -64, -34), (34, 32, 25), -12)
+    vermis = ellipsoid(p, (0, -66, -27), (13, 25, 25))
+    d = smin(halves, vermis, 7)
     d = smax(smax(d, cav + np.float32(geo.gap + 1), 3), z - (tent(p) - 2), 4)
     d = smax(d, -ellipsoid(p, (0, -97, -40), (5, 22, 26)), 3)  # notch behind
     d = smax(d, -smin(ellipsoid(p, (0, -44, -33), (9, 7, 14)), pons - 1, 3), 3)
-    arc = np.arctan2(z + 33, -(y + 46) + np.float32(0.001)) * 20 + 0.45 * (
-        np.hypot(y + 46, 1.15 * (z + 33)) + 0.35 * lr[0]
-    )
-    wall = np.abs(np.sin(arc * np.float32(np.pi / 8) + 0.6 * tex + 0.3 * w[0])) * np.float32(
-        8 / np.pi
-    )
-    fine = (
-        np.abs(np.sin(arc * np.float32(np.pi / 3.6) + 0.5 * tex)) * np.float32(1.2)
-        + np.maximum(-d - 4, 0)
-        + np.float32(0.3)
-    )
+    outwards = np.hypot(y + 46, 1.15 * (z + 33)) + 0.35 * lr[0]
+    arc = np.arctan2(z + 33, -(y + 46) + np.float32(0.001)) * 20 + 0.45 * outwards
+    wave = np.sin(arc * np.float32(np.pi / 8) + 0.6 * tex + 0.3 * w[0])
+    wall = np.abs(wave) * np.float32(8 / np.pi)
+    ripple = np.abs(np.sin(arc * np.float32(np.pi / 3.6) + 0.5 * tex))
+    fine = ripple * np.float32(1.2) + np.maximum(-d - 4, 0) + np.float32(0.3)
     return d, np.hypot(wall, np.maximum(-d - 11, 0)) - np.float32(0.35 * geo.opening), fine
 
 
-def hindbrain(geo, frac, p, w, tex, cav, width):
+def hindbrain(
+    geo,  # parameters of the head
+    frac,  # (tissues, N) shares, changed in place
+    p,  # x, y, z in the standard head, mm, each (N,)
+    w,  # (3, N) bending, see `place`
+    tex,  # (N,) unrest, about -1 to 1
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+    width,  # of a soft edge, mm
+):
     "Paint brain stem and cerebellum into the shares `frac`, in place."
     lr = (np.abs(p[0]), p[1], p[2])
-    pons = smin(
-        ellipsoid(p, (0, -26, -31), (18, 12, 14)), ellipsoid(p, (0, -34, -30), (15, 9, 14)), 4
-    )
-    medulla = tube(
-        p, ((0, -34, -40, 11), (0, -40, -58, 8), (0, -47, -76, 6.0), (0, -50, -150, 5.5))
-    )
+    front, back = ((0, -26, -31), (18, 12, 14)), ((0, -34, -30), (15, 9, 14))
+    pons = smin(ellipsoid(p, *front), ellipsoid(p, *back), 4)
+    cord = ((0, -34, -40, 11), (0, -40, -58, 8), (0, -47, -76, 6.0), (0, -50, -150, 5.5))
+    medulla = tube(p, cord)
     legs = tube(lr, ((16, -10, 2, 7), (12, -17, -8, 6.5), (8, -22, -18, 7)))
     stem = smin(smin(smin(legs, ellipsoid(p, (0, -31, -11), (15, 9, 9)), 5), pons, 5), medulla, 5)
     cb, wall, fine = cerebellum(geo, p, w, tex, cav, pons)
@@ -473,82 +516,79 @@ def hindbrain(geo, frac, p, w, tex, cav, width):
     paint(frac, DEEP, 0.35 * soft(smin(pons, medulla, 3) + 3, width) * (frac[WM] > 0.5))
 
 # %% ../../nbs/simulators/20_brain.ipynb #4e5808c0
-def inside(geo, p, w, width, cav):
+def skull_shares(
+    geo,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    w,  # (3, N) bending, see `place`
+    width,  # of a soft edge, mm
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+):
     "Tissue shares (tissues, N) of points within the skull."
     tex = at(geo.texture, np.stack([np.abs(p[0]), p[1], p[2]]) + 1.5 * w, 4.0)
     frac = mantle(geo, p, w, tex, cav, width)
     deep(geo, frac, p, width)
     hindbrain(geo, frac, p, w, tex, cav, width)
     for x, y, z, *r in geo.spots:
-        a = (
-            soft(ellipsoid(p, (x, y, z), r, yaw=math.copysign(20, -x)) + 0.8 * tex, width + 1.0)
-            * frac[WM]
-        )
+        spot = ellipsoid(p, (x, y, z), r, yaw=math.copysign(20, -x)) + 0.8 * tex
+        a = soft(spot, width + 1.0) * frac[WM]
         frac[LESION] += a
         frac[WM] -= a
     return frac
 
 # %% ../../nbs/simulators/20_brain.ipynb #5a7aac99
-def head(p):
+def head(
+    p,  # x, y, z in the standard head, mm, each (N,)
+):
     "Signed distance (N,) to the skin."
     x, y, z = p
     lr = (np.abs(x), y, z)
-    d = ellipsoid(
-        (x / np.clip(1 - 0.08 * (y + 30) / 85, 0.8, 1.15).astype(np.float32), y, z),
-        (0, -16, 12),
-        (80, 99, 78),
-    )
+    egg = np.clip(1 - 0.08 * (y + 30) / 85, 0.8, 1.15).astype(np.float32)
+    d = ellipsoid((x / egg, y, z), (0, -16, 12), (80, 99, 78))
     d = smin(d, ellipsoid(p, (0, 22, -62), (62, 62, 62)), 25)
     d = smin(d, ellipsoid(p, (0, 90, -50), (11, 14, 20)), 12)  # nose
     d = smin(d, tube(p, ((0, -36, -40, 62), (0, -44, -180, 58))), 25)  # neck
-    return smin(
-        d,
-        smax(
-            ellipsoid(lr, (80, -24, -36), (5, 14, 26), 20),
-            -ellipsoid(lr, (86, -22, -36), (5, 8, 18), 20),
-            2,
-        ),
-        4,
-    )
+    ear = ellipsoid(lr, (80, -24, -36), (5, 14, 26), 20)
+    shell = ellipsoid(lr, (86, -22, -36), (5, 8, 18), 20)  # hollow of the ear
+    return smin(d, smax(ear, -shell, 2), 4)
 
 
-def orbit(frac, lr, h, width):
+def orbit(
+    frac,  # (tissues, N) shares, changed in place
+    lr,  # x, y, z with |x| for x, mm, each (N,)
+    h,  # (N,) signed distance to the skin, mm
+    width,  # of a soft edge, mm
+):
     "Paint fat, muscles, optic nerve, globe and lens of both eyes, in place."
     paint(frac, FAT, soft(smax(ellipsoid(lr, (32, 52, -31), (19, 28, 17), 12), h + 2, 2), width))
     paint(frac, MUSCLE, soft(tube(lr, ((32, 56, -31, 2.0), (16, 22, -26, 2.0))), width))
     for dx, dz in ((11, 0), (-11, 0), (0, 10), (0, -10)):
-        paint(
-            frac,
-            MUSCLE,
-            0.9
-            * soft(
-                tube(lr, ((33 + dx, 58, -31 + dz, 2.0), (20 + 0.2 * dx, 28, -28 + 0.2 * dz, 1.5))),
-                width,
-            ),
-        )
+        muscle = ((33 + dx, 58, -31 + dz, 2.0), (20 + 0.2 * dx, 28, -28 + 0.2 * dz, 1.5))
+        paint(frac, MUSCLE, 0.9 * soft(tube(lr, muscle), width))
     globe = ellipsoid(lr, (32.5, 65, -31), (12.4, 12.4, 12.4))
     # vitreous: as good as water
     paint(frac, MUSCLE, soft(globe, width))
     paint(frac, CSF, soft(globe + 1.6, width))
     paint(frac, MUSCLE, soft(ellipsoid(lr, (32.5, 73, -31), (5, 2.4, 5)), width))
 
-
-def airways(frac, p, lr, h, tex, cav, width):
+# %% ../../nbs/simulators/20_brain.ipynb #b6ec6036
+def airways(
+    frac,  # (tissues, N) shares, changed in place
+    p,  # x, y, z in the standard head, mm, each (N,)
+    lr,  # x, y, z with |x| for x, mm, each (N,)
+    h,  # (N,) signed distance to the skin, mm
+    tex,  # (N,) unrest, about -1 to 1
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+    width,  # of a soft edge, mm
+):
     "Paint nose, sinuses, throat, mastoid and the petrous bone, in place."
     nose = smax(ellipsoid(p, (0, 50, -48), (15, 36, 26)), h + 5, 2)
     paint(frac, MUSCLE, soft(nose, width))
-    paint(
-        frac,
-        AIR,
-        soft(nose + 1.5, width)
-        * soft(0.75 - np.abs(np.sin(lr[0] * 0.42 + 0.5 * np.sin(p[2] * 0.3))), 0.5),
-    )
-    # maxillary, sphenoid, frontal
-    for c, r in (
-        ((27, 52, -62), (14, 17, 15)),
-        ((7, 12, -36), (6, 11, 8)),
-        ((11, 74, -8), (9, 5, 9)),
-    ):
+    passages = 0.75 - np.abs(np.sin(lr[0] * 0.42 + 0.5 * np.sin(p[2] * 0.3)))
+    paint(frac, AIR, soft(nose + 1.5, width) * soft(passages, 0.5))
+    maxillary = (27, 52, -62), (14, 17, 15)
+    sphenoid = (7, 12, -36), (6, 11, 8)
+    frontal = (11, 74, -8), (9, 5, 9)
+    for c, r in (maxillary, sphenoid, frontal):
         s = smax(ellipsoid(lr, c, r), h + 7, 2)
         paint(frac, BONE, 0.5 * soft(s - 1.5, width))
         paint(frac, AIR, soft(s, width))
@@ -559,7 +599,12 @@ def airways(frac, p, lr, h, tex, cav, width):
     paint(frac, BONE, soft(tube(lr, ((50, -28, -38, 9), (20, -14, -36, 5))), width))
 
 # %% ../../nbs/simulators/20_brain.ipynb #08e53eeb
-def outside(geo, p, width, cav):
+def head_shares(
+    geo,  # parameters of the head
+    p,  # x, y, z in the standard head, mm, each (N,)
+    width,  # of a soft edge, mm
+    cav,  # (N,) signed distance to the inner table of the skull, mm
+):
     "Tissue shares (tissues, N) of the head as if the skull were empty."
     x, y, z = p
     lr = (np.abs(x), y, z)
@@ -573,21 +618,14 @@ def outside(geo, p, width, cav):
     # planes between muscles
     paint(frac, FAT, 0.45 * low * soft(np.abs(tex) - 0.12, 0.6) * soft(h + 8, width))
     bone = cav - 7.5 + 1.2 * tex
-    paint(
-        frac,
-        MUSCLE,
-        soft(smax(smax(ellipsoid(lr, (62, 18, -4), (16, 36, 34)), h + 5, 2), 0.5 - bone, 2), width),
-    )
+    temple = smax(ellipsoid(lr, (62, 18, -4), (16, 36, 34)), h + 5, 2)
+    paint(frac, MUSCLE, soft(smax(temple, 0.5 - bone, 2), width))
     face = smax(ellipsoid(p, (0, 40, -52), (54, 40, 46)), h + 9, 4)
     paint(frac, BONE, 0.35 * soft(face, width))
     paint(frac, FAT, 0.4 * soft(face + 2, width))
     paint(frac, BONE, soft(smax(bone, h + 4, 2), width) * soft(-52 - z, 6.0))
-    # marrow
-    paint(
-        frac,
-        FAT,
-        0.5 * soft(np.abs(cav - 3.9 + 0.6 * tex) - (1.3 + 0.3 * tex), width) * soft(-12 - z, 16.0),
-    )
+    marrow = np.abs(cav - 3.9 + 0.6 * tex) - (1.3 + 0.3 * tex)
+    paint(frac, FAT, 0.5 * soft(marrow, width) * soft(-12 - z, 16.0))
     paint(frac, BONE, 0.6 * soft(smax(ellipsoid(p, (0, 8, -40), (30, 34, 14)), -cav, 1), width))
     paint(frac, FAT, 0.5 * soft(ellipsoid(p, (0, -12, -42), (10, 7, 14)), width))  # clivus
     orbit(frac, lr, h, width)
@@ -598,11 +636,17 @@ def outside(geo, p, width, cav):
     return frac
 
 # %% ../../nbs/simulators/20_brain.ipynb #527b4b2f
-def voxel_sizes(affine):
+def voxel_sizes(
+    affine,  # (4, 4) voxel to mm
+):  # (3,) mm
+    "Edges of a voxel."
     return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
 
 
-def check_grid(shape, affine):
+def checked_affine(
+    shape,  # should be 3 numbers of voxels
+    affine,  # should be (4, 4), voxel to mm, RAS
+):  # `affine` as float64
     "Raise `InputError` unless `shape` and `affine` make a 3-D grid."
     if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
         raise InputError(f'shape {tuple(shape)}: give three positive whole numbers')
@@ -612,23 +656,43 @@ def check_grid(shape, affine):
     return a
 
 
-def in_skull(geo, ijk, affine, sub, width):
-    """Shares (tissues, N) of brain in the voxels `ijk` (3, N), and the share (N,) that lies within
-    the skull, averaged over sub[0] x sub[1] x sub[2] parts.
-    """
+def to_world(
+    affine,  # (4, 4) voxel to mm, RAS
+    ijk,  # (3, N) voxels, whole or not
+):  # (3, N) float32, mm
+    "Scanner coordinates of voxels."
+    return (affine[:3, :3] @ ijk + affine[:3, 3:]).astype(np.float32)
+
+
+def sub_voxel(
+    ijk,  # (3, N) voxels
+    part,  # which part, 3 whole numbers
+    sub,  # number of parts along each axis
+):  # (3, N) voxels
+    "The centre of one part of every voxel that is split into sub[0] x sub[1] x sub[2] parts."
+    return ijk + np.array([[(k + 0.5) / n - 0.5] for k, n in zip(part, sub)])
+
+
+def in_skull(
+    geo: Anatomy,  # parameters of the head
+    ijk,  # (3, N) voxels
+    affine,  # (4, 4) voxel to mm, RAS
+    sub,  # number of parts along each axis, over which is averaged
+    width,  # of a part, mm
+):
+    "Shares (tissues, N) of brain in voxels, and the share (N,) that lies within the skull."
     total, share = 0.0, 0.0
     for part in np.ndindex(*sub):
-        at_ = ijk + np.array([[(k + 0.5) / n - 0.5] for k, n in zip(part, sub)])
-        p, w = place(geo, (affine[:3, :3] @ at_ + affine[:3, 3:]).astype(np.float32))
+        p, w = place(geo, to_world(affine, sub_voxel(ijk, part, sub)))
         cav = cavity(p)
         m = soft(cav, width)
-        total, share = total + inside(geo, p, w, width, cav) * m, share + m
+        total, share = total + skull_shares(geo, p, w, width, cav) * m, share + m
     n = np.float32(np.prod(sub))
     return total / n, share / n
 
 # %% ../../nbs/simulators/20_brain.ipynb #6c4a0f33
 def fractions(
-    s: Subject,
+    s: Subject,  # who
     shape,  # 3 numbers of voxels
     affine,  # (4, 4) voxel to mm, RAS: any orientation, oblique or not
     # one sharp sample at the centre instead of an average over the voxel: quick and unbiased for
@@ -636,17 +700,19 @@ def fractions(
     point: bool = False,
 ) -> np.ndarray:  # (tissues, *shape) float32, sums to 1 over the first axis
     "Share of every tissue in every voxel. Raises `InputError` for a bad grid."
-    affine, geo = check_grid(shape, affine), anatomy(s)
+    affine, geo = checked_affine(shape, affine), anatomy(s)
     vox = voxel_sizes(affine)
-    sub = np.maximum(1, np.round(vox / 1.1)).astype(int) * (not point) + point
-    wide, fine = (1.1, 1.1) if point else (vox.prod() ** (1 / 3), (vox / sub).prod() ** (1 / 3))
+    sub = np.maximum(1, np.round(vox / 1.1)).astype(int)
+    wide, fine = vox.prod() ** (1 / 3), (vox / sub).prod() ** (1 / 3)
+    if point:
+        sub, wide, fine = np.ones(3, int), 1.1, 1.1
     n = int(np.prod(shape))
     out = np.empty((len(tissues), n), np.float32)
     for lo in range(0, n, 1 << 16):
         ijk = np.stack(np.unravel_index(np.arange(lo, min(lo + (1 << 16), n)), shape))
-        p, w = place(geo, (affine[:3, :3] @ ijk + affine[:3, 3:]).astype(np.float32))
+        p, w = place(geo, to_world(affine, ijk))
         cav = cavity(p)
-        o = outside(geo, p, wide, cav)
+        o = head_shares(geo, p, wide, cav)
         i = np.flatnonzero(cav < vox.max() + 0.5)  # may hold some brain
         if len(i):
             brain, share = in_skull(geo, ijk[:, i], affine, sub, fine)
@@ -655,7 +721,11 @@ def fractions(
     return out.reshape(len(tissues), *shape)
 
 # %% ../../nbs/simulators/20_brain.ipynb #e581a538
-def labels(s: Subject, shape, affine) -> np.ndarray:  # uint8, an index into `tissues`
+def labels(
+    s: Subject,  # who
+    shape,  # 3 numbers of voxels
+    affine,  # (4, 4) voxel to mm, RAS
+) -> np.ndarray:  # uint8, an index into `tissues`
     "The tissue with the largest share in every voxel."
     return fractions(s, shape, affine).argmax(0).astype(np.uint8)
 
@@ -666,7 +736,7 @@ def bids_grid(
     """An axial grid that holds every head, RAS; sides are multiples of 8 so that networks can halve
     them three times.
     """
-    if not number(voxel, 0.5, 8):
+    if not is_between(voxel, 0.5, 8):
         raise InputError(f'voxel {voxel!r}: give a voxel size of 0.5 to 8 mm')
     shape = tuple(8 * math.ceil(fov / voxel / 8) for fov in (192, 224, 192))
     affine = np.diag([voxel, voxel, voxel, 1.0])
@@ -674,22 +744,26 @@ def bids_grid(
     return shape, affine
 
 
-def volumes(s: Subject, voxel: float = 3.0) -> dict:  # tissue -> mL
+def volumes(
+    s: Subject,  # who
+    voxel: float = 3.0,  # mm
+) -> dict:  # tissue -> mL
     "Volume of every tissue in the field of view."
-    return dict(
-        zip(
-            tissues,
-            (fractions(s, *bids_grid(voxel), point=True).sum((1, 2, 3)) * voxel**3 / 1000)
-            .round(1)
-            .tolist(),
-        )
-    )
+    count = fractions(s, *bids_grid(voxel), point=True).sum((1, 2, 3))
+    return dict(zip(tissues, (count * voxel**3 / 1000).round(1).tolist()))
 
 # %% ../../nbs/simulators/20_brain.ipynb #931ec39c
-def spoiled_gradient(t1, t2, pd, tr, te, flip, ti=None, train=0):
-    """Signal of a spoiled gradient echo; with `ti`, of an inversion-prepared train of `train`
-    pulses read centre-first. Times in ms, flip in degrees.
-    """
+def spoiled_gradient(
+    t1,  # ms
+    t2,  # ms
+    pd,  # proton density, relative to water
+    tr,  # repetition time, ms
+    te,  # echo time, ms
+    flip,  # degrees
+    ti=None,  # ms from inversion to read-out; None: no inversion
+    train=0,  # pulses after an inversion, read centre-first
+):  # relative to full magnetisation
+    "Signal of a spoiled gradient echo; with `ti`, of an inversion-prepared train of pulses."
     a = math.radians(flip)
     e = np.exp(-tr / t1)
     m = (1 - e) / (1 - e * math.cos(a))
@@ -699,12 +773,25 @@ def spoiled_gradient(t1, t2, pd, tr, te, flip, ti=None, train=0):
     return pd * math.sin(a) * np.abs(m) * np.exp(-te / np.minimum(t2, 50.0))
 
 # %% ../../nbs/simulators/20_brain.ipynb #ca8e66d9
-def spin_echo(t1, t2, pd, tr, te):
+def spin_echo(
+    t1,  # ms
+    t2,  # ms
+    pd,  # proton density, relative to water
+    tr,  # repetition time, ms
+    te,  # echo time, ms
+):
     "Signal of a spin echo; times in ms."
     return pd * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)
 
 
-def inversion_recovery(t1, t2, pd, tr, te, ti):
+def inversion_recovery(
+    t1,  # ms
+    t2,  # ms
+    pd,  # proton density, relative to water
+    tr,  # repetition time, ms
+    te,  # echo time, ms
+    ti,  # inversion time, ms
+):
     "Signal of an inversion-recovery spin echo, magnitude; times in ms."
     return pd * np.abs(1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)) * np.exp(-te / t2)
 
@@ -713,7 +800,7 @@ modalities = ('T1w', 'T2w', 'PDw', 'FLAIR', 'CT')
 
 
 @dataclass(frozen=True)
-class Protocol:
+class ScanProtocol:
     """One sequence on one scanner.
 
     Raises `InputError` for an unknown modality, field strength or impossible time.
@@ -751,8 +838,8 @@ class Protocol:
             raise InputError('FLAIR: needs an inversion time ti in ms, 0 < ti < TR')
         if self.ti is not None and self.ti <= 0:
             raise InputError(
-                f'{self.modality}: inversion time {self.ti} ms; give more than 0, or None for no'
-                ' inversion'
+                f'{self.modality}: inversion time {self.ti} ms;'
+                ' give more than 0, or None for no inversion'
             )
         if self.modality == 'T1w' and self.ti is not None and self.train < 1:
             raise InputError('T1w: with an inversion time, say how many pulses follow it (train)')
@@ -791,18 +878,18 @@ timings = {
 def protocol(
     site: str,  # 'Guys', 'HH' or 'IOP'
     modality: str,  # one of `modalities`
-) -> Protocol:
+) -> ScanProtocol:
     "The protocol of a modality at a site. Raises `InputError` if either is unknown."
     if site not in sites:
         raise InputError(f'site {site!r}: give one of {", ".join(sites)}')
     if modality not in modalities:
         raise InputError(f'modality {modality!r}: give one of {", ".join(modalities)}')
     named = dict(zip(('tr', 'te', 'ti', 'flip', 'train'), timings[site].get(modality, ())))
-    return Protocol(modality, site, *sites[site], **named)
+    return ScanProtocol(modality, site, *sites[site], **named)
 
 # %% ../../nbs/simulators/20_brain.ipynb #a5b1c1c8
 def signal(
-    q: Protocol,
+    q: ScanProtocol,  # with which sequence
 ) -> np.ndarray:  # (tissues,) signal relative to full magnetisation, or HU for CT
     "What each pure tissue gives under a protocol."
     if q.modality == 'CT':
@@ -815,49 +902,54 @@ def signal(
     return spin_echo(t1, t2, pd, q.tr, q.te)
 
 # %% ../../nbs/simulators/20_brain.ipynb #4a2d73f5
-def rician(signal, sigma, rng):
-    "Magnitude of a complex signal with standard deviation `sigma` of noise in each channel."
+def rician(
+    signal,  # any shape, 0 or more
+    sigma,  # standard deviation of the noise in each channel
+    rng,  # numpy Generator
+):  # as `signal`
+    "Magnitude of a complex signal with noise in each channel."
     n = rng.standard_normal((2, *np.shape(signal)), dtype=np.float32) * np.float32(sigma)
     return np.hypot(signal + n[0], n[1])
 
 
 def bias_field(
-    shape,
-    affine,  # the grid
+    shape,  # 3 numbers of voxels
+    affine,  # (4, 4) voxel to mm, RAS
     strength,  # standard deviation of the logarithm, e.g. 0.1
-    rng,
+    rng,  # numpy Generator
 ):  # `shape`, positive, about 1 at the centre
     """A smooth sensitivity: exponential of a random polynomial of second order in scanner
     coordinates.
     """
-    x, y, z = (
-        sum(
-            affine[i, j]
-            * np.arange(n, dtype=np.float32).reshape([-1 if k == j else 1 for k in range(3)])
-            for j, n in enumerate(shape)
-        )
-        + affine[i, 3]
-        for i in range(3)
-    )
+    along = [np.arange(n, dtype=np.float32) for n in shape]
+    i, j, k = along[0][:, None, None], along[1][None, :, None], along[2][None, None]
+    x, y, z = (a[0] * i + a[1] * j + a[2] * k + a[3] for a in affine[:3])
     x, y, z = (v.astype(np.float32) / 100 for v in (x, y + 16, z - 10))
     c = rng.standard_normal(8).astype(np.float32) * np.float32(strength)
-    return np.exp(
-        c[0] * x
-        + c[1] * y
-        + c[2] * z
-        + c[3] * x * y
-        + c[4] * y * z
-        + c[5] * x * z
-        + abs(c[6]) * (x * x + y * y)
-        + c[7] * z * z
-    )
+    straight = c[0] * x + c[1] * y + c[2] * z
+    mixed = straight + c[3] * x * y + c[4] * y * z + c[5] * x * z
+    return np.exp(mixed + abs(c[6]) * (x * x + y * y) + c[7] * z * z)
 
 # %% ../../nbs/simulators/20_brain.ipynb #3943f3a0
+def nifti(
+    data,  # 3-D array
+    affine,  # (4, 4) voxel to mm, RAS
+):  # nibabel.Nifti1Image
+    "An image in mm and seconds whose two headers for the affine agree."
+    import nibabel as nib
+
+    out = nib.Nifti1Image(data, affine)
+    out.header.set_xyzt_units('mm', 'sec')
+    out.set_sform(affine, 1)
+    out.set_qform(affine, 1)
+    return out
+
+
 def scan(
-    s: Subject,
-    q: Protocol,
-    shape,
-    affine,  # the grid, see `fractions`
+    s: Subject,  # who
+    q: ScanProtocol,  # with which sequence
+    shape,  # 3 numbers of voxels
+    affine,  # (4, 4) voxel to mm, RAS, see `fractions`
     seed: int = 0,  # of this acquisition: noise, bias, gain
     # standard deviation relative to white matter (default 0.045/tesla); for CT in HU (default 4)
     noise: float | None = None,
@@ -865,12 +957,11 @@ def scan(
     frac=None,  # shares already computed on this very grid
 ):  # nibabel.Nifti1Image, int16: arbitrary units for MR, HU for CT
     "Scan a subject. Raises `InputError` for a bad grid or negative noise or bias."
-    import nibabel as nib
-
-    affine = check_grid(shape, affine)
-    noise = (4.0 if q.modality == 'CT' else 0.045 / q.field) if noise is None else noise
+    affine = checked_affine(shape, affine)
+    usual = 4.0 if q.modality == 'CT' else 0.045 / q.field
+    noise = usual if noise is None else noise
     bias = 0.06 * q.field if bias is None else bias
-    if not (number(noise, 0, math.inf) and number(bias, 0, math.inf)):
+    if not (is_between(noise, 0, math.inf) and is_between(bias, 0, math.inf)):
         raise InputError(f'noise {noise!r}, bias {bias!r}: give 0 or more')
     frac = fractions(s, shape, affine) if frac is None else frac
     if frac.shape != (len(tissues), *shape):
@@ -882,13 +973,9 @@ def scan(
         img = img + noise * rng.standard_normal(img.shape, dtype=np.float32)
     else:
         gain = np.exp(rng.uniform(np.log(250), np.log(900))) / pure[WM]
-        img = rician(
-            img * bias_field(shape, affine, bias, rng), noise * pure[WM], rng
-        ) * np.float32(gain)
-    out = nib.Nifti1Image(np.rint(np.clip(img, -32768, 32767)).astype(np.int16), affine)
-    out.header.set_xyzt_units('mm', 'sec')
-    out.set_sform(affine, 1)
-    out.set_qform(affine, 1)
+        img = rician(img * bias_field(shape, affine, bias, rng), noise * pure[WM], rng)
+        img = img * np.float32(gain)
+    out = nifti(np.rint(np.clip(img, -32768, 32767)).astype(np.int16), affine)
     out.header['descrip'] = f'xmodal phantom {q.site} {q.modality}'[:79].encode()
     return out
 
@@ -903,22 +990,17 @@ def people(
     """
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise InputError(f'n {n!r}: give the number of subjects, 1 or more')
-    rng = np.random.default_rng(item_seed(seed, 'people'))
-    return [
-        (
-            Subject(
-                item_seed(seed, 'person', i) % 2**31,
-                round(float(rng.uniform(20, 86)), 2),
-                'MF'[rng.integers(2)],
-                lesions,
-            ),
-            str(rng.choice(list(sites), p=[0.55, 0.32, 0.13])),
-        )
-        for i in range(n)
-    ]
+    rng, crowd = np.random.default_rng(item_seed(seed, 'people')), []
+    for i in range(n):
+        age, sex = round(float(rng.uniform(20, 86)), 2), 'MF'[rng.integers(2)]
+        site = str(rng.choice(list(sites), p=[0.55, 0.32, 0.13]))
+        crowd.append((Subject(item_seed(seed, 'person', i) % 2**31, age, sex, lesions), site))
+    return crowd
 
 # %% ../../nbs/simulators/20_brain.ipynb #6f8963f4
-def sidecar(q: Protocol) -> dict:
+def protocol_sidecar(
+    q: ScanProtocol,  # with which sequence
+) -> dict:
     "The BIDS sidecar of a protocol: times in seconds, angles in degrees."
     d = dict(Manufacturer=q.maker, ManufacturersModelName=q.model, InstitutionName=q.site)
     if q.modality == 'CT':
@@ -938,13 +1020,20 @@ def sidecar(q: Protocol) -> dict:
     return d
 
 
-def dump(path, obj):
-    "Write `obj` as indented JSON."
+def dump(
+    path,  # of the file
+    obj,  # what JSON can hold
+):
+    "Write an object as indented JSON."
     Path(path).write_text(json.dumps(obj, indent=1) + '\n', encoding='utf-8')
 
 
-def table(path, rows, sep):
-    "Write dictionaries with the same keys as a table with a header."
+def write_table(
+    path,  # of the file
+    rows,  # dictionaries with the same keys, at least one
+    sep,  # between columns
+):
+    "Write dictionaries as a table with a header."
     with open(path, 'w', newline='', encoding='utf-8') as f:
         w = csv.DictWriter(f, list(rows[0]), delimiter=sep, lineterminator='\n')
         w.writeheader()
@@ -952,46 +1041,95 @@ def table(path, rows, sep):
 
 # %% ../../nbs/simulators/20_brain.ipynb #0c118410
 def varied(
-    q: Protocol,
+    q: ScanProtocol,  # with which sequence
     seed: int,  # of the draw; the same for all scans of a person
-) -> Protocol:
+) -> ScanProtocol:
     """A protocol of the same site and modality with times of its own: TR and TE of T2w, PDw and
     FLAIR; T1w and CT stay.
     """
     rng = np.random.default_rng(item_seed(seed, 'times'))
-    tr, te = (
-        float(rng.uniform(2500, 9000)),
-        dict(T2w=rng.uniform(50, 150), PDw=rng.uniform(8, 30), FLAIR=rng.uniform(80, 150)),
-    )
+    tr = round(float(rng.uniform(2500, 9000)), 1)
+    te = dict(T2w=rng.uniform(50, 150), PDw=rng.uniform(8, 30), FLAIR=rng.uniform(80, 150))
     if q.modality not in te:
         return q
-    return replace(
-        q,
-        te=round(float(te[q.modality]), 1),
-        **({} if q.modality == 'FLAIR' else dict(tr=round(tr, 1))),
-    )
+    own = dict(te=round(float(te[q.modality]), 1))
+    if q.modality != 'FLAIR':
+        own['tr'] = tr
+    return replace(q, **own)
 
 
-def bids_subject(tmp, name, s, site, mods, voxel, seed, noise, bias, vary=False):
-    "Write one subject's scans, sidecars and lesion mask below `tmp`."
+@dataclass(frozen=True)
+class BidsRequest:
+    "How all subjects of a BIDS data set are scanned; see `write_bids`."
+
+    modalities: list
+    voxel: float
+    seed: int
+    noise: float | None
+    bias: float | None
+    vary: bool
+
+
+def bids_subject(
+    root,  # of the data set
+    name,  # of the subject, sub-001
+    s: Subject,  # who
+    site: str,  # see `sites`
+    ask: BidsRequest,  # what all subjects share
+):
+    "Write one subject's scans, sidecars and lesion mask."
     import nibabel as nib
 
-    shape, affine = bids_grid(voxel)
-    frac, anat = fractions(s, shape, affine), Path(tmp) / name / 'anat'
+    shape, affine = bids_grid(ask.voxel)
+    frac, anat = fractions(s, shape, affine), Path(root) / name / 'anat'
     anat.mkdir(parents=True)
-    for m in mods:
-        q = varied(protocol(site, m), item_seed(seed, s.seed)) if vary else protocol(site, m)
-        nib.save(scan(s, q, shape, affine, seed, noise, bias, frac), anat / f'{name}_{m}.nii.gz')
-        dump(anat / f'{name}_{m}.json', sidecar(q))
+    for m in ask.modalities:
+        q = protocol(site, m)
+        if ask.vary:
+            q = varied(q, item_seed(ask.seed, s.seed))
+        img = scan(s, q, shape, affine, ask.seed, ask.noise, ask.bias, frac)
+        nib.save(img, anat / f'{name}_{m}.nii.gz')
+        dump(anat / f'{name}_{m}.json', protocol_sidecar(q))
     if s.lesions:
-        out = Path(tmp) / 'derivatives' / 'masks' / name / 'anat'
+        mask = nib.Nifti1Image((frac[LESION] > 0.5).astype(np.uint8), affine)
+        out = Path(root) / 'derivatives' / 'masks' / name / 'anat'
         out.mkdir(parents=True)
-        nib.save(
-            nib.Nifti1Image((frac[LESION] > 0.5).astype(np.uint8), affine),
-            out / f'{name}_label-lesion_mask.nii.gz',
-        )
+        nib.save(mask, out / f'{name}_label-lesion_mask.nii.gz')
 
+# %% ../../nbs/simulators/20_brain.ipynb #20dc1528
+def bids_about(
+    root,  # of the data set
+    rows,  # of the table of participants
+    lesions: bool,  # are there masks?
+):
+    "Write what BIDS wants beside the scans: participants, descriptions, README."
+    root = Path(root)
+    write_table(root / 'participants.tsv', rows, '\t')
+    scanners = {k: ' '.join(map(str, v)) + ' T' for k, v in sites.items()}
+    columns = dict(
+        age=dict(Description='age', Units='year'),
+        sex=dict(Levels=dict(M='male', F='female')),
+        site=dict(Description='whose protocol', Levels=scanners),
+    )
+    dump(root / 'participants.json', columns)
+    about = dict(
+        Name='xmodal phantom brains',
+        BIDSVersion='1.10.0',
+        License='CC0',
+        GeneratedBy=[dict(Name='xmodal.simulate.brain')],
+    )
+    dump(root / 'dataset_description.json', about | dict(DatasetType='raw'))
+    if lesions:
+        masks = root / 'derivatives' / 'masks'
+        dump(masks / 'dataset_description.json', about | dict(DatasetType='derivative'))
+    (root / '.bidsignore').write_text('phantom.json\n**/*_CT.*\n')
+    (root / 'README').write_text(
+        'Made by xmodal.simulate.brain: simulated heads, no person was scanned.'
+        ' The request is in phantom.json.\n'
+    )
 
+# %% ../../nbs/simulators/20_brain.ipynb #e2d2afd3
+# nine parameters: they are the command of a user, each a choice of its own
 def write_bids(
     root,  # folder to make; must be new, empty, or hold this very data set
     n: int = 8,  # subjects
@@ -999,7 +1137,7 @@ def write_bids(
     modalities=('T1w', 'T2w', 'PDw', 'FLAIR'),  # any of T1w, T2w, PDw, FLAIR, CT
     voxel: float = 2.0,  # mm
     lesions: bool = False,  # lesions for everybody, with masks under derivatives/masks
-    noise=None,
+    noise=None,  # see `scan`; None: by field strength
     bias=None,  # see `scan`; None: by field strength
     # times of repetition and echo of their own for every person, instead of the site's
     vary: bool = False,
@@ -1014,63 +1152,43 @@ def write_bids(
     if not mods or len(set(mods)) < len(mods):
         raise InputError(f'modalities {mods}: give at least one, each once')
     crowd = people(n, seed, lesions)
-    bids_grid(voxel)
-    [protocol('HH', m) for m in mods]
-    request = dict(
-        layout='bids',
-        recipe=1,
-        n=n,
-        seed=seed,
-        modalities=mods,
-        voxel=voxel,
-        lesions=lesions,
-        noise=noise,
-        bias=bias,
-        **(dict(vary=True) if vary else {}),
-    )
+    bids_grid(voxel)  # complains about a wrong voxel size
+    for m in mods:
+        protocol('HH', m)  # complains about an unknown modality
+    request = dict(layout='bids', recipe=1, n=n, seed=seed, modalities=mods, voxel=voxel)
+    request |= dict(lesions=lesions, noise=noise, bias=bias)
+    if vary:
+        request['vary'] = True
     if already(root, request, 'phantom.json', 'phantoms'):
         return Path(root)
+    ask = BidsRequest(mods, voxel, seed, noise, bias, vary)
     with atomic(root) as tmp:
         tmp.mkdir()
-        rows = [
-            dict(participant_id=f'sub-{i + 1:03d}', age=s.age, sex=s.sex, site=site)
-            for i, (s, site) in enumerate(crowd)
-        ]
-        for row, (s, site) in zip(tqdm(rows, desc='phantoms'), crowd):
-            bids_subject(tmp, row['participant_id'], s, site, mods, voxel, seed, noise, bias, vary)
-        table(tmp / 'participants.tsv', rows, '\t')
-        dump(
-            tmp / 'participants.json',
-            dict(
-                age=dict(Description='age', Units='year'),
-                sex=dict(Levels=dict(M='male', F='female')),
-                site=dict(
-                    Description='whose protocol',
-                    Levels={k: ' '.join(map(str, v)) + ' T' for k, v in sites.items()},
-                ),
-            ),
-        )
-        about = dict(
-            Name='xmodal phantom brains',
-            BIDSVersion='1.10.0',
-            License='CC0',
-            GeneratedBy=[dict(Name='xmodal.simulate.brain')],
-        )
-        dump(tmp / 'dataset_description.json', about | dict(DatasetType='raw'))
-        if lesions:
-            dump(
-                tmp / 'derivatives' / 'masks' / 'dataset_description.json',
-                about | dict(DatasetType='derivative'),
-            )
-        (tmp / '.bidsignore').write_text('phantom.json\n**/*_CT.*\n')
-        (tmp / 'README').write_text(
-            'Made by xmodal.simulate.brain: simulated heads, no person was scanned. The request is'
-            ' in phantom.json.\n'
-        )
+        rows = []
+        for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
+            name = f'sub-{i + 1:03d}'
+            rows.append(dict(participant_id=name, age=s.age, sex=s.sex, site=site))
+            bids_subject(tmp, name, s, site, ask)
+        bids_about(tmp, rows, lesions)
         dump(tmp / 'phantom.json', request)
     return Path(root)
 
 # %% ../../nbs/simulators/20_brain.ipynb #893a932e
+def tilt_matrix(
+    angles,  # (3,) radians about x, y and z
+) -> np.ndarray:  # (3, 3)
+    "A turn about x, then y, then z."
+    tilt = np.eye(3)
+    for i, a in enumerate(angles):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        turn = np.eye(3)
+        turn[j, j] = turn[k, k] = math.cos(a)
+        turn[j, k] = -math.sin(a)
+        turn[k, j] = math.sin(a)
+        tilt = turn @ tilt
+    return tilt
+
+
 def ixi_grid(
     modality: str,  # 'T1', 'T2' or 'PD'
     voxel: float = 2.0,  # in-plane voxel in mm (IXI: 0.9375)
@@ -1079,33 +1197,30 @@ def ixi_grid(
     "An IXI-like grid: T1 with axes (P, S, R), T2 and PD with (L, P, S) and thicker slices."
     if modality not in ('T1', 'T2', 'PD'):
         raise InputError(f"modality {modality!r}: IXI's layout here has T1, T2, PD")
-    if not number(voxel, 0.5, 8):
+    if not is_between(voxel, 0.5, 8):
         raise InputError(f'voxel {voxel!r}: give a voxel size of 0.5 to 8 mm')
     rng = np.random.default_rng(item_seed(seed, 'plan', modality == 'T1'))
-    axes, slab, thick, centre = (
-        ([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], 180.0, 1.28, (0, -16, -22))
-        if modality == 'T1'
-        else ([[-1, 0, 0], [0, -1, 0], [0, 0, 1]], 170.0, 4 / 3, (0, -14, 12))
-    )
-    tilt = np.eye(3)
-    for i, a in enumerate(np.radians(rng.uniform(-3, 3, 3))):
-        j, k = (i + 1) % 3, (i + 2) % 3
-        turn = np.eye(3)
-        turn[j, j] = turn[k, k] = math.cos(a)
-        turn[j, k] = -math.sin(a)
-        turn[k, j] = math.sin(a)
-        tilt = turn @ tilt
+    if modality == 'T1':
+        axes = [[0, 0, 1], [-1, 0, 0], [0, 1, 0]]
+        slab, thick, centre = 180.0, 1.28, (0, -16, -22)
+    else:
+        axes = [[-1, 0, 0], [0, -1, 0], [0, 0, 1]]
+        slab, thick, centre = 170.0, 4 / 3, (0, -14, 12)
+    tilt = tilt_matrix(np.radians(rng.uniform(-3, 3, 3)))
     size = np.array([voxel, voxel, thick * voxel])
     shape = tuple(int(round(f / v)) for f, v in zip((240.0, 240.0, slab), size))
     affine = np.eye(4)
     affine[:3, :3] = tilt @ np.array(axes, float) * size
-    affine[:3, 3] = (
-        np.array(centre) + rng.uniform(-4, 4, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    )
+    middle = np.array(centre) + rng.uniform(-4, 4, 3)
+    affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return shape, affine
 
 # %% ../../nbs/simulators/20_brain.ipynb #cf2a120e
-def ixi_row(number: int, s: Subject, rng) -> dict:
+def ixi_row(
+    number: int,  # of the subject
+    s: Subject,  # who
+    rng,  # numpy Generator
+) -> dict:
     "One line of the demographics table."
     study = datetime.date(2005, 6, 1) + datetime.timedelta(int(rng.integers(0, 500)))
     tall, heavy = rng.normal(177 if s.sex == 'M' else 164, 7), rng.normal(24.5, 3)
@@ -1130,7 +1245,7 @@ def write_ixi(
     n: int = 8,  # subjects
     seed: int = 0,  # of the whole data set
     voxel: float = 2.0,  # in-plane mm (IXI itself: 0.9375)
-    noise=None,
+    noise=None,  # see `scan`; None: by field strength
     bias=None,  # see `scan`; None: by field strength
 ) -> Path:
     """Write phantoms as IXI does: IXI-T1, IXI-T2, IXI-PD and IXI.csv.
@@ -1141,7 +1256,7 @@ def write_ixi(
     from tqdm.auto import tqdm
 
     crowd, rng = people(n, seed), np.random.default_rng(item_seed(seed, 'ixi'))
-    ixi_grid('T1', voxel)
+    ixi_grid('T1', voxel)  # complains about a wrong voxel size
     request = dict(layout='ixi', recipe=1, n=n, seed=seed, voxel=voxel, noise=noise, bias=bias)
     if already(root, request, 'phantom.json', 'phantoms'):
         return Path(root)
@@ -1159,10 +1274,8 @@ def write_ixi(
                 # PD is the first echo of the T2 scan
                 if m != 'PD':
                     frac = fractions(s, shape, affine)
-                nib.save(
-                    scan(s, protocol(site, m + 'w'), shape, affine, seed, noise, bias, frac),
-                    tmp / f'IXI-{m}' / f'{name}-{m}.nii.gz',
-                )
-        table(tmp / 'IXI.csv', rows, ',')
+                img = scan(s, protocol(site, m + 'w'), shape, affine, seed, noise, bias, frac)
+                nib.save(img, tmp / f'IXI-{m}' / f'{name}-{m}.nii.gz')
+        write_table(tmp / 'IXI.csv', rows, ',')
         dump(tmp / 'phantom.json', request)
     return Path(root)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['PIXEL', 'CELL', 'WATER', 'FOREST', 'FIELD', 'GRASS', 'BARE', 'TOWN', 'ROAD', 'classes', 'seasons', 'materials',
            'code', 'class_of', 'sigma0_db', 'crops', 'turned', 'regions', 'sun', 'folders', 'colours', 'Region',
-           'noise', 'stretched', 'mixed', 'chance', 'blocks', 'tiles', 'split', 'inside', 'course', 'drawn', 'halve',
-           'enlarge', 'away', 'paint', 'terrain', 'waters', 'farmland', 'wilderness', 'wet', 'streets', 'towns',
-           'roads', 'canopy', 'snowed', 'Scene', 'scene', 'framed', 'shifted', 'behind', 'radiance', 'optical',
-           'sloped', 'corners', 'backscatter', 'look_weights', 'speckle', 'sar', 'corners_of', 'write_sen12']
+           'fractal_noise', 'stretched', 'mixed', 'chance', 'blocks', 'tiles', 'split', 'side_distance', 'course',
+           'drawn', 'to_pixels', 'to_cells', 'away', 'paint_cells', 'terrain', 'river', 'sea', 'waters', 'parcels',
+           'farmland', 'wilderness', 'wet', 'place_towns', 'streets', 'footprints', 'put_roofs', 'towns', 'connect',
+           'mostly_dry', 'roads', 'canopy', 'snowed', 'LandScene', 'scene', 'framed', 'shifted', 'behind', 'radiance',
+           'optical', 'sloped', 'corners', 'layover', 'backscatter', 'look_weights', 'speckle', 'sar', 'corners_of',
+           'write_patches', 'write_sen12']
 
 # %% ../../nbs/simulators/22_land.ipynb #839e59ba
 import json, math
@@ -76,7 +78,9 @@ turned = dict(
 )
 
 
-def colours(season) -> np.ndarray:  # (materials, 3) reflectance in red, green and blue, 0 to 1
+def colours(
+    season,  # see `seasons`
+) -> np.ndarray:  # (materials, 3) reflectance in red, green and blue, 0 to 1
     "Reflectance of every material in a season."
     return np.float32([turned[season].get(k, v[1:4]) for k, v in materials.items()]) / 100
 
@@ -124,7 +128,7 @@ regions = dict(
 )
 
 # %% ../../nbs/simulators/22_land.ipynb #8011779a
-def noise(
+def fractal_noise(
     rng,  # numpy Generator
     n: int,  # cells per side
     wave: float,  # metres; longer waves carry no more power
@@ -135,15 +139,17 @@ def noise(
     dx = step * CELL
     m = fft.next_fast_len(int(max(1.15 * n / step, 1.5 * wave / dx)) + 4, real=True)
     k2 = fft.fftfreq(m, dx)[:, None] ** 2 + fft.rfftfreq(m, dx) ** 2
-    f = fft.rfft2(rng.standard_normal((m, m), dtype=np.float32)) * (
-        (1 + k2 * wave**2) ** (-beta / 4)
-    ).astype(np.float32)
+    amplitude = ((1 + k2 * wave**2) ** (-beta / 4)).astype(np.float32)
+    f = fft.rfft2(rng.standard_normal((m, m), dtype=np.float32)) * amplitude
     g = fft.irfft2(f, s=(m, m)) * np.float32(wave / dx / math.sqrt(math.pi / (beta / 2 - 1)))
     return g[:n, :n] if step == 1 else stretched(g, (np.arange(n) + 0.5) / step)
 
 
-def stretched(a, at):
-    "A square array read at fractional rows and columns `at`, straight interpolation."
+def stretched(
+    a,  # (n, n) array
+    at,  # rows and columns to read, not whole
+):  # (len(at), len(at))
+    "A square array read between its points, straight interpolation."
     lo = np.clip(at.astype(int), 0, len(a) - 2)
     w = np.clip(at - lo, 0, 1).astype(np.float32)
     a = a[lo] * (1 - w)[:, None] + a[lo + 1] * w[:, None]
@@ -155,11 +161,10 @@ def mixed(*ids) -> np.ndarray:  # uint32
     h = np.uint32(0x9E3779B9)
     with np.errstate(over='ignore'):
         for i in ids:
-            h = h ^ (
-                i
-                if getattr(i, 'dtype', None) == np.uint32
-                else np.asarray(i).astype(np.int64).astype(np.uint32)
-            )
+            i = np.asarray(i)
+            if i.dtype != np.uint32:
+                i = i.astype(np.int64).astype(np.uint32)
+            h = h ^ i
             for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
                 h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
             h = h ^ (h >> np.uint32(16))
@@ -171,7 +176,12 @@ def chance(*ids) -> np.ndarray:  # float32 in [0, 1)
     return (mixed(*ids) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 # %% ../../nbs/simulators/22_land.ipynb #bef592cf
-def blocks(x, y, spacing, key):
+def blocks(
+    x,  # (n, n) metres
+    y,  # (n, n) metres
+    spacing,  # metres between centres
+    key,  # of the hash
+):
     """Voronoi cells of a jittered grid: identity, own centre x and y (m), distance to the border
     (m).
     """
@@ -181,10 +191,9 @@ def blocks(x, y, spacing, key):
     for i in (-1, 0, 1):
         for j in (-1, 0, 1):
             who = mixed(key, gx + i, gy + j)
-            cx, cy = (
-                (g + 0.1 + 0.8 * chance(who, k)).astype(np.float32) * np.float32(spacing)
-                for k, g in ((1, gx + i), (2, gy + j))
-            )
+            jitter_x, jitter_y = 0.8 * chance(who, 1), 0.8 * chance(who, 2)
+            cx = (gx + i + 0.1 + jitter_x).astype(np.float32) * np.float32(spacing)
+            cy = (gy + j + 0.1 + jitter_y).astype(np.float32) * np.float32(spacing)
             d = (x - cx) ** 2 + (y - cy) ** 2
             nearer = d < best
             second = np.where(nearer, best, np.minimum(second, d))
@@ -193,7 +202,12 @@ def blocks(x, y, spacing, key):
     return own, ox, oy, (np.sqrt(second) - np.sqrt(best)) / 2
 
 
-def tiles(u, v, key, side):
+def tiles(
+    u,  # along the local direction, metres
+    v,  # across it, metres
+    key,  # of the hash
+    side,  # of a tile, metres
+):
     """Identity and rectangle [u0, u1, v0, v1] of the square tile of `side` metres around every
     point.
     """
@@ -203,7 +217,7 @@ def tiles(u, v, key, side):
 
 # %% ../../nbs/simulators/22_land.ipynb #67824ad3
 def split(
-    u,
+    u,  # along the local direction, metres
     v,  # coordinates along and across the local direction, metres
     who,  # identity of the rectangle around every point
     rect,  # that rectangle [u0, u1, v0, v1] in metres; left as it is
@@ -214,11 +228,8 @@ def split(
     u0, u1, v0, v1 = (a.copy() for a in rect)
     for k in range(levels):
         h = mixed(who, k)
-        # three random numbers
-        r = [
-            (b & np.uint32(1023)).astype(np.float32) / np.float32(1024)
-            for b in (who, h, h >> np.uint32(10))
-        ]
+        bits = (who, h, h >> np.uint32(10))
+        r = [(b & np.uint32(1023)).astype(np.float32) / np.float32(1024) for b in bits]
         go = (u1 - u0) * (v1 - v0) > area * (0.7 + 1.3 * r[0])
         along = (u1 - u0) * (0.6 + 0.8 * r[1]) > v1 - v0
         share = 0.36 + 0.28 * r[2]
@@ -231,387 +242,449 @@ def split(
     return who, [u0, u1, v0, v1]
 
 
-def inside(u, v, rect):
+def side_distance(
+    u,  # along the local direction, metres
+    v,  # across it, metres
+    rect,  # [u0, u1, v0, v1] around every point, metres
+):
     "Distance in metres to the nearest side of the rectangle around every point."
     return np.minimum(np.minimum(u - rect[0], rect[1] - u), np.minimum(v - rect[2], rect[3] - v))
 
 # %% ../../nbs/simulators/22_land.ipynb #4005d341
-def course(rng, n, sway, wave=1100.0):
-    """A winding line through the scene, (points, 2) in metres, x and y; `sway` is its largest turn
-    in radians, `wave` its wavelength in metres.
-    """
+def course(
+    rng,  # numpy Generator
+    n: int,  # cells per side of the scene
+    sway,  # largest turn, radians
+    wave=1100.0,  # wavelength, metres
+) -> np.ndarray:  # (points, 2), x and y in metres
+    "A winding line through the scene."
     side, ds = n * CELL, 8.0
     s = np.arange(-1.6 * side, 1.6 * side, ds)
     knots = np.arange(s[0] - 400, s[-1] + 800, 400.0)
-    phase = np.cumsum(
-        2 * np.pi * ds / wave * np.exp(0.35 * np.interp(s, knots, rng.normal(0, 1, len(knots))))
-    ) + rng.uniform(0, 6.3)
-    angle = (
-        rng.uniform(0, 2 * np.pi)
-        + sway * np.sin(phase) * (0.6 + 0.4 * np.sin(phase / 7))
-        + 0.35 * np.sin(s / rng.uniform(2500, 5000) + rng.uniform(0, 6))
-    )
+    drift = np.exp(0.35 * np.interp(s, knots, rng.normal(0, 1, len(knots))))
+    phase = np.cumsum(2 * np.pi * ds / wave * drift) + rng.uniform(0, 6.3)
+    start = rng.uniform(0, 2 * np.pi)
+    meander = sway * np.sin(phase) * (0.6 + 0.4 * np.sin(phase / 7))
+    bend = 0.35 * np.sin(s / rng.uniform(2500, 5000) + rng.uniform(0, 6))
+    angle = start + meander + bend
     p = np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1) * ds, 0)
     return p - p[len(p) // 2] + rng.uniform(0.25, 0.75, 2) * side
 
 
-def drawn(n, lines, width):
-    "Boolean (n, n): lines in metres, `width` metres wide."
+def drawn(
+    n: int,  # cells per side
+    lines,  # each (points, 2), x and y in metres
+    width: float,  # metres
+) -> np.ndarray:  # (n, n) bool
+    "Lines as cells."
     from PIL import Image, ImageDraw
 
     img = Image.new('1', (n, n))
     pen = ImageDraw.Draw(img)
+    wide = max(1, round(width / CELL))
     for p in lines:
-        pen.line(
-            [tuple(q) for q in (np.asarray(p) / CELL).tolist()],
-            fill=1,
-            width=max(1, round(width / CELL)),
-            joint='curve',
-        )
+        points = [tuple(q) for q in (np.asarray(p) / CELL).tolist()]
+        pen.line(points, fill=1, width=wide, joint='curve')
     return np.asarray(img)
 
 
-def halve(a):
+def to_pixels(
+    a,  # (2n, 2n)
+):  # (n, n)
     "Mean over 2 x 2 cells: from cells of 5 m to pixels of 10 m."
     return (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2]) * np.float32(0.25)
 
 
-def enlarge(a):
+def to_cells(
+    a,  # (n, n)
+):  # (2n, 2n)
     "From pixels of 10 m to cells of 5 m, straight interpolation."
     return stretched(a, (np.arange(2 * len(a)) - 0.5) / 2)
 
 
-def away(mask):
-    """Distance in metres to the nearest cell of `mask`, to about half a pixel; very large if there
-    is none.
+def away(
+    mask,  # (2n, 2n) bool
+):  # (2n, 2n) float32, metres
+    """Distance to the nearest cell of a mask, to about half a pixel; very large if there is
+    none.
     """
     if not mask.any():
         return np.full(mask.shape, 1e6, np.float32)
-    return enlarge(
-        nd.distance_transform_edt(halve(mask.astype(np.float32)) == 0).astype(np.float32)
-        * np.float32(PIXEL)
-    )
+    pixels = nd.distance_transform_edt(to_pixels(mask.astype(np.float32)) == 0)
+    return to_cells(pixels.astype(np.float32) * np.float32(PIXEL))
 
 # %% ../../nbs/simulators/22_land.ipynb #1ef1cff5
-def paint(d, where, material=None, tone=None, rough=None):
-    """Change material, tone and roughness of the cells `where`; numbers, arrays, or the name of a
-    material.
-    """
-    for key, value in (
-        ('material', code[material] if isinstance(material, str) else material),
-        ('tone', tone),
-        ('rough', rough),
-    ):
-        if value is not None:
-            np.copyto(getattr(d, key), value, where=where, casting='unsafe')
+def paint_cells(
+    d,  # the drawing, changed in place
+    where,  # (n, n) bool
+    material=None,  # a name in `materials`, or an array of places in it
+    tone=None,  # brightness within the class, number or array
+    rough=None,  # dB from the backscatter of the class, number or array
+):
+    "Change material, tone and roughness of some cells; None leaves them as they are."
+    if isinstance(material, str):
+        material = code[material]
+    for old, new in ((d.material, material), (d.tone, tone), (d.rough, rough)):
+        if new is not None:
+            np.copyto(old, new, where=where, casting='unsafe')
 
 # %% ../../nbs/simulators/22_land.ipynb #e542c0cd
-def terrain(rng, n, r: Region):
+def terrain(
+    rng,  # numpy Generator
+    n,  # cells per side
+    r: Region,  # what the land is like
+):
     "Height in metres, (n, n), before valleys are cut."
-    rolling = noise(rng, n, 2600, 4.5, 4) + 0.16 * noise(rng, n, 900, 3.6)
+    rolling = fractal_noise(rng, n, 2600, 4.5, 4) + 0.16 * fractal_noise(rng, n, 900, 3.6)
     if r.ridged == 0:
         return r.relief * rolling
-    bend = [noise(rng, n, 1200, 4, 4) * np.float32(22) for _ in range(2)]
-    ridge = (
-        1 - np.abs(noise(rng, n, 5200, 4.6, 2)) + 0.4 * (1 - np.abs(noise(rng, n, 2000, 4.6, 2)))
-    )
+    bend = [fractal_noise(rng, n, 1200, 4, 4) * np.float32(22) for _ in range(2)]
+    long = 1 - np.abs(fractal_noise(rng, n, 5200, 4.6, 2))
+    short = 1 - np.abs(fractal_noise(rng, n, 2000, 4.6, 2))
     yy, xx = np.mgrid[:n, :n].astype(np.float32)
-    ridge = nd.map_coordinates(ridge, (yy + bend[0], xx + bend[1]), order=1, mode='reflect')
+    bent = (yy + bend[0], xx + bend[1])
+    ridge = nd.map_coordinates(long + 0.4 * short, bent, order=1, mode='reflect')
     return (r.relief * (1.4 * r.ridged * ridge + (1 - 0.6 * r.ridged) * rolling)).astype(np.float32)
 
 # %% ../../nbs/simulators/22_land.ipynb #0bee7665
-def waters(rng, d, r: Region):
+def river(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+    fray,  # (n, n) unrest of the banks
+    sway,  # largest turn, radians
+):
+    "A river as `d.bank`, which cuts its valley into `d.ground`."
+    flat = r.relief < 100
+    wide = np.float32(rng.choice([16, 30, 60, 120], p=[0.4, 0.3, 0.2, 0.1]) if flat else 14)
+    line = course(rng, d.n, sway if flat else 0.5, 700 + 9 * wide)
+    far = away(drawn(d.n, [line], CELL))
+    if r.relief > 20:
+        d.ground = (d.ground - d.ground.min()) * (far / (far + np.float32(250 + 2 * r.relief)))
+    d.bank = far - wide * (0.5 + 0.12 * fray)
+
+
+def sea(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
+    "A coast as `d.shore`, from which the land rises."
+    side, a = d.n * CELL, rng.uniform(0, 2 * np.pi)
+    straight = math.cos(a) * (d.x - side / 2) + math.sin(a) * (d.y - side / 2)
+    inland = side * rng.uniform(0.05, 0.3)
+    bays = fractal_noise(rng, d.n, 1800, 3.5) * rng.uniform(60, 220)
+    d.shore = (straight + inland + bays).astype(np.float32)
+    d.bank = np.minimum(d.bank, d.shore)
+    d.ground = np.maximum(d.ground + 2 * r.relief, 0) * np.clip(d.shore / 800, 0, 1)
+
+
+def waters(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
     """Rivers, lakes and the sea as distances `d.bank` and `d.shore`; cuts valleys into `d.ground`
     and measures its slope.
     """
-    n, side = d.n, d.n * CELL
+    n = d.n
     d.bank, d.shore = (np.full((n, n), 1e6, np.float32) for _ in range(2))
-    d.lake, fray, sway = np.zeros((n, n), bool), noise(rng, n, 500, 3.2), rng.uniform(0.25, 1.35)
+    d.lake = np.zeros((n, n), bool)
+    fray, sway = fractal_noise(rng, n, 500, 3.2), rng.uniform(0.25, 1.35)
     if rng.random() < r.river:
-        wide = np.float32(
-            rng.choice([16, 30, 60, 120], p=[0.4, 0.3, 0.2, 0.1]) if r.relief < 100 else 14
-        )
-        far = away(
-            drawn(n, [course(rng, n, sway if r.relief < 100 else 0.5, 700 + 9 * wide)], CELL)
-        )
-        if r.relief > 20:
-            d.ground = (d.ground - d.ground.min()) * (far / (far + np.float32(250 + 2 * r.relief)))
-        d.bank = far - wide * (0.5 + 0.12 * fray)
+        river(rng, d, r, fray, sway)
     if r.lakes:
-        low = noise(rng, n, 1100, 3.4)
+        low = fractal_noise(rng, n, 1100, 3.4)
         low -= np.quantile(low[::5, ::5], r.lakes)
         d.lake, d.bank = low < 0, np.minimum(d.bank, low * 600)
         d.ground = np.maximum(d.ground, 0) + np.clip(low, 0, 2) * 6
     elif r.sea == 0:
-        d.bank = np.minimum(
-            d.bank, (noise(rng, n, 420, 3.4) + np.float32(2.75 + r.relief / 100)) * 220
-        )
+        pond = fractal_noise(rng, n, 420, 3.4) + np.float32(2.75 + r.relief / 100)
+        d.bank = np.minimum(d.bank, pond * 220)
     if rng.random() < r.sea:
-        a = rng.uniform(0, 2 * np.pi)
-        d.shore = (
-            math.cos(a) * (d.x - side / 2)
-            + math.sin(a) * (d.y - side / 2)
-            + side * rng.uniform(0.05, 0.3)
-            + noise(rng, n, 1800, 3.5) * rng.uniform(60, 220)
-        ).astype(np.float32)
-        d.bank = np.minimum(d.bank, d.shore)
-        d.ground = np.maximum(d.ground + 2 * r.relief, 0) * np.clip(d.shore / 800, 0, 1)
-    d.steep = enlarge(nd.gaussian_filter(np.hypot(*np.gradient(halve(d.ground), PIXEL)), 2))
+        sea(rng, d, r)
+    slope = np.hypot(*np.gradient(to_pixels(d.ground), PIXEL))
+    d.steep = to_cells(nd.gaussian_filter(slope, 2))
 
 # %% ../../nbs/simulators/22_land.ipynb #b1ea09df
-def farmland(rng, d, r: Region):
-    "Blocks between lanes, each with its own direction, and parcels of crops and meadows in them."
+def parcels(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
+    "Blocks between lanes, each with its own direction, and the parcels in them, without a crop."
     key, n = np.uint32(rng.integers(2**31)), d.n
-    bx, by = (c + noise(rng, n, 1200, 4, 4) * np.float32(25) for c in (d.x, d.y))
+    bx, by = (c + fractal_noise(rng, n, 1200, 4, 4) * np.float32(25) for c in (d.x, d.y))
     d.block, ox, oy, d.lane = blocks(bx, by, r.block, key)
-    d.turn = (rng.uniform(0, np.pi) + (chance(d.block, 9) - 0.5) * (np.pi * r.spread)).astype(
-        np.float32
-    )
+    own_turn = (chance(d.block, 9) - 0.5) * (np.pi * r.spread)
+    d.turn = (rng.uniform(0, np.pi) + own_turn).astype(np.float32)
     c, s = np.cos(d.turn), np.sin(d.turn)
     d.u, d.v = c * (bx - ox) + s * (by - oy), c * (by - oy) - s * (bx - ox)
     thin = np.float32(rng.uniform(0.4, 1.0))  # long, narrow strips in some places
-    d.parcel, rect = split(
-        d.u * thin, d.v, *tiles(d.u * thin, d.v, d.block, 700.0), r.plot * 1e4 * thin, 7
-    )
-    d.edge = inside(d.u * thin, d.v, rect)
+    who, tile = tiles(d.u * thin, d.v, d.block, 700.0)
+    d.parcel, rect = split(d.u * thin, d.v, who, tile, r.plot * 1e4 * thin, 7)
+    d.edge = side_distance(d.u * thin, d.v, rect)
     # from here to the middle of the parcel
     mu, mv = (rect[0] + rect[1]) / 2 / thin - d.u, (rect[2] + rect[3]) / 2 - d.v
-    d.mid = tuple(
-        np.clip(q / CELL, 0, n - 1).astype(np.int32)
-        for q in (d.y + s * mu + c * mv, d.x + c * mu - s * mv)
-    )
-    which = np.searchsorted(
-        np.cumsum(rng.dirichlet(np.full(len(crops), 1.3)))[:-1], chance(d.parcel, 11)
-    )
-    d.material = np.array([code[k[seasons.index(d.season)]] for k in crops.values()])[which]
-    d.tone = chance(d.parcel, 13) * 2 - 1 + 0.4 * (chance(d.parcel, np.floor(d.v / 9)) - 0.5)
+    mid_y, mid_x = d.y + s * mu + c * mv, d.x + c * mu - s * mv
+    d.mid = tuple(np.clip(q / CELL, 0, n - 1).astype(np.int32) for q in (mid_y, mid_x))
+
+
+def farmland(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
+    "Parcels of crops and meadows, with their colour, their roughness and their rims."
+    parcels(rng, d, r)
+    mixture = np.cumsum(rng.dirichlet(np.full(len(crops), 1.3)))[:-1]
+    which = np.searchsorted(mixture, chance(d.parcel, 11))
+    now = seasons.index(d.season)
+    d.material = np.array([code[calendar[now]] for calendar in crops.values()])[which]
+    stripe = 0.4 * (chance(d.parcel, np.floor(d.v / 9)) - 0.5)
+    d.tone = chance(d.parcel, 13) * 2 - 1 + stripe
     d.rough = (chance(d.parcel, 14) + chance(d.parcel, 15) - 1) * np.float32(6)
-    paint(d, chance(d.parcel, 12) < 0.28 - 0.02 * r.plot, 'grass', None, 0.4 * d.rough)
+    meadow = chance(d.parcel, 12) < 0.28 - 0.02 * r.plot
+    paint_cells(d, meadow, 'grass', None, 0.4 * d.rough)
     rim = (d.edge < 3.5) & (chance(d.parcel, 16) < 0.3)
-    paint(d, rim, np.where(chance(d.parcel, 17) < 0.6, code['grass'], code['gravel']))
+    paint_cells(d, rim, np.where(chance(d.parcel, 17) < 0.6, code['grass'], code['gravel']))
 
 # %% ../../nbs/simulators/22_land.ipynb #281d0435
-def wilderness(rng, d, r: Region):
+def wilderness(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
     "Woods, copses with straight edges, scrub, grassland and bare ground."
-    n = d.n
-    w, d.grain, d.kind = (
-        noise(rng, n, 1200, 2.9),
-        noise(rng, n, 80, 2.6),
-        noise(rng, n, 500, 2.8, 2),
-    )
+    n, high = d.n, r.relief > 100
+    w = fractal_noise(rng, n, 1200, 2.9)
+    d.grain = fractal_noise(rng, n, 80, 2.6)
+    d.kind = fractal_noise(rng, n, 500, 2.8, 2)
     w = w + 0.12 * d.grain + (np.minimum(3 * d.steep, 1.6) if r.relief > 20 else 0)
-    if r.relief > 100:
+    if high:
         w = w + (d.ground - d.ground.mean()) / np.float32(r.relief)
     whole = w[d.mid]
     t_wood, t_wild = np.quantile(w[::7, ::7], [1 - r.forest, 1 - min(r.forest + r.wild, 0.99)])
     wood = (whole > t_wood) & ((w > t_wood - 0.35) | (r.forest < 0.25)) | (w > t_wood + 0.3)
-    wild = ~wood & ((w if r.relief > 100 else 0.5 * (w + whole)) > t_wild)
+    wild = ~wood & ((w if high else 0.5 * (w + whole)) > t_wild)
     bare = wild & (d.kind - 0.5 * d.grain < 2.6 * r.dry - 1.3) & (r.dry > 0)
-    if r.relief > 100:
+    if high:
         line, crest = np.quantile(d.ground[::9, ::9], [0.85, 0.88])
         wood &= d.ground + 40 * d.grain < line
         wild |= ~wood & (w > t_wood)
         bare |= wild & (d.ground > crest + 40 * d.grain)
     low, shrub = ('steppe', 1.2) if r.ground == 'desert' else ('grass', 0.3)
-    paint(d, wild, np.where(d.kind + 0.3 * d.grain > shrub, code['scrub'], code[low]))
-    paint(d, bare, r.ground)
-    needles = (
-        noise(rng, n, 700, 2.8, 2)
-        + 0.6 * (chance(d.parcel, 21) - 0.5)
-        + (0.4 if r.relief > 100 or r.lakes else -0.5)
-    )
-    paint(d, wood, np.where(needles > 0, code['conifer'], code['broadleaf']))
-    paint(
-        d,
-        wood | wild,
-        None,
-        np.clip(0.5 * d.grain + 0.6 * d.kind, -1.5, 1.5),
-        np.clip(0.35 * d.grain + 0.35 * d.kind, -1.5, 1.5),
-    )
+    paint_cells(d, wild, np.where(d.kind + 0.3 * d.grain > shrub, code['scrub'], code[low]))
+    paint_cells(d, bare, r.ground)
+    of_parcel = 0.6 * (chance(d.parcel, 21) - 0.5)
+    usual = 0.4 if high or r.lakes else -0.5
+    needles = fractal_noise(rng, n, 700, 2.8, 2) + of_parcel + usual
+    paint_cells(d, wood, np.where(needles > 0, code['conifer'], code['broadleaf']))
     d.wild = wood | wild
+    tone = np.clip(0.5 * d.grain + 0.6 * d.kind, -1.5, 1.5)
+    paint_cells(d, d.wild, None, tone, np.clip(0.35 * d.grain + 0.35 * d.kind, -1.5, 1.5))
 
-
-def wet(rng, d, r: Region):
+# %% ../../nbs/simulators/22_land.ipynb #6c8be994
+def wet(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
     "Trees along banks and lanes, beaches, and the water itself with silt, shoals and wind."
-    desert = r.ground == 'desert'
     hedge = (d.lane < 4) & (d.lane > 2) & (chance(d.block, 31) < 0.4)
-    trees = (
-        ((d.bank < 14 + 14 * d.kind) | hedge) & (d.grain + d.kind > -0.4)
-        if not desert
-        else (d.bank < 60) & (d.bank < 30 + 40 * d.kind) & (d.grain > 0)
-    )
-    paint(d, trees, 'broadleaf', 0.5 * d.grain, 0.3 * d.grain)
-    paint(d, d.shore < 30 + 15 * d.kind, 'sand', 0.3 * d.grain, 0.3 * d.grain)
-    calm, silt, wind, sea = (
-        rng.uniform(-2.5, 3.5),
-        rng.uniform(-0.6, 1.0),
-        noise(rng, d.n, 1500, 3.0, 4),
-        d.shore < 1e5,
-    )
+    if r.ground == 'desert':
+        trees = (d.bank < 60) & (d.bank < 30 + 40 * d.kind) & (d.grain > 0)
+    else:
+        trees = ((d.bank < 14 + 14 * d.kind) | hedge) & (d.grain + d.kind > -0.4)
+    paint_cells(d, trees, 'broadleaf', 0.5 * d.grain, 0.3 * d.grain)
+    paint_cells(d, d.shore < 30 + 15 * d.kind, 'sand', 0.3 * d.grain, 0.3 * d.grain)
+    calm, silt = rng.uniform(-2.5, 3.5), rng.uniform(-0.6, 1.0)
+    wind, at_sea = fractal_noise(rng, d.n, 1500, 3.0, 4), d.shore < 1e5
     d.water = d.bank < 0
     # bright near the beach
-    shoal = np.where(sea, np.exp(np.minimum(d.shore, 0) / 150) * 1.6 - 0.6, silt)
-    paint(d, d.water, 'water', shoal + 0.12 * wind, calm + 0.7 * wind + sea)
+    shoal = np.where(at_sea, np.exp(np.minimum(d.shore, 0) / 150) * 1.6 - 0.6, silt)
+    paint_cells(d, d.water, 'water', shoal + 0.12 * wind, calm + 0.7 * wind + at_sea)
 
 # %% ../../nbs/simulators/22_land.ipynb #e6f2bc51
-def streets(rng, d, r: Region):
-    """Where towns are and how they are divided: `d.urban` (above 0 in town), kerbs and gaps in
-    metres, lots, works and parks.
-    """
+def place_towns(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
+    "Where towns are: their centres `d.towns`, and `d.urban`, above 0 in town and 1 at a centre."
     n, side = d.n, d.n * CELL
     count = max(1, rng.poisson((side / 2100) ** 2 * 1.6))
     spots = rng.uniform(0.1, 0.9, (count, 6, 2)) * side
     iy, ix = (spots[..., i].astype(int) // int(CELL) for i in (1, 0))
-    d.towns = spots[np.arange(count), (d.ground[iy, ix] + 400 * (d.bank[iy, ix] < 0)).argmin(1)]
+    lowest = (d.ground[iy, ix] + 400 * (d.bank[iy, ix] < 0)).argmin(1)
+    d.towns = spots[np.arange(count), lowest]
     d.urban = np.full((n, n), -9.0, np.float32)
     radius = r.town * rng.uniform(0.2, 0.6, count)
     # small scenes seldom hold the largest one
     if rng.random() < max((side / 3000) ** 2, r.town > 1500):
         radius[0] = r.town * rng.uniform(0.75, 1.2)
     for (cx, cy), q in zip(d.towns, radius):
-        d.urban = np.maximum(
-            d.urban, 1 - np.hypot(d.x - np.float32(cx), d.y - np.float32(cy)) / np.float32(q)
-        )
-    low = noise(rng, n, 450, 3.0, 2)
+        far = np.hypot(d.x - np.float32(cx), d.y - np.float32(cy))
+        d.urban = np.maximum(d.urban, 1 - far / np.float32(q))
+
+
+def streets(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
+    "Where towns are and how they are divided: kerbs and gaps in metres, lots, works and parks."
+    place_towns(rng, d, r)
+    low = fractal_noise(rng, d.n, 450, 3.0, 2)
     d.urban += 0.35 * low - np.maximum(d.steep - 0.2, 0) * 4
     d.quarter, rect = split(d.u, d.v, *tiles(d.u, d.v, d.block, 330.0), 9e3, 4)
-    d.kerb = inside(d.u, d.v, rect)
-    d.works, d.park = (
-        (chance(d.quarter, 41) < 0.55) & (low[d.mid] > 0.45),
-        chance(d.quarter, 42) < 0.07,
-    )
-    d.lot, rect = split(
-        d.u,
-        d.v,
-        d.quarter,
-        rect,
-        np.where(d.works, 6000.0, np.where(d.urban > 0.62, 1100.0, 620.0)).astype(np.float32),
-        5,
-    )
-    d.gap = inside(d.u, d.v, rect)
+    d.kerb = side_distance(d.u, d.v, rect)
+    d.works = (chance(d.quarter, 41) < 0.55) & (low[d.mid] > 0.45)
+    d.park = chance(d.quarter, 42) < 0.07
+    in_town = np.where(d.urban > 0.62, 1100.0, 620.0)
+    area = np.where(d.works, 6000.0, in_town).astype(np.float32)
+    d.lot, rect = split(d.u, d.v, d.quarter, rect, area, 5)
+    d.gap = side_distance(d.u, d.v, rect)
 
 # %% ../../nbs/simulators/22_land.ipynb #3e087533
-def towns(rng, d, r: Region):
+def footprints(
+    d,  # the drawing, changed in place
+    city,  # (n, n) bool
+    centre,  # (n, n) bool
+):
+    "Where houses stand, and where the yards of lone farms are, both (n, n) bool."
+    yard = np.where(d.works, 9.0, np.where(centre, 2.5, 5.0))
+    house = city & ~d.park & (d.kerb > 5) & (d.gap > yard) & (chance(d.lot, 43) < 0.93)
+    open_land = ~city & ~d.wild & ~d.water
+    beside_middle = (np.abs(d.u - d.u[d.mid] - 12) < 26) & (np.abs(d.v - d.v[d.mid]) < 24)
+    farm = open_land & (chance(d.parcel, 44) < 0.035) & (d.edge > 6) & beside_middle
+    return house, farm
+
+
+def put_roofs(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    built,  # (n, n) bool
+    q,  # (n, n) from 0 to 1
+):
+    "Paint roofs on the cells `built` and set `d.top`; `q` is a random number of the lot."
+    slate_or_hall = np.where(q < 0.97, code['slate'], code['hall'])
+    small = np.where(q < rng.uniform(0.1, 0.85), code['tile'], slate_or_hall)
+    roof = np.where(d.works, np.where(q < 0.4, code['hall'], code['slate']), small)
+    rough = (chance(d.lot, 48) + chance(d.lot, 40) - 1) * 4
+    paint_cells(d, built, roof, chance(d.lot, 47) * 2 - 1, rough)
+    storeys = np.clip(d.urban - 0.5, 0, 0.5) * 28 * chance(d.lot, 50)
+    tall = np.where(d.works, 7 + 6 * q, 5 + 4 * chance(d.lot, 49) + storeys)
+    d.top = np.where(built, tall, 0).astype(np.float32)
+
+
+def towns(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
     """Paints streets, houses, halls, gardens, parks and lone farms; sets `d.top`, the heights of
     buildings.
     """
     streets(rng, d, r)
-    city, centre, q = (d.urban > 0) & ~d.water, d.urban > 0.62, chance(d.lot, 46)
-    house = (
-        city
-        & ~d.park
-        & (d.kerb > 5)
-        & (d.gap > np.where(d.works, 9.0, np.where(centre, 2.5, 5.0)))
-        & (chance(d.lot, 43) < 0.93)
-    )
-    farm = (
-        ~city
-        & ~d.wild
-        & ~d.water
-        & (chance(d.parcel, 44) < 0.035)
-        & (d.edge > 6)
-        & (np.abs(d.u - d.u[d.mid] - 12) < 26)
-        & (np.abs(d.v - d.v[d.mid]) < 24)
-    )
+    city, centre = (d.urban > 0) & ~d.water, d.urban > 0.62
+    house, farm = footprints(d, city, centre)
     paved = (d.works | centre) & (chance(d.quarter, 45) < 0.7)
-    paint(
-        d,
-        city,
-        np.where(d.park, code['grass'], np.where(paved, code['asphalt'], code['garden'])),
-        0.5 * d.grain,
-        0.5 * d.grain,
-    )
-    paint(d, farm, 'garden', 0.3, 0.0)
-    paint(d, city & (d.kerb < 4.2), 'asphalt', 0.2 * d.grain, 0.0)
-    built = house | farm & (chance(np.floor(d.u / 13), np.floor(d.v / 13), d.parcel) < 0.5)
-    small = np.where(
-        q < rng.uniform(0.1, 0.85), code['tile'], np.where(q < 0.97, code['slate'], code['hall'])
-    )
-    roof = np.where(d.works, np.where(q < 0.4, code['hall'], code['slate']), small)
-    paint(
-        d, built, roof, chance(d.lot, 47) * 2 - 1, (chance(d.lot, 48) + chance(d.lot, 40) - 1) * 4
-    )
-    tall = np.where(
-        d.works,
-        7 + 6 * q,
-        5 + 4 * chance(d.lot, 49) + np.clip(d.urban - 0.5, 0, 0.5) * 28 * chance(d.lot, 50),
-    )
-    d.top = np.where(built, tall, 0).astype(np.float32)
-    tree = chance(np.floor(d.x / CELL), np.floor(d.y / CELL), d.quarter) < np.where(
-        d.park, 0.5, 0.22
-    )
+    between = np.where(paved, code['asphalt'], code['garden'])
+    ground = np.where(d.park, code['grass'], between)
+    paint_cells(d, city, ground, 0.5 * d.grain, 0.5 * d.grain)
+    paint_cells(d, farm, 'garden', 0.3, 0.0)
+    paint_cells(d, city & (d.kerb < 4.2), 'asphalt', 0.2 * d.grain, 0.0)
+    barns = chance(np.floor(d.u / 13), np.floor(d.v / 13), d.parcel) < 0.5
+    built = house | farm & barns
+    put_roofs(rng, d, built, chance(d.lot, 46))
+    leafy = np.where(d.park, 0.5, 0.22)
+    tree = chance(np.floor(d.x / CELL), np.floor(d.y / CELL), d.quarter) < leafy
     d.shrub = city & ~built & (d.kerb > 4.2) & tree
-    paint(d, d.shrub, 'broadleaf', 0.0, 0.0)
+    paint_cells(d, d.shrub, 'broadleaf', 0.0, 0.0)
 
 # %% ../../nbs/simulators/22_land.ipynb #fabd5617
-def roads(rng, d, r: Region):
+def connect(
+    rng,  # numpy Generator
+    a,  # an image
+    b,  # (2,) metres
+):
+    "A road (60, 2) in metres from town `a` to town `b`, bent once or twice."
+    t = np.linspace(0, 1, 60)[:, None]
+    across = np.array([a[1] - b[1], b[0] - a[0]])
+    once = rng.normal(0, 0.1) * np.sin(np.pi * t)
+    twice = rng.normal(0, 0.05) * np.sin(2 * np.pi * t)
+    return a + (b - a) * t + across * (once + twice)
+
+
+def mostly_dry(
+    d,  # the drawing, changed in place
+    p,  # (points, 2), x and y in metres
+) -> bool:
+    "Does less than 15 % of the line `p` (points, 2) run through water?"
+    iy, ix = np.clip(p[:, ::-1] / CELL, 0, d.n - 1).astype(int).T
+    return d.water[iy, ix].mean() < 0.15
+
+
+def roads(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
     """Lanes, roads between towns, one long road and, on flat land, a motorway; bridges where they
     cross a river.
     """
     lane = (d.lane < 2.6) & ~d.water & ~d.wild & (chance(d.block, 51) < 0.8)
-    paint(d, lane, np.where(chance(d.block, 52) < 0.5, code['asphalt'], code['gravel']), 0.0, 0.0)
-    lines, t = [], np.linspace(0, 1, 60)[:, None]
+    surface = np.where(chance(d.block, 52) < 0.5, code['asphalt'], code['gravel'])
+    paint_cells(d, lane, surface, 0.0, 0.0)
+    lines = []
     for a in d.towns:
-        for b in d.towns[np.argsort(((d.towns - a) ** 2).sum(1))[1:3]]:
-            across = np.array([a[1] - b[1], b[0] - a[0]])
-            lines.append(
-                a
-                + (b - a) * t
-                + across
-                * (
-                    rng.normal(0, 0.1) * np.sin(np.pi * t)
-                    + rng.normal(0, 0.05) * np.sin(2 * np.pi * t)
-                )
-            )
+        nearest = np.argsort(((d.towns - a) ** 2).sum(1))[1:3]
+        lines += [connect(rng, a, b) for b in d.towns[nearest]]
     long = course(rng, d.n, 0.12, 4000.0)
     lines.append(long + d.towns[0] - long[np.argmin(((long - d.towns[0]) ** 2).sum(1))])
-    motorway = [long + rng.uniform(-900, 900, 2)] * (r.relief < 60)
-    lines, motorway = (
-        [
-            p
-            for p in ps
-            if d.water[tuple(np.clip(p[:, ::-1] / CELL, 0, d.n - 1).astype(int).T)].mean() < 0.15
-        ]
-        for ps in (lines, motorway)
-    )
-    road = drawn(d.n, lines, 10.0) | drawn(d.n, motorway, 26.0)
+    motorway = long + rng.uniform(-900, 900, 2)
+    motorways = [motorway] if r.relief < 60 and mostly_dry(d, motorway) else []
+    lines = [p for p in lines if mostly_dry(d, p)]
+    road = drawn(d.n, lines, 10.0) | drawn(d.n, motorways, 26.0)
     road &= (d.shore > 0) & ~d.lake
-    paint(d, road, 'asphalt', 0.0, 0.0)
-    paint(d, road & d.water, None, 0.5, 11.0)
+    paint_cells(d, road, 'asphalt', 0.0, 0.0)
+    paint_cells(d, road & d.water, None, 0.5, 11.0)
     d.top[road], d.shrub = 0, d.shrub & ~road
 
 
-def canopy(rng, d):
+def canopy(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+):
     "Heights of trees in metres: stands of 10 to 26 m with crowns, 6 m in gardens."
-    crowns = nd.gaussian_filter(
-        rng.standard_normal((d.n, d.n), dtype=np.float32), 0.85
-    ) * np.float32(2.9)
+    white = rng.standard_normal((d.n, d.n), dtype=np.float32)
+    crowns = nd.gaussian_filter(white, 0.85) * np.float32(2.9)
     stand = np.clip(17 + 4 * d.kind + 3 * (chance(d.parcel, 61) - 0.5) + 1.9 * crowns, 3, 30)
-    d.top = np.where(class_of[d.material] == FOREST, np.where(d.shrub, 6, stand), d.top).astype(
-        np.float32
-    )
+    trees = np.where(d.shrub, 6, stand)
+    d.top = np.where(class_of[d.material] == FOREST, trees, d.top).astype(np.float32)
 
-
-def snowed(rng, d, r: Region):
-    """Boolean: snow lies above a level in some winters, and on high mountains into spring; not on
-    roads and water, seldom under trees.
-    """
-    odds = dict(winter=0.15 if r.relief < 100 else 0.9, spring=0.5 * (r.relief > 100)).get(
-        d.season, 0
-    )
+# %% ../../nbs/simulators/22_land.ipynb #e9b94ce2
+def snowed(
+    rng,  # numpy Generator
+    d,  # the drawing, changed in place
+    r: Region,  # what the land is like
+):
+    "Where snow lies, (n, n) bool."
+    high = r.relief > 100
+    odds = dict(winter=0.15 if r.relief < 100 else 0.9, spring=0.5 * high)
     share = rng.uniform(0.2, 0.8) if d.season == 'winter' else 0.85
-    if rng.random() >= odds or r.ground == 'desert':
+    if rng.random() >= odds.get(d.season, 0) or r.ground == 'desert':
         return np.zeros((d.n, d.n), bool)
     height, cover = d.ground + 6 * d.grain, class_of[d.material]
     level = np.quantile(height[::9, ::9], share) if r.relief > 20 else -np.inf
-    thin = np.select(
-        [cover == FOREST, cover == TOWN], [d.grain > 1.4, d.grain > -0.2], d.grain + d.kind < 2
-    )
+    under_trees, in_town, elsewhere = d.grain > 1.4, d.grain > -0.2, d.grain + d.kind < 2
+    thin = np.select([cover == FOREST, cover == TOWN], [under_trees, in_town], elsewhere)
     return (height > level) & thin & (cover != WATER) & (cover != ROAD)
 
 # %% ../../nbs/simulators/22_land.ipynb #2f63e82f
 @dataclass(frozen=True, eq=False)
-class Scene:
+class LandScene:
     "A piece of land in cells of 5 m, two per pixel of 10 m; north is up. Made by `scene`."
 
     seed: int
@@ -629,22 +702,16 @@ class Scene:
     haze: float = 1.0  # of the atmosphere, relative
 
     @property
-    # (n, n) uint8, place in `classes`: the most frequent of four cells, the first of equals
-    def classes(self):
-        return (
-            np.stack(
-                [
-                    halve((class_of[self.material] == i).astype(np.float32))
-                    for i in range(len(classes))
-                ]
-            )
-            .argmax(0)
-            .astype(np.uint8)
-        )
+    def classes(self) -> np.ndarray:  # (n, n) uint8, place in `classes`
+        "The most frequent class of the four cells of each pixel, the first of equals."
+        cells = class_of[self.material]
+        share = [to_pixels((cells == i).astype(np.float32)) for i in range(len(classes))]
+        return np.stack(share).argmax(0).astype(np.uint8)
 
     @property
-    def height(self):
-        return halve(self.ground)  # (n, n) float32, m
+    def height(self) -> np.ndarray:  # (n, n) float32, m
+        "Height of the earth, pixel by pixel."
+        return to_pixels(self.ground)
 
 # %% ../../nbs/simulators/22_land.ipynb #bbc1b15c
 def scene(
@@ -652,7 +719,7 @@ def scene(
     season='summer',  # 'spring', 'summer', 'fall', 'winter': the same place at another time
     size: int = 512,  # pixels of 10 m per side, 32 to 2048
     region=None,  # a name in `regions`; None: drawn from the seed
-) -> Scene:
+) -> LandScene:
     "A made landscape. Raises `InputError` for values outside the ranges."
     from types import SimpleNamespace
 
@@ -662,7 +729,10 @@ def scene(
         raise InputError(f'season {season!r}: give one of {", ".join(seasons)}')
     if not isinstance(size, (int, np.integer)) or not 32 <= size <= 2048:
         raise InputError(f'size {size!r}: give 32 to 2048 pixels')
-    rng = lambda *what: np.random.default_rng(item_seed(seed, 'earth', *what))
+
+    def rng(*what):
+        return np.random.default_rng(item_seed(seed, 'earth', *what))
+
     drawn_region = rng('region').choice(list(regions), p=[0.3, 0.2, 0.1, 0.11, 0.09, 0.1, 0.1])
     region = str(drawn_region) if region is None else region
     if region not in regions:
@@ -670,22 +740,17 @@ def scene(
     r, n = regions[region], 2 * int(size)
     y, x = np.mgrid[:n, :n].astype(np.float32) * np.float32(CELL)
     d = SimpleNamespace(n=n, x=x, y=y, season=season, ground=terrain(rng('ground'), n, r))
+    # the name of a step seeds it: another name makes another landscape
     for step in (waters, farmland, wilderness, wet, towns, roads):
         step(rng(step.__name__), d, r)
     canopy(rng('canopy'), d)
     orbit = rng('orbit')
-    fields = [
-        a.astype(t)
-        for a, t in (
-            (d.material, np.uint8),
-            *((a, np.float32) for a in (d.ground, d.top, d.tone, d.rough, d.turn)),
-        )
-    ]
-    return Scene(
+    return LandScene(
         int(seed),
         season,
         region,
-        *fields,
+        d.material.astype(np.uint8),
+        *(a.astype(np.float32) for a in (d.ground, d.top, d.tone, d.rough, d.turn)),
         snowed(rng('snow', season), d, r),
         look=float(orbit.choice([78.0, 282.0])),
         incidence=float(orbit.uniform(32, 44)),
@@ -693,18 +758,21 @@ def scene(
     )
 
 # %% ../../nbs/simulators/22_land.ipynb #fa6fdbdf
-def framed(s: Scene, by=10) -> Scene:
-    "The scene with a mirrored frame of `by` cells."
-    return replace(
-        s,
-        **{
-            k: np.pad(getattr(s, k), by, mode='reflect')
-            for k in ('material', 'ground', 'top', 'tone', 'rough', 'turn', 'snow')
-        },
-    )
+def framed(
+    s: LandScene,  # the land
+    by=10,  # cells
+) -> LandScene:
+    "The scene with a mirrored frame."
+    names = ('material', 'ground', 'top', 'tone', 'rough', 'turn', 'snow')
+    wider = {k: np.pad(getattr(s, k), by, mode='reflect') for k in names}
+    return replace(s, **wider)
 
 
-def shifted(a, dx, dy):
+def shifted(
+    a,  # an image
+    dx,  # cells to the east
+    dy,  # cells to the south
+):
     "`a` moved by whole cells to the east and south; the border is repeated."
     n, m = a.shape
     return a[np.clip(np.arange(n) - dy, 0, n - 1)][:, np.clip(np.arange(m) - dx, 0, m - 1)]
@@ -731,32 +799,33 @@ def behind(
 sun = dict(spring=(152.0, 47.0), summer=(142.0, 58.0), fall=(160.0, 34.0), winter=(163.0, 20.0))
 
 
-def radiance(s: Scene) -> np.ndarray:  # (n, n, 3) float32, about 0.02 to 0.6
+def radiance(
+    s: LandScene,  # the land
+) -> np.ndarray:  # (n, n, 3) float32, about 0.02 to 0.6
     "Reflectance at the top of the atmosphere in red, green and blue, with light, shadow and haze."
     s, (azimuth, elevation) = framed(s), sun[s.season]
     cover, a, e = class_of[s.material], math.radians(azimuth), math.radians(elevation)
     gy, gx = np.gradient(s.ground + 0.45 * nd.gaussian_filter(s.top, 0.7) * (cover == FOREST), CELL)
     facing = 1 + (gy * math.cos(a) - gx * math.sin(a)) / math.tan(e)
-    direct = np.clip(facing / np.sqrt(1 + gx**2 + gy**2), 0.05, 1.6) * ~behind(
-        s.ground + s.top, azimuth, elevation, 30.0
-    )
-    swing = np.where(
-        s.material == code['water'], 0.22, np.where(np.isin(cover, (FIELD, BARE, TOWN)), 0.16, 0.1)
-    )
+    shadow = behind(s.ground + s.top, azimuth, elevation, 30.0)
+    direct = np.clip(facing / np.sqrt(1 + gx**2 + gy**2), 0.05, 1.6) * ~shadow
+    on_land = np.where(np.isin(cover, (FIELD, BARE, TOWN)), 0.16, 0.1)
+    swing = np.where(s.material == code['water'], 0.22, on_land)
     rho = colours(s.season)[s.material] * (1 + s.tone * swing)[..., None]
     # soil and stalks look through the snow
     white = (s.snow * np.clip(0.62 + 0.2 * s.tone, 0.2, 0.9))[..., None]
     rho = rho * (1 - white) + white * np.float32([0.56, 0.57, 0.59])
-    sky, haze = (
-        np.float32([0.12, 0.16, 0.24]),
-        np.float32([0.016, 0.026, 0.046]) * np.float32(s.haze),
-    )
+    sky = np.float32([0.12, 0.16, 0.24])
+    haze = np.float32([0.016, 0.026, 0.046]) * np.float32(s.haze)
     lit = rho * (direct[..., None] * (1 - sky) + sky)
-    seen = np.stack([halve(nd.gaussian_filter(lit[..., c], 0.9)) for c in range(3)], -1)[5:-5, 5:-5]
+    seen = np.stack([to_pixels(nd.gaussian_filter(lit[..., c], 0.9)) for c in range(3)], -1)
+    seen = seen[5:-5, 5:-5]  # without the frame
     return (seen * (1 - 1.3 * haze) + haze).astype(np.float32)
 
 
-def optical(s: Scene) -> np.ndarray:  # (n, n, 3) uint8
+def optical(
+    s: LandScene,  # the land
+) -> np.ndarray:  # (n, n, 3) uint8
     "What Sentinel-2 sees of a scene: red, green and blue in 8 bits."
     rng = np.random.default_rng(item_seed(s.seed, 'optical', s.season))
     r = radiance(s)
@@ -766,17 +835,21 @@ def optical(s: Scene) -> np.ndarray:  # (n, n, 3) uint8
     return np.clip(255 * r, 0, 255).round().astype(np.uint8)
 
 # %% ../../nbs/simulators/22_land.ipynb #5aa65226
-def sloped(s: Scene) -> np.ndarray:
+def sloped(
+    s: LandScene,  # the land
+) -> np.ndarray:
     "Factor of power by the tilt of the ground towards the radar, 1 on flat ground."
     theta, a = math.radians(s.incidence), math.radians(s.look)
     gy, gx = np.gradient(nd.gaussian_filter(s.ground, 2.0), CELL)
     local = theta - np.arctan(gx * math.sin(a) - gy * math.cos(a))
-    return np.clip(math.sin(theta) / np.sin(np.maximum(local, 0.12)), 0.3, 5) * np.clip(
-        np.cos(local) / math.cos(theta), 0.3, 1.4
-    )
+    packed = np.clip(math.sin(theta) / np.sin(np.maximum(local, 0.12)), 0.3, 5)
+    return packed * np.clip(np.cos(local) / math.cos(theta), 0.3, 1.4)
 
 
-def corners(s: Scene, built) -> np.ndarray:
+def corners(
+    s: LandScene,  # the land
+    built,  # bool: where buildings stand
+) -> np.ndarray:
     """Power of the double bounce at the foot of walls that face the radar, by height and by
     direction of the wall.
     """
@@ -788,40 +861,46 @@ def corners(s: Scene, built) -> np.ndarray:
     return (wall & ~built) * (0.15 + np.exp(-((off / 0.21) ** 2))) * height * 0.1 * np.exp(own)
 
 
-def backscatter(s: Scene) -> np.ndarray:  # (n, n) float32, a power: 10 log10 of it is sigma0 in dB
+def layover(power, top, theta, azimuth):
+    """Move the power of raised cells towards the sensor, where it adds to what is there.
+
+    `theta` is the angle of incidence and `azimuth` the direction of look, both in radians; `top`
+    is the height in metres. The raised cells of `power` are emptied in place.
+    """
+    n = len(top)
+    i, j = np.nonzero(top > 1.5)
+    move = top[i, j] / (math.tan(theta) * CELL)
+    ti = np.rint(i + move * math.cos(azimuth)).astype(int)
+    tj = np.rint(j - move * math.sin(azimuth)).astype(int)
+    ok = (ti >= 0) & (ti < n) & (tj >= 0) & (tj < n)
+    arrived = np.bincount((ti * n + tj)[ok], power[i, j][ok], n * n).reshape(n, n)
+    power[i, j] = 0
+    return power + arrived
+
+
+def backscatter(
+    s: LandScene,  # the land
+) -> np.ndarray:  # (n, n) float32, a power: 10 log10 of it is sigma0 in dB
     """Expected backscatter of C band in VV, with relief, layover, shadow and double bounce; without
     speckle.
     """
     s = framed(s)
-    theta, a, n = math.radians(s.incidence), math.radians(s.look), len(s.top)
     cover = class_of[s.material]
     built = (cover == TOWN) & (s.top > 2)
     top = s.top * np.where(cover == FOREST, np.float32(0.6), np.float32(1))
-    power = 10 ** (
-        (sigma0_db[s.material] + s.rough - 1.5 * (s.snow & (cover != FOREST))) / 10
-    ) * sloped(s)
-    ground = s.ground - s.ground.mean()
-    power = np.where(
-        behind(ground + top, s.look + 180, 90 - s.incidence, 40.0, 3.0), power * 0.15, power
-    )
-    power = np.where(
-        behind(ground + top * built, s.look + 180, 90 - s.incidence, 40.0, 3.0), power * 0.01, power
-    )
-    i, j = np.nonzero(top > 1.5)
-    move = top[i, j] / (math.tan(theta) * CELL)
-    ti, tj = (
-        np.rint(i + move * math.cos(a)).astype(int),
-        np.rint(j - move * math.sin(a)).astype(int),
-    )
-    ok = (ti >= 0) & (ti < n) & (tj >= 0) & (tj < n)
-    arrived = np.bincount((ti * n + tj)[ok], power[i, j][ok], n * n).reshape(n, n)
-    power[i, j] = 0
-    return halve(nd.gaussian_filter((power + arrived + corners(s, built)).astype(np.float32), 1.5))[
-        5:-5, 5:-5
-    ]
+    sigma0 = sigma0_db[s.material] + s.rough - 1.5 * (s.snow & (cover != FOREST))
+    power = 10 ** (sigma0 / 10) * sloped(s)
+    ground, ray = s.ground - s.ground.mean(), (s.look + 180, 90 - s.incidence, 40.0, 3.0)
+    power = np.where(behind(ground + top, *ray), power * 0.15, power)
+    power = np.where(behind(ground + top * built, *ray), power * 0.01, power)
+    power = layover(power, top, math.radians(s.incidence), math.radians(s.look))
+    power = (power + corners(s, built)).astype(np.float32)
+    return to_pixels(nd.gaussian_filter(power, 1.5))[5:-5, 5:-5]  # without the frame
 
 # %% ../../nbs/simulators/22_land.ipynb #8ba5fa20
-def look_weights(looks: float) -> np.ndarray:
+def look_weights(
+    looks: float,  # equivalent number of looks
+) -> np.ndarray:
     "Weights of the looks whose equivalent number is `looks`, at least 1."
     m = math.ceil(looks) - 1
     if m + 1 == looks:
@@ -842,17 +921,15 @@ def speckle(
     dot[16] = 1
     # what smoothing leaves of the variance of white noise
     energy = float((nd.gaussian_filter1d(dot, width) ** 2).sum()) ** 2
-    for k in np.repeat(w / (2 * w.sum() * energy), 2):  # real and imaginary part of each look
-        out += (
-            np.float32(k)
-            * nd.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width, mode='wrap')
-            ** 2
-        )
+    each = np.repeat(w / (2 * w.sum() * energy), 2)  # real and imaginary part of each look
+    for k in each:
+        white = rng.standard_normal(shape, dtype=np.float32)
+        out += np.float32(k) * nd.gaussian_filter(white, width, mode='wrap') ** 2
     return out
 
 
 def sar(
-    s: Scene,
+    s: LandScene,  # the land
     seed: int = 0,  # of the speckle: another day, the same land
     looks=4.4,  # equivalent number of looks, 1 to 1000
 ) -> np.ndarray:  # (n, n) uint8
@@ -860,12 +937,10 @@ def sar(
     if not isinstance(looks, (int, float)) or not 1 <= looks <= 1000:
         raise InputError(f'looks {looks!r}: give 1 to 1000')
     p = backscatter(s) + np.float32(10**-2.4)
-    p = p * speckle(p.shape, np.random.default_rng(item_seed(s.seed, 'sar', s.season, seed)), looks)
-    return (
-        np.clip(255 / 25 * (10 * np.log10(np.maximum(p, 1e-6)) + 25), 0, 255)
-        .round()
-        .astype(np.uint8)
-    )
+    rng = np.random.default_rng(item_seed(s.seed, 'sar', s.season, seed))
+    p = p * speckle(p.shape, rng, looks)
+    decibels = 10 * np.log10(np.maximum(p, 1e-6))
+    return np.clip(255 / 25 * (decibels + 25), 0, 255).round().astype(np.uint8)
 
 # %% ../../nbs/simulators/22_land.ipynb #22f38ff4
 folders = dict(
@@ -876,7 +951,11 @@ folders = dict(
 )
 
 
-def corners_of(size: int, patches: int, stride: int) -> list:
+def corners_of(
+    size: int,  # pixels per side of a patch
+    patches: int,  # how many
+    stride: int,  # pixels from patch to patch
+) -> list:
     """Upper left pixels (row, column) of the patches, row by row on the smallest square that holds
     them.
     """
@@ -884,6 +963,24 @@ def corners_of(size: int, patches: int, stride: int) -> list:
     return [(p // side * stride, p % side * stride) for p in range(patches)]
 
 # %% ../../nbs/simulators/22_land.ipynb #2014b4f6
+def write_patches(
+    root,  # folder of the data set
+    k: int,  # number of the scene, from 1
+    s: LandScene,  # the land
+    places,  # upper left pixels (row, column)
+    size: int,  # pixels per side of a patch
+):
+    "Write both images of a scene, patch by patch."
+    from PIL import Image
+
+    for kind, img in (('s1', sar(s)), ('s2', optical(s))):
+        home = root / folders[s.season] / f'{kind}_{k}'
+        home.mkdir(parents=True)
+        for p, (y, x) in enumerate(places):
+            patch = Image.fromarray(img[y : y + size, x : x + size])
+            patch.save(home / f'{folders[s.season]}_{kind}_{k}_p{p + 1}.png')
+
+
 def write_sen12(
     root,  # folder to make; must be new, empty, or hold this very data set
     n: int = 8,  # scenes; their seasons take turns
@@ -896,48 +993,29 @@ def write_sen12(
 
     Raises `InputError` for bad parameters or an occupied folder.
     """
-    from PIL import Image
     from tqdm.auto import tqdm
 
     stride = size if stride is None else stride
-    for name, v, lo, hi in (
-        ('n', n, 1, 100000),
-        ('size', size, 32, 1024),
-        ('patches', patches, 1, 256),
-        ('stride', stride, 1, size),
-        ('seed', seed, 0, 2**63),
-    ):
+    numbers = dict(n=n, size=size, patches=patches, stride=stride, seed=seed)
+    bounds = ((1, 100000), (32, 1024), (1, 256), (1, size), (0, 2**63))
+    for (name, v), (lo, hi) in zip(numbers.items(), bounds):
         if not isinstance(v, (int, np.integer)) or not lo <= v <= hi:
             raise InputError(f'{name} {v!r}: give a whole number from {lo} to {hi}')
     places = corners_of(size, patches, stride)
     side = max(c for _, c in places) + size
     if side > 2048:
         raise InputError(
-            f'size {size} and patches {patches}: a scene of {side} pixels is too large, at most'
-            ' 2048; give fewer or smaller patches'
+            f'size {size} and patches {patches}: a scene of {side} pixels is too large,'
+            ' at most 2048; give fewer or smaller patches'
         )
-    request = dict(
-        layout='sen12',
-        recipe=1,
-        n=int(n),
-        seed=int(seed),
-        size=int(size),
-        patches=int(patches),
-        stride=int(stride),
-    )
+    request = dict(layout='sen12', recipe=1, n=int(n), seed=int(seed), size=int(size))
+    request |= dict(patches=int(patches), stride=int(stride))
     if already(root, request, 'earth.json', 'made land'):
         return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()
         for i in tqdm(range(n), desc='scenes'):
-            season = seasons[i % 4]
-            s = scene(item_seed(seed, 'scene', i), season, side)
-            for kind, img in (('s1', sar(s)), ('s2', optical(s))):
-                home = tmp / folders[season] / f'{kind}_{i + 1}'
-                home.mkdir(parents=True)
-                for p, (y, x) in enumerate(places):
-                    Image.fromarray(img[y : y + size, x : x + size]).save(
-                        home / f'{folders[season]}_{kind}_{i + 1}_p{p + 1}.png'
-                    )
+            s = scene(item_seed(seed, 'scene', i), seasons[i % 4], side)
+            write_patches(tmp, i + 1, s, places, size)
         (tmp / 'earth.json').write_text(json.dumps(request, indent=1) + '\n', encoding='utf-8')
     return Path(root)
