@@ -341,7 +341,7 @@ def shift_lines(use, table, moved) -> tuple:
     ]
     return lines, None
 
-
+# %% ../../nbs/evaluation/70_faults.ipynb #25d4ea99
 def find_place(facts) -> tuple:
     """Flips and shifts of the cohort, or of single files: lines, and whether they are of the
     whole cohort."""
