@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'every_field', 'forgetful', 'nothing', 'read_pair', 'forgetful_pair', 'contexts', 'prompts_hash', 'Told',
            'asked_modality', 'partner', 'exchanged', 'known_values', 'typical', 'usual', 'seen_values', 'check_request',
-           'shared_with', 'wish', 'bids_subject', 'beside']
+           'shared_with', 'wish', 'bids_person', 'beside']
 
 # %% ../../nbs/metadata/51_context.ipynb #079d6ca1
 import hashlib, re
@@ -274,7 +274,7 @@ def wish(
     return src, asked
 
 # %% ../../nbs/metadata/51_context.ipynb #2eec4de6
-def bids_subject(path: Path) -> str:
+def bids_person(path: Path) -> str:
     "The BIDS subject in a file's name, or in the nearest folder's; else what the name begins with."
     for word in (path.name, *reversed(path.parts[:-1])):
         if m := re.match(r'sub-[A-Za-z0-9]+(?=_|$)', word):
@@ -295,7 +295,7 @@ def beside(
     table = next((q for q in tables if q.exists()), None)
     if not table:
         return known
-    person = bids_subject(path)
+    person = bids_person(path)
     # the others: whose number is whose
     people = {person, *(q.name for q in table.parent.glob('sub-*') if q.is_dir())}
     rows = match_people(read_table(table, 'participant_id'), people, table)
