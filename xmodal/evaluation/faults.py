@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['scales', 'Facts', 'small', 'distinct_values', 'spread_of', 'facts_beside_truth', 'some_names', 'find_equal',
            'find_few_values', 'relation', 'other_scale', 'factor_text', 'find_scale', 'has_picture', 'placed',
-           'usual_one', 'find_place', 'pairs_information', 'swapped_of', 'find_swapped', 'above', 'local_agreement',
-           'find_contrast', 'find_faults']
+           'usual_one', 'flip_lines', 'shift_words', 'shift_lines', 'find_place', 'pairs_information', 'swapped_of',
+           'find_swapped', 'above', 'local_agreement', 'find_contrast', 'find_faults']
 
 # %% ../../nbs/evaluation/70_faults.ipynb #18325ca7
 from dataclasses import dataclass, replace
@@ -71,10 +71,10 @@ def spread_of(v) -> tuple:
 
 
 def facts_beside_truth(
-    name: str,
-    subject: str,
-    pred,
-    truth,  # (S, H, W) or (C, H, W), one shape, file units
+    name: str,  # of the case
+    subject: str,  # whom it comes from
+    pred,  # translation, (S, H, W) or (C, H, W), file units
+    truth,  # same shape
     source=None,  # the same of the source, if there is one
     kind='float32',  # number type of the truth's file
     volume: bool = False,  # first axis: slices
@@ -294,7 +294,54 @@ def usual_one(values, most=0.5):
     top = max(set(values), key=values.count)
     return top if values.count(top) > most * len(values) else None
 
+# %% ../../nbs/evaluation/70_faults.ipynb #cdf2f8f4
+def flip_lines(use, table, turned) -> tuple:
+    "Lines about flips, and the one of the whole cohort or None; turned: which files are flipped."
+    flip = usual_one([t['flip'] if o else None for t, o in zip(table, turned)])
+    if flip:
+        own = np.array([t['own'] for t in table])[turned]
+        more = np.array([t['more'] for t in table])[turned]
+        line = (
+            f'the translations fit their truth better {flip} ({turned.sum()} of {len(use)} files,'
+            f' {np.median(own):.2f} -> {np.median(own + more):.2f} nats):'
+            ' check the orientation in which they were saved'
+        )
+        return [line], flip
+    lines = [
+        f'{f.name}: the translation fits its truth better {t["flip"]}'
+        f' ({t["own"]:.2f} -> {t["own"] + t["more"]:.2f} nats); check its orientation'
+        for f, t, o in zip(use, table, turned)
+        if o and t['more'] > 0.08
+    ]
+    return lines, None
 
+
+def shift_words(f, t) -> str:
+    "The shift of a file in pixels."
+    rows, columns = t['shift']
+    return f'{rows * f.block:+d} rows and {columns * f.block:+d} columns'
+
+
+def shift_lines(use, table, moved) -> tuple:
+    "Lines about shifts, and the one of the whole cohort or None; moved: which files are shifted."
+    step = usual_one([t['shift'] if o else None for t, o in zip(table, moved)])
+    if step:
+        k = [t['shift'] for t in table].index(step)
+        line = (
+            'the translations fit their truth better when moved by about'
+            f' {shift_words(use[k], table[k])} ({moved.sum()} of {len(use)} files):'
+            ' a crop or padding on one side only?'
+        )
+        return [line], step
+    lines = [
+        f'{f.name}: the translation fits its truth better when moved by about'
+        f' {shift_words(f, t)} ({t["own"]:.2f} -> {t["own"] + t["gain"]:.2f} nats)'
+        for f, t, o in zip(use, table, moved)
+        if o and t['gain'] > 0.08 and max(np.abs(t['shift'])) < t['reach']
+    ]
+    return lines, None
+
+# %% ../../nbs/evaluation/70_faults.ipynb #25d4ea99
 def find_place(facts) -> tuple:
     """Flips and shifts of the cohort, or of single files: lines, and whether they are of the
     whole cohort."""
@@ -311,55 +358,23 @@ def find_place(facts) -> tuple:
     fits = lambda k: of('own') + of(k) > chance + 0.6 * strength
     turned = (of('more') > max(0.25 * strength, 0.03)) & fits('more')
     moved = (of('gain') > max(0.25 * strength, 0.03)) & fits('gain') & ~turned
-    n, out = len(use), []
-    flip = usual_one([t['flip'] if o else None for t, o in zip(table, turned)])
-    if flip:
-        out.append(
-            f'the translations fit their truth better {flip} ({turned.sum()} of {n} files,'
-            f' {np.median(of("own")[turned]):.2f} ->'
-            f' {np.median((of("own") + of("more"))[turned]):.2f} nats): check the orientation in'
-            ' which they were saved'
-        )
-    else:
-        out += [
-            f'{f.name}: the translation fits its truth better {t["flip"]}'
-            f' ({t["own"]:.2f} -> {t["own"] + t["more"]:.2f} nats); check its orientation'
-            for f, t, o in zip(use, table, turned)
-            if o and t['more'] > 0.08
-        ]
-    step = usual_one([t['shift'] if o else None for t, o in zip(table, moved)])
-    pixels = lambda f, t: (
-        f'{t["shift"][0] * f.block:+d} rows and {t["shift"][1] * f.block:+d} columns'
-    )
-    if step:
-        k = [t['shift'] for t in table].index(step)
-        out.append(
-            'the translations fit their truth better when moved by about '
-            f'{pixels(use[k], table[k])}'
-            f' ({moved.sum()} of {n} files): a crop or padding on one side only?'
-        )
-    elif not flip:
-        out += [
-            f'{f.name}: the translation fits its truth better when moved by about '
-            f'{pixels(f, t)}'
-            f' ({t["own"]:.2f} -> {t["own"] + t["gain"]:.2f} nats)'
-            for f, t, o in zip(use, table, moved)
-            if o and t['gain'] > 0.08 and max(np.abs(t['shift'])) < t['reach']
-        ]
-    return out, bool(flip or step)
+    about_flips, flip = flip_lines(use, table, turned)
+    about_shifts, step = shift_lines(use, table, moved)
+    if flip and not step:  # in a cohort that is flipped, the shift of a single file says nothing
+        about_shifts = []
+    return about_flips + about_shifts, bool(flip or step)
 
 # %% ../../nbs/evaluation/70_faults.ipynb #fa5c3dd5
 def pairs_information(part) -> tuple:
     """Of cases of one shape: own information, that with the most similar truth of another
     subject, which one that is, and that with strangers."""
     n = len(part)
-    pictures = lambda key: np.stack(
-        [
-            np.concatenate([small_picture(v) for v in getattr(f, key)[len(f.truth) // 4 :][:8]])
-            for f in part
-        ]
-    )
-    P, T = pictures('pred'), pictures('truth')
+
+    def picture(f, key):  # of a few slices in the middle
+        middle = getattr(f, key)[len(f.truth) // 4 :][:8]
+        return np.concatenate([small_picture(v) for v in middle])
+
+    P, T = (np.stack([picture(f, key) for f in part]) for key in ('pred', 'truth'))
     who = np.array([f.subject for f in part])
     alike = np.where(who[:, None] == who[None], -np.inf, P @ T.T)
     best = alike.argmax(1)

@@ -313,28 +313,31 @@ def one_class(labels, value, classes, name):
     a = as_plain(labels, name)
     other = [v for v in np.unique(a) if v != 0 and int(v) not in classes]
     if other:
+        named = ', '.join(f'{k}: {v}' for k, v in classes.items())
         raise InputError(
-            f'{name}: holds the value {other[0]}, which classes does not name'
-            f' ({", ".join(f"{k}: {v}" for k, v in classes.items())})'
+            f'{name}: holds the value {other[0]}, which classes does not name ({named})'
         )
     return a == value
 
 
-def measure_labels(pred, truth, spacing=None, tolerance=2, classes=None):
+def measure_labels(
+    pred,  # binary mask, or label map of whole numbers if `classes` is given
+    truth,  # same shape
+    spacing=None,  # None: pixels; mm per pixel, one number or a tuple with one per axis
+    tolerance=2,  # of lines, in pixels, or in mm with a spacing
+    classes=None,  # value -> name, for label maps
+):
     """What `measure_masks` says of one pair; of label maps one dict per class, with its name as
     label.
     """
     if not classes:
         return measure_masks(pred, truth, tolerance, spacing)
-    return [
-        dict(label=label)
-        | measure_masks(
-            *[one_class(m, value, classes, n) for m, n in ((pred, 'pred'), (truth, 'truth'))],
-            tolerance,
-            spacing,
-        )
-        for value, label in classes.items()
-    ]
+    rows = []
+    for value, label in classes.items():
+        p = one_class(pred, value, classes, 'pred')
+        t = one_class(truth, value, classes, 'truth')
+        rows.append(dict(label=label) | measure_masks(p, t, tolerance, spacing))
+    return rows
 
 
 def evaluate_masks(
@@ -351,23 +354,21 @@ def evaluate_masks(
 
     InputError names the image that cannot be measured.
     """
-    lists = dict(
-        preds=preds,
-        truths=truths,
-        subjects=subjects,
-        **({'spacings': spacing} if isinstance(spacing, list) else {}),
-    )
+    lists = dict(preds=preds, truths=truths, subjects=subjects)
+    if isinstance(spacing, list):
+        lists['spacings'] = spacing
     cases = ((p, t, s, sp[0] if sp else spacing) for p, t, s, *sp in in_step(lists))
-    df = measure_cases(
-        cases,
-        lambda p, t, sp: measure_labels(p, t, sp, tolerance, classes),
-        len(subjects) if hasattr(subjects, '__len__') else None,
-    )
+    measure = lambda p, t, sp: measure_labels(p, t, sp, tolerance, classes)
+    total = len(subjects) if hasattr(subjects, '__len__') else None
+    df = measure_cases(cases, measure, total)
     df.attrs['protocol'] = mask_protocol(spacing, tolerance)
     return df
 
 
-def mask_protocol(spacing=None, tolerance=2) -> str:
+def mask_protocol(
+    spacing=None,  # None: pixels; else mm
+    tolerance=2,  # of lines, in that unit
+) -> str:
     "One line that says how the numbers were taken, to be printed beside them."
     unit = 'pixels' if spacing is None else 'mm'
     return (
