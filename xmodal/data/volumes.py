@@ -1595,7 +1595,7 @@ def split_subjects(
         parts = (train, rest[n_test:n_both], test_names | set(rest[:n_test]))
     return limited(dict(zip(('train', 'val', 'test'), map(sorted, parts))), limit)
 
-
+# %% ../../nbs/data/30_volumes.ipynb #5af93c88
 def check_names(every, train_names, test_names):
     "Raise InputError for names of no subject, and for a subject on both sides."
     for n in sorted(train_names | test_names):
