@@ -38,7 +38,7 @@ from xmodal.data.volumes import (
     split_records,
     to_plane,
 )
-from .volumes import unchanged, window_of, with_tissue
+from .volumes import not_collated, window_of, with_tissue
 from .layouts import datasets, default_windows, find_records
 
 # %% ../../nbs/data/32_check.ipynb #39650b62
@@ -971,7 +971,7 @@ def look_at_all(records, p, workers, progress) -> list:
     from tqdm.auto import tqdm
 
     n = min(workers, len(records))
-    loader = DataLoader(Looked(records, p), batch_size=None, num_workers=n, collate_fn=unchanged)
+    loader = DataLoader(Looked(records, p), batch_size=None, num_workers=n, collate_fn=not_collated)
     return list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
 
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_COLUMNS', 'datasets', 'published', 'pair_up',
-           'check_cells', 'size_of_text', 'size_of_xlsx', 'check_table', 'say_once', 'text_rows', 'sheet_rows',
-           'cell_text', 'table_rows', 'decimal_points', 'bids_file', 'bids', 'read_json', 'sidecar', 'cell_value',
-           'read_table', 'plain_id', 'match_people', 'ixi_people', 'ixi', 'brats', 'pelvis', 'sentinel',
-           'subject_pattern', 'subject_of', 'image_files', 'pscde', 'folder', 'beside_table', 'pair_of', 'csv',
-           'DataInfo', 'default_windows', 'made_root', 'slices_to_png', 'pairs_table', 'check_one', 'find_records',
-           'Published', 'split_like']
+           'refuse_unpaired', 'pair_record', 'check_cells', 'size_of_text', 'size_of_xlsx', 'check_table', 'say_once',
+           'text_rows', 'sheet_rows', 'cell_text', 'table_rows', 'decimal_points', 'bids_file', 'bids', 'read_json',
+           'sidecar', 'cell_value', 'read_table', 'plain_id', 'match_people', 'ixi_people', 'ixi', 'brats',
+           'brats_file', 'refuse_other_years', 'pelvis', 'sentinel', 'subject_pattern', 'subject_of', 'image_files',
+           'pscde', 'folder', 'beside_table', 'pair_of', 'csv', 'DataInfo', 'default_windows', 'made_root',
+           'slices_to_png', 'pairs_table', 'check_one', 'find_records', 'Published', 'split_like']
 
 # %% ../../nbs/data/31_layouts.ipynb #5cdbe17f
 import glob, io, json, re
@@ -46,37 +46,35 @@ def pair_up(
             )
     lone = sorted(set(sources) ^ set(targets))
     if lone and not allow_unpaired:
-        n = lone[0]
-        has, lacks = what if n in sources else what[::-1]
-        path = (sources.get(n) or targets.get(n))[1]
-        raise InputError(
-            f'{path}: {n} has {has} but no {lacks}'
-            + (f' (and {len(lone) - 1} more without a partner)' if len(lone) > 1 else '')
-            + '; add the file, or leave such subjects out with allow_unpaired'
-        )
+        refuse_unpaired(lone, sources, targets, what)
     both = sorted(set(sources) & set(targets))
     if not both:
         raise InputError(
             f'{root}: no subject has both {what[0]} and {what[1]}; check source and target'
         )
     if lone:
-        print(
-            f'{len(both)} pairs; left out for want of a partner:'
-            f' {", ".join(lone[:8])}{" ..." if len(lone) > 8 else ""}'
-        )
-    known = lambda k, meta: {**meta, 'modality': what[k]}
-    return [
-        Record(
-            sources[n][0],
-            n,
-            sources[n][1],
-            targets[n][1],
-            known(0, sources[n][2]),
-            target_meta=known(1, targets[n][2]),
-            **extra.get(n, {}),
-        )
-        for n in both
-    ]
+        more = ' ...' if len(lone) > 8 else ''
+        print(f'{len(both)} pairs; left out for want of a partner: {", ".join(lone[:8])}{more}')
+    return [pair_record(n, sources[n], targets[n], what, extra.get(n, {})) for n in both]
+
+
+def refuse_unpaired(lone, sources, targets, what):
+    "Raise the InputError for names that are on one side only."
+    n = lone[0]
+    has, lacks = what if n in sources else what[::-1]
+    path = (sources.get(n) or targets.get(n))[1]
+    more = f' (and {len(lone) - 1} more without a partner)' if len(lone) > 1 else ''
+    raise InputError(
+        f'{path}: {n} has {has} but no {lacks}{more}; '
+        'add the file, or leave such subjects out with allow_unpaired'
+    )
+
+
+def pair_record(name, source, target, what, extra) -> Record:
+    "The record of two files, each given as (subject, path, meta)."
+    meta = {**source[2], 'modality': what[0]}
+    target_meta = {**target[2], 'modality': what[1]}
+    return Record(source[0], name, source[1], target[1], meta, target_meta=target_meta, **extra)
 
 # %% ../../nbs/data/31_layouts.ipynb #99bbf2eb
 def check_cells(path, rows: int, columns: int):
@@ -492,16 +490,10 @@ def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
             if not m or m[4] != want:
                 continue
             maker, tesla = ixi_scanners.get(m[2], (None, None))
-            side[m[1]] = (
-                m[1],
-                path,
-                dict(
-                    site=m[2],
-                    scan=m[3],
-                    **({'scanner': maker, 'field': tesla} if maker else {}),
-                    **people.get(m[1], {}),
-                ),
-            )
+            meta = dict(site=m[2], scan=m[3])
+            if maker:
+                meta |= dict(scanner=maker, field=tesla)
+            side[m[1]] = (m[1], path, {**meta, **people.get(m[1], {})})
     return pair_up(*sides, (source, target), root, allow_unpaired)
 
 # %% ../../nbs/data/31_layouts.ipynb #1fe7e61c
@@ -530,40 +522,36 @@ def brats(root, source='t1', target='t2', allow_unpaired=False, **_) -> list:
         if p.is_dir() and re.fullmatch(r'BraTS2021_\d{5}', p.name)
     )
     if not cases:
-        for pattern, year in brats_years.items():  # names of cases before names of folders
-            for p in sorted([*root.iterdir(), *root.glob('*/*'), *root.glob('*/*/*')]):
-                if re.match(pattern, p.name):
-                    raise InputError(
-                        f'{p}: this is BraTS of {year}; data set brats reads 2021'
-                        ' (BraTS2021_00000/BraTS2021_00000_t1.nii.gz). For other years write a'
-                        ' table and use data set csv'
-                    )
+        refuse_other_years(root)
     masks = {}
     for case in cases:
         if case.name in masks:
             raise InputError(f'{case}: {case.name} is also in another folder; keep one of them')
         for side, want in zip(sides, (source, target)):
-            path = next(
-                (
-                    q
-                    for q in (case / f'{case.name}_{want}.nii.gz', case / f'{case.name}_{want}.nii')
-                    if q.is_file()
-                ),
-                None,
-            )
+            path = brats_file(case, want)
             if path:
                 side[case.name] = (case.name, path, dict(modality=want))
-        masks[case.name] = dict(
-            mask=next(
-                (
-                    q
-                    for q in (case / f'{case.name}_seg.nii.gz', case / f'{case.name}_seg.nii')
-                    if q.is_file()
-                ),
-                None,
-            )
-        )
+        masks[case.name] = dict(mask=brats_file(case, 'seg'))
     return pair_up(*sides, (source, target), root, allow_unpaired, masks)
+
+
+def brats_file(case, what):
+    "The path of a contrast, or of the segmentation, of a case; None if there is none."
+    paths = (case / f'{case.name}_{what}.nii.gz', case / f'{case.name}_{what}.nii')
+    return next((q for q in paths if q.is_file()), None)
+
+
+def refuse_other_years(root):
+    "Raise InputError if a folder holds BraTS of another year."
+    inside = sorted([*root.iterdir(), *root.glob('*/*'), *root.glob('*/*/*')])
+    for pattern, year in brats_years.items():  # names of cases before names of folders
+        for p in inside:
+            if re.match(pattern, p.name):
+                raise InputError(
+                    f'{p}: this is BraTS of {year}; data set brats reads 2021 '
+                    '(BraTS2021_00000/BraTS2021_00000_t1.nii.gz). '
+                    'For other years write a table and use data set csv'
+                )
 
 # %% ../../nbs/data/31_layouts.ipynb #f0d68d5a
 def pelvis(root, source='T2', target='CT', allow_unpaired=False, **_) -> list:
@@ -899,35 +887,30 @@ def made_root(
 ) -> Path:
     "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
     layout = 'bids' if dataset == 'phantom' else dataset
-    here = (
-        project_root()
-        / 'data'
-        / 'made'
-        / (
-            f'{layout}-n{n}-seed{seed}-'
-            + (f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm')
-            + ('-varied' if vary else '')
-        )
-    )
+    detail = f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm'
+    varied = '-varied' if vary else ''
+    here = project_root() / 'data' / 'made' / f'{layout}-n{n}-seed{seed}-{detail}{varied}'
     if vary and layout != 'bids':
         raise InputError(
             'made data with varied protocols exist in the layout of phantom and bids, not of'
             f' {dataset}'
         )
-    if layout in ('ixi', 'bids'):
-        from xmodal.simulate.brain import write_bids, write_ixi
+    if layout == 'ixi':
+        from xmodal.simulate.brain import write_ixi
 
-        return (
-            write_ixi(here, n=n, seed=seed, voxel=voxel)
-            if layout == 'ixi'
-            else write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
-        )
-    if layout in ('brats', 'pelvis'):
-        from xmodal.simulate.bodies import write_brats, write_pelvis
+        return write_ixi(here, n=n, seed=seed, voxel=voxel)
+    if layout == 'bids':
+        from xmodal.simulate.brain import write_bids
 
-        return (write_brats if layout == 'brats' else write_pelvis)(
-            here, n=n, seed=seed, voxel=voxel
-        )
+        return write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
+    if layout == 'brats':
+        from xmodal.simulate.bodies import write_brats
+
+        return write_brats(here, n=n, seed=seed, voxel=voxel)
+    if layout == 'pelvis':
+        from xmodal.simulate.bodies import write_pelvis
+
+        return write_pelvis(here, n=n, seed=seed, voxel=voxel)
     if layout == 'sentinel':
         from xmodal.simulate.land import write_sen12
 
@@ -942,7 +925,7 @@ def made_root(
             slices_to_png(people, tmp) if layout == 'folder' else pairs_table(people, tmp)
     return here
 
-
+# %% ../../nbs/data/31_layouts.ipynb #70bdb583
 def slices_to_png(records, root):
     "Every third axial slice of volume pairs as 8-bit PNG: root/A and root/B."
     from PIL import Image
@@ -964,9 +947,10 @@ def pairs_table(records, root):
     "The table of `csv` over volumes that lie elsewhere under data/made/, split by subject."
     Path(root).mkdir()
     made = project_root() / 'data' / 'made'
-    side = lambda i: 'test' if i % 4 == 3 else 'val' if i % 4 == 2 and len(records) > 4 else 'train'
+    third = 'val' if len(records) > 4 else 'train'
+    sides = ('train', 'train', third, 'test')  # of every four records
     lines = [
-        f'../{r.source.relative_to(made)},../{r.target.relative_to(made)},{r.subject},{side(i)}'
+        f'../{r.source.relative_to(made)},../{r.target.relative_to(made)},{r.subject},{sides[i % 4]}'
         for i, r in enumerate(records)
     ]
     (Path(root) / 'pairs.csv').write_text(
