@@ -21,7 +21,7 @@ import torch
 from . import __version__
 from .core import InputError, atomic, is_litter
 from .data.volumes import IMAGE_ENDINGS, NIFTI_ENDINGS, first_line
-from .nets.latent import fingerprint
+from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
 from .methods import calls, get_method
 from .metadata.context import beside
@@ -350,7 +350,7 @@ def settings_of(tr, target=None, **how) -> dict:
         json.dumps(
             dict(
                 method=m,
-                model=fingerprint(tr.den),
+                model=weights_fingerprint(tr.den),
                 steps=len(times) - 1,
                 calls=calls(m, len(times) - 1, **config['data'].get('options', {})),
                 tau=use['tau'],
