@@ -286,7 +286,7 @@ def empty_prompt(prior):
     with torch.no_grad():
         return model(**words([''], return_tensors='pt', **whole)).last_hidden_state
 
-
+# %% ../../nbs/networks/41_latent.ipynb #09141dcb
 def load_codec(channels: int, prior) -> Codec:
     "The autoencoder of a prior for images of so many channels."
     mend_torchvision()
@@ -366,7 +366,7 @@ class Latents(Dataset):
         "The latents of these subjects."
         return Latents(self.data.select(subjects), self.cache)
 
-# %% ../../nbs/networks/41_latent.ipynb #9ce9ef8a
+# %% ../../nbs/networks/41_latent.ipynb #a1ce7882
 def encode_data(
     data,  # data.Slices; the whole cache is encoded, whatever this view shows
     codec: Codec,  # the autoencoder
