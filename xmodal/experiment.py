@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'SHOWN', 'SMOKE', 'ABOUT', 'Parts', 'some_of', 'load_parts', 'Row', 'read_row', 'Budget',
            'clock', 'peak_memory', 'measure_images', 'by_difficulty', 'with_prompts', 'run_row', 'finished_row',
-           'measure_row', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'experiment', 'scores',
-           'score_table']
+           'measure_row', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'line_for', 'experiment',
+           'scores', 'score_table']
 
 # %% ../nbs/use/80_experiment.ipynb #bffd9d7c
 import json, math, shutil, time
@@ -335,20 +335,9 @@ def run_row(
     den, model = budget.model(row, train, seed, dim)
     resumed, begun = (folder / 'checkpoints').is_dir(), clock(device)
     recipe = budget.recipe(row, seed)
-    fit(
-        den,
-        train,
-        folder,
-        row.method,
-        recipe,
-        model,
-        objective=row.objective,
-        log_every=max(1, budget.steps // 20),
-        save_every=max(1, budget.steps // 3),
-        resume=resumed,
-        workers=workers,
-        device=device,
-    )
+    often = dict(log_every=max(1, budget.steps // 20), save_every=max(1, budget.steps // 3))
+    where = dict(resume=resumed, workers=workers, device=device)
+    fit(den, train, folder, row.method, recipe, model, row.objective, **often, **where)
     same = dict(
         method=name,
         seed=seed,
@@ -363,7 +352,7 @@ def run_row(
         frame.to_csv(tmp, index=False)
     return frame
 
-# %% ../nbs/use/80_experiment.ipynb #2a2ba4b5
+# %% ../nbs/use/80_experiment.ipynb #d96f6fa8
 def finished_row(
     folder,  # of the row and seed
     mine: dict,  # what has to agree with what it was measured under
@@ -416,7 +405,7 @@ def measure_row(den, row, tests, nfes, seed, masks, keep, folder):
                 np.save(folder / 'pictures.npy', pred[list(keep)].astype(np.float32))
     return pd.concat(frames, ignore_index=True)
 
-
+# %% ../nbs/use/80_experiment.ipynb #ab097500
 def identity_rows(test, tests=None, masks=False):
     "The source itself as the translation, in the columns of `run_row`."
     import pandas as pd
@@ -524,6 +513,19 @@ ABOUT = (
 )
 
 
+def line_for(p, parts: Parts, machine: str) -> str:
+    "One sentence that stands under a table: data, protocol, budget and machine."
+    usual = datasets.get(p.dataset)
+    source = p.source or getattr(usual, 'source', '')
+    target = p.target or getattr(usual, 'target', '')
+    return (
+        f'{p.dataset} {source} to {target}: {len(parts.split["train"])} subjects train,'
+        f' {len(parts.split["test"])} test, {len(parts.test)} images of {p.size} x {p.size};'
+        f' protocol fixed, range -1 to 1, no mask; {p.steps} steps of {p.batch}, lr {p.lr:g}, ema'
+        f' {p.ema}, UNet ch {p.ch} x {p.mults}, seeds {p.seeds}; {machine}'
+    )
+
+
 def experiment(
     p,  # parameters of a notebook as a namespace; with `smoke` they are shrunk in place
     folder: str,  # under runs/, unless p.name says otherwise
@@ -568,19 +570,8 @@ def experiment(
         out = out / 'smoke'
         shutil.rmtree(out, ignore_errors=True)
     env = environment()
-    machine = (
-        env['gpu'] or f'{env["threads"]} CPU thread{"s" * (env["threads"] != 1)}, {env["machine"]}'
-    )
-    sides = [
-        given or getattr(datasets.get(p.dataset), side, '')
-        for given, side in ((p.source, 'source'), (p.target, 'target'))
-    ]
-    line = (
-        f'{p.dataset} {sides[0]} to {sides[1]}: {len(parts.split["train"])} subjects train,'
-        f' {len(parts.split["test"])} test, {len(parts.test)} images of {p.size} x {p.size};'
-        f' protocol fixed, range -1 to 1, no mask; {p.steps} steps of {p.batch}, lr {p.lr:g}, ema'
-        f' {p.ema}, UNet ch {p.ch} x {p.mults}, seeds {p.seeds}; {machine}'
-    )
+    threads = f'{env["threads"]} CPU thread{"s" * (env["threads"] != 1)}'
+    machine = env['gpu'] or f'{threads}, {env["machine"]}'
     return SimpleNamespace(
         parts=parts,
         budget=budget,
@@ -589,7 +580,7 @@ def experiment(
         about={**{k: getattr(p, k) for k in ABOUT if hasattr(p, k)}, **more},
         device=p.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
         machine=machine,
-        line=line,
+        line=line_for(p, parts, machine),
     )
 
 # %% ../nbs/use/80_experiment.ipynb #58ae360a

@@ -213,7 +213,7 @@ class Embedding(nn.Module):
             else e + self.mapping(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
         )
 
-# %% ../../nbs/networks/42_published.ipynb #f97342c1
+# %% ../../nbs/networks/42_published.ipynb #fd15ee96
 def stage(block, attention):
     "A residual block and, unless None, the attention after it."
     return nn.ModuleList([block] if attention is None else [block, attention])
@@ -224,7 +224,7 @@ def run_stage(blocks, h, e):
     h = blocks[0](h, e)
     return blocks[1](h) if len(blocks) > 1 else h
 
-
+# %% ../../nbs/networks/42_published.ipynb #ada6ddc3
 class NCSNppLayers(Network):
     "The layers of NCSN++: the way down with its pyramid of inputs, the middle, the way up."
 
@@ -256,6 +256,27 @@ class NCSNppLayers(Network):
                 c = w[i]
             if i:
                 self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
+
+    def go_down(self, p, e, layers):
+        "Features at the bottom, and all that is left behind; p: the input, e: embedding."
+        h = self.enter(p)
+        kept = [h]
+        for i in range(len(self.shrink) + 1):
+            for block in self.down[i * layers : (i + 1) * layers]:
+                kept.append(h := run_stage(block, h, e))
+            if i < len(self.shrink):
+                p = h = (self.pyramid[i](fir_half(p)) + self.shrink[i](h, e)) / math.sqrt(2)
+                kept.append(h)
+        return h, kept
+
+    def go_up(self, h, kept, e, layers):
+        "Features at the top, from those at the bottom and what was left behind."
+        for i in range(len(self.grow) + 1):
+            for block in self.up[i * (layers + 1) : (i + 1) * (layers + 1)]:
+                h = run_stage(block, torch.cat([h, kept.pop()], 1), e)
+            if i < len(self.grow):
+                h = self.grow[i](h, e)
+        return h
 
 # %% ../../nbs/networks/42_published.ipynb #36ea30b0
 class NCSNpp(NCSNppLayers):
@@ -320,25 +341,14 @@ class NCSNpp(NCSNppLayers):
             raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
         shown = [x, y] if x_r is None else [x, y, x_r]
         p, (rows, cols) = pad_to(torch.cat(shown, 1), self.multiple)
-        e, layers, root = self.embed(t, z), self.config['layers'], math.sqrt(2)
+        e, layers = self.embed(t, z), self.config['layers']
         if self.config['text'] and self.config['by'] != 'none':
             check_context(ctx, len(x), self.config['text'])
             e = e, ctx
-        h = self.enter(p)
-        kept = [h]
-        for i in range(len(self.config['mults'])):
-            for block in self.down[i * layers : (i + 1) * layers]:
-                kept.append(h := run_stage(block, h, e))
-            if i < len(self.shrink):
-                p = h = (self.pyramid[i](fir_half(p)) + self.shrink[i](h, e)) / root
-                kept.append(h)
+        h, kept = self.go_down(p, e, layers)
         for block in self.middle:
             h = run_stage(block, h, e)
-        for i in range(len(self.config['mults'])):
-            for block in self.up[i * (layers + 1) : (i + 1) * (layers + 1)]:
-                h = run_stage(block, torch.cat([h, kept.pop()], 1), e)
-            if i < len(self.grow):
-                h = self.grow[i](h, e)
+        h = self.go_up(h, kept, e, layers)
         return self.leave(h)[..., :rows, :cols]
 
 # %% ../../nbs/networks/42_published.ipynb #ba4d3098
@@ -450,7 +460,7 @@ def up_block(cin: int, cout: int, norm: str):
         nn.ConvTranspose2d(cin, cout, 3, 2, 1, output_padding=1), norm_layer(norm, cout), nn.ReLU()
     )
 
-# %% ../../nbs/networks/42_published.ipynb #ad690017
+# %% ../../nbs/networks/42_published.ipynb #c73233c5
 class DTFNet(Network):
     """DTF-Net for one source: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1).
 

@@ -705,9 +705,8 @@ class Adversarial(Players):
                 made = self.o.make(s)
         loss_g, rec, norm, seen = self.generator_step(s, made, k)
         got = dict(loss=rec, loss_g=loss_g, loss_d=loss_d, grad_norm=norm)
-        if r1 is not None:
-            got['r1'] = r1
-        return got | seen
+        due = {} if r1 is None else dict(r1=r1)
+        return got | due | seen
 
 # %% ../../nbs/training/62_adversarial.ipynb #8eee4a94
 def fit(
