@@ -896,7 +896,8 @@ def test_disk_full_during_a_checkpoint(trained, tmp_path, limit):
     torch.manual_seed(0)
     den = build(**TINY)
     opts = dict(optim=torch.optim.AdamW(den.parameters()))
-    train.save_checkpoint(out, 2, den, opts, None, RECIPE, TINY)
+    run = train.RunState(den, opts, None, RECIPE, TINY)
+    train.save_checkpoint(out, 2, run)
     for k in opts['optim'].param_groups[0]['params']:
         k.grad = torch.ones_like(k)
     opts['optim'].step()
@@ -905,7 +906,7 @@ def test_disk_full_during_a_checkpoint(trained, tmp_path, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (min(limit, size + 100), before[1]))
     try:
         said(
-            lambda: train.save_checkpoint(out, 4, den, opts, None, RECIPE, TINY),
+            lambda: train.save_checkpoint(out, 4, run),
             'step-000004',
             'cannot be written',
             'step 2 is whole',
@@ -913,7 +914,7 @@ def test_disk_full_during_a_checkpoint(trained, tmp_path, limit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in out.iterdir()] == ['step-000002']
-    assert train.load_checkpoint(out, den, {}, None, RECIPE, TINY)[0] == 2
+    assert train.load_checkpoint(out, train.RunState(den, {}, None, RECIPE, TINY))[0] == 2
 
 
 def test_disk_full_while_logging(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 from xmodal.core import InputError
 from xmodal.denoise import Denoiser, loss_per_item
-from xmodal.training.adversarial import Adversarial, objectives, scenes, share_options
+from xmodal.training.adversarial import Adversarial, loss_inputs, objectives, share_options
 from xmodal.train import Job, plan, recipe_of
 from xmodal.methods import draw, make_bridge, methods
 from xmodal.nets.build import build
@@ -145,7 +145,7 @@ def test_l1_is_weighed_as_released(name, weight, reduction):
     share = {}
     for how in ('mean', 'sum'):
         a = player(name, reduction=how)
-        s = next(scenes(a, batch(name)))
+        s = next(loss_inputs(a, batch(name)))
         made = a.o.make(s)
         zero = replace(s, options={**s.options, 'l1': 0.0})
         share[how] = (a.o.generator(s, made)[0] - a.o.generator(zero, made)[0]).item()

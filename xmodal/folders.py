@@ -6,9 +6,9 @@
 __all__ = ['BROKEN', 'ENTITY', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'beside_output', 'save_translation', 'write_result',
            'Task', 'what_is', 'no_file', 'holds_dicom', 'file_tasks', 'single_task', 'check_output', 'folder_tasks',
            'few', 'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files',
-           'bids_task', 'describe_derivative', 'settings_of', 'notes_of', 'digest', 'note_of', 'finished', 'digests_in',
-           'translate_task', 'with_name', 'make_output', 'write_note', 'passed_on', 'check_foreign', 'check_unique',
-           'files_in', 'translate_paths']
+           'bids_task', 'describe_derivative', 'derivative_notes', 'write_once', 'settings_of', 'notes_of', 'digest',
+           'note_of', 'finished', 'digests_in', 'translate_task', 'with_name', 'make_output', 'write_note', 'passed_on',
+           'check_foreign', 'check_unique', 'files_in', 'translate_paths']
 
 # %% ../nbs/use/83_folders.ipynb #6a1c80bd
 import errno, glob, hashlib, json, os, re, stat, warnings
@@ -21,7 +21,7 @@ import torch
 from . import __version__
 from .core import InputError, atomic, is_litter
 from .data.volumes import IMAGE_ENDINGS, NIFTI_ENDINGS, first_line
-from .nets.latent import fingerprint
+from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
 from .methods import calls, get_method
 from .metadata.context import beside
@@ -199,23 +199,16 @@ def suffix_of(name) -> str:
 
 def target_of(d, target=None) -> str:
     "The modality that a model makes, given a wish. d: data section of a model."
-    return suffix_of(
-        told(d, None, target)[1].modality
-        if d.get('target_windows')
-        else (target or {}).get('modality') or d.get('target')
-    )
+    if d.get('target_windows'):
+        return suffix_of(told(d, None, target)[1].modality)
+    return suffix_of((target or {}).get('modality') or d.get('target'))
 
 
 def bids_output(source, suffix) -> str:
     "Name of the derivative of a BIDS file, without folder."
     parts = split_ending(Path(source).name)[0].split('_')[:-1]
-    return (
-        '_'.join(
-            [p for p in parts if not p.startswith(('desc-', 'res-', 'den-'))]
-            + ['desc-synth', suffix]
-        )
-        + '.nii.gz'
-    )
+    kept = [p for p in parts if not p.startswith(('desc-', 'res-', 'den-'))]
+    return '_'.join([*kept, 'desc-synth', suffix]) + '.nii.gz'
 
 
 def bids_tasks(root, output, model_data, labels=(), target=None) -> list:
@@ -302,42 +295,42 @@ def describe_derivative(root, output, model_data, target=None):
         raw = read_json(about) if about.is_file() else {}
     except BROKEN as e:
         warnings.warn(f'{e}; the derivative is described without it')
-    name, way = (
-        raw.get('Name') or root.name,
-        f'{suffix_of(model_data.get("source"))} to {target_of(model_data, target)}',
-    )
-    content = {
-        'Name': f'{name}: {way} by xmodal',
-        'BIDSVersion': raw.get('BIDSVersion', '1.9.0'),
-        'DatasetType': 'derivative',
-        'DatasetLinks': {'raw': Path(os.path.relpath(root.resolve(), output.resolve())).as_posix()},
-        'GeneratedBy': [
-            {
-                'Name': 'xmodal',
-                'Version': __version__,
-                'Description': (
-                    f'{way}, cross-modality translation with diffusion bridges; research software,'
-                    ' not for clinical use'
-                ),
-            }
-        ],
-        **({'SourceDatasets': [{'DOI': raw['DatasetDOI']}]} if raw.get('DatasetDOI') else {}),
-    }
+    way = f'{suffix_of(model_data.get("source"))} to {target_of(model_data, target)}'
+    content = derivative_notes(root, output, raw, way)
     text = (
         f'# {content["Name"]}\n\nMade images: none of these scans was ever acquired. How each was'
         ' made stands in the JSON file beside it. Not for clinical use.\n'
     )
-    for path, words in (
-        (
-            output / 'dataset_description.json',
-            json.dumps(content, indent=1, ensure_ascii=False) + '\n',
-        ),
-        (output / 'README.md', text),
-    ):
-        if path.exists():
-            continue
-        with atomic(path) as tmp:
-            Path(tmp).write_text(words, encoding='utf-8')
+    words = json.dumps(content, indent=1, ensure_ascii=False) + '\n'
+    write_once(output / 'dataset_description.json', words)
+    write_once(output / 'README.md', text)
+
+
+def derivative_notes(root, output, raw: dict, way: str) -> dict:
+    "dataset_description.json of a derivative; raw: that of the data set it was made from."
+    link = Path(os.path.relpath(root.resolve(), output.resolve())).as_posix()
+    about = (
+        f'{way}, cross-modality translation with diffusion bridges; research software,'
+        ' not for clinical use'
+    )
+    content = {
+        'Name': f'{raw.get("Name") or root.name}: {way} by xmodal',
+        'BIDSVersion': raw.get('BIDSVersion', '1.9.0'),
+        'DatasetType': 'derivative',
+        'DatasetLinks': {'raw': link},
+        'GeneratedBy': [{'Name': 'xmodal', 'Version': __version__, 'Description': about}],
+    }
+    if raw.get('DatasetDOI'):
+        content['SourceDatasets'] = [{'DOI': raw['DatasetDOI']}]
+    return content
+
+
+def write_once(path, text: str):
+    "Write a text file, unless it is there."
+    if path.exists():
+        return
+    with atomic(path) as tmp:
+        Path(tmp).write_text(text, encoding='utf-8')
 
 # %% ../nbs/use/83_folders.ipynb #d64114f0
 def settings_of(tr, target=None, **how) -> dict:
@@ -346,24 +339,22 @@ def settings_of(tr, target=None, **how) -> dict:
     use = sampling(config, how.get('steps'), how.get('tau'))
     m = config['model']['method']
     times = path_times(tr, use)
-    return json.loads(
-        json.dumps(
-            dict(
-                method=m,
-                model=fingerprint(tr.den),
-                steps=len(times) - 1,
-                calls=calls(m, len(times) - 1, **config['data'].get('options', {})),
-                tau=use['tau'],
-                seed=how.get('seed', 0),
-                samples=how.get('samples', 1),
-                noise=how.get('noise', 'shared'),
-                times=[round(t, 6) for t in times],
-                precision=tr.den.precision,
-                target=target or {},
-                mix=bool(how.get('mix')),
-            )
-        )
+    options, steps = config['data'].get('options', {}), len(times) - 1
+    settings = dict(
+        method=m,
+        model=weights_fingerprint(tr.den),
+        steps=steps,
+        calls=calls(m, steps, **options),
+        tau=use['tau'],
+        seed=how.get('seed', 0),
+        samples=how.get('samples', 1),
+        noise=how.get('noise', 'shared'),
+        times=[round(t, 6) for t in times],
+        precision=tr.den.precision,
+        target=target or {},
+        mix=bool(how.get('mix')),
     )
+    return json.loads(json.dumps(settings))
 
 
 def notes_of(tr, task, settings, doubts=(), changes=(), forced=False, digests={}) -> dict:

@@ -59,16 +59,15 @@ class UNet(Network):
                 f' mults={tuple(mults)}, layers={layers}'
             )
         self.multiple = 2 ** (n - 1)
+        coarsest = 'Attn' if attention else ''
         self.unet = UNet2DModel(
             in_channels=images * channels,
             out_channels=channels,
             block_out_channels=widths,
             layers_per_block=layers,
             dropout=dropout,
-            down_block_types=['DownBlock2D'] * (n - 1)
-            + ['AttnDownBlock2D' if attention else 'DownBlock2D'],
-            up_block_types=['AttnUpBlock2D' if attention else 'UpBlock2D']
-            + ['UpBlock2D'] * (n - 1),
+            down_block_types=['DownBlock2D'] * (n - 1) + [f'{coarsest}DownBlock2D'],
+            up_block_types=[f'{coarsest}UpBlock2D'] + ['UpBlock2D'] * (n - 1),
             add_attention=attention,
             attention_head_dim=min(64, widths[-1]),
             norm_num_groups=math.gcd(8, *widths),
@@ -87,7 +86,8 @@ class UNet(Network):
                 f'this UNet was made for {self.config["channels"]} channels, got x {tuple(x.shape)}'
                 f' and y {tuple(y.shape)}'
             )
-        both, (h, w) = pad_to(torch.cat([x, y] + ([] if x_r is None else [x_r]), 1), self.multiple)
+        shown = [x, y] if x_r is None else [x, y, x_r]
+        both, (h, w) = pad_to(torch.cat(shown, 1), self.multiple)
         if not self.config['text'] or self.config['by'] == 'none':
             return self.unet(both, t).sample[..., :h, :w]
         check_context(ctx, len(x), self.config['text'])
@@ -130,11 +130,8 @@ def sizes_for(
     takes = inspect.signature(find_net(name)).parameters
     if sizes.get('text') and 'text' not in takes:
         raise InputError(f'network {name} cannot be steered by prompts; use unet or ncsnpp')
-    return {
-        k: v
-        for k, v in dict(sizes, levels=max(2, min(8, int(math.log2(size))))).items()
-        if k in takes
-    }
+    sizes = dict(sizes, levels=max(2, min(8, int(math.log2(size)))))
+    return {k: v for k, v in sizes.items() if k in takes}
 
 # %% ../../nbs/networks/44_build.ipynb #716318d2
 def check_net(name: str, method: str, pred=None):
@@ -167,9 +164,9 @@ def build(
     m = get_method(method)
     name = arch or m.net
     check_net(name, method, pred)
-    make = lambda: nets[name](
-        channels, **(dict(images=3) if m.recur > 1 or m.show_snr else {}), **(net or {})
-    )
+    # state, source, and the previous estimate or the signal's share
+    three = dict(images=3) if m.recur > 1 or m.show_snr else {}
+    make = lambda: nets[name](channels, **three, **(net or {}))
     try:
         first, second = make(), make() if m.twin else None
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as e:

@@ -69,19 +69,16 @@ class CriticBlock(nn.Module):
 
     def __init__(self, cin: int, cout: int, temb: int):
         super().__init__()
-        self.conv1, self.time, self.conv2, self.skip = (
-            nn.Conv2d(cin, cout, 3, 1, 1),
-            nn.Linear(temb, cout),
-            nn.Conv2d(cout, cout, 3, 1, 1),
-            nn.Conv2d(cin, cout, 1, bias=False),
-        )
+        self.conv1 = nn.Conv2d(cin, cout, 3, 1, 1)
+        self.time = nn.Linear(temb, cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, 1, 1)
+        self.skip = nn.Conv2d(cin, cout, 1, bias=False)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, h, e):
         v = self.conv1(nnf.leaky_relu(h, 0.2)) + self.time(e)[..., None, None]
-        return (self.conv2(fir_half(nnf.leaky_relu(v, 0.2))) + self.skip(fir_half(h))) / math.sqrt(
-            2
-        )
+        v = self.conv2(fir_half(nnf.leaky_relu(v, 0.2)))
+        return (v + self.skip(fir_half(h))) / math.sqrt(2)
 
 # %% ../../nbs/networks/43_discriminators.ipynb #7d8a2990
 class TimeCritic(nn.Module):
@@ -106,12 +103,9 @@ class TimeCritic(nn.Module):
                 f' group={group}'
             )
         w = [ch * min(2**i, 4) for i in range(blocks + 1)]
-        self.patch, self.group, self.wave, self.embed = (
-            patch,
-            group,
-            Timesteps(temb, flip_sin_to_cos=False, downscale_freq_shift=1),
-            TimestepEmbedding(temb, temb),
-        )
+        self.patch, self.group = patch, group
+        self.wave = Timesteps(temb, flip_sin_to_cos=False, downscale_freq_shift=1)
+        self.embed = TimestepEmbedding(temb, temb)
         self.enter = nn.Conv2d(2 * channels, w[0], 1)
         self.blocks = nn.ModuleList([CriticBlock(a, b, temb) for a, b in zip(w, w[1:])])
         self.last, self.out = nn.Conv2d(w[-1] + 1, w[-1], 3, 1, 1), nn.Linear(w[-1], 1)
@@ -124,9 +118,9 @@ class TimeCritic(nn.Module):
         for block in self.blocks:
             h = block(h, e)
         h = nnf.leaky_relu(self.last(minibatch_std(h, self.group)), 0.2)
-        return (
-            self.out(h.permute(0, 2, 3, 1))[..., 0] if self.patch else self.out(h.sum((2, 3)))[:, 0]
-        )
+        if self.patch:
+            return self.out(h.permute(0, 2, 3, 1))[..., 0]
+        return self.out(h.sum((2, 3)))[:, 0]
 
 # %% ../../nbs/networks/43_discriminators.ipynb #21971464
 def residual(width: int, norm: str):
@@ -140,7 +134,13 @@ def residual(width: int, norm: str):
 class ResnetTranslator(nn.Module):
     "CycleGAN's generator: (B, C, H, W) -> the same shape, in (-1, 1)."
 
-    def __init__(self, channels: int = 1, ch: int = 64, blocks: int = 6, norm: str = 'instance'):
+    def __init__(
+        self,
+        channels: int = 1,  # C of the images
+        ch: int = 64,  # width of the first layer
+        blocks: int = 6,  # residual blocks in the middle
+        norm: str = 'instance',  # 'instance', 'batch' or 'none'
+    ):
         super().__init__()
         if ch < 1 or blocks < 0:
             raise ValueError(

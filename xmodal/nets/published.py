@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pad_to', 'norm_layer', 'small_init', 'UNet256', 'fir_half', 'groups_of', 'res_block', 'attention_block', 'Embedding',
-           'NCSNpp', 'stage', 'run_stage', 'bottleneck', 'Coupling', 'Base', 'squeeze', 'Gate', 'CBAM', 'conv_block',
-           'up_block', 'DTFNet']
+           'stage', 'run_stage', 'NCSNppLayers', 'NCSNpp', 'bottleneck', 'Coupling', 'Base', 'squeeze', 'Gate', 'CBAM',
+           'conv_block', 'up_block', 'DTFNet']
 
 # %% ../../nbs/networks/42_published.ipynb #6701fd57
 import math
@@ -213,8 +213,73 @@ class Embedding(nn.Module):
             else e + self.mapping(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
         )
 
+# %% ../../nbs/networks/42_published.ipynb #fd15ee96
+def stage(block, attention):
+    "A residual block and, unless None, the attention after it."
+    return nn.ModuleList([block] if attention is None else [block, attention])
+
+
+def run_stage(blocks, h, e):
+    "A stage on features h, with the embedding e of time and latent."
+    h = blocks[0](h, e)
+    return blocks[1](h) if len(blocks) > 1 else h
+
+# %% ../../nbs/networks/42_published.ipynb #ada6ddc3
+class NCSNppLayers(Network):
+    "The layers of NCSN++: the way down with its pyramid of inputs, the middle, the way up."
+
+    def make_down(self, w, e, cin, layers, attend):
+        """Stages and halvings; returns the widths of what the way down leaves behind.
+
+        w: width of every level; e: of the embedding; cin: channels of the input; attend: level ->
+        its attention, or None.
+        """
+        widths, c = [w[0]], w[0]
+        for i in range(len(w)):
+            for k in range(layers):
+                self.down.append(stage(res_block(c if k == 0 else w[i], w[i], e), attend(i)))
+                widths.append(w[i])
+            c = w[i]
+            if i < len(w) - 1:
+                self.shrink.append(res_block(c, c, e, down=True, use_in_shortcut=True))
+                self.pyramid.append(nn.Conv2d(cin if i == 0 else w[i - 1], c, 3, 1, 1))
+                widths.append(c)
+        return widths
+
+    def make_up(self, w, e, widths, layers, attend):
+        "Stages and doublings, each with what the way down has left behind."
+        c = w[-1]
+        for i in reversed(range(len(w))):
+            for k in range(layers + 1):
+                block = res_block(c + widths.pop(), w[i], e)
+                self.up.append(stage(block, attend(i) if k == layers else None))
+                c = w[i]
+            if i:
+                self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
+
+    def go_down(self, p, e, layers):
+        "Features at the bottom, and all that is left behind; p: the input, e: embedding."
+        h = self.enter(p)
+        kept = [h]
+        for i in range(len(self.shrink) + 1):
+            for block in self.down[i * layers : (i + 1) * layers]:
+                kept.append(h := run_stage(block, h, e))
+            if i < len(self.shrink):
+                p = h = (self.pyramid[i](fir_half(p)) + self.shrink[i](h, e)) / math.sqrt(2)
+                kept.append(h)
+        return h, kept
+
+    def go_up(self, h, kept, e, layers):
+        "Features at the top, from those at the bottom and what was left behind."
+        for i in range(len(self.grow) + 1):
+            for block in self.up[i * (layers + 1) : (i + 1) * (layers + 1)]:
+                h = run_stage(block, torch.cat([h, kept.pop()], 1), e)
+            if i < len(self.grow):
+                h = self.grow[i](h, e)
+        return h
+
 # %% ../../nbs/networks/42_published.ipynb #36ea30b0
-class NCSNpp(Network):
+class NCSNpp(NCSNppLayers):
     "NCSN++ with a latent: net(x, t, y, ctx, x_r, z) -> (B, channels, H, W) in (-1, 1)."
 
     def __init__(
@@ -252,38 +317,17 @@ class NCSNpp(Network):
         self.latent, self.multiple, self.embed = latent, 2 ** (n - 1), Embedding(ch, e, latent)
         cin, at = images * channels, max(0, n - 2)
         extra = lambda i: attention_block(w[i]) if attention and i == at else None
-        self.enter, self.down, self.shrink, self.pyramid, self.up, self.grow = (
-            nn.Conv2d(cin, w[0], 3, 1, 1),
-            *(nn.ModuleList() for _ in range(5)),
-        )
-        widths, c = [w[0]], w[0]  # widths of what the way down leaves behind
-        for i in range(n):
-            for k in range(layers):
-                self.down.append(stage(res_block(c if k == 0 else w[i], w[i], e), extra(i)))
-                widths.append(w[i])
-            c = w[i]
-            if i < n - 1:
-                self.shrink.append(res_block(c, c, e, down=True, use_in_shortcut=True))
-                self.pyramid.append(nn.Conv2d(cin if i == 0 else w[i - 1], c, 3, 1, 1))
-                widths.append(c)
-        self.middle = nn.ModuleList(
-            [
-                stage(res_block(c, c, e), attention_block(c) if attention else None),
-                stage(res_block(c, c, e), None),
-            ]
-        )
-        for i in reversed(range(n)):
-            for k in range(layers + 1):
-                self.up.append(
-                    stage(res_block(c + widths.pop(), w[i], e), extra(i) if k == layers else None)
-                )
-                c = w[i]
-            if i:
-                self.grow.append(res_block(c, c, e, up=True, use_in_shortcut=True))
+        self.enter = nn.Conv2d(cin, w[0], 3, 1, 1)
+        self.down, self.shrink, self.pyramid = (nn.ModuleList() for _ in range(3))
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        widths, c = self.make_down(w, e, cin, layers, extra), w[-1]
+        first = stage(res_block(c, c, e), attention_block(c) if attention else None)
+        self.middle = nn.ModuleList([first, stage(res_block(c, c, e), None)])
+        self.make_up(w, e, widths, layers, extra)
         self.leave = nn.Sequential(
-            nn.GroupNorm(groups_of(c), c, eps=1e-6),
+            nn.GroupNorm(groups_of(w[0]), w[0], eps=1e-6),
             nn.SiLU(),
-            nn.Conv2d(c, channels, 3, 1, 1),
+            nn.Conv2d(w[0], channels, 3, 1, 1),
             nn.Tanh(),
         )
         for v in self.leave[2].parameters():
@@ -295,39 +339,17 @@ class NCSNpp(Network):
         "x, y, x_r: (B, C, H, W); t: (B,) in [0, 1000]; z: (B, latent)."
         if self.latent and z is None:
             raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
-        p, (rows, cols) = pad_to(
-            torch.cat([x, y] + ([] if x_r is None else [x_r]), 1), self.multiple
-        )
-        e, layers, root = self.embed(t, z), self.config['layers'], math.sqrt(2)
+        shown = [x, y] if x_r is None else [x, y, x_r]
+        p, (rows, cols) = pad_to(torch.cat(shown, 1), self.multiple)
+        e, layers = self.embed(t, z), self.config['layers']
         if self.config['text'] and self.config['by'] != 'none':
             check_context(ctx, len(x), self.config['text'])
             e = e, ctx
-        h = self.enter(p)
-        kept = [h]
-        for i in range(len(self.config['mults'])):
-            for block in self.down[i * layers : (i + 1) * layers]:
-                kept.append(h := run_stage(block, h, e))
-            if i < len(self.shrink):
-                p = h = (self.pyramid[i](fir_half(p)) + self.shrink[i](h, e)) / root
-                kept.append(h)
+        h, kept = self.go_down(p, e, layers)
         for block in self.middle:
             h = run_stage(block, h, e)
-        for i in range(len(self.config['mults'])):
-            for block in self.up[i * (layers + 1) : (i + 1) * (layers + 1)]:
-                h = run_stage(block, torch.cat([h, kept.pop()], 1), e)
-            if i < len(self.grow):
-                h = self.grow[i](h, e)
+        h = self.go_up(h, kept, e, layers)
         return self.leave(h)[..., :rows, :cols]
-
-
-def stage(block, attention):
-    "A residual block and, unless None, the attention after it."
-    return nn.ModuleList([block] + ([attention] if attention is not None else []))
-
-
-def run_stage(blocks, h, e):
-    h = blocks[0](h, e)
-    return blocks[1](h) if len(blocks) > 1 else h
 
 # %% ../../nbs/networks/42_published.ipynb #ba4d3098
 def bottleneck(width: int, expand: int = 2):
@@ -438,7 +460,7 @@ def up_block(cin: int, cout: int, norm: str):
         nn.ConvTranspose2d(cin, cout, 3, 2, 1, output_padding=1), norm_layer(norm, cout), nn.ReLU()
     )
 
-
+# %% ../../nbs/networks/42_published.ipynb #c73233c5
 class DTFNet(Network):
     """DTF-Net for one source: net(x, t, y, ctx) -> (B, channels, H, W) in (-1, 1).
 
@@ -458,20 +480,14 @@ class DTFNet(Network):
         self.config, self.multiple = dict(channels=channels, ch=ch, nodes=nodes, norm=norm), 4
         if ch < 1 or nodes < 1:
             raise ValueError(f'ch and nodes must be 1 or more, got ch={ch}, nodes={nodes}')
-        self.enter, self.down1, self.down2 = (
-            conv_block(channels, ch, norm, 7),
-            conv_block(ch, 2 * ch, norm, 3, 2),
-            conv_block(2 * ch, 4 * ch, norm, 3, 2),
-        )
-        self.base, self.detail = (
-            Base(4 * ch),
-            nn.Sequential(*[Coupling(4 * ch) for _ in range(nodes)]),
-        )
+        self.enter = conv_block(channels, ch, norm, 7)
+        self.down1 = conv_block(ch, 2 * ch, norm, 3, 2)
+        self.down2 = conv_block(2 * ch, 4 * ch, norm, 3, 2)
+        self.base = Base(4 * ch)
+        self.detail = nn.Sequential(*[Coupling(4 * ch) for _ in range(nodes)])
         self.skip1, self.skip0 = CBAM(2 * ch), CBAM(ch)
-        self.smooth, self.edges = (
-            nn.ModuleList([up_block(4 * ch, 2 * ch, norm), up_block(4 * ch, ch, norm)])
-            for _ in range(2)
-        )
+        up = lambda: [up_block(4 * ch, 2 * ch, norm), up_block(4 * ch, ch, norm)]
+        self.smooth, self.edges = nn.ModuleList(up()), nn.ModuleList(up())
         self.texture = nn.Sequential(
             nn.ReflectionPad2d(3), nn.Conv2d(2 * ch, channels, 7), nn.Sigmoid()
         )

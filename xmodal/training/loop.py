@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PARTS_OF_STATE', 'PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer',
-           'unpack_optimizer', 'checkpoints', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint',
-           'load_average', 'stop_flag', 'agreed', 'asking', 'predict', 'join_processes', 'is_first', 'shared',
-           'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows',
-           'is_entry', 'read_log', 'psnr_of', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares',
-           'deaf', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'health', 'check_finite',
-           'validate']
+           'unpack_optimizer', 'checkpoints', 'RunState', 'write_tensors', 'save_checkpoint', 'read_state',
+           'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
+           'poll_interval', 'predict', 'join_processes', 'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups',
+           'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training',
+           'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares',
+           'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'finite_check',
+           'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, datetime, json, math, os, shutil, signal, threading, time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,39 +52,26 @@ class Draws(Dataset):
         "Which image sample n is."
         epoch, k = divmod(int(n), len(self.data))
         if epoch != self.epoch:
-            self.epoch, self.order = (
-                epoch,
-                np.random.default_rng(item_seed(self.seed, 'order', epoch)).permutation(
-                    len(self.data)
-                ),
-            )
+            rng = np.random.default_rng(item_seed(self.seed, 'order', epoch))
+            self.epoch, self.order = epoch, rng.permutation(len(self.data))
         return int(self.order[k])
 
     def __getitem__(self, n):
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
-        ctx = (
-            {}
-            if 'ctx' not in item
-            else dict(
-                ctx=item['ctx'][
-                    np.random.default_rng(item_seed(self.seed, 'prompt', n)).integers(
-                        len(item['ctx'])
-                    )
-                ]
-            )
-        )
-        # latents: the target is drawn from its Gaussian
-        std = {} if 'x0_std' not in item else dict(x0_std=item['x0_std'])
-        return dict(
+        out = dict(
             y=item['y'],
             x0=item['x0'],
             t=torch.tensor(t, dtype=torch.float64),
             noise=torch.tensor(item_seed(self.seed, 'noise', n)),
             n=torch.tensor(int(n)),
-            **ctx,
-            **std,
         )
+        if 'ctx' in item:  # one of the versions of the prompts
+            rng = np.random.default_rng(item_seed(self.seed, 'prompt', n))
+            out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
+        if 'x0_std' in item:  # latents: the target is drawn from its Gaussian
+            out['x0_std'] = item['x0_std']
+        return out
 
 # %% ../../nbs/training/61_loop.ipynb #96f0a4b7
 def measure_scale(
@@ -95,14 +83,10 @@ def measure_scale(
     """
     if len(data) == 0:
         raise InputError('there is not a single training image')
-    some = [
-        data[int(i)]
-        for i in np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())
-    ]
-    x0, y = (
-        np.concatenate([np.asarray(s[k], dtype=np.float64).ravel() for s in some])
-        for k in ('x0', 'y')
-    )
+    at = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())
+    some = [data[int(i)] for i in at]
+    all_of = lambda k: np.concatenate([np.asarray(v[k], dtype=np.float64).ravel() for v in some])
+    x0, y = all_of('x0'), all_of('y')
     if min(x0.std(), y.std()) < 1e-4:
         raise InputError('the training images are constant: nothing can be learned from them')
     return dict(
@@ -205,18 +189,37 @@ def checkpoints(folder) -> list:
     return sorted(found, key=lambda q: int(q.name[5:]))
 
 # %% ../../nbs/training/61_loop.ipynb #336d2aab
+@dataclass
+class RunState:
+    "Everything of a training that a checkpoint holds, and what it must agree with to be continued."
+
+    den: nn.Module  # Denoiser
+    opts: dict  # optimisers by name
+    ema: object  # diffusers' EMAModel, or None
+    recipe: object  # Recipe
+    model: dict  # arguments of `build`: what was started
+    origin: dict = None  # what the data were: must agree when the run is continued
+    aside: dict = None  # further networks by name
+    scaler: object = None  # of fp16 gradients
+
+
+def write_tensors(folder, run: RunState):
+    "The networks, optimisers and averages of a run, one file each."
+    save_tensors(run.den.state_dict(), folder / 'model.safetensors')
+    for k, opt in run.opts.items():
+        save_tensors(pack_optimizer(opt), folder / f'{k}.safetensors')
+    for k, net in (run.aside or {}).items():
+        save_tensors(net.state_dict(), folder / f'{k}.safetensors')
+    if run.ema:
+        shadow = {f'{i:05d}': v for i, v in enumerate(run.ema.shadow_params)}
+        save_tensors(shadow, folder / 'ema.safetensors')
+
+
 def save_checkpoint(
     folder,  # folder of checkpoints
     step: int,  # finished optimiser steps
-    den,
-    opts: dict,
-    ema,  # denoiser, optimisers by name, EMAModel or None
-    recipe,
-    model: dict,  # what was started
-    origin: dict = None,  # what the data were: must agree when the run is continued
+    run: RunState,  # what is saved
     seconds: float = 0.0,  # training time so far
-    aside: dict = None,  # further networks by name
-    scaler=None,  # of fp16 gradients
 ):
     """Write checkpoint `step`, then delete older ones; if it cannot be written, InputError, and
     they stay.
@@ -225,31 +228,23 @@ def save_checkpoint(
     state = dict(
         step=step,
         seconds=seconds,
-        recipe=asdict(recipe),
-        model=model,
-        data=origin or {},
-        scaler=scaler.state_dict() if scaler else {},
+        recipe=asdict(run.recipe),
+        model=run.model,
+        data=run.origin or {},
+        scaler=run.scaler.state_dict() if run.scaler else {},
     )
     try:
         with atomic(path) as tmp:
             Path(tmp).mkdir()
-            save_tensors(den.state_dict(), tmp / 'model.safetensors')
-            for k, opt in opts.items():
-                save_tensors(pack_optimizer(opt), tmp / f'{k}.safetensors')
-            for k, net in (aside or {}).items():
-                save_tensors(net.state_dict(), tmp / f'{k}.safetensors')
-            shadow = {f'{i:05d}': v for i, v in enumerate(ema.shadow_params)} if ema else {}
-            if ema:
-                save_tensors(shadow, tmp / 'ema.safetensors')
+            write_tensors(tmp, run)
             state['sha256'] = {q.name: sha256(q) for q in sorted(tmp.glob('*.safetensors'))}
             (tmp / 'state.json').write_text(json.dumps(state, indent=1), encoding='utf-8')
     except OSError as e:
         none = 'there is none before it'
         kept = f'the one of step {int(old[-1].name[5:])} is whole' if old else none
         raise InputError(
-            f'{path}: the checkpoint cannot be written '
-            f'({e.strerror or first_line(e)}); {kept}: free space and continue with '
-            f'resume'
+            f'{path}: the checkpoint cannot be written ({e.strerror or first_line(e)}); '
+            f'{kept}: free space and continue with resume'
         ) from None
     for o in old:
         if o != path:
@@ -294,9 +289,12 @@ def check_same_run(path, state: dict, recipe, model, origin):
                 )
 
 # %% ../../nbs/training/61_loop.ipynb #13a2267f
-def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=None, scaler=None):
-    """Continue from the newest checkpoint: finished steps, seconds spent (0, 0: there is none);
-    InputError.
+def load_checkpoint(
+    folder,  # folder of checkpoints
+    run: RunState,  # what the newest one is put into
+):  # finished steps, seconds spent; 0, 0.0: there is none
+    """Continue from the newest checkpoint; raises InputError if it is damaged or of another
+    training.
     """
     clear_left(folder)
     found = checkpoints(folder)
@@ -305,25 +303,30 @@ def load_checkpoint(folder, den, opts, ema, recipe, model, origin=None, aside=No
         return 0, 0.0
     path = found[-1]
     state = read_state(path)
-    check_same_run(path, state, recipe, model, origin)
+    check_same_run(path, state, run.recipe, run.model, run.origin)
     digest = lambda name: str(state.get('sha256', {}).get(f'{name}.safetensors', ''))
     read = lambda name: load_tensors(path / f'{name}.safetensors', digest(name))
-    load_weights(den, path / 'model.safetensors', digest('model'))
-    for k, opt in opts.items():
+    load_weights(run.den, path / 'model.safetensors', digest('model'))
+    for k, opt in run.opts.items():
         unpack_optimizer(opt, read(k), path / f'{k}.safetensors')
-    for k, net in (aside or {}).items():
+    for k, net in (run.aside or {}).items():
         load_weights(net, path / f'{k}.safetensors', digest(k))
-    if scaler and state.get('scaler'):
-        try:
-            scaler.load_state_dict(state['scaler'])
-        except (RuntimeError, KeyError, TypeError) as e:
-            raise InputError(
-                f'{path / "state.json"}: damaged (scaler: {first_line(e)}); delete the '
-                f'folder {path.name}, or start over'
-            ) from None
-    if ema:
-        load_average(ema, read('ema'), path / 'ema.safetensors', state['step'])
+    if run.scaler and state.get('scaler'):
+        load_scaler(run.scaler, state['scaler'], path)
+    if run.ema:
+        load_average(run.ema, read('ema'), path / 'ema.safetensors', state['step'])
     return state['step'], state['seconds']
+
+
+def load_scaler(scaler, state: dict, path):
+    "Put the scale of fp16 gradients back; raises InputError if it is none."
+    try:
+        scaler.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError) as e:
+        raise InputError(
+            f'{path / "state.json"}: damaged (scaler: {first_line(e)}); '
+            f'delete the folder {path.name}, or start over'
+        ) from None
 
 
 def load_average(ema, shadow: dict, path, step: int):
@@ -358,30 +361,26 @@ def stop_flag():
     try:
         yield flag
     finally:
-        [signal.signal(s, h) for s, h in old.items()]
+        for s, h in old.items():
+            signal.signal(s, h)
 
 
-def agreed(acc, flag) -> bool:
+def any_process(acc, flag) -> bool:
     "Has any process been told to stop? The same answer in all of them; they ask at the same step."
-    return (
-        bool(flag)
-        if acc.num_processes == 1
-        else bool(acc.reduce(torch.tensor(float(bool(flag)), device=acc.device), 'sum') > 0)
-    )
+    if acc.num_processes == 1:
+        return bool(flag)
+    told = torch.tensor(float(bool(flag)), device=acc.device)
+    return bool(acc.reduce(told, 'sum') > 0)
 
 
-def asking(acc, seconds) -> int:
+def poll_interval(acc, seconds) -> int:
     """Ask for a stop every so many steps: each step for one process, else about every five seconds,
     the same in all.
     """
-    return (
-        1
-        if acc.num_processes == 1
-        else max(
-            1,
-            int(5 / max(float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean')), 1e-6)),
-        )
-    )
+    if acc.num_processes == 1:
+        return 1
+    mean = float(acc.reduce(torch.tensor(seconds, device=acc.device), 'mean'))
+    return max(1, int(5 / max(mean, 1e-6)))
 
 # %% ../../nbs/training/61_loop.ipynb #90c8af1c
 PLAIN = Method('the one step on a uniform grid', None)
@@ -408,28 +407,15 @@ def predict(
 
     out, how = [], dict(steps=steps) if isinstance(steps, int) else dict(grid=steps)
     items = list(range(len(data)) if items is None else items)
-    for i in tqdm(
-        range(0, len(items), batch), desc='translating', disable=not progress, leave=False
-    ):
+    starts = range(0, len(items), batch)
+    for i in tqdm(starts, desc='translating', disable=not progress, leave=False):
         part = items[i : i + batch]
         some = [data[j] for j in part]
         y = torch.stack([v['y'] for v in some]).to(device)
         ctx = torch.stack([v['ctx'][0] for v in some]).to(device) if 'ctx' in some[0] else None
-        out.append(
-            draw(
-                method,
-                den,
-                y,
-                ctx=ctx,
-                tau=tau,
-                seeds=[item_seed(seed, 'item', j) for j in part],
-                **how,
-                **options,
-            )
-            .float()
-            .cpu()
-            .numpy()
-        )
+        seeds = [item_seed(seed, 'item', j) for j in part]
+        x = draw(method, den, y, ctx=ctx, tau=tau, seeds=seeds, **how, **options)
+        out.append(x.float().cpu().numpy())
     return np.concatenate(out)
 
 # %% ../../nbs/training/61_loop.ipynb #31a1d08f
@@ -508,7 +494,7 @@ def in_parts(b: dict, n: int) -> list:
     "A batch as n smaller ones."
     return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
 
-
+# %% ../../nbs/training/61_loop.ipynb #e5637955
 class Denoising:
     "One optimiser step of the denoising loss."
 
@@ -517,18 +503,14 @@ class Denoising:
 
     def __init__(self, den, m, r, data):
         self.den, self.m, self.r = den, m, r
-        self.opts = dict(
-            optim=torch.optim.AdamW(
-                param_groups(den, r), lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay
-            )
-        )
+        how = dict(lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay)
+        self.opts = dict(optim=torch.optim.AdamW(param_groups(den, r), **how))
 
     def prepare(self, acc, accumulate=1):
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
-        self.loss_fn, self.opts['optim'] = acc.prepare(
-            PairLoss(self.den, self.m.loss, self.m.weight), self.opts['optim']
-        )
+        loss_fn = PairLoss(self.den, self.m.loss, self.m.weight)
+        self.loss_fn, self.opts['optim'] = acc.prepare(loss_fn, self.opts['optim'])
 
     def loss(self, b):
         "Mean loss of a batch."
@@ -536,10 +518,8 @@ class Denoising:
         x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
         noise = Noise(b['noise'].tolist(), acc.device)
         x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
-        eps, z = (
-            noise(x0),
-            noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None,
-        )
+        eps = noise(x0)
+        z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
         ctx = b['ctx'].to(acc.device, non_blocking=True) if 'ctx' in b else None
         with acc.autocast():
             return self.loss_fn(x0, y, t, eps, z, ctx)
@@ -646,6 +626,117 @@ def psnr_of(pred, truth):
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
     return float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-12))))
 
+# %% ../../nbs/training/61_loop.ipynb #5cc8d033
+@dataclass
+class Training:
+    "A training under way: what it works with, and what has gathered since the last row of the log."
+
+    acc: object  # accelerate's Accelerator
+    m: Method
+    run: RunState
+    work: object  # the trainer: what a step is
+    folder: Path  # of checkpoints
+    log: object  # Log of the process that writes, else None
+    bar: object  # tqdm's
+    val: object  # data set to sample, or None
+    options: dict  # of the sampler that validates
+    start: int  # steps finished before
+    spent: float  # seconds spent before
+
+    def __post_init__(self):
+        self.first_bad = torch.full((), -1, device=self.acc.device)
+        self.begun = time.perf_counter()
+        self.interval = 1  # ask for a stop every so many steps
+        self.new_row(self.start)
+
+    def new_row(self, done):
+        "Begin to gather for the next row of the log."
+        self.sums, self.row_start, self.clock = {}, done, time.perf_counter()
+
+    def seconds(self, done):
+        "Seconds per step since the last row."
+        return (time.perf_counter() - self.clock) / (done - self.row_start)
+
+    def step(self, k, b):
+        "One step, the averages, and a look at whether all is finite; returns the gradient norm."
+        got = self.work.step(k, b)
+        norm = got.pop('grad_norm')
+        if self.run.ema:
+            self.run.ema.step(trainable(self.run.den))
+        bad = ~finite_check(got, norm, self.run.recipe).isfinite()
+        self.first_bad = torch.where((self.first_bad < 0) & bad, k, self.first_bad)
+        for n, v in got.items():
+            self.sums.setdefault(n, []).append(v)
+        return norm
+
+    def refuse_bad(self):
+        "Raise if any process had a non-finite loss."
+        self.first_bad = self.acc.gather(self.first_bad.reshape(1)).max()
+        check_finite(self.first_bad, lr_at(int(self.first_bad), self.run.recipe), self.folder)
+
+# %% ../../nbs/training/61_loop.ipynb #845f1961
+def write_row(
+    now: Training,  # changed: the next row begins
+    k: int,  # number of the step that was just done
+    norm,  # its gradient norm
+    y,  # the first source of its batch, for the state of the field
+    validating: bool,  # sample the validation images?
+):
+    "Write a row of the log, from the means since the last one."
+    acc, run, done = now.acc, now.run, k + 1
+    mean = lambda v: f'{float(acc.reduce(torch.stack(v).mean(), "mean")):.6g}'
+    means = {n: mean(v) for n, v in now.sums.items()}
+    now.refuse_bad()
+    lr = lr_at(k, run.recipe)
+    row = log_row(run.den, done, lr, norm, now.seconds(done), y.to(acc.device)) | means
+    if validating:
+        psnr = validate(run.den, run.ema, now.val, now.m, acc.device, **now.options)
+        row['val_psnr'] = f'{psnr:.4g}'
+    now.bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False)
+    now.bar.update(done - now.bar.n)
+    if now.log:
+        now.log.add(**row)
+    now.interval = poll_interval(acc, now.seconds(done))
+    now.new_row(done)
+
+
+def save(
+    now: Training,
+    done: int,  # finished steps
+):
+    "Write a checkpoint, unless a loss was not finite."
+    now.refuse_bad()
+    if now.acc.is_main_process:
+        opts = {n: o.optimizer for n, o in now.work.opts.items()}
+        seconds = now.spent + time.perf_counter() - now.begun
+        save_checkpoint(now.folder, done, replace(now.run, opts=opts), seconds)
+
+# %% ../../nbs/training/61_loop.ipynb #3423cd41
+def keep_going(
+    now: Training,
+    loader,  # batches from step `now.start` on
+    log_every: int,
+    val_every: int,
+    save_every: int,
+) -> int:  # number of finished steps if it was told to stop, else 0
+    "The steps of a training: each a batch, and at times a row of the log and a checkpoint."
+    last = now.run.recipe.steps
+    with stop_flag() as stop:
+        for k, b in enumerate(loader, now.start):
+            norm, done = now.step(k, b), k + 1
+            validating = done == last or (val_every and done % val_every == 0)
+            validating = now.val is not None and bool(validating)
+            row_due = done % log_every == 0 or done == last or validating
+            asked = row_due or done % now.interval == 0
+            ending = asked and any_process(now.acc, stop)
+            if row_due or ending:
+                write_row(now, k, norm, b['y'][:1], validating)
+            if done == last or ending or (save_every and done % save_every == 0):
+                save(now, done)
+            if ending:
+                return done
+    return 0
+
 # %% ../../nbs/training/61_loop.ipynb #586920c1
 def train(
     den,  # Denoiser; trained in place
@@ -683,103 +774,23 @@ def train(
     check_shares(r.batch, acc.num_processes, accumulate, work, method)
     fast(den, channels_last=r.channels_last, compile=compile)  # precision is accelerate's affair
     same_weights(acc, den)
-    ema = make_ema(den, r)
-    ckpt = out / 'checkpoints'
-    (start, spent), begun = (
-        begin_at(
-            acc, resume, ckpt, den, work.opts, ema, r, model or {}, origin, work.aside, acc.scaler
-        ),
-        time.perf_counter(),
-    )
+    ema, ckpt = make_ema(den, r), out / 'checkpoints'
+    run = RunState(den, work.opts, ema, r, model or {}, origin, work.aside, acc.scaler)
+    start, spent = begin_at(acc, resume, ckpt, run)
+    begun = time.perf_counter()
     log = Log(out / 'log.csv', start, work.columns) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
-    first_bad, sums, began, clock, ending, ask = (
-        torch.full((), -1, device=acc.device),
-        {},
-        start,
-        time.perf_counter(),
-        False,
-        1,
-    )
-    bar = tqdm(
-        total=r.steps,
-        initial=start,
-        desc=f'training {method}',
-        disable=not (progress and acc.is_main_process),
-    )
-    with stop_flag() as stop:
-        for k, b in enumerate(loader, start):
-            got = work.step(k, b)
-            norm, done, _ = got.pop('grad_norm'), k + 1, ema and ema.step(trainable(den))
-            first_bad = torch.where(
-                (first_bad < 0) & ~health(got, norm, r).isfinite(), k, first_bad
-            )
-            for n, v in got.items():
-                sums.setdefault(n, []).append(v)
-            validating = val is not None and (
-                done == r.steps or (val_every and done % val_every == 0)
-            )
-            now = done % log_every == 0 or done == r.steps or validating
-            ending = agreed(acc, stop) if now or done % ask == 0 else False
-            if now or ending:
-                means, first_bad = (
-                    {
-                        n: f'{float(acc.reduce(torch.stack(v).mean(), "mean")):.6g}'
-                        for n, v in sums.items()
-                    },
-                    acc.gather(first_bad.reshape(1)).max(),
-                )
-                check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                row = (
-                    log_row(
-                        den,
-                        done,
-                        lr_at(k, r),
-                        norm,
-                        (time.perf_counter() - clock) / (done - began),
-                        b['y'][:1].to(acc.device),
-                    )
-                    | means
-                )
-                if validating:
-                    row['val_psnr'] = (
-                        f'{validate(den, ema, val, m, acc.device, **(options or {})):.4g}'
-                    )
-                bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False)
-                bar.update(done - bar.n)
-                if log:
-                    log.add(**row)
-                ask, sums, began, clock = (
-                    asking(acc, (time.perf_counter() - clock) / (done - began)),
-                    {},
-                    done,
-                    time.perf_counter(),
-                )
-            if done == r.steps or ending or (save_every and done % save_every == 0):
-                first_bad = acc.gather(first_bad.reshape(1)).max()
-                check_finite(first_bad, lr_at(int(first_bad), r), ckpt)
-                if acc.is_main_process:
-                    save_checkpoint(
-                        ckpt,
-                        done,
-                        den,
-                        {n: o.optimizer for n, o in work.opts.items()},
-                        ema,
-                        r,
-                        model or {},
-                        origin,
-                        spent + time.perf_counter() - begun,
-                        work.aside,
-                        acc.scaler,
-                    )
-            if ending:
-                break
+    silent = not (progress and acc.is_main_process)
+    bar = tqdm(total=r.steps, initial=start, desc=f'training {method}', disable=silent)
+    now = Training(acc, m, run, work, ckpt, log, bar, val, options or {}, start, spent)
+    now.begun = begun  # the time that setting up took counts
+    stopped = keep_going(now, loader, log_every, val_every, save_every)
     bar.close()
     acc.wait_for_everyone()
-    if ending:
+    if stopped:
         raise KeyboardInterrupt(
-            f'stopped after step {done} of {r.steps}; the checkpoint is whole, continue with'
+            f'stopped after step {stopped} of {r.steps}; the checkpoint is whole, continue with'
             ' resume=True'
         )
     if ema:
@@ -813,12 +824,12 @@ def accelerator(precision='no', device=None):
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
 
 
-def begin_at(acc, resume, folder, *what):
+def begin_at(acc, resume, folder, run: RunState):
     """Finished steps and seconds spent: from the newest checkpoint, or none, and then what an older
     run has left is removed.
     """
     if resume:
-        return load_checkpoint(folder, *what)
+        return load_checkpoint(folder, run)
     if acc.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
     acc.wait_for_everyone()
@@ -842,7 +853,7 @@ def check_shares(batch, processes, accumulate, work, method):
         )
 
 
-def deaf(worker):
+def ignore_signals(worker):
     "A loader process leaves signals to the one that trains, which finishes its step and saves."
     for s in (signal.SIGINT, signal.SIGTERM):
         signal.signal(s, signal.SIG_IGN)
@@ -858,7 +869,7 @@ def make_loader(acc, data, r, times, start, workers):
         num_workers=workers,
         pin_memory=acc.device.type == 'cuda',
         persistent_workers=workers > 0,
-        worker_init_fn=deaf,
+        worker_init_fn=ignore_signals,
     )
 
 # %% ../../nbs/training/61_loop.ipynb #13bdf0c3
@@ -895,12 +906,12 @@ def make_ema(den, r):
 
     return EMAModel(trainable(den), decay=r.ema)
 
-
+# %% ../../nbs/training/61_loop.ipynb #a3f39255
 class NotFinite(RuntimeError):
     "A training whose loss or gradient is no number any more."
 
 
-def health(got: dict, norm, r):
+def finite_check(got: dict, norm, r):
     """A number that is finite if losses and gradient are (in fp16 an infinite gradient is a step
     left out, not a fault).
     """
@@ -928,24 +939,12 @@ def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float
         ema.copy_to(trainable(den))
     den.eval()
 
+    how = dict(device=device, progress=False, **options)
+
     def some(mine):
-        return [
-            psnr_of(got[None], np.asarray(val[i]['x0'])[None])
-            for i, got in zip(
-                mine,
-                predict(
-                    den,
-                    val,
-                    steps or m.steps,
-                    tau or m.tau,
-                    m,
-                    device=device,
-                    progress=False,
-                    items=mine,
-                    **options,
-                ),
-            )
-        ]
+        answers = predict(den, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
+        truths = [np.asarray(val[i]['x0']) for i in mine]
+        return [psnr_of(a[None], x0[None]) for a, x0 in zip(answers, truths)]
 
     got = float(np.mean(shared(min(16, len(val)), some)))
     den.train()
