@@ -18,7 +18,7 @@ import torch
 
 from .. import __version__
 from ..core import InputError, atomic, project_root, show_grid, table_dtype
-from ..mixing import RELEASED_EPS, finish
+from ..mixing import finish
 
 # %% ../../nbs/evaluation/76_report.ipynb #fea21cda
 def git(*args):
@@ -147,8 +147,8 @@ def draw_mixing_curves(
     low = finish(
         torch.tensor(grid) ** 2,
         torch.tensor(grid),
-        getattr(bridge.mix, 'squash', 'none'),
-        getattr(bridge.mix, 'eps', RELEASED_EPS),
+        bridge.mix.squash,
+        bridge.mix.eps,
     )
     ax.plot(grid, grid, 'k:', lw=1, label='λ')
     ax.plot(grid, low, 'k--', lw=0.8, label='lowest (u = λ²)')
@@ -168,7 +168,7 @@ def fig_mix(
     "The mixing field at several base steps, and curves of some pixels."
     import matplotlib.pyplot as plt
 
-    if not hasattr(bridge, 'mix'):
+    if bridge.mix is None:
         return None
     y = y if y.ndim == 3 else y[0]
     field = lambda lam: mixing_picture(bridge, y, float(lam)).float().cpu().numpy()
@@ -214,7 +214,7 @@ def fig_panels(
     for i in range(len(y)):
         error = (pred[i] - truth[i]).abs().mean(0)
         rows.append([*(drawable(v[i]) for v in images), error])
-    if hasattr(bridge, 'mix'):
+    if bridge is not None and bridge.mix is not None:
         for row, v in zip(rows, y):
             row.append(mixing_picture(bridge, v, 0.5))
         titles.append('Λ at λ = 1/2')
