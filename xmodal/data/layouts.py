@@ -950,7 +950,8 @@ def pairs_table(records, root):
     third = 'val' if len(records) > 4 else 'train'
     sides = ('train', 'train', third, 'test')  # of every four records
     lines = [
-        f'../{r.source.relative_to(made)},../{r.target.relative_to(made)},{r.subject},{sides[i % 4]}'
+        f'../{r.source.relative_to(made)},../{r.target.relative_to(made)},'
+        f'{r.subject},{sides[i % 4]}'
         for i, r in enumerate(records)
     ]
     (Path(root) / 'pairs.csv').write_text(

@@ -13,7 +13,7 @@ __all__ = ['UNITS', 'PLANES', 'DICOM_FIELDS', 'IMAGE_ENDINGS', 'NIFTI_ENDINGS', 
            'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff', 'square_box', 'thinned', 'to_square',
            'from_square', 'patch_corners', 'to_patches', 'match_channels', 'Record', 'with_tissue', 'shared_view',
            'meeting', 'prepare_volume', 'check_meeting', 'volume_window', 'slice_window', 'scale_by_slice',
-           'slices_to_keep', 'prepare_image', 'rigid', 'itk_image', 'mutual_information', 'motion_of', 'cache_key',
+           'slices_to_keep', 'prepare_image', 'rigid', 'itk_image', 'registration_method', 'motion_of', 'cache_key',
            'default_spacing', 'Slices', 'padding_lines', 'prepare', 'is_image', 'check_numbers', 'check_image_options',
            'check_one_kind', 'cache_is_whole', 'digest_of_file', 'digest_of_index', 'Prepared', 'build_cache',
            'not_collated', 'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content',
@@ -354,7 +354,7 @@ DICOM_FIELDS = (
 
 
 def dicom_slices(folder) -> list:
-    "(path, header) of the DICOM images in a folder that have a place; InputError if there are none."
+    "(path, header) of the DICOM images of a folder that have a place; InputError for none."
     try:
         import pydicom
     except ImportError:
@@ -384,7 +384,7 @@ def dicom_slices(folder) -> list:
 
 
 def has_place(path, d) -> bool:
-    "Does a DICOM file hold a picture and its place? InputError for a picture that lacks some of it."
+    "Does a DICOM file hold a picture and its place? InputError if some of it is lacking."
     lacks = [k for k in DICOM_FIELDS if d.get(k) is None]
     if 'PixelData' in d and 0 < len(lacks) < 4:
         raise InputError(
@@ -1108,7 +1108,7 @@ def rigid(
             'install it with pip install "xmodal[register]", or switch register off'
         ) from None
     f, m = itk_image(fixed), itk_image(moving)
-    reg = mutual_information(fixed)
+    reg = registration_method(fixed)
     # sums in one order: the same result every time
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -1138,7 +1138,7 @@ def itk_image(img):
     return v
 
 # %% ../../nbs/data/30_volumes.ipynb #62170528
-def mutual_information(fixed):
+def registration_method(fixed):
     "SimpleITK's registration, set up to begin at no motion about the middle of `fixed`."
     import SimpleITK as sitk
 
