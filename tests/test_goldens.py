@@ -51,7 +51,8 @@ from xmodal.cli import main as xmodal_main
 from xmodal.data.volumes import window_of
 from xmodal.denoise import Clip, Denoiser, Stop, losses, loss_per_item, predictions
 from xmodal.training.adversarial import fit, objectives
-from xmodal.train import Job, main as train_main
+from xmodal.train import Job
+from xmodal.train import train_command as train_main
 from xmodal.nets.latent import read_prior, tiny_prior
 from xmodal.data.layouts import datasets
 from xmodal.methods import draw, make_bridge, methods, parse_options, recipe_for, split_options

@@ -12,7 +12,16 @@ import pytest
 
 from test_main_job import ROOT, papermill, run_name  # noqa: F401  (run_name is a fixture)
 from test_scale import launched
-from xmodal.train import Job, check_name, main, owner_of, plan, release, take, what_is_there
+from xmodal.train import (
+    Job,
+    check_name,
+    owner_of,
+    plan,
+    release,
+    take,
+    train_command,
+    what_is_there,
+)
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 SMALL = [
@@ -31,7 +40,7 @@ SMALL = [
 
 def train(name, *words):
     "A smoke run in this process; exit code."
-    return main([*SMALL, '--name', name, *words])
+    return train_command([*SMALL, '--name', name, *words])
 
 
 def state(run):
@@ -173,7 +182,7 @@ def slow(*args, **kw):
     trained(*args, **kw)
     time.sleep(120)
 j.trained = slow
-j.main(sys.argv[1:])
+j.train_command(sys.argv[1:])
 """
 
 
@@ -211,7 +220,7 @@ def test_a_training_on_two_processes_is_refused_as_one(run_name, tmp_path):
     script = tmp_path / 'late.py'  # the plan finds nobody: the other training begins after it
     script.write_text(
         'import sys\nimport xmodal.train as j\nj.owner_of = lambda run:'
-        f' {{}}\nsys.exit(j.main({words!r}))\n'
+        f' {{}}\nsys.exit(j.train_command({words!r}))\n'
     )
     take(run)
     try:

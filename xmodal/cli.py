@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'make_parser', 'add_evaluate_parser', 'add_data_parser', 'joined', 'main', 'translate', 'check_evaluate',
-           'read_classes', 'evaluate_as_masks', 'evaluate', 'report', 'data']
+           'read_classes', 'evaluate_as_masks', 'evaluate_command', 'report', 'data']
 
 # %% ../nbs/use/84_cli.ipynb #d5d01119
 import argparse, re, sys, warnings
@@ -395,7 +395,7 @@ def evaluate_as_masks(a, cases, missing, bars) -> tuple:
     return rows, label, scores, rows.attrs['notes']
 
 # %% ../nbs/use/84_cli.ipynb #eaff4a8e
-def evaluate(a) -> int:
+def evaluate_command(a) -> int:
     "xmodal evaluate"
     from pathlib import Path
     from xmodal.core import InputError
@@ -489,7 +489,7 @@ def data(a) -> int:
     return 0 if report.ok else 1
 
 
-commands = dict(translate=translate, evaluate=evaluate, report=report, data=data)
+commands = dict(translate=translate, evaluate=evaluate_command, report=report, data=data)
 
 # %% ../nbs/use/84_cli.ipynb #cae4b565
 if __name__ == '__main__' and '__file__' in globals():

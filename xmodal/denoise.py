@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'answer', 'mse', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
+           'answer', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -238,7 +238,7 @@ def answer(precision, net, x, *args, **kw):
         return net(x, *args, **kw)
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ac1c9bd
-def mse(got, want, out=1.0):
+def squared_error(got, want, out=1.0):
     "Mean squared error of each image; `out` divides the error."
     return ((got - want) / out).square().flatten(1).mean(1)
 
@@ -259,7 +259,7 @@ def aligned(got, want, out=1.0, share=0.1):
     return l1(got, want, out) + share * (l1(spectrum(got), spectrum(want)) + edges)
 
 
-losses = dict(mse=mse, l1=l1, aligned=aligned)
+losses = dict(mse=squared_error, l1=l1, aligned=aligned)
 
 
 def loss_per_item(

@@ -6,14 +6,14 @@
 __all__ = ['defaults', 'meanings', 'BEAT', 'DEAD', 'held', 'LOWEST', 'parameter', 'FromData', 'ByModel', 'WithTraining', 'Job',
            'say', 'first_alone', 'what_is_there', 'machine', 'note_in', 'silent_for', 'try_flock', 'still_held', 'busy',
            'owner_of', 'opened', 'beat', 'take', 'release', 'release_all', 'check_name', 'hold', 'shrink',
-           'check_numbers', 'check_prompts', 'check_names', 'spread_evenly', 'fill_in', 'find_targets', 'plan',
+           'check_lowest', 'check_prompts', 'check_words', 'spread_evenly', 'fill_in', 'find_targets', 'plan',
            'recipe_of', 'names', 'sizes_of', 'check_backbone', 'check_fit', 'made_how', 'where_from', 'all_records',
            'split_of', 'check_pairs', 'find_pairs', 'modality_known', 'use_latents', 'add_prompts', 'gather',
            'show_batch', 'start_over', 'origin_of', 'trained', 'train_all', 'show_training', 'show_mixing',
            'answers_of', 'scores_of', 'examine', 'show_panels', 'about_cut', 'about_target', 'stored_type',
            'common_type', 'target_reach', 'usual_mask', 'source_values', 'target_middle', 'about_prompts',
            'windows_of_targets', 'about_data', 'about_training', 'memory_used', 'last_mix', 'keep', 'train_only',
-           'launch', 'environment_of', 'free_port', 'run', 'parser_of_jobs', 'main']
+           'launch', 'environment_of', 'free_port', 'run', 'parser_of_jobs', 'train_command']
 
 # %% ../nbs/use/81_train.ipynb #c82ef88b
 import argparse, atexit, contextlib, json, os, re, resource, shutil, socket, sys
@@ -536,7 +536,7 @@ def shrink(p, together):
     p.val_every, p.save_every = 10, 10
 
 
-def check_numbers(p):
+def check_lowest(p):
     "Raise InputError for a number that is too small."
     for k, low in LOWEST.items():
         if getattr(p, k) < low:
@@ -558,7 +558,7 @@ def check_prompts(p):
         raise InputError(f'fields must be some of {", ".join(FIELDS)}, got {p.fields!r}')
 
 
-def check_names(p):
+def check_words(p):
     "Raise InputError for a noise rule that is none, or a name that is no plain folder."
     if p.tau not in rules:
         raise InputError(f'unknown noise rule tau = {p.tau!r}: use one of {", ".join(rules)}')
@@ -612,9 +612,9 @@ def plan(
         shrink(p, together)
     p.m = m = get_method(p.method)
     fill_in(p)
-    check_numbers(p)
+    check_lowest(p)
     check_prompts(p)
-    check_names(p)
+    check_words(p)
     check_device(p.device or None)
     check_backbone(p)
     if p.accumulate > 1 and m.adversarial:
@@ -1369,7 +1369,7 @@ def parser_of_jobs() -> argparse.ArgumentParser:
     return parser
 
 
-def main(
+def train_command(
     argv=None,  # words of the command line
 ) -> int:  # exit code
     "`python -m xmodal.train`: the parameters of train.ipynb as options."
@@ -1400,4 +1400,4 @@ def main(
 
 
 if __name__ == '__main__' and '__file__' in globals():
-    sys.exit(main())
+    sys.exit(train_command())

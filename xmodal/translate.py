@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'Translator', 'assumed', 'whole_by_rule', 'is_ct', 'draws', 'check_counts', 'one_draw', 'summed',
-           'most_frequent', 'path_times', 'shares', 'hears', 'heard', 'told', 'sampling', 'context_of', 'target_window',
-           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'Changed',
-           'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'most_frequent', 'path_times', 'shares', 'hears', 'heard', 'told', 'check_hears', 'check_seen', 'sampling',
+           'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
+           'concerns_of_source', 'Changed', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/82_translate.ipynb #a590355c
 import re, warnings
@@ -260,17 +260,10 @@ def most_frequent(votes) -> np.ndarray:
 
 def path_times(tr, how) -> list:
     "The times at which the sampler of a Translator stands, from 1 down."
-    m, grid = get_method(tr.config['model']['method']), how.get('grid')
-    return [
-        float(t)
-        for t in make_grid(
-            m,
-            tr.den.bridge,
-            how['steps'] or m.steps,
-            grid,
-            **{k: v for k, v in how.items() if k not in ('steps', 'tau', 'grid')},
-        )
-    ]
+    m = get_method(tr.config['model']['method'])
+    options = {k: v for k, v in how.items() if k not in ('steps', 'tau', 'grid')}
+    grid = make_grid(m, tr.den.bridge, how['steps'] or m.steps, how.get('grid'), **options)
+    return [float(t) for t in grid]
 
 # %% ../nbs/use/82_translate.ipynb #f3000599
 @torch.no_grad()
@@ -286,14 +279,8 @@ def shares(tr, y, how) -> np.ndarray:  # (B, T, H, W) float32
     out = []
     for t in path_times(tr, how):
         a, b, _ = tr.den.bridge.coefs(torch.tensor(t, dtype=torch.float64, device=y.device), y)
-        out.append(
-            (b / (a + b).clamp(min=1e-12))
-            .expand(len(y), y.shape[1], *y.shape[-2:])
-            .mean(1)
-            .float()
-            .cpu()
-            .numpy()
-        )
+        share = (b / (a + b).clamp(min=1e-12)).expand(len(y), y.shape[1], *y.shape[-2:])
+        out.append(share.mean(1).float().cpu().numpy())
     return np.stack(out, 1)
 
 # %% ../nbs/use/82_translate.ipynb #f9fcf8c1
@@ -302,11 +289,9 @@ def hears(d) -> set:
     its prompts, and known of some target in training.
     """
     text = d['text']
-    return (
-        set()
-        if text['by'] == 'source'
-        else {k for g in text['fields'] for k in groups[g]} & set(text.get('known', names))
-    )
+    if text['by'] == 'source':
+        return set()
+    return {k for g in text['fields'] for k in groups[g]} & set(text.get('known', names))
 
 
 def heard(d, meta: dict) -> dict:
@@ -329,22 +314,28 @@ def told(d, known=None, target=None):
                 ' cannot be told otherwise (train with text both)'
             )
         return None
-    said = read_metadata(known or {}).modality
-    if said and text['source'] and said != text['source']:
-        warnings.warn(
-            f'source: is said to be {said}, this model was trained on {text["source"]}; the answer'
-            ' is a guess'
-        )
-    pair = wish(
-        {**({'modality': text['source']} if text['source'] else {}), **(known or {})},
-        target,
-        text['usual'],
-    )
-    deaf = [
-        k
-        for k, v in asdict(read_metadata(target or {})).items()
-        if v is not None and k not in hears(d)
-    ]
+    about = dict(known or {})
+    said = read_metadata(about).modality
+    if text['source']:
+        about = {'modality': text['source'], **about}
+        if said and said != text['source']:
+            warnings.warn(
+                f'source: is said to be {said}, this model was trained on {text["source"]}; the'
+                ' answer is a guess'
+            )
+    pair = wish(about, target, text['usual'])
+    asked = {k: v for k, v in asdict(read_metadata(target or {})).items() if v is not None}
+    check_hears(d, asked)
+    for k, v in asked.items():
+        if seen := text.get('seen', {}).get(k):
+            check_seen(k, v, seen, text['encoder'])
+    return pair
+
+
+def check_hears(d, asked: dict):
+    "Raise InputError for a wish that the model cannot be told. asked: field -> value."
+    text = d['text']
+    deaf = [k for k in asked if k not in hears(d)]
     if deaf:
         raise InputError(
             f'target: this model cannot be told {deaf[0]} (prompts: {text["by"]}, of'
@@ -352,25 +343,23 @@ def told(d, known=None, target=None):
             f' {", ".join(text.get("known", names))}), so a wish for it would change nothing but'
             ' noise; leave it out'
         )
-    for k, v in asdict(read_metadata(target or {})).items():
-        seen = text.get('seen', {}).get(k)
-        if v is None or not seen:
-            continue
-        if (
-            isinstance(v, str)
-            and v.casefold() not in [str(w).casefold() for w in seen]
-            and text['encoder'] == 'record'
-        ):
+
+
+def check_seen(k, v, seen: list, encoder: str):
+    "Refuse a word, or warn about a number, that training has not seen for this field."
+    if isinstance(v, str):
+        strange = v.casefold() not in [str(w).casefold() for w in seen]
+        if strange and encoder == 'record':
             raise InputError(
                 f'target: {k} {v!r} was never a target in training, only'
                 f' {", ".join(map(str, seen))}; another word would change nothing but noise'
             )
-        if not isinstance(v, str) and not seen[0] * (1 - 1e-6) <= v <= seen[1] * (1 + 1e-6):
-            warnings.warn(
-                f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to'
-                f' {seen[1]:g}); the answer is a guess'
-            )
-    return pair
+        return
+    if not seen[0] * (1 - 1e-6) <= v <= seen[1] * (1 + 1e-6):
+        warnings.warn(
+            f'target: {k} {v:g} lies outside what training has seen ({seen[0]:g} to'
+            f' {seen[1]:g}); the answer is a guess'
+        )
 
 # %% ../nbs/use/82_translate.ipynb #80ee0d66
 def sampling(config, steps=None, tau=None, **options) -> dict:
