@@ -331,7 +331,7 @@ def told(d, known=None, target=None):
             check_seen(k, v, seen, text['encoder'])
     return pair
 
-
+# %% ../nbs/use/82_translate.ipynb #61d4413b
 def check_hears(d, asked: dict):
     "Raise InputError for a wish that the model cannot be told. asked: field -> value."
     text = d['text']

@@ -8,8 +8,9 @@ __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'be
            'look_at_images', 'look_at_volumes', 'look', 'Finding', 'drawn_over', 'Report', 'information_matrix',
            'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'above_strangers',
            'find_misfits', 'measure_pairs', 'find_common', 'find_misplaced', 'nearest_pictures', 'is_copy',
-           'find_copies', 'find_oddities', 'find_unfit', 'find_labels', 'find_padding', 'find_strays', 'find_groups',
-           'Looked', 'look_at_all', 'found_records', 'judge', 'check_asked', 'check']
+           'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped', 'find_odd_ranges',
+           'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays', 'find_groups', 'Looked',
+           'look_at_all', 'found_records', 'judge', 'check_asked', 'check']
 
 # %% ../../nbs/data/32_check.ipynb #4e245994
 import re
@@ -746,68 +747,87 @@ def find_copies(looked, report, split, share=0.25):
 def find_oddities(looked, report):
     "Channels, bit depth, saturation, range, constant images."
     for k, what in ((0, 'source'), (1, 'target')):
-        for key, code, level in (('channels', 'channels', 'error'), ('depth', 'depth', 'warning')):
-            values = [d[key][k] for d in looked]
-            usual = max(set(values), key=values.count)
-            odd = [d for d, v in zip(looked, values) if v != usual]
-            if odd:
-                report.add(
-                    level,
-                    code,
-                    f'{getattr(odd[0]["r"], what)}: {key} {odd[0][key][k]}, the other {what} '
-                    f'files {usual}'
-                    + (f' ({len(odd)} such files)' if len(odd) > 1 else '')
-                    + '; convert them to one kind',
-                )
-        deep = [d for d in looked if d['depth'][k] == 'uint16' and d['high'][k] < 256]
-        if deep and len(deep) == len(looked):
+        find_odd_kinds(looked, report, k, what)
+        find_clipped(looked, report, k, what)
+        find_odd_ranges(looked, report, k, what)
+        find_constant(looked, report, k, what)
+
+
+def such_files(found) -> str:
+    "How many files share a fault, in words; nothing for one."
+    return f' ({len(found)} such files)' if len(found) > 1 else ''
+
+
+def find_odd_kinds(looked, report, k, what):
+    "Files with other channels or another bit depth than most, and 8 bits kept in 16."
+    for key, level in (('channels', 'error'), ('depth', 'warning')):
+        values = [d[key][k] for d in looked]
+        usual = max(set(values), key=values.count)
+        odd = [d for d, v in zip(looked, values) if v != usual]
+        if odd:
             report.add(
-                'warning',
-                'depth',
-                f'{getattr(deep[0]["r"], what)}: a 16-bit file whose values stay below 256, as '
-                f'all {what} files; give {what}_window 0:255',
+                level,
+                key,
+                f'{getattr(odd[0]["r"], what)}: {key} {odd[0][key][k]}, the other {what} '
+                f'files {usual}{such_files(odd)}; convert them to one kind',
             )
-        full = [
-            d for d in looked if d['saturated'][k] > (0.25 if d['depth'][k] != 'volume' else 0.05)
-        ]
-        if full:
-            report.add(
-                'warning',
-                'saturated',
-                f'{getattr(full[0]["r"], what)}: {full[0]["saturated"][k]:.0%} of the bright '
-                f'values are exactly the largest one'
-                + (f' ({len(full)} such files)' if len(full) > 1 else '')
-                + '; it was clipped, use the scan before conversion',
-            )
-        low = [
-            d for d in looked if d['rule'][k] == 'hu' and d.get('air', (-1000, -1000))[k] > -500
-        ]  # file units: padding of the grid is no air
-        if low:
-            report.add(
-                'error',
-                'range',
-                f'{getattr(low[0]["r"], what)}: no air, the lowest values lie at '
-                f'{low[0]["air"][k]:.0f} HU'
-                + (f' ({len(low)} such files)' if len(low) > 1 else '')
-                + '; the offset of -1024 is lost, or these are not Hounsfield units',
-            )
-        reach = max(d['reach'][k][1] for d in looked) - min(d['reach'][k][0] for d in looked)
-        if reach < 0.2:
-            report.add(
-                'error',
-                'range',
-                f'the values of all {what} files fill only {reach / 2:.1%} of their intensity '
-                f'window, so a constant image would score well; give {what}_window (labels 0 to '
-                f'4, for example: labels:0:4)',
-            )
-        flat = [d for d in looked if d['constant'][k]]
-        if flat:
-            report.add(
-                'error' if k == 0 or len(flat) > 0.5 * len(looked) else 'warning',
-                'constant',
-                f'{getattr(flat[0]["r"], what)}: a constant image'
-                + (f' ({len(flat)} such files)' if len(flat) > 1 else ''),
-            )
+    deep = [d for d in looked if d['depth'][k] == 'uint16' and d['high'][k] < 256]
+    if deep and len(deep) == len(looked):
+        report.add(
+            'warning',
+            'depth',
+            f'{getattr(deep[0]["r"], what)}: a 16-bit file whose values stay below 256, as '
+            f'all {what} files; give {what}_window 0:255',
+        )
+
+
+def find_clipped(looked, report, k, what):
+    "Files in which too many of the bright values are exactly the largest one."
+    most = lambda d: 0.05 if d['depth'][k] == 'volume' else 0.25
+    full = [d for d in looked if d['saturated'][k] > most(d)]
+    if full:
+        report.add(
+            'warning',
+            'saturated',
+            f'{getattr(full[0]["r"], what)}: {full[0]["saturated"][k]:.0%} of the bright values '
+            f'are exactly the largest one{such_files(full)}; '
+            'it was clipped, use the scan before conversion',
+        )
+
+# %% ../../nbs/data/32_check.ipynb #29dea3d0
+def find_odd_ranges(looked, report, k, what):
+    "A CT without air, and values that fill almost none of their window."
+    # file units: padding of the grid is no air
+    ct = [d for d in looked if d['rule'][k] == 'hu']
+    low = [d for d in ct if d.get('air', (-1000, -1000))[k] > -500]
+    if low:
+        report.add(
+            'error',
+            'range',
+            f'{getattr(low[0]["r"], what)}: no air, the lowest values lie at '
+            f'{low[0]["air"][k]:.0f} HU{such_files(low)}; '
+            'the offset of -1024 is lost, or these are not Hounsfield units',
+        )
+    reach = max(d['reach'][k][1] for d in looked) - min(d['reach'][k][0] for d in looked)
+    if reach < 0.2:
+        report.add(
+            'error',
+            'range',
+            f'the values of all {what} files fill only {reach / 2:.1%} of their intensity '
+            f'window, so a constant image would score well; give {what}_window (labels 0 to '
+            f'4, for example: labels:0:4)',
+        )
+
+
+def find_constant(looked, report, k, what):
+    "Files of one value: an error in a source, or in more than half of the targets."
+    flat = [d for d in looked if d['constant'][k]]
+    if flat:
+        report.add(
+            'error' if k == 0 or len(flat) > 0.5 * len(looked) else 'warning',
+            'constant',
+            f'{getattr(flat[0]["r"], what)}: a constant image{such_files(flat)}',
+        )
 
 # %% ../../nbs/data/32_check.ipynb #049f0128
 def find_unfit(looked, report):

@@ -9,7 +9,8 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_CO
            'sidecar', 'cell_value', 'read_table', 'plain_id', 'match_people', 'ixi_people', 'ixi', 'brats',
            'brats_file', 'refuse_other_years', 'pelvis', 'sentinel', 'subject_pattern', 'subject_of', 'image_files',
            'pscde', 'folder', 'beside_table', 'pair_of', 'csv', 'DataInfo', 'default_windows', 'made_root',
-           'slices_to_png', 'pairs_table', 'check_one', 'find_records', 'Published', 'split_like']
+           'slices_to_png', 'pairs_table', 'check_one', 'find_records', 'Published', 'split_like', 'own_split',
+           'split_by_pairs']
 
 # %% ../../nbs/data/31_layouts.ipynb #5cdbe17f
 import glob, io, json, re
@@ -479,7 +480,7 @@ def ixi_people(root) -> dict:
         )
     return found
 
-
+# %% ../../nbs/data/31_layouts.ipynb #c25040f7
 def ixi(root, source='T1', target='T2', allow_unpaired=False, **_) -> list:
     "Records of IXI's own layout; meta: site, scanner, field strength, age, sex."
     root, sides = Path(root), ({}, {})
@@ -1055,21 +1056,7 @@ def split_like(
         )
     s, subjects = published[dataset, paper], sorted({r.subject for r in records})
     if s.own:
-        parts = {
-            'train': [r for r in records if r.split in ('train', 'val')],
-            'val': [],
-            'test': [r for r in records if r.split == 'test'],
-        }
-        if (len(parts['train']), len(parts['test'])) != (s.train, s.test):
-            raise InputError(
-                f'{paper} uses {s.train} and {s.test} pairs of {dataset}; this copy has'
-                f' {len(parts["train"])} and {len(parts["test"])}'
-            )
-        return (
-            [replace(r, split='test' if r.split == 'test' else 'train') for r in records],
-            {k: sorted({r.subject for r in v}) for k, v in parts.items()},
-            s.slices,
-        )
+        return own_split(records, dataset, paper, s)
     order = [subjects[i] for i in np.random.default_rng(seed).permutation(len(subjects))]
     if s.seed is not None:
         order = list(subjects)
@@ -1090,6 +1077,29 @@ def split_like(
             {k: sorted(v) for k, v in parts.items()},
             s.slices,
         )
+    return split_by_pairs(records, order, dataset, paper, s)
+
+# %% ../../nbs/data/31_layouts.ipynb #bbc0e9d2
+def own_split(records, dataset, paper, s):
+    "The data set's own split, validation joined to training, if it has the counts of the paper."
+    parts = {
+        'train': [r for r in records if r.split in ('train', 'val')],
+        'val': [],
+        'test': [r for r in records if r.split == 'test'],
+    }
+    n_train, n_test = len(parts['train']), len(parts['test'])
+    if (n_train, n_test) != (s.train, s.test):
+        raise InputError(
+            f'{paper} uses {s.train} and {s.test} pairs of {dataset}; '
+            f'this copy has {n_train} and {n_test}'
+        )
+    used = [replace(r, split='test' if r.split == 'test' else 'train') for r in records]
+    subjects = {k: sorted({r.subject for r in v}) for k, v in parts.items()}
+    return used, subjects, s.slices
+
+
+def split_by_pairs(records, order, dataset, paper, s):
+    "Exactly the paper's numbers of pairs, from whole subjects in this order, the test first."
     kept, parts, left = [], {'train': [], 'val': [], 'test': []}, list(order)
     for side, need in (('test', s.test), ('train', s.train)):
         have = []
@@ -1099,7 +1109,7 @@ def split_like(
         if len(have) < need:
             raise InputError(
                 f'{paper} uses {s.train} and {s.test} pairs of {dataset}, here are {len(records)}'
-                f' of {len(subjects)} scenes; leave split empty for a split by share'
+                f' of {len(order)} scenes; leave split empty for a split by share'
             )
         kept += have[:need]
     return sorted(kept, key=lambda r: r.name), {k: sorted(v) for k, v in parts.items()}, s.slices
