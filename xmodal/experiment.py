@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'MASK_MEASURES', 'SHOWN', 'SMOKE', 'ABOUT', 'Parts', 'few_images', 'load_parts', 'Row', 'read_row',
            'Budget', 'clock', 'peak_memory', 'measure_images', 'by_difficulty', 'with_prompts', 'run_row',
            'finished_row', 'measure_row', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'line_for',
-           'experiment', 'scores', 'score_table']
+           'parts_for', 'machine_name', 'experiment', 'scores', 'score_table']
 
 # %% ../nbs/use/80_experiment.ipynb #bffd9d7c
 import json, math, shutil, time
@@ -526,26 +526,10 @@ def line_for(p, parts: Parts, machine: str) -> str:
     )
 
 
-def experiment(
-    p,  # parameters of a notebook as a namespace; with `smoke` they are shrunk in place
-    folder: str,  # under runs/, unless p.name says otherwise
-    **more,  # further things that have to agree
-):  # namespace: parts, budget, out, seeds, about, device, machine, line (one sentence for tables)
-    """What a notebook's parameters mean.
-
-    Raises InputError for numbers that are none, and as `load_parts` does.
-    """
-    if p.smoke:
-        for k, v in SMOKE.items():
-            setattr(p, k, v)
-    seeds, mults = numbers(p.seeds, 'seeds', low=0), numbers(p.mults, 'mults', low=1)
-    if not seeds or not mults:
-        raise InputError(f'seeds and mults must hold a number each, got {p.seeds!r}, {p.mults!r}')
+def parts_for(p) -> Parts:
+    "The data that a notebook's parameters ask for; some notebooks lack some of them."
     get = lambda k, other='': getattr(p, k, other)
-    budget = Budget(
-        p.steps, p.batch, p.lr, p.ema, p.ch, tuple(mults), p.layers, p.precision, p.channels_last
-    )
-    parts = load_parts(
+    return load_parts(
         p.dataset,
         p.root,
         p.source,
@@ -565,13 +549,38 @@ def experiment(
         pixels=p.made_pixels,
         vary=bool(get('made_varied', False)) and p.dataset in ('phantom', 'bids'),
     )
+
+
+def machine_name() -> str:
+    "The GPU, or the number of CPU threads and the kind of processor."
+    env = environment()
+    threads = f'{env["threads"]} CPU thread{"s" * (env["threads"] != 1)}'
+    return env['gpu'] or f'{threads}, {env["machine"]}'
+
+
+def experiment(
+    p,  # parameters of a notebook as a namespace; with `smoke` they are shrunk in place
+    folder: str,  # under runs/, unless p.name says otherwise
+    **more,  # further things that have to agree
+):  # namespace: parts, budget, out, seeds, about, device, machine, line (one sentence for tables)
+    """What a notebook's parameters mean.
+
+    Raises InputError for numbers that are none, and as `load_parts` does.
+    """
+    if p.smoke:
+        for k, v in SMOKE.items():
+            setattr(p, k, v)
+    seeds, mults = numbers(p.seeds, 'seeds', low=0), numbers(p.mults, 'mults', low=1)
+    if not seeds or not mults:
+        raise InputError(f'seeds and mults must hold a number each, got {p.seeds!r}, {p.mults!r}')
+    budget = Budget(
+        p.steps, p.batch, p.lr, p.ema, p.ch, tuple(mults), p.layers, p.precision, p.channels_last
+    )
+    parts, machine = parts_for(p), machine_name()
     out = project_root() / 'runs' / (p.name or folder)
     if p.smoke:
         out = out / 'smoke'
         shutil.rmtree(out, ignore_errors=True)
-    env = environment()
-    threads = f'{env["threads"]} CPU thread{"s" * (env["threads"] != 1)}'
-    machine = env['gpu'] or f'{threads}, {env["machine"]}'
     return SimpleNamespace(
         parts=parts,
         budget=budget,
