@@ -249,6 +249,8 @@ def navigation(titles) -> list:
         return [{label(n, left.pop(n)): n} for n in names if n in left]
 
     nav = take(['index.ipynb'], lambda name, title: 'Start')
+    flat = take(sorted(n for n in left if re.match(r'\d\d_[^/]*$', n)))
+    nav += [{'Notebooks': flat}] * bool(flat)  # numbered ones outside of every chapter's folder
     for chapter, folder in CHAPTERS:
         inside = sorted(n for n in left if n.startswith(f'{folder}/'))
         ordered = [f'guide/{name}.ipynb' for name in GUIDE] if folder == 'guide' else []

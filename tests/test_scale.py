@@ -163,7 +163,7 @@ def test_the_job_with_a_launcher_and_in_a_notebook(run_name):
     names = [f'{run_name}-{k}' for k in ('one', 'launcher', 'notebook')]
     try:
         common = ['--smoke', '--baseline', 'False', '--dataset', 'phantom', '--device', 'cpu']
-        r = launched('-m', 'xmodal.training.loop', *common, '--name', names[1])
+        r = launched('-m', 'xmodal.train', *common, '--name', names[1])
         assert r.returncode == 0, r.stderr[-3000:]
         assert r.stdout.count('/model written') == 1 and r.stdout.count('train    2 subjects') == 1
         r = papermill(

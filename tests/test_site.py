@@ -34,11 +34,11 @@ def test_the_documentation_stage_runs_over_all_notebooks(tmp_path):
     }
     assert [next(iter(chapter)) for chapter in nav][:4] == [
         'Start',
-        'Derivations',
-        'Data',
-        'Methods and networks',
+        'Guide',
+        'Basics',
+        'Bridges',
     ]
-    text = (docs / '10_bridge.ipynb').read_text(encoding='utf-8')
+    text = (docs / 'bridges/10_bridge.ipynb').read_text(encoding='utf-8')
     assert '### diffuse' in text and '#|' not in text and '_modidx' not in text
 
 
