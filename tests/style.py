@@ -23,6 +23,8 @@ STATEMENTS = 40  # most statements of an exported cell
 FUNCTION = 40  # most lines of a function, signature and docstring not counted
 PARAMETERS = 8  # most parameters of a function
 SHOWN = 1500  # most characters of a shown check cell
+LINES = 60  # most lines of an exported cell
+WORDS = 2  # fewest words of prose for an exported line
 OURS = {'den', 'bridge', 'net', 'mix'}  # objects whose abilities are declared, never guessed
 IMPORTS = (ast.Import, ast.ImportFrom)
 
@@ -119,6 +121,34 @@ def count_cells(root, add):
             add(f'shown cell over {SHOWN} characters', name, len(source) > SHOWN)
 
 
+def prose_words(cells) -> int:
+    "Words of the Markdown cells, without code, formulas, targets of links and tags."
+    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    noise = r'```.*?```|\$\$.*?\$\$|\$[^$\n]+\$|`[^`\n]*`|\]\([^)]*\)|<[^>]+>'
+    return len(re.findall(r"[^\W\d_][\w'’-]*", re.sub(noise, ' ', text, flags=re.S)))
+
+
+def exported_lines(cells) -> list:
+    "Lines of every exported cell that are not blank, without its directives."
+    code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+    code = [s for s in code if has_directive(s, 'export|exporti|exports')]
+    kept = [[line for line in s.split('\n') if not re.match(r'#\s*\|', line)] for s in code]
+    return [sum(bool(line.strip()) for line in lines) for lines in kept]
+
+
+def count_prose(root, add):
+    "Rules about prose beside the code."
+    for path in sorted((root / 'nbs').rglob('*.ipynb')):
+        if {'results', '.ipynb_checkpoints'} & set(path.parts):
+            continue
+        name = path.relative_to(root / 'nbs').as_posix()
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        lines = exported_lines(cells)
+        lacking = WORDS * sum(lines) - prose_words(cells)
+        add(f'words of prose lacking, {WORDS} for an exported line', name, max(0, lacking))
+        add(f'exported cell over {LINES} lines', name, sum(n > LINES for n in lines))
+
+
 def guesses(tree) -> int:
     "hasattr and getattr on a bridge, a denoiser, a network or a field."
     found = 0
@@ -171,6 +201,7 @@ def count(root=ROOT) -> dict:
         found[rule][place] += int(n)
 
     count_cells(root, add)
+    count_prose(root, add)
     count_modules(root, add)
     return {rule: +places for rule, places in sorted(found.items())}
 

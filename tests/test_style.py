@@ -37,6 +37,8 @@ BROKEN = {  # rule -> a code cell that breaks it
     'conditional inside a conditional': 'a = 1 if x else (2 if y else 3)',
     'keywords that depend on a condition': 'f(**(dict(a=1) if x else {}))',
     'imports and code in one cell': 'import os\nprint(os.sep)',
+    'words of prose lacking, 2 for an exported line': '#| export\na = 1',
+    'exported cell over 60 lines': '#| export\n' + 'a = 1\n' * 61,
     'exported cell over 40 statements': '#| export\n' + 'a = 1\n' * 41,
     'shown cell over 1500 characters': 'print(1)\n' * 200,
     'guesses what an object of ours can do': "#| export\nok = hasattr(den, 'latent')",
