@@ -26,7 +26,7 @@ from xmodal.data.layouts import (
     sentinel,
     sidecar,
 )
-from xmodal.metadata.context import beside
+from xmodal.metadata.context import nearby_metadata
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,7 @@ def test_what_is_known_about_people_is_not_lost(tmp_path, name):
     (tmp_path / 'participants.tsv').write_bytes(TABLES[name].encode())
     got = bids(tmp_path)
     assert [(r.meta.get('age'), r.meta.get('sex')) for r in got] == [(34, 'M'), (60, 'F')]
-    assert beside(got[0].source)['age'] == 34  # translation reads the same
+    assert nearby_metadata(got[0].source)['age'] == 34  # translation reads the same
 
 
 def test_utf16_is_read(tmp_path):
@@ -327,7 +327,7 @@ def test_pipes_are_never_opened(tmp_path, name):
     os.mkfifo(tmp_path / name)
     refused(lambda: bids(tmp_path), os.path.basename(name), 'named pipe')
     refused(
-        lambda: beside(tmp_path / 'sub-01' / 'anat' / 'sub-01_T1w.nii.gz'),
+        lambda: nearby_metadata(tmp_path / 'sub-01' / 'anat' / 'sub-01_T1w.nii.gz'),
         os.path.basename(name),
         'named pipe',
     )

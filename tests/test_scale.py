@@ -59,7 +59,7 @@ def same_logs(a, b, columns=('loss', 'loss_g', 'loss_d', 'r1')):
 
 SCRIPT = """
 import json, os, signal, sys, torch; torch.set_num_threads(1)
-from xmodal.training.loop import Recipe, is_first
+from xmodal.training.loop import Recipe, is_main
 from xmodal.training.adversarial import fit
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_tensors
@@ -70,12 +70,12 @@ class Waves(torch.utils.data.Dataset):
     def __len__(self): return 12
     def __getitem__(self, i):
         self.asked += 1
-        if self.asked == stop and not is_first(): os.kill(os.getpid(), signal.SIGINT)     # one process alone is told to stop
+        if self.asked == stop and not is_main(): os.kill(os.getpid(), signal.SIGINT)     # one process alone is told to stop
         y = torch.sin(torch.linspace(0, 3 + i, 256)).reshape(1, 16, 16)
         return dict(y=y, x0=-y**3)
 model = dict(method=method, channels=1, net=dict(ch=8, mults=[1, 2], layers=1), arch=arch)
 torch.manual_seed(int(os.environ.get('RANK', 0)))                          # other first weights in every process: the first one's count
-torch.manual_seed(0) if is_first() else None
+torch.manual_seed(0) if is_main() else None
 den = build(**model)
 try: fit(den, Waves(), out, method, Recipe(steps=12, batch=4, ema=.9), model, objective, val=Waves(), device='cpu', log_every=3, progress=False, **how)
 except KeyboardInterrupt as e: print(e); sys.exit(0)

@@ -337,7 +337,7 @@ def about_failure(
 def translate(a) -> int:
     "xmodal translate"
     from xmodal.methods import parse_options
-    from xmodal.training.loop import is_first, join_processes
+    from xmodal.training.loop import is_main, join_processes
     from xmodal.folders import translate_paths
     from xmodal.translate import Translator
 
@@ -368,7 +368,7 @@ def translate(a) -> int:
         mix=a.save_mix,
         force=a.force,
     )
-    if is_first():
+    if is_main():
         for _, why in bad:
             print(f'xmodal: not translated: {why}', file=sys.stderr)
     return 1 if bad else 0

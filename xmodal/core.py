@@ -6,8 +6,8 @@
 __all__ = ['LIMITS', 'LITTER', 'HOST', 'LEFT', 'EARLIER', 'DAY', 'looked_at', 'InputError', 'limit', 'check_limit',
            'project_root', 'check_regular', 'is_litter', 'item_seed', 'Noise', 'expand', 'table_dtype',
            'check_same_shape', 'process_space', 'started', 'temporary', 'untouched', 'is_left', 'remove', 'clear_left',
-           'clear_once', 'to_disk', 'atomic', 'to_disk_folder', 'already', 'mend_torchvision', 'near', 'show_grid',
-           'snapshot', 'settle', 'convert', 'numbers']
+           'clear_once', 'to_disk', 'atomic', 'to_disk_folder', 'already', 'mend_torchvision', 'assert_close',
+           'show_grid', 'snapshot', 'settle', 'convert', 'numbers']
 
 # %% ../nbs/basics/00_core.ipynb #501b8bb4
 import contextlib, errno, hashlib, json, os, re, secrets, shutil, socket, stat, tempfile, time
@@ -389,7 +389,7 @@ def mend_torchvision() -> bool:  # True if something was mended
     return False
 
 # %% ../nbs/basics/00_core.ipynb #c906f262
-def near(
+def assert_close(
     got,
     want,  # numbers, lists, arrays or tensors that broadcast against each other
     eps: float = 1e-9,  # largest absolute difference allowed; NaN anywhere fails

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'answer', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
+           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -164,7 +164,7 @@ class Parametrised(Estimator, nn.Module):
         "skip, ysk, out, inp for (a, b, c)."
         return tuple(v.to(dtype) for v in predictions[self.pred](*coefs, self.scale))
 
-    def seen(self, x, t, y, inp):
+    def net_inputs(self, x, t, y, inp):
         "What the network is shown: scaled state, its own time, source."
         shown = inp * x
         return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
@@ -196,7 +196,7 @@ class Denoiser(Parametrised):
         for _ in range(self.recur):
             if self.recur > 1:
                 more['x_r'] = x0_hat
-            got = answer(self.precision, self.net, *self.seen(x, t, y, inp), ctx, **more)
+            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, inp), ctx, **more)
             newer = skip * x + ysk * y + out * got.to(x.dtype)
             x0_hat, settled = keep_older(newer, x0_hat, settled, stop)
         return x0_hat
@@ -206,7 +206,7 @@ class Denoiser(Parametrised):
         if self.twin is None:
             return super().eps_hat(x, t, y, ctx, coefs)
         inp = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
-        return answer(self.precision, self.twin, *self.seen(x, t, y, inp), ctx).to(x.dtype)
+        return run_net(self.precision, self.twin, *self.net_inputs(x, t, y, inp), ctx).to(x.dtype)
 
 # %% ../nbs/bridges/14_denoise.ipynb #3ffd07d9
 def fast(
@@ -230,7 +230,7 @@ def fast(
     return den
 
 
-def answer(precision, net, x, *args, **kw):
+def run_net(precision, net, x, *args, **kw):
     "The network's answer, in the precision that was asked for."
     if precision == 'no':
         return net(x, *args, **kw)

@@ -24,11 +24,11 @@ from .data.volumes import IMAGE_ENDINGS, NIFTI_ENDINGS, first_line
 from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
 from .methods import calls, get_method
-from .metadata.context import beside
+from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
-from .training.loop import is_first, shared
+from .training.loop import is_main, map_over_processes
 from .data.units import units_note
-from .translate import Changed, path_times, sampling, target_units, told
+from .translate import Changed, path_times, sampling, target_units, resolve_prompt
 
 # %% ../nbs/use/83_folders.ipynb #ead85738
 def kind_of(path) -> str:
@@ -175,7 +175,7 @@ def folder_tasks(source, output) -> list:
         endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
         raise InputError(f'{source}: holds no {endings} file{bids}')
     left = [p.name for p in there if p not in named and p.suffix != '.json']
-    if left and is_first():
+    if left and is_main():
         print(f'not translated, because they are folders or other kinds of file: {few(left)}')
     if output.is_file():
         raise InputError(f'{output}: is a file; a folder is translated into a folder')
@@ -200,7 +200,7 @@ def suffix_of(name) -> str:
 def target_of(d, target=None) -> str:
     "The modality that a model makes, given a wish. d: data section of a model."
     if d.get('target_windows'):
-        return suffix_of(told(d, None, target)[1].modality)
+        return suffix_of(resolve_prompt(d, None, target)[1].modality)
     return suffix_of((target or {}).get('modality') or d.get('target'))
 
 
@@ -222,7 +222,7 @@ def bids_tasks(root, output, model_data, labels=(), target=None) -> list:
     known = '_ce-' in (model_data.get('source') or '')
     enhanced = [f for f in files if '_ce-' in f.name and not known]
     files = [f for f in files if f not in enhanced]
-    if enhanced and is_first():
+    if enhanced and is_main():
         print(
             f'left out, taken with a contrast agent: {few([f.name for f in enhanced])}; '
             'translate them one by one if you must'
@@ -279,7 +279,7 @@ def bids_task(root, output, f, have, want) -> Task:
     "The task of a scan; what is wrong with it or with what lies beside it stops no other."
     known, wrong = {}, no_file(f)
     try:
-        known = {} if wrong else beside(f)
+        known = {} if wrong else nearby_metadata(f)
     except BROKEN as e:
         wrong = f'{f}: {e}'
     place = output / f.relative_to(root).parent / bids_output(f, want)
@@ -611,7 +611,7 @@ def translate_paths(
     single = not bids and tasks[0].source == Path(source)  # a file, or one DICOM series
     settings, once = settings_of(tr, target, **how), None if single else {}
     check_unique(tasks)
-    if bids and is_first():
+    if bids and is_main():
         describe_derivative(source, output, d, target)
     if not single:
         Path(output).mkdir(parents=True, exist_ok=True)  # else there is no use
@@ -621,21 +621,21 @@ def translate_paths(
         return translate_task(tr, t, settings, overwrite, **how)
 
     if single:
-        (said,) = shared(1, lambda _: [one(tasks[0])])
+        (said,) = map_over_processes(1, lambda _: [one(tasks[0])])
         if said not in ('', 'finished'):
             raise InputError(said)
-        if said and progress and is_first():
+        if said and progress and is_main():
             print(f'{tasks[0].output}: was there already')
         return []
-    unseen = not (progress and is_first())
+    unseen = not (progress and is_main())
 
     def some(mine):
         return [one(tasks[k]) for k in tqdm(mine, desc='files', unit='file', disable=unseen)]
 
-    said = shared(len(tasks), some)
+    said = map_over_processes(len(tasks), some)
     for text, files in once.items():
         warnings.warn(f'{files_in(files)}: {text}', Changed)
     there = said.count('finished')
-    if is_first() and progress and there:
+    if is_main() and progress and there:
         print(f'{there} of {len(tasks)} were there already')
     return [(t.source, why) for t, why in zip(tasks, said) if why not in ('', 'finished')]

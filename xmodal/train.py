@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['defaults', 'meanings', 'BEAT', 'DEAD', 'held', 'LOWEST', 'parameter', 'FromData', 'ByModel', 'WithTraining', 'Job',
-           'say', 'first_alone', 'what_is_there', 'machine', 'note_in', 'silent_for', 'try_flock', 'still_held', 'busy',
-           'owner_of', 'opened', 'beat', 'take', 'release', 'release_all', 'check_name', 'hold', 'shrink',
+           'print_once', 'first_alone', 'what_is_there', 'machine', 'note_in', 'silent_for', 'try_flock', 'still_held',
+           'busy', 'owner_of', 'opened', 'beat', 'take', 'release', 'release_all', 'check_name', 'hold', 'shrink',
            'check_lowest', 'check_prompts', 'check_words', 'spread_evenly', 'fill_in', 'find_targets', 'plan',
            'recipe_of', 'names', 'sizes_of', 'check_backbone', 'check_fit', 'made_how', 'where_from', 'all_records',
-           'split_of', 'check_pairs', 'find_pairs', 'modality_known', 'use_latents', 'add_prompts', 'gather',
-           'show_batch', 'start_over', 'origin_of', 'trained', 'train_all', 'show_training', 'show_mixing',
-           'answers_of', 'scores_of', 'examine', 'show_panels', 'about_cut', 'about_target', 'stored_type',
+           'split_of', 'check_pairs', 'find_pairs', 'modality_known', 'use_latents', 'add_prompts', 'prepare_data',
+           'show_batch', 'start_over', 'provenance_of', 'trained', 'train_all', 'show_training', 'show_mixing',
+           'answers_of', 'scores_of', 'measure', 'show_panels', 'about_cut', 'about_target', 'stored_type',
            'common_type', 'target_reach', 'usual_mask', 'source_values', 'target_middle', 'about_prompts',
-           'windows_of_targets', 'about_data', 'about_training', 'memory_used', 'last_mix', 'keep', 'train_only',
+           'windows_of_targets', 'about_data', 'about_training', 'memory_used', 'last_mix', 'save_run', 'train_only',
            'launch', 'environment_of', 'free_port', 'run', 'parser_of_jobs', 'train_command']
 
 # %% ../nbs/use/81_train.ipynb #c82ef88b
@@ -42,7 +42,7 @@ from .data.layouts import datasets, default_windows, find_records, split_like
 from .methods import calls, get_method, parse_options, recipe_for
 from .evaluation.metrics import evaluate_pairs, format_summary, summary
 from .nets.build import build, check_net, sizes_for
-from .metadata.context import Told, contexts, prompts_hash, seen_values, usual
+from .metadata.context import Told, contexts, prompts_hash, seen_values, typical_target
 from xmodal.evaluation.report import (
     environment,
     fig_mix,
@@ -60,11 +60,11 @@ from xmodal.training.loop import (
     NotFinite,
     Recipe,
     check_device,
-    is_first,
+    is_main,
     join_processes,
     measure_scale,
     predict,
-    shared,
+    map_over_processes,
 )
 
 # %% ../nbs/use/81_train.ipynb #cb0d3776
@@ -270,9 +270,9 @@ defaults = asdict(Job())
 meanings = {f.name: f.metadata['help'] for f in fields(Job)}
 
 # %% ../nbs/use/81_train.ipynb #2a76df3f
-def say(*words):
+def print_once(*words):
     "Print, once for all processes."
-    if is_first():
+    if is_main():
         print(*words, flush=True)
 
 
@@ -491,7 +491,7 @@ def hold(
     be.
     """
     said = ''
-    if is_first():
+    if is_main():
         try:
             take(p.run)
             check_name(p)
@@ -502,7 +502,7 @@ def hold(
 
         (said,) = broadcast_object_list([said])
     if said:
-        if is_first():
+        if is_main():
             release(p.run)
         raise InputError(said)
 
@@ -628,7 +628,7 @@ def plan(
     p.targets = find_targets(p)
     check_name(p)
     paper = f' (the paper: {m.paper_steps} steps)' if m.paper_steps else ''
-    say(
+    print_once(
         f'method {p.method}: {m.about}\n{p.sample_steps} steps, {p.nfe} network calls per image'
         f'{paper}\nresults go to runs/{p.name}'
     )
@@ -805,7 +805,7 @@ def find_pairs(p):
             f'the targets {p.target} need different intensity windows; train one model for each'
         )
     windows = [w or v for w, v in zip((p.source_window, p.target_window), rules_of.pop())]
-    if p.check and is_first():
+    if p.check and is_main():
         check_pairs(p, records, split, windows)
     several = p.text != 'none' and len(p.targets) > 1
     if several and (p.dataset == 'csv' or not all(modality_known(r) for r in records)):
@@ -829,7 +829,7 @@ def use_latents(p, d):
     few = torch.stack([d.data[int(i)]['x0'] for i in at]).to(device)
     error = (d.codec.round_trip(few) - few).flatten(1).square().mean(1)
     d.ceiling = float((10 * torch.log10(4 / error)).mean())
-    say(
+    print_once(
         f'latents of {d.codec.latents} channels, {d.codec.factor} times smaller; the'
         f' autoencoder alone keeps {d.ceiling:.2f} dB of the targets: no translation'
         ' through it can be better'
@@ -847,13 +847,13 @@ def add_prompts(p, d):
         describe(subset(read_metadata(meta), p.told_fields)) or 'nothing is known'
         for meta in (r.meta, r.target_meta)
     ]
-    say(
+    print_once(
         f'prompts through {p.encoder} ({d.hears.dim} numbers), for example\n'
         f'  source: {prompts[0]}\n  target: {prompts[1]}'
     )
 
 
-def gather(
+def prepare_data(
     p,  # from `plan`
 ):  # namespace: records, split, data, fed, parts, hears, codec, ceiling
     "Prepare the data of a job; raises InputError."
@@ -877,7 +877,7 @@ def gather(
     d.parts = {k: d.data.select(v) for k, v in d.split.items()}
     for k, v in d.split.items():
         some = f'{", ".join(v[:8])}{" ..." if len(v) > 8 else ""}'
-        say(f'{k:6s}{len(v):4d} subjects {len(d.parts[k]):6d} images   {some}')
+        print_once(f'{k:6s}{len(v):4d} subjects {len(d.parts[k]):6d} images   {some}')
     return d
 
 
@@ -894,7 +894,7 @@ def show_batch(p, d):
 # %% ../nbs/use/81_train.ipynb #4f822fb4
 def start_over(p):
     "Remove an older run of this name, unless it is to be continued; the caller holds the folder."
-    if p.resume or not is_first():
+    if p.resume or not is_main():
         return
     found = ', '.join(what_is_there(p.run))
     if found:
@@ -907,7 +907,7 @@ def start_over(p):
             path.unlink(missing_ok=True)
 
 
-def origin_of(p, d) -> dict:
+def provenance_of(p, d) -> dict:
     "What a checkpoint belongs to: another data set, split or prompt is another training."
     origin = dict(dataset=p.dataset, source=p.source, target=p.target)
     origin |= dict(prepared=d.data.folder.name, **d.split)
@@ -936,7 +936,7 @@ def trained(p, d, method, out, **given):
         recipe_of(p, method),
         model,
         objective=p.objective if mine else None,
-        origin=origin_of(p, d),
+        origin=provenance_of(p, d),
         val=d.parts['val'] if len(d.parts['val']) else None,
         options=dict(p.sampler_options, steps=p.sample_steps, tau=p.tau) if mine else None,
         log_every=max(1, min(20, p.steps // 20)),
@@ -953,7 +953,7 @@ def trained(p, d, method, out, **given):
 # %% ../nbs/use/81_train.ipynb #f1b1c174
 def train_all(
     p,
-    d,  # from `plan` and `gather`
+    d,  # from `plan` and `prepare_data`
 ):  # row -> (denoiser, arguments of `build`, log)
     """Train the method of a job, and its baseline; raises InputError if another training has the
     folder.
@@ -995,10 +995,10 @@ def answers_of(p, test, den, steps, tau, method='regression', **options) -> np.n
     "All test images by one row, every process its share."
 
     def my_share(items):
-        how = dict(seed=p.seed, device=next(den.parameters()).device, progress=is_first())
+        how = dict(seed=p.seed, device=next(den.parameters()).device, progress=is_main())
         return list(predict(den, test, steps, tau, method, items=items, **how, **options))
 
-    return np.stack(shared(len(test), my_share))
+    return np.stack(map_over_processes(len(test), my_share))
 
 
 def scores_of(found, subjects) -> dict:  # row -> summary
@@ -1007,10 +1007,10 @@ def scores_of(found, subjects) -> dict:  # row -> summary
     return {k: summary(evaluate_pairs(v, x, subjects, (-1, 1))) for k, (v, x) in every.items()}
 
 
-def examine(
+def measure(
     p,
     d,
-    rows,  # from `plan`, `gather`, `train_all`
+    rows,  # from `plan`, `prepare_data`, `train_all`
 ):  # namespace: results, truth, source, scores, table, seconds (per image)
     "Translate the test subjects with every row and measure."
     import pandas as pd
@@ -1027,7 +1027,7 @@ def examine(
     if 'regression' in rows and p.method != 'regression':
         found.results['regression'] = answers_of(p, test, rows['regression'][0], 1, 'markov')
     found.results['identity'] = found.source
-    found.scores = scores_of(found, list(test.subjects)) if is_first() else {}
+    found.scores = scores_of(found, list(test.subjects)) if is_main() else {}
     words = {k: {m: format_summary(s, m) for m in s} for k, s in found.scores.items()}
     found.table = pd.DataFrame(words).T
     return found
@@ -1136,7 +1136,7 @@ def about_prompts(p, d) -> dict:
         fingerprint=d.hears.fingerprint,
         fields=list(p.told_fields),
         source=read_metadata(d.records[0].meta).modality or '',
-        usual=usual(learnt),
+        usual=typical_target(learnt),
         seen=seen_values(learnt),
         known=sorted({k for meta in said for k, v in meta.items() if v is not None}),
     )
@@ -1213,14 +1213,14 @@ def last_mix(log) -> dict:
     return {k: float(log[k].dropna().iloc[-1]) for k in known}
 
 
-def keep(
+def save_run(
     p,
     d,
     rows,
-    found,  # from `plan`, `gather`, `train_all`, `examine`
+    found,  # from `plan`, `prepare_data`, `train_all`, `measure`
 ):
     "Write the model folder and metrics.json; the first process alone."
-    if not is_first():
+    if not is_main():
         return
     den, model, log = rows[p.method]
     seconds, env, about = log.attrs['seconds'], environment(), about_data(p, d, den)
@@ -1259,7 +1259,7 @@ def train_only(p):
     "Data and training of a job: what the processes of a notebook do."
     if os.environ.get('ACCELERATE_USE_CPU') == 'true':
         torch.set_num_threads(1)
-    train_all(p, gather(p))
+    train_all(p, prepare_data(p))
     release(p.run)
 
 
@@ -1335,17 +1335,17 @@ def run(
 ):
     "The whole job in this process, or in this copy among a launcher's."
     p = plan(job)
-    d = gather(p)
-    if is_first():
+    d = prepare_data(p)
+    if is_main():
         show_batch(p, d)
     rows = train_all(p, d)
-    found = examine(p, d, rows)
-    if is_first():
+    found = measure(p, d, rows)
+    if is_main():
         show_training(p, rows)
         show_mixing(p, d, rows)
         show_panels(p, d, rows, found)
         print(found.table.to_string())
-    keep(p, d, rows, found)
+    save_run(p, d, rows, found)
 
 # %% ../nbs/use/81_train.ipynb #7df6ccbb
 def parser_of_jobs() -> argparse.ArgumentParser:
@@ -1386,14 +1386,14 @@ def train_command(
             )
         run(job)
     except InputError as e:
-        if is_first():
+        if is_main():
             print(f'error: {e}', file=sys.stderr)
         return 2
     except (NotFinite, OSError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
-        if is_first():
+        if is_main():
             print(f'interrupted: {e or "before the first checkpoint"}', file=sys.stderr)
         return 130
     return 0

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'Translator', 'assumed', 'whole_by_rule', 'is_ct', 'draws', 'check_counts', 'one_draw', 'summed',
-           'most_frequent', 'path_times', 'shares', 'hears', 'heard', 'told', 'check_hears', 'check_seen', 'sampling',
-           'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
-           'concerns_of_source', 'Changed', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'most_frequent', 'path_times', 'shares', 'promptable', 'heard', 'resolve_prompt', 'check_promptable',
+           'check_seen', 'sampling', 'context_of', 'target_window', 'concerns_of_modality', 'modality_of',
+           'modality_beside', 'path_of', 'concerns_of_source', 'Changed', 'settle_concerns', 'checked_cut',
+           'there_and_back', 'target_units']
 
 # %% ../nbs/use/82_translate.ipynb #a590355c
 import re, warnings
@@ -22,7 +23,7 @@ from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.volumes import Window
 from .denoise import fast as faster
 from .methods import draw, get_method, make_grid
-from .metadata.context import beside, wish
+from .metadata.context import nearby_metadata, request
 from .sample import check_grid, rules
 from xmodal.training.model_folder import (
     check_data_section,
@@ -284,7 +285,7 @@ def shares(tr, y, how) -> np.ndarray:  # (B, T, H, W) float32
     return np.stack(out, 1)
 
 # %% ../nbs/use/82_translate.ipynb #f9fcf8c1
-def hears(d) -> set:
+def promptable(d) -> set:
     """The fields of text.Metadata that a model with prompts can be told about its target: said by
     its prompts, and known of some target in training.
     """
@@ -295,11 +296,13 @@ def hears(d) -> set:
 
 
 def heard(d, meta: dict) -> dict:
-    "Of what is known about a target, that which the model can be told: a wish that `told` accepts."
-    return {k: v for k, v in asdict(read_metadata(meta)).items() if v is not None and k in hears(d)}
+    "What is known about a target and the model can be told: a request `resolve_prompt` accepts."
+    return {
+        k: v for k, v in asdict(read_metadata(meta)).items() if v is not None and k in promptable(d)
+    }
 
 
-def told(d, known=None, target=None):
+def resolve_prompt(d, known=None, target=None):
     """The records (source, target) that the prompts are made of; None for a model without prompts.
 
     `d`: the data section of a model. Raises InputError for a wish that could change nothing.
@@ -323,19 +326,19 @@ def told(d, known=None, target=None):
                 f'source: is said to be {said}, this model was trained on {text["source"]}; the'
                 ' answer is a guess'
             )
-    pair = wish(about, target, text['usual'])
+    pair = request(about, target, text['usual'])
     asked = {k: v for k, v in asdict(read_metadata(target or {})).items() if v is not None}
-    check_hears(d, asked)
+    check_promptable(d, asked)
     for k, v in asked.items():
         if seen := text.get('seen', {}).get(k):
             check_seen(k, v, seen, text['encoder'])
     return pair
 
 # %% ../nbs/use/82_translate.ipynb #61d4413b
-def check_hears(d, asked: dict):
+def check_promptable(d, asked: dict):
     "Raise InputError for a wish that the model cannot be told. asked: field -> value."
     text = d['text']
-    deaf = [k for k in asked if k not in hears(d)]
+    deaf = [k for k in asked if k not in promptable(d)]
     if deaf:
         raise InputError(
             f'target: this model cannot be told {deaf[0]} (prompts: {text["by"]}, of'
@@ -389,7 +392,7 @@ def sampling(config, steps=None, tau=None, **options) -> dict:
 
 def context_of(tr, known=None, target=None):
     "The context (3, dim) of a Translator; see its `context`."
-    pair, text = told(tr.config['data'], known, target), tr.config['data'].get('text')
+    pair, text = resolve_prompt(tr.config['data'], known, target), tr.config['data'].get('text')
     if pair is None:
         return None
     if tr.encoder is None:
@@ -405,7 +408,9 @@ def context_of(tr, known=None, target=None):
 def target_window(d, known=None, target=None) -> Window:
     "The intensity window of the target; of the wished modality, for a model of several directions."
     several = d.get('target_windows')
-    return Window(*(several[told(d, known, target)[1].modality] if several else d['target_window']))
+    return Window(
+        *(several[resolve_prompt(d, known, target)[1].modality] if several else d['target_window'])
+    )
 
 # %% ../nbs/use/82_translate.ipynb #aee1fe20
 def concerns_of_modality(d, known={}) -> list:  # (refuse?, what is wrong and what to do)
@@ -432,7 +437,7 @@ def modality_beside(path) -> str:
     if last in spellings['modality']:
         return spellings['modality'][last]
     is_nifti = Path(path).name != stem
-    return (modality_of(beside(path)) or '') if is_nifti else ''
+    return (modality_of(nearby_metadata(path)) or '') if is_nifti else ''
 
 
 def path_of(source):
@@ -490,7 +495,7 @@ def there_and_back(
     "Open, check, cut, draw, restore."
     d, where = tr.config['data'], path_of(source)
     if known is None and where and d.get('text'):
-        known = beside(where)
+        known = nearby_metadata(where)
     ctx, units = tr.context(known, target), target_units(d, known, target)
     frame = frame_of(source, d, tr.config['model']['channels'])
     y = checked_cut(frame, known, where, force)
@@ -502,7 +507,7 @@ def there_and_back(
 def target_units(d, known=None, target=None) -> TargetUnits:
     "Scale, type and limits of the target; for a model of several, of the wished modality."
     window, rule = target_window(d, known, target), str(d.get('target_window_rule', ''))
-    modality = told(d, known, target)[1].modality if d.get('target_windows') else None
+    modality = resolve_prompt(d, known, target)[1].modality if d.get('target_windows') else None
     mono = d['channels'][1] == 1
     if rule == 'binary':
         return TargetUnits(window, label_type(d, 0, window.hi), 0.0, window.hi, 'binary', mono)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'every_field', 'forgetful', 'nothing', 'read_pair', 'forgetful_pair', 'contexts', 'prompts_hash', 'Told',
-           'asked_modality', 'partner', 'exchanged', 'known_values', 'typical', 'usual', 'seen_values', 'check_request',
-           'shared_with', 'wish', 'bids_person', 'beside']
+           'asked_modality', 'partner', 'exchanged', 'known_values', 'typical', 'typical_target', 'seen_values',
+           'check_request', 'shared_with', 'request', 'bids_person', 'nearby_metadata']
 
 # %% ../../nbs/metadata/51_context.ipynb #079d6ca1
 import hashlib, re
@@ -192,7 +192,7 @@ def typical(values: list):
     return float(np.median(values))
 
 
-def usual(
+def typical_target(
     records,  # of the training
 ) -> dict:
     """For every modality among the targets: each field's most frequent value, the median of
@@ -240,10 +240,10 @@ def shared_with(src: Metadata, asked_for: dict) -> dict:
     return known
 
 
-def wish(
+def request(
     source: dict,  # what is known about the source: a sidecar, names of Metadata, ...
     target: dict,  # what is wanted, names of Metadata or of a sidecar
-    default: dict = {},  # from `usual`: modality -> its usual target
+    default: dict = {},  # from `typical_target`: modality -> its usual target
 ):  # (Metadata of the source, Metadata of the target)
     """What the two prompts say.
 
@@ -282,7 +282,7 @@ def bids_person(path: Path) -> str:
     return re.split('[_.]', path.name)[0]
 
 
-def beside(
+def nearby_metadata(
     path,  # of an image
 ) -> dict:
     """What a file's sidecar and its data set's participants.tsv say; {} if there is neither.

@@ -636,7 +636,7 @@ class Canvas:
         self.table = np.asarray(table, np.float32)
         self.v = np.repeat(self.table[organ['air']][:, None], p.shape[1], 1)  # (channels, N)
 
-    def near(self, lo, hi, mirrored=True):
+    def assert_close(self, lo, hi, mirrored=True):
         "Indices of the points within a box, or None if there are none."
         p = self.lr if mirrored else self.p
         if p[2].min() > hi[2] + 4 or p[2].max() < lo[2] - 4:

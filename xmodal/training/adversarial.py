@@ -544,7 +544,7 @@ class Players:
         self.critics, self.helpers = make_networks(self.o, den, size, r.seed)
         self.opts = make_optimisers(self.o, den, self.critics, self.helpers, r)
         both = dict(critics=self.critics, helpers=self.helpers)
-        self.aside = {k: v for k, v in both.items() if len(v)}
+        self.extra_networks = {k: v for k, v in both.items() if len(v)}
 
     def prepare(
         self,
@@ -553,9 +553,9 @@ class Players:
     ):
         "Move to the device, share the first process's weights."
         self.acc = acc
-        for v in self.aside.values():
+        for v in self.extra_networks.values():
             v.to(acc.device).train()
-        same_weights(acc, *self.aside.values())
+        same_weights(acc, *self.extra_networks.values())
         self.opts = {k: acc.prepare(v) for k, v in self.opts.items()}
 
     def update(

@@ -6,11 +6,11 @@
 __all__ = ['PARTS_OF_STATE', 'PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer',
            'unpack_optimizer', 'checkpoints', 'RunState', 'write_tensors', 'save_checkpoint', 'read_state',
            'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
-           'poll_interval', 'predict', 'join_processes', 'is_first', 'shared', 'PairLoss', 'trainable', 'param_groups',
-           'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training',
-           'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares',
-           'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'finite_check',
-           'check_finite', 'validate']
+           'poll_interval', 'predict', 'join_processes', 'is_main', 'map_over_processes', 'PairLoss', 'trainable',
+           'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of',
+           'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at',
+           'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite',
+           'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, datetime, json, math, os, shutil, signal, threading, time
@@ -199,7 +199,7 @@ class RunState:
     recipe: object  # Recipe
     model: dict  # arguments of `build`: what was started
     origin: dict = None  # what the data were: must agree when the run is continued
-    aside: dict = None  # further networks by name
+    extra_networks: dict = None  # further networks by name
     scaler: object = None  # of fp16 gradients
 
 
@@ -208,7 +208,7 @@ def write_tensors(folder, run: RunState):
     save_tensors(run.den.state_dict(), folder / 'model.safetensors')
     for k, opt in run.opts.items():
         save_tensors(pack_optimizer(opt), folder / f'{k}.safetensors')
-    for k, net in (run.aside or {}).items():
+    for k, net in (run.extra_networks or {}).items():
         save_tensors(net.state_dict(), folder / f'{k}.safetensors')
     if run.ema:
         shadow = {f'{i:05d}': v for i, v in enumerate(run.ema.shadow_params)}
@@ -309,7 +309,7 @@ def load_checkpoint(
     load_weights(run.den, path / 'model.safetensors', digest('model'))
     for k, opt in run.opts.items():
         unpack_optimizer(opt, read(k), path / f'{k}.safetensors')
-    for k, net in (run.aside or {}).items():
+    for k, net in (run.extra_networks or {}).items():
         load_weights(net, path / f'{k}.safetensors', digest(k))
     if run.scaler and state.get('scaler'):
         load_scaler(run.scaler, state['scaler'], path)
@@ -434,12 +434,12 @@ def join_processes(device=None):
     )
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     "Is this the process that prints and writes?"
     return int(os.environ.get('RANK', 0)) == 0
 
 
-def shared(
+def map_over_processes(
     n: int,  # things to do
     f,  # f(list of numbers) -> one result per number, in that order
 ) -> list:  # results of 0, 1, ..., n - 1
@@ -499,7 +499,7 @@ class Denoising:
     "One optimiser step of the denoising loss."
 
     # further columns of the log, further networks, can a batch be done in parts?
-    columns, aside, splits = (), {}, True
+    columns, extra_networks, splits = (), {}, True
 
     def __init__(self, den, m, r, data):
         self.den, self.m, self.r = den, m, r
@@ -775,7 +775,7 @@ def train(
     fast(den, channels_last=r.channels_last, compile=compile)  # precision is accelerate's affair
     same_weights(acc, den)
     ema, ckpt = make_ema(den, r), out / 'checkpoints'
-    run = RunState(den, work.opts, ema, r, model or {}, origin, work.aside, acc.scaler)
+    run = RunState(den, work.opts, ema, r, model or {}, origin, work.extra_networks, acc.scaler)
     start, spent = begin_at(acc, resume, ckpt, run)
     begun = time.perf_counter()
     log = Log(out / 'log.csv', start, work.columns) if acc.is_main_process else None
@@ -946,7 +946,7 @@ def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float
         truths = [np.asarray(val[i]['x0']) for i in mine]
         return [psnr_of(a[None], x0[None]) for a, x0 in zip(answers, truths)]
 
-    got = float(np.mean(shared(min(16, len(val)), some)))
+    got = float(np.mean(map_over_processes(min(16, len(val)), some)))
     den.train()
     if ema:
         ema.restore(trainable(den))
