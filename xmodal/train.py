@@ -26,7 +26,9 @@ import numpy as np
 import torch
 
 from .data.check import check as check_data
-from .core import InputError, convert, item_seed, numbers, project_root, show_grid
+from .core import InputError, item_seed, project_root
+from .parameters import convert, numbers
+from .show import show_grid
 from .data.volumes import Window, first_line, is_image, open_volume, prepare, split_records
 from .training.adversarial import fit, share_options
 from xmodal.nets.latent import (

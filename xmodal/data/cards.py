@@ -11,7 +11,8 @@ import hashlib, http.client, lzma, os, shutil, tarfile, urllib.error, urllib.req
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import InputError, atomic, check_limit
+from ..core import check_limit, InputError
+from ..files import atomic
 from .volumes import first_line
 
 # %% ../../nbs/data/33_cards.ipynb #429c2ccc

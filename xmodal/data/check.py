@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, item_seed, show_grid
+from ..core import InputError, item_seed
+from ..show import show_grid
 from xmodal.data.volumes import (
     header_concerns,
     check_rule,

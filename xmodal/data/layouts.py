@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, atomic, check_limit, check_regular, is_litter, project_root
+from ..core import check_limit, InputError, project_root
+from ..files import atomic, check_regular, is_litter
 from .volumes import IMAGE_ENDINGS, Record, first_line, load_volume, to_plane, window_of
 
 # %% ../../nbs/data/31_layouts.ipynb #d7d387b2

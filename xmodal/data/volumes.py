@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..core import InputError, atomic, check_limit, limit, project_root
+from ..core import check_limit, InputError, limit, project_root
+from ..files import atomic
 
 # %% ../../nbs/data/30_volumes.ipynb #13056866
 def first_line(e) -> str:

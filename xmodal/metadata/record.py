@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import InputError, atomic, mend_torchvision, project_root
+from ..core import InputError, mend_torchvision, project_root
+from ..files import atomic
 from ..data.layouts import ixi_scanners
 
 # %% ../../nbs/metadata/50_record.ipynb #05te7ca1

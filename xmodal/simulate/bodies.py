@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, already, atomic, item_seed
+from ..core import InputError, item_seed
+from ..files import already, atomic
 from xmodal.simulate.brain import (
     CSF,
     DEEP,

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, already, atomic, item_seed
+from ..core import InputError, item_seed
+from ..files import already, atomic
 
 # %% ../../nbs/simulators/20_brain.ipynb #1884e0d1
 def is_between(
