@@ -28,7 +28,8 @@ from xmodal.training import loop as train
 from xmodal.training import model_folder as store
 from xmodal.core import InputError
 from xmodal.files import atomic
-from xmodal.data.volumes import load_image, load_volume, open_volume
+from xmodal.data.images import load_image
+from xmodal.data.volumes import load_volume, open_volume
 from xmodal.data.layouts import read_table
 from xmodal.nets.build import build
 

@@ -20,7 +20,8 @@ import torch
 from .core import InputError, item_seed, project_root
 from .files import atomic
 from .parameters import numbers
-from .data.volumes import prepare, split_records
+from .data.cache import prepare
+from .data.split import split_records
 from .training.adversarial import find_objective, fit, share_options
 from .data.layouts import datasets, default_windows, find_records
 from xmodal.evaluation.metrics import (

@@ -20,6 +20,7 @@ import socket
 import stat
 import time
 from pathlib import Path
+
 from .core import InputError
 
 # %% ../nbs/basics/01_files.ipynb #a701e4f5

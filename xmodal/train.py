@@ -29,7 +29,11 @@ from .data.check import check as check_data
 from .core import InputError, item_seed, project_root
 from .parameters import convert, numbers
 from .show import show_grid
-from .data.volumes import Window, first_line, is_image, open_volume, prepare, split_records
+from .core import first_line
+from .data.cache import is_image, prepare
+from .data.split import split_records
+from .data.volumes import open_volume
+from .data.windows import Window
 from .training.adversarial import fit, share_options
 from xmodal.nets.latent import (
     PARTS,

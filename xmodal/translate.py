@@ -20,7 +20,7 @@ import torch
 from .core import InputError, item_seed
 from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.units import TargetUnits, label_type, own_type, target_limits
-from .data.volumes import Window
+from .data.windows import Window
 from .denoise import fast as faster
 from .methods import draw, get_method, make_grid
 from .metadata.context import nearby_metadata, request

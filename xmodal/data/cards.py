@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import check_limit, InputError
 from ..files import atomic
-from .volumes import first_line
+from ..core import first_line
 
 # %% ../../nbs/data/33_cards.ipynb #429c2ccc
 @dataclass(frozen=True)

@@ -22,7 +22,11 @@ import numpy as np
 
 from ..core import check_limit, InputError, project_root
 from ..files import atomic, check_regular, is_litter
-from .volumes import IMAGE_ENDINGS, Record, first_line, load_volume, to_plane, window_of
+from ..core import first_line
+from .images import IMAGE_ENDINGS
+from .records import Record
+from .volumes import load_volume, to_plane
+from .windows import window_of
 
 # %% ../../nbs/data/31_layouts.ipynb #d7d387b2
 def pair_up(

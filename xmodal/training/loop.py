@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core import InputError, item_seed, mend_torchvision, Noise
 from ..files import atomic, clear_left
-from ..data.volumes import first_line
+from ..core import first_line
 from ..denoise import fast, loss_per_item
 from ..methods import Method, draw, get_method, time_of
 from ..mixing import mix_stats

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from .. import __version__
 from ..core import check_limit, InputError
 from ..files import atomic, clear_left
-from ..data.volumes import first_line
+from ..core import first_line
 from ..methods import check_options, get_method
 from ..nets.build import build, find_net
 from ..sample import check_grid, rules
