@@ -61,7 +61,9 @@ from xmodal.evaluation.report import (
 from .sample import rules
 from .nets.conditioning import conditionings
 from .training.model_folder import save_model
-from .metadata.record import FIELDS, describe, find_encoder, read_metadata, subset
+from .metadata.encoder import find_encoder
+from .metadata.prompt import describe
+from .metadata.record import FIELDS, read_metadata, subset
 from xmodal.training.loop import (
     NotFinite,
     Recipe,

@@ -33,15 +33,8 @@ from xmodal.training.model_folder import (
     push_model,
     stored_grid,
 )
-from xmodal.metadata.record import (
-    field_of,
-    find_encoder,
-    groups,
-    names,
-    pair_context,
-    read_metadata,
-    spellings,
-)
+from .metadata.encoder import find_encoder, pair_context
+from .metadata.record import field_of, groups, names, read_metadata, spellings
 
 # %% ../nbs/use/82_translate.ipynb #eab650f8
 def usable_device(device=None) -> str:

@@ -26,7 +26,7 @@ from ..core import first_line
 from ..methods import check_options, get_method
 from ..nets.build import build, find_net
 from ..sample import check_grid, rules
-from ..metadata.record import hub
+from ..metadata.encoder import hub
 
 # %% ../../nbs/training/60_model_folder.ipynb #f626e6e8
 def save_tensors(tensors: dict, path):
