@@ -910,11 +910,11 @@ def made_root(
 
         return write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
     if layout == 'brats':
-        from xmodal.simulate.bodies import write_brats
+        from xmodal.simulate.tumour import write_brats
 
         return write_brats(here, n=n, seed=seed, voxel=voxel)
     if layout == 'pelvis':
-        from xmodal.simulate.bodies import write_pelvis
+        from xmodal.simulate.pelvis import write_pelvis
 
         return write_pelvis(here, n=n, seed=seed, voxel=voxel)
     if layout == 'sentinel':
