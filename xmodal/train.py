@@ -27,6 +27,7 @@ import torch
 
 from .data.check import check as check_data
 from .core import InputError, item_seed, project_root
+from .options import Parser, shown_briefly
 from .parameters import convert, numbers
 from .show import show_grid
 from .core import first_line
@@ -272,6 +273,8 @@ class WithTraining:
 @dataclass(frozen=True)
 class Job(WithTraining, ByModel, FromData):
     "Parameters of one training job, those of train.ipynb."
+
+    __repr__ = shown_briefly
 
 
 defaults = asdict(Job())
@@ -1358,7 +1361,7 @@ def run(
 # %% ../nbs/use/81_train.ipynb #7df6ccbb
 def parser_of_jobs() -> argparse.ArgumentParser:
     "The parameters of a job as options."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m xmodal.train',
         description=(
             'Train a translator: data set in, model, figures and metrics in runs/NAME out. With'
