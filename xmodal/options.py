@@ -168,7 +168,7 @@ def as_words(
 def did_you_mean(
     word: str,  # what was typed
     known,  # the words there are
-) -> str:  # ' did you mean --steps?', or '' if nothing is near
+) -> str:  # 'did you mean --steps?', or '' if nothing is near
     "What was probably meant by a word that nobody knows."
     near = difflib.get_close_matches(word, list(known), n=1)
     return f'did you mean {near[0]}?' if near else ''
