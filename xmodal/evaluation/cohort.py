@@ -112,13 +112,13 @@ def files_of(
         )
     return found
 
-
+# %% ../../nbs/evaluation/75_cohort.ipynb #7b28631f
 KINDS = (
     r'[_-](T1w?|T2w?|T1ce|PDw?|FLAIR|CT|CBCT|MRI?|PET|SAR|optical|image|mask|d?seg|labels?'
     r'|synth|pred|truth)$'
 )
 
-# %% ../../nbs/evaluation/75_cohort.ipynb #7b28631f
+
 def without_kind(
     table: dict,  # name -> path, as `files_of` gives it
 ) -> dict:

@@ -541,7 +541,7 @@ def type_words(
     kind = data.get('target_dtype', 'float32')
     return f'Numbers come out as {kind}, like the targets, unless these are labels or CT (int16).'
 
-# %% ../../nbs/evaluation/76_report.ipynb #b72ec199
+# %% ../../nbs/evaluation/76_report.ipynb #08660b28
 CARD = """\
 # {source} to {target} translation ({method})
 
@@ -570,7 +570,7 @@ Inputs unlike the training data are refused or warned about where that can be no
 and translated all the same where it cannot.
 """
 
-# %% ../../nbs/evaluation/76_report.ipynb #35cf49c1
+# %% ../../nbs/evaluation/76_report.ipynb #bd30fe8a
 def model_card(
     model: dict,  # section `model` of config.json
     data: dict,  # section `data`
