@@ -321,25 +321,25 @@ def run_net(
 def squared_error(
     got,  # estimates (B, C, *spatial)
     want,  # targets, same shape
-    c_out=1.0,  # scale of the network's answer, which divides the error; broadcastable
+    out=1.0,  # scale of the network's answer, which divides the error; broadcastable
 ):  # (B,)
     "Mean squared error of each image."
-    return ((got - want) / c_out).square().flatten(1).mean(1)
+    return ((got - want) / out).square().flatten(1).mean(1)
 
 
 def l1(
     got,  # estimates (B, C, *spatial)
     want,  # targets, same shape
-    c_out=1.0,  # scale of the network's answer, which divides the error; broadcastable
+    out=1.0,  # scale of the network's answer, which divides the error; broadcastable
 ):  # (B,)
     "Mean absolute error of each image."
-    return ((got - want) / c_out).abs().flatten(1).mean(1)
+    return ((got - want) / out).abs().flatten(1).mean(1)
 
 
 def aligned(
     got,  # estimates (B, C, H, W)
     want,  # targets, same shape
-    c_out=1.0,  # divides the error of the images alone
+    out=1.0,  # divides the error of the images alone
     share=0.1,  # weight of the other two terms
 ):  # (B,)
     """L1 of images, plus `share` of L1 of Fourier magnitudes and of slopes.
@@ -349,7 +349,7 @@ def aligned(
     spectrum = lambda v: torch.fft.fft2(v.float(), norm='ortho').abs()
     slopes = lambda v: (v.diff(dim=-1), v.diff(dim=-2))
     edges = sum(l1(g, w) for g, w in zip(slopes(got), slopes(want))) / 2
-    return l1(got, want, c_out) + share * (l1(spectrum(got), spectrum(want)) + edges)
+    return l1(got, want, out) + share * (l1(spectrum(got), spectrum(want)) + edges)
 
 
 losses = dict(mse=squared_error, l1=l1, aligned=aligned)
