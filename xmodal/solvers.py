@@ -266,7 +266,7 @@ def dbim_grid(
     ends = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     return torch.cat([ends[0], inner[: n - 1], ends[1]])
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #ba394afa
 def entries(
     n,  # number of steps
     N,  # entries of the table, the target not counted
