@@ -22,9 +22,7 @@ from .conditioning import check_context
 
 # %% ../../nbs/networks/41_latent.ipynb #9cb4c429
 class Codec(nn.Module):
-    """A frozen KL autoencoder between images (B, C, H, W) in [-1, 1], C = 1 or 3, and scaled
-    latents.
-    """
+    "A frozen KL autoencoder between images (B, C, H, W) in [-1, 1], C 1 or 3, and latents."
 
     def __init__(
         self,
@@ -282,7 +280,7 @@ def read_part(
             f'(hf://ORG/NAME; default {SD21})'
         ) from None
 
-
+# %% ../../nbs/networks/41_latent.ipynb #47b64c75
 def prediction_of(
     prior,  # folder of a prior
 ):
