@@ -30,19 +30,27 @@ from xmodal.metadata.record import (
 )
 
 # %% ../../nbs/metadata/51_context.ipynb #a8b0e2b0
-def forgetful(record: Metadata, rng) -> Metadata:
+def forgetful(
+    record: Metadata,  # of one image
+    rng,  # numpy generator; one number per field is drawn
+) -> Metadata:
     "The record with every known field, except the modality, forgotten with probability one half."
     # one draw per field, known or not: source and target forget alike
     drop = {f.name: rng.random() < 0.5 for f in fields(record)}
     return replace(record, **{k: None for k, gone in drop.items() if gone and k != 'modality'})
 
 
-def nothing(record: Metadata, several: bool) -> Metadata:
+def nothing(
+    record: Metadata,  # of one image
+    several: bool,  # are there several target modalities?
+) -> Metadata:
     "The record with nothing known; where there are several target modalities, the modality alone."
     return Metadata(modality=record.modality) if several else Metadata()
 
 # %% ../../nbs/metadata/51_context.ipynb #038aa538
-def read_pair(r) -> list:
+def read_pair(
+    r,  # Record with `source`, `target`, `meta`, `target_meta`
+) -> list:
     "Metadata of source and target of a record; InputError names the file."
     pair = []
     for path, meta in ((r.source, r.meta), (r.target, r.target_meta)):
@@ -53,7 +61,11 @@ def read_pair(r) -> list:
     return pair
 
 
-def forgetful_pair(pair: list, rng, forget: float) -> list:
+def forgetful_pair(
+    pair: list,  # Metadata of source and target
+    rng,  # numpy generator
+    forget: float,  # probability, in [0, 1], that the pair lacks fields at all
+) -> list:
     "A version of a pair: complete, or with fields forgotten, the same of source and target."
     if not rng.random() < forget:
         return pair
@@ -66,7 +78,7 @@ def forgetful_pair(pair: list, rng, forget: float) -> list:
 
 def contexts(
     records,  # Records; `meta` is the source's, `target_meta` the target's
-    encoder,  # from text.find_encoder, or its name
+    encoder,  # from metadata.record.find_encoder, or its name
     groups=FIELDS,  # groups of fields that are told
     # share of the versions between the first and the last that lack some fields; 0: all are
     # complete
@@ -74,7 +86,6 @@ def contexts(
     versions: int = 8,  # contexts per pair; 1: only the complete one
     seed: int = 0,  # of the forgetting
     cache=None,  # folder of the encoder's cache
-    # record name -> (versions, 3, dim); the first version is complete, the last says nothing
 ) -> dict:
     "The contexts of a data set. Raises InputError for impossible metadata, with the file's name."
     if not 0 <= forget <= 1:
@@ -114,6 +125,7 @@ class Told(Dataset):
         data,  # data.Slices
         table: dict,  # from `contexts`
     ):
+        "Keep data and contexts; raises InputError for images without a context."
         lack = sorted({data.info(k)['record'] for k in range(len(data))} - set(table))
         if lack:
             raise InputError(
@@ -133,17 +145,26 @@ class Told(Dataset):
             raise AttributeError(name)
         return getattr(self.data, name)
 
-    def select(self, subjects):
+    def select(
+        self,
+        subjects,  # names of subjects
+    ):  # Told
         "The slices of these subjects, with their contexts."
         return Told(self.data.select(subjects), self.table)
 
 # %% ../../nbs/metadata/51_context.ipynb #54d34028
-def asked_modality(r):
+def asked_modality(
+    r,  # Record
+):  # text, or None
     "What a record's target is called."
     return r.target_meta.get('modality')
 
 
-def partner(own: list, k: int, others: list):
+def partner(
+    own: list,  # records of one subject
+    k: int,  # number of the record
+    others: list,  # records of the other subject
+):  # Record
     "The record of another subject whose metadata record k of `own` gets; a direction is kept."
     r = own[k]
     same = [q for q in others if asked_modality(q) == asked_modality(r)] or others
@@ -179,13 +200,17 @@ KEPT = ('age', 'sex', 'maker', 'model', 'field', 'region')
 every_field = tuple(f.name for f in fields(Metadata))
 
 
-def known_values(rows: list) -> dict:
+def known_values(
+    rows: list,  # dicts of field -> value
+) -> dict:
     "field -> its values in rows of metadata, None left out; fields that are never known left out."
     values = {k: [row[k] for row in rows if row[k] is not None] for k in every_field}
     return {k: v for k, v in values.items() if v}
 
 
-def typical(values: list):
+def typical(
+    values: list,  # of one field, at least one
+):  # text or float
     "The most frequent word, or the median of numbers."
     if isinstance(values[0], str):
         return Counter(values).most_common(1)[0][0]
@@ -218,7 +243,10 @@ def seen_values(
     return {k: v if isinstance(v[0], str) else [v[0], v[-1]] for k, v in sets.items()}
 
 # %% ../../nbs/metadata/51_context.ipynb #3e200647
-def check_request(source, target):
+def check_request(
+    source,  # what is known about the source, or None
+    target,  # what is wanted, or None
+):
     "Raise InputError unless both are dictionaries, the target of fields, each said once."
     for what, v in (('source', source), ('target', target)):
         if v is not None and not isinstance(v, dict):
@@ -232,7 +260,10 @@ def check_request(source, target):
             raise InputError(f'target: {k} and {other} mean the same field; say it once')
 
 
-def shared_with(src: Metadata, asked_for: dict) -> dict:
+def shared_with(
+    src: Metadata,  # of the source
+    asked_for: dict,  # field -> value that the user has named
+) -> dict:  # field -> value
     "What a target shares with its source; another maker: the source's model is not its."
     known = {k: getattr(src, k) for k in KEPT if getattr(src, k) is not None}
     if 'maker' in asked_for:
@@ -274,7 +305,9 @@ def request(
     return src, asked
 
 # %% ../../nbs/metadata/51_context.ipynb #2eec4de6
-def bids_person(path: Path) -> str:
+def bids_person(
+    path: Path,  # of an image
+) -> str:
     "The BIDS subject in a file's name, or in the nearest folder's; else what the name begins with."
     for word in (path.name, *reversed(path.parts[:-1])):
         if m := re.match(r'sub-[A-Za-z0-9]+(?=_|$)', word):
