@@ -260,7 +260,12 @@ class Given(Field):
         super().__init__()
         self.function = function
 
-    def forward(self, lam, y):
+    def forward(
+        self,
+        lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
+        y,  # source (B, C, *spatial)
+    ):  # what the function gives
+        "The function's share of the source."
         return self.function(lam, y)
 
 

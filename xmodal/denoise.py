@@ -246,6 +246,7 @@ class Denoiser(Parametrised):
         z=None,  # (B, latent) standard normal, for networks that take it
         stop=0.0,  # end the recursion of an image at a change below this; 0: never, see `Stop`
     ):  # x0_hat, shape and dtype of x
+        "The estimate of the target; raises ValueError where a random vector is missing."
         if self.latent and z is None:
             raise ValueError(
                 f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})'
@@ -465,7 +466,15 @@ class Clip(Wrap):
         super().__init__(den)
         self.low, self.high = low, high
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # as of `Wrap`
+    ):  # x0_hat in [low, high]
+        "The clipped estimate."
         return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
 
 
@@ -481,5 +490,13 @@ class Stop(Wrap):
         super().__init__(den)
         self.change = change
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # coefs and z of `Denoiser`
+    ):  # x0_hat, shape of x
+        "The estimate at which every image has settled."
         return self.den(x, t, y, ctx, stop=self.change, **more)

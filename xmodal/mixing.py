@@ -83,7 +83,12 @@ class FixedMix(Field):
         super().__init__()
         self.power, self.squash, self.eps = power, squash, eps
 
-    def forward(self, lam, y=None):
+    def forward(
+        self,
+        lam,  # base step in [0, 1], any shape
+        y=None,  # not used
+    ):  # field, shape of lam
+        "The power of the base step, squashed or not."
         return finish(lam**self.power, lam, self.squash, self.eps)
 
 # %% ../nbs/bridges/11_mixing.ipynb #bce830cc
@@ -156,6 +161,7 @@ class SpatialMix(Field):
         lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
         y,  # source (B, C, H, W): its size, and its values if sees_y
     ):  # field (1 or B, C, H, W), float64
+        "The field of Eq. 2 and 3; raises ValueError for a source of another size or kind."
         if y is None or y.ndim != 4:
             raise ValueError('SpatialMix needs the source as (B, C, H, W): the field has its size')
         if y.shape[1] != self.channels:
@@ -188,7 +194,12 @@ class ChannelMix(Field):
         q[:, 0] = 1 + 0.2 * (torch.arange(channels) - channels // 2)
         self.q, self.eps, self.clamp = nn.Parameter(q), eps, clamp
 
-    def forward(self, lam, y=None):
+    def forward(
+        self,
+        lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
+        y=None,  # not used
+    ):  # field (1 or B, channels, 1, 1)
+        "The polynomial of every channel, squashed (CDTSDE 6.13)."
         lam = torch.as_tensor(lam)
         lam = lam.reshape(-1, 1, 1, 1) if lam.ndim < 4 else lam
         q = self.q.to(lam.dtype)
@@ -219,7 +230,12 @@ class Averaged(Field):
         "As the field inside."
         return self.mix.sees_y
 
-    def forward(self, lam, y):
+    def forward(
+        self,
+        lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
+        y,  # source (B, C, H, W)
+    ):  # field as of the one inside; one value per image in eval mode
+        "The field, or its mean."
         field = self.mix(lam, y)
         return field if self.training else field.mean(dim=tuple(range(1, field.ndim)), keepdim=True)
 
@@ -244,7 +260,12 @@ class AnyMix(Field):
         "As the field `rest`."
         return self.rest.sees_y
 
-    def forward(self, lam, y):
+    def forward(
+        self,
+        lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
+        y,  # source (B, C, H, W), for its size
+    ):  # field (1 or B, C, H, W) in training, else as of `rest`
+        "A random field in training, the field `rest` in eval mode."
         if not self.training:
             return self.rest(lam, y)
         n, C, (h, w) = lam.numel(), y.shape[1], y.shape[-2:]

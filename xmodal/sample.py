@@ -213,7 +213,15 @@ class Plain(Estimator, torch.nn.Module):
         "The bridge of the callable."
         return self.den.bridge
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning, or None
+        **more,  # passed on as it is
+    ):  # x0_hat, shape of x
+        "What the callable answers."
         return self.den(x, t, y, ctx, **more)
 
     def eps_hat(
@@ -374,7 +382,11 @@ class OneStep(Solver):
         if self.order not in (1, 2):
             raise ValueError(f'order must be 1 or 2, got {self.order!r}')
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "Estimate, extrapolate in order 2, and move."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -440,7 +452,14 @@ class GaussianOracle(Estimator):
         "Mean of the target given the source."
         return self.slope * y + self.m
 
-    def __call__(self, x, t, y, ctx=None):
+    def __call__(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) or a number in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # not used
+    ):  # x0_hat, shape of x
+        "Mean of the target given state and source."
         a, b, c = (w.to(x.dtype) for w in self.bridge.coefs(t, y))
         num = c**2 * self.mean(y) + a * self.v * (x - b * y)
         return safe_ratio(num, c**2 + a**2 * self.v) + torch.where(

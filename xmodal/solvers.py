@@ -31,7 +31,11 @@ class Multistep(Solver):
         if self.order not in (1, 2, 3):
             raise InputError(f'order must be 1, 2 or 3, got {self.order!r}')
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "The one step and its correction."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -150,7 +154,11 @@ class Dual(Solver):
         t, s = now.walk.grid[now.i : now.i + 2].tolist()
         return eps, t / s if self.factor == 'released' else 1.0
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "The step from which the source drops out."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -222,7 +230,11 @@ class Heun(Solver):
                 'the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras'
             )
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "A stochastic share of the step, then Heun's method for the rest."
         x, t, s, u_max = now.x, now.t, now.s, now.bridge.u_max
         if self.churn > 0:
             mid = t + self.churn * (s - t)
@@ -352,7 +364,11 @@ class Score(Solver):
         if (walk.grid - uniform(walk.n)).abs().max() > 1e-9:
             raise InputError('this sampler walks over every index: its grid must be uniform')
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "One index of the long sampler (MM 2024)."
         x, T, n = now.x, now.n, now.n - now.i
         x0_hat = now.estimate()
         if n == 1:
@@ -400,7 +416,11 @@ class Unmatched(Solver):
                 f"amplitude must be a number, 'abridge' or 'abridge_score', got {self.amplitude!r}"
             )
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "The one step with its noise multiplied."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat

@@ -66,17 +66,9 @@ class UNet(Network):
     ):
         "Build diffusers' network for these sizes; raises ValueError for sizes below 1."
         super().__init__()
-        self.config = dict(
-            channels=channels,
-            ch=ch,
-            mults=tuple(mults),
-            layers=layers,
-            attention=attention,
-            dropout=dropout,
-            images=images,
-            text=text,
-            by=by,
-        )
+        sizes = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers)
+        more = dict(attention=attention, dropout=dropout, images=images, text=text, by=by)
+        self.config = sizes | more
         widths, n = [ch * m for m in mults], len(mults)
         if n < 1 or layers < 1 or min(widths) < 1:
             raise ValueError(
@@ -90,10 +82,15 @@ class UNet(Network):
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
 
-    def forward(self, x, t, y, ctx=None, x_r=None):
-        """x, y, and the previous estimate x_r if the network takes one: (B, C, H, W); t: (B,); ctx:
-        (B, 2 or 3, text) if the network is steered by prompts.
-        """
+    def forward(
+        self,
+        x,  # state (B, C, H, W)
+        t,  # (B,) in [0, 1000]
+        y,  # source, shape of x
+        ctx=None,  # prompts (B, 2 or 3, text), if the network is steered by prompts
+        x_r=None,  # previous estimate, shape of x, if images is 3
+    ):  # shape of x
+        "What the network answers; raises ValueError for other channels."
         if x.shape != y.shape or x.shape[1] != self.config['channels']:
             raise ValueError(
                 f'this UNet was made for {self.config["channels"]} channels, got x {tuple(x.shape)}'

@@ -47,8 +47,12 @@ class TANorm(nn.Module):
         ]
         return self.floor + (1 - self.floor) * v[:, : self.ch], v[:, self.ch :]
 
-    def forward(self, h, ctx):
-        "h: (B, ch, H, W); ctx: (B, 2 or more, dim), source prompt first, then target prompt."
+    def forward(
+        self,
+        h,  # features (B, ch, H, W)
+        ctx,  # prompts (B, 2 or more, dim): source, target
+    ):  # shape of h
+        "The source's gain and offset taken off, the target's put on."
         (a_s, b_s), (a_t, b_t) = (
             self.gains(self.source, ctx[:, 0]),
             self.gains(self.target, ctx[:, 1]),
@@ -87,8 +91,12 @@ class PromptAttention(nn.Module):
         nn.init.zeros_(self.mix.to_out[0].weight)
         nn.init.zeros_(self.mix.to_out[0].bias)
 
-    def forward(self, h, ctx):
-        "h: (B, ch, H, W); ctx: (B, 2 or more, dim)."
+    def forward(
+        self,
+        h,  # features (B, ch, H, W)
+        ctx,  # prompts (B, 2 or more, dim): source, target
+    ):  # shape of h
+        "Features and what their pixels find in the two prompts."
         v = self.mix(self.norm(h).flatten(2).transpose(1, 2), encoder_hidden_states=ctx[:, :2])
         return h + v.transpose(1, 2).reshape(h.shape)
 
@@ -113,7 +121,12 @@ class Listening(nn.Module):
             PromptAttention(ch, dim) if by == 'cross_attention' else TANorm(ch, dim, by),
         )
 
-    def forward(self, h, both):
+    def forward(
+        self,
+        h,  # features (B, cin, H, W)
+        both,  # embedding of the time (B, temb), and prompts (B, 2 or more, dim)
+    ):  # (B, ch, H, W)
+        "The block, and then what the prompts do."
         temb, ctx = both
         return self.hear(self.block(h, temb), ctx)
 
@@ -198,8 +211,12 @@ class SRNet(nn.Module):
             nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, dim)
         )
 
-    def forward(self, ctx, x0_hat):
-        "ctx: (B, 3, dim), of which only the masked prompt is looked at; x0_hat: (B, C, H, W)."
+    def forward(
+        self,
+        ctx,  # prompts (B, 3, dim), of which only the masked one is looked at
+        x0_hat,  # estimate (B, C, H, W)
+    ):  # (B, dim)
+        "The target prompt as it is read off; raises ValueError without the masked prompt."
         if ctx.shape[1] < 3:
             raise ValueError(
                 'SR-Net needs the masked prompt too: ctx of shape (B, 3, dim), got'

@@ -223,11 +223,14 @@ class LatentUNet(TokenReader):
             self.control.enable_gradient_checkpointing()
         freeze_prior(self.unet, part)
 
-    def forward(self, x, t, y, ctx=None):
-        """x, y: latents (B, 4, h, w); t: (B,) in [0, 1000]; ctx: (B, 2 or 3, text).
-
-        Returns (B, 4, h, w).
-        """
+    def forward(
+        self,
+        x,  # latents of the state (B, latents, h, w)
+        t,  # (B,) in [0, 1000]
+        y,  # latents of the source, shape of x
+        ctx=None,  # prompts (B, 2 or 3, text), or None without prompts
+    ):  # shape of x
+        "What the prior answers beside its ControlNet."
         k, said = (t * self.horizon - 1).clamp(min=0), self.said(len(x), ctx)
         down, mid = self.control(
             x, k, encoder_hidden_states=said, controlnet_cond=y, return_dict=False
@@ -401,6 +404,7 @@ class Latents(Dataset):
         self.data, self.cache, self.maps = data, Path(folder), None
 
     def __len__(self):
+        "Number of slices."
         return len(self.data)
 
     # each loader process opens its own files
@@ -412,7 +416,11 @@ class Latents(Dataset):
             raise AttributeError(name)
         return getattr(self.data, name)
 
-    def __getitem__(self, k):
+    def __getitem__(
+        self,
+        k,  # number of the slice
+    ):  # dict of y, x0, x0_std, each (latents, h, w), and i
+        "The latents of one slice."
         if self.maps is None:
             self.maps = {n: np.load(self.cache / f'{n}.npy', mmap_mode='r') for n in FILES}
         i = int(self.data.items[k])

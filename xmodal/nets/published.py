@@ -128,8 +128,14 @@ class UNet256(Network):
         self.down, self.up = nn.ModuleList(down), nn.ModuleList([*up[::-1], final])
         small_init(self)
 
-    def forward(self, x, t, y, ctx=None):
-        "y: (B, channels, H, W); x, t and ctx are not used."
+    def forward(
+        self,
+        x,  # not used
+        t,  # not used
+        y,  # source (B, channels, H, W)
+        ctx=None,  # not used
+    ):  # shape of y
+        "The translation of the source."
         h, (rows, cols) = pad_to(y, self.multiple)
         skips = []
         for block in self.down:
@@ -241,8 +247,12 @@ class Embedding(nn.Module):
             else None
         )
 
-    def forward(self, t, z=None):
-        "t: (B,) in [0, 1000]; z: (B, latent) normal noise."
+    def forward(
+        self,
+        t,  # (B,) in [0, 1000]
+        z=None,  # (B, latent) normal noise, if there is a latent
+    ):  # (B, width)
+        "Time and latent, summed."
         e = self.time(self.wave(t).to(self.time.linear_1.weight.dtype))
         return (
             e
@@ -329,18 +339,9 @@ def make_layer(
     block = res_block(row.cin, row.cout, temb)
     return stage(block, attention_block(row.cout) if row.attends else None)
 
-
+# %% ../../nbs/networks/42_published.ipynb #ebe62fb7
 class NCSNppLayers(Network):
     "The way through NCSN++: down with its pyramid of inputs, and up. Subclasses have the lists."
-
-    def add_layers(
-        self,
-        rows,  # of `Layer`
-        temb,  # length of the embedding
-    ):
-        "Make the layers of a table and put each into its list, in the order of the rows."
-        for row in rows:
-            self.get_submodule(row.place).append(make_layer(row, temb))
 
     def go_down(
         self,
@@ -373,6 +374,30 @@ class NCSNppLayers(Network):
             if i < len(self.grow):
                 h = self.grow[i](h, e)
         return h
+
+    def forward(
+        self,
+        x,  # state (B, channels, H, W)
+        t,  # (B,) in [0, 1000]
+        y,  # source, shape of x
+        ctx=None,  # prompts (B, 2 or 3, text), or None
+        x_r=None,  # previous estimate, shape of x, if images is 3
+        z=None,  # (B, latent) normal noise
+    ):  # shape of x
+        "Down, middle and up; raises ValueError where a latent is missing."
+        if self.latent and z is None:
+            raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
+        shown = [x, y] if x_r is None else [x, y, x_r]
+        p, (rows, cols) = pad_to(torch.cat(shown, 1), self.multiple)
+        e, layers = self.embed(t, z), self.config['layers']
+        if self.config['text'] and self.config['by'] != 'none':
+            check_context(ctx, len(x), self.config['text'])
+            e = e, ctx
+        h, kept = self.go_down(p, e, layers)
+        for block in self.middle:
+            h = run_stage(block, h, e)
+        h = self.go_up(h, kept, e, layers)
+        return self.leave(h)[..., :rows, :cols]
 
 # %% ../../nbs/networks/42_published.ipynb #dc7bf463
 def middle_of(
@@ -443,21 +468,14 @@ class NCSNpp(NCSNppLayers):
         if text and by != 'none':
             listen(self, text, by)
 
-    def forward(self, x, t, y, ctx=None, x_r=None, z=None):
-        "x, y, x_r: (B, C, H, W); t: (B,) in [0, 1000]; z: (B, latent)."
-        if self.latent and z is None:
-            raise ValueError(f'this network wants a latent z of shape (B, {self.latent})')
-        shown = [x, y] if x_r is None else [x, y, x_r]
-        p, (rows, cols) = pad_to(torch.cat(shown, 1), self.multiple)
-        e, layers = self.embed(t, z), self.config['layers']
-        if self.config['text'] and self.config['by'] != 'none':
-            check_context(ctx, len(x), self.config['text'])
-            e = e, ctx
-        h, kept = self.go_down(p, e, layers)
-        for block in self.middle:
-            h = run_stage(block, h, e)
-        h = self.go_up(h, kept, e, layers)
-        return self.leave(h)[..., :rows, :cols]
+    def add_layers(
+        self,
+        rows,  # of `Layer`
+        temb,  # length of the embedding
+    ):
+        "Make the layers of a table and put each into its list, in the order of the rows."
+        for row in rows:
+            self.get_submodule(row.place).append(make_layer(row, temb))
 
 # %% ../../nbs/networks/42_published.ipynb #ba4d3098
 def bottleneck(
@@ -489,8 +507,11 @@ class Coupling(nn.Module):
         self.mix = nn.Conv2d(width, width, 1)
         self.phi, self.rho, self.eta = (bottleneck(width // 2) for _ in range(3))
 
-    def forward(self, h):
-        "Forward: (B, width, H, W) -> the same shape."
+    def forward(
+        self,
+        h,  # (B, width, H, W)
+    ):  # same shape
+        "Mix the channels, then move each half by a function of the other."
         z1, z2 = self.mix(h).chunk(2, 1)
         z2 = z2 + self.phi(z1)
         return torch.cat([z1 * self.rho(z2).exp() + self.eta(z2), z2], 1)
@@ -520,11 +541,15 @@ class Base(nn.Module):
             nn.MultiheadAttention(width, 4 if width % 4 == 0 else 1, batch_first=True),
         )
 
-    def forward(self, h):
+    def forward(
+        self,
+        h,  # (B, width, H, W)
+    ):  # same shape
+        "Every pixel attends to all others."
         v = self.norm(h.flatten(2).transpose(1, 2))
         return h + self.mix(v, v, v, need_weights=False)[0].transpose(1, 2).reshape(h.shape)
 
-
+# %% ../../nbs/networks/42_published.ipynb #64b5994e
 def squeeze(
     width: int,  # channels of input and output
     reduction: int = 16,  # how many times narrower the middle is
@@ -545,7 +570,11 @@ class Gate(nn.Module):
         super().__init__()
         self.mlp = squeeze(width)
 
-    def forward(self, h):
+    def forward(
+        self,
+        h,  # (B, width, H, W)
+    ):  # same shape
+        "Features, and features times the weight of their channel."
         return h + h * self.mlp(h.mean((2, 3), keepdim=True)).sigmoid()
 
 
@@ -564,7 +593,11 @@ class CBAM(nn.Module):
             nn.Conv2d(width, width, 3, 1, 1),
         )
 
-    def forward(self, h):
+    def forward(
+        self,
+        h,  # (B, width, H, W)
+    ):  # same shape
+        "First the channels are weighed, then the places."
         h = (
             h
             * (
@@ -674,6 +707,12 @@ class DTFNet(DTFNetLayers):
         )
         self.leave = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(ch, channels, 7), nn.Tanh())
 
-    def forward(self, x, t, y, ctx=None):
-        "y: (B, channels, H, W); x, t and ctx are not used."
+    def forward(
+        self,
+        x,  # not used
+        t,  # not used
+        y,  # source (B, channels, H, W)
+        ctx=None,  # not used
+    ):  # shape of y
+        "The translation of the source."
         return self.parts(y)['image']

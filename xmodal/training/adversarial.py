@@ -855,7 +855,15 @@ class Zero(Estimator):
     bridge: object
     latent = 0
 
-    def __call__(self, x, t, y, ctx=None, **more):
+    def __call__(
+        self,
+        x,  # state (B, C, H, W)
+        t,  # not used
+        y,  # not used
+        ctx=None,  # not used
+        **more,  # not used
+    ):  # zeros, shape of x
+        "Zero, whatever is asked."
         return torch.zeros_like(x)
 
     eps_hat = __call__

@@ -47,6 +47,7 @@ class Draws(Dataset):
         self.data, self.seed, self.times, self.epoch, self.order = data, seed, times, -1, None
 
     def __len__(self):
+        "Without end, for every practical purpose."
         return 2**62  # it never ends
 
     def index(
@@ -60,7 +61,11 @@ class Draws(Dataset):
             self.epoch, self.order = epoch, rng.permutation(len(self.data))
         return int(self.order[k])
 
-    def __getitem__(self, n):
+    def __getitem__(
+        self,
+        n,  # number of the sample, from 0 on
+    ):  # y, x0, t, noise, n, and ctx and x0_std where the data have them
+        "The sample: image, time and noise seed."
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
         out = dict(
@@ -115,6 +120,7 @@ class StepBatches:
         self.start, self.stop, self.batch, self.rank, self.world = start, stop, batch, rank, world
 
     def __len__(self):
+        "Number of steps."
         return self.stop - self.start
 
     def __iter__(self):
@@ -516,7 +522,16 @@ class PairLoss(nn.Module):
         super().__init__()
         self.den, self.loss, self.weight = den, loss, weight
 
-    def forward(self, x0, y, t, eps, z=None, ctx=None):
+    def forward(
+        self,
+        x0,  # targets (B, C, H, W)
+        y,  # sources, same shape
+        t,  # times (B,) in (0, 1]
+        eps,  # standard normal noise, shape of x0
+        z=None,  # (B, latent) standard normal, or None
+        ctx=None,  # prompts (B, 3, dim), or None
+    ):  # 0-d
+        "Mean of the images' losses."
         return loss_per_item(self.den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
 # %% ../../nbs/training/61_loop.ipynb #adfc34e2
