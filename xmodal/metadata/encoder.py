@@ -155,7 +155,7 @@ def require_tower_files(
             f' {cfg.get("hf_tokenizer_name") or tower} there'
         )
 
-
+# %% ../../nbs/metadata/52_encoder.ipynb #0fab344d
 def folder_config(
     folder,  # in open_clip's layout
 ) -> dict:  # text_cfg to give to open_clip instead of the folder's own
