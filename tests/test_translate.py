@@ -146,7 +146,7 @@ def model(tmp_path_factory):
         dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1)),
     )
     torch.manual_seed(0)
-    save_model(folder, build(**spec), spec, echo().config['data'])
+    save_model(folder, build(**spec), spec, echo().data)
     return folder
 
 

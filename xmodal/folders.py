@@ -198,10 +198,10 @@ def suffix_of(name) -> str:
 
 
 def target_of(d, target=None) -> str:
-    "The modality that a model makes, given a wish. d: data section of a model."
-    if d.get('target_windows'):
+    "The modality that a model makes, given a wish. d: DataSpec of a model."
+    if d.target_windows:
         return suffix_of(resolve_prompt(d, None, target)[1].modality)
-    return suffix_of((target or {}).get('modality') or d.get('target'))
+    return suffix_of((target or {}).get('modality') or d.target)
 
 
 def bids_output(source, suffix) -> str:
@@ -217,9 +217,9 @@ def bids_tasks(root, output, model_data, labels=(), target=None) -> list:
     """
     root, output = Path(root), Path(output)
     check_bids(root, output)
-    have, want = suffix_of(model_data.get('source')), target_of(model_data, target)
+    have, want = suffix_of(model_data.source), target_of(model_data, target)
     files = bids_files(root, have, people_of(root, labels))
-    known = '_ce-' in (model_data.get('source') or '')
+    known = '_ce-' in (model_data.source or '')
     enhanced = [f for f in files if '_ce-' in f.name and not known]
     files = [f for f in files if f not in enhanced]
     if enhanced and is_main():
@@ -295,7 +295,7 @@ def describe_derivative(root, output, model_data, target=None):
         raw = read_json(about) if about.is_file() else {}
     except BROKEN as e:
         warnings.warn(f'{e}; the derivative is described without it')
-    way = f'{suffix_of(model_data.get("source"))} to {target_of(model_data, target)}'
+    way = f'{suffix_of(model_data.source)} to {target_of(model_data, target)}'
     content = derivative_notes(root, output, raw, way)
     text = (
         f'# {content["Name"]}\n\nMade images: none of these scans was ever acquired. How each was'
@@ -335,11 +335,10 @@ def write_once(path, text: str):
 # %% ../nbs/use/83_folders.ipynb #d64114f0
 def settings_of(tr, target=None, **how) -> dict:
     "How a translator is asked, as it stands in the notes of a file."
-    config = tr.config
-    use = sampling(config, how.get('steps'), how.get('tau'))
-    m = config['model']['method']
+    use = sampling(tr, how.get('steps'), how.get('tau'))
+    m = tr.model.method
     times = path_times(tr, use)
-    options, steps = config['data'].get('options', {}), len(times) - 1
+    options, steps = tr.data.options, len(times) - 1
     settings = dict(
         method=m,
         model=weights_fingerprint(tr.den),
@@ -359,8 +358,8 @@ def settings_of(tr, target=None, **how) -> dict:
 
 def notes_of(tr, task, settings, doubts=(), changes=(), forced=False, digests={}) -> dict:
     "The sidecar of a translated file."
-    d, target = tr.config['data'], settings['target']
-    made = f'{target_of(d, target)} made from {suffix_of(d.get("source"))} by xmodal'
+    d, target = tr.data, settings['target']
+    made = f'{target_of(d, target)} made from {suffix_of(d.source)} by xmodal'
     place = dict(SpatialReference='orig') if kind_of(task.output) == 'volume' else {}
     units = units_note(target_units(d, task.known, target), settings['samples'])
     return dict(
@@ -604,7 +603,7 @@ def translate_paths(
     "Translate a file, every NIfTI, PNG and TIFF file of a folder, or a BIDS data set."
     from tqdm.auto import tqdm
 
-    target, d = how.pop('target', None), tr.config['data']
+    target, d = how.pop('target', None), tr.data
     if labels and not bids:
         raise InputError('participants are chosen in a BIDS data set only; use --bids')
     tasks = bids_tasks(source, output, d, labels, target) if bids else file_tasks(source, output)

@@ -42,10 +42,10 @@ def concerns_of_header(like) -> list:  # (refuse?, what is wrong and what to do)
 def concerns_of_size(d, img) -> list:
     "Voxels or a body of another size than the model's planes. img: canonical."
     out, plane = [], np.sqrt((img.affine[:3, :2] ** 2).sum(0))
-    reach = d['spacing'] * d['size']
-    far = [v for v in plane if not 0.4 <= v / d['spacing'] <= 2.5]
+    reach = d.spacing * d.size
+    far = [v for v in plane if not 0.4 <= v / d.spacing <= 2.5]
     if far:
-        words = f'voxels of {far[0]:.2g} mm in the plane; the model works at {d["spacing"]:.2g} mm'
+        words = f'voxels of {far[0]:.2g} mm in the plane; the model works at {d.spacing:.2g} mm'
         out.append((False, words))
     there = np.asarray(img.dataobj)
     there = there > there.mean()
@@ -56,10 +56,10 @@ def concerns_of_size(d, img) -> list:
             words = f'is {long:.0f} mm wide, and the model was trained on planes of {reach:.0f} mm'
             out.append((False, words))
             break
-    if not far and np.abs(plane / d['spacing'] - 1).max() > 1e-3:
+    if not far and np.abs(plane / d.spacing - 1).max() > 1e-3:
         words = (
             f'planes of {plane[0]:.3g} x {plane[1]:.3g} mm are resampled to '
-            f'{d["spacing"]:.3g} mm for the model, and back'
+            f'{d.spacing:.3g} mm for the model, and back'
         )
         out.append((None, words))
     return out
@@ -72,7 +72,7 @@ def concerns_of_values(d, y) -> list:
     out, tissue = [], (y > -0.8).mean((-1, -2)) >= 0.05  # slices as training has them
     y = y[tissue] if tissue.any() else y
     for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
-        seen = (d.get('source_values') or {}).get(k)
+        seen = (d.source_values or {}).get(k)
         if not seen:
             continue
         slack = max(0.1, (seen[1] - seen[0]) / 2)
@@ -91,7 +91,7 @@ class Frame:
 
     name = 'the image'  # how to call the source in an error
     in_units = True  # does the answer become numbers of the target, or stay scaled?
-    d = {}  # data section of the model
+    d = None  # DataSpec of the model; None where nothing of it is asked
     grey = None  # what `cut` has scaled, (S, H, W), to be held against the training
 
     def concerns(self) -> list:  # (refuse?, text); None: no concern, but a change
@@ -148,15 +148,15 @@ class VolumeFrame(Frame):
     def __init__(
         self,
         source,  # path or nibabel image
-        d: dict,  # data section of a model
+        d,  # DataSpec of the model
         channels: int,  # of the model
         name=None,  # how to call it, unless it is a path
     ):
         self.name = source if is_path(source) else name or self.name
-        if d.get('kind') != 'volume':
+        if d.kind != 'volume':
             raise InputError(
-                f'{self.name}: this model was trained on {d.get("kind")}s of data set '
-                f'{d.get("dataset")}, not on volumes; give it PNG or TIFF images'
+                f'{self.name}: this model was trained on {d.kind}s of data set '
+                f'{d.dataset}, not on volumes; give it PNG or TIFF images'
             )
         self.d, self.channels = d, channels
         self.img = load_volume(source)
@@ -166,16 +166,14 @@ class VolumeFrame(Frame):
         return [*concerns_of_header(self.like), *concerns_of_size(self.d, self.img)]
 
     def cut(self):
-        d, rule = self.d, self.d['source_window']
+        d, rule = self.d, self.d.source_window
         if str(rule).startswith('slice:'):
             raise InputError(
                 f'{self.name}: this model scales every slice by itself ({rule}), as a paper does '
                 'to compare; train with another source_window to translate files'
             )
         window = window_of(np.asarray(self.img.dataobj), rule)
-        self.grey, self.affine = to_plane(
-            self.img, d['spacing'], d['size'], window, spline_order(rule)
-        )
+        self.grey, self.affine = to_plane(self.img, d.spacing, d.size, window, spline_order(rule))
         return np.repeat(self.grey[:, None], self.channels, 1)
 
     def names(self, noise):
@@ -204,14 +202,14 @@ class VolumeFrame(Frame):
 # %% ../../nbs/data/36_frames.ipynb #5771696a
 def is_patch(d, h, w) -> bool:
     "Does a picture go into the model as a patch of training, at full resolution?"
-    return d.get('fit', 'shrink') == 'patch' and max(h, w) <= d['size']
+    return d.fit == 'patch' and max(h, w) <= d.size
 
 
 def into_square(d, x):
     "A scaled picture (C, H, W) as (C, size, size), the way the training did it."
     if is_patch(d, *x.shape[1:]):
-        return to_patches(x, d['size'])[0]
-    return to_square(x, d['size'], spline_order(d['source_window']))
+        return to_patches(x, d.size)[0]
+    return to_square(x, d.size, spline_order(d.source_window))
 
 
 def out_of_square(d, x, h, w, order=1):
@@ -221,8 +219,8 @@ def out_of_square(d, x, h, w, order=1):
 
 def concerns_of_picture(d, x, name) -> list:  # (refuse?, what); None: no concern, but a change
     "What speaks against a picture (C, H, W), and what happens to it on the way."
-    (h, w), size, out = x.shape[1:], d['size'], georeference(name, x)
-    if d.get('fit', 'shrink') == 'patch' and max(h, w) > size:
+    (h, w), size, out = x.shape[1:], d.size, georeference(name, x)
+    if d.fit == 'patch' and max(h, w) > size:
         words = (
             f'is {w} x {h} pixels, and this model was trained on patches of '
             f'{size} x {size} at full resolution; cut it into pieces of that size '
@@ -271,23 +269,23 @@ class PictureFrame(Frame):
     def __init__(
         self,
         loaded,  # (C, H, W) values in units of the file, and their dtype: from `load_image`
-        d: dict,  # data section of a model
+        d,  # DataSpec of the model
         channels: int,  # of the model
         name='the image',
     ):
         self.x, dtype = loaded
         self.dtype, self.d, self.channels, self.name = dtype, d, channels, name
-        if d.get('kind') != 'image':
+        if d.kind != 'image':
             raise InputError(
                 f'{name}: this model was trained on volumes of data set '
-                f'{d.get("dataset")}; '
+                f'{d.dataset}; '
                 'give it NIfTI files'
             )
-        if len(self.x) not in (1, d['channels'][0]):
+        if len(self.x) not in (1, d.channels[0]):
             raise InputError(
-                f'{name}: {len(self.x)} channels; this model takes images of {d["channels"][0]}'
+                f'{name}: {len(self.x)} channels; this model takes images of {d.channels[0]}'
             )
-        if d['source_window'] == 'dtype' and dtype.kind not in 'ub':
+        if d.source_window == 'dtype' and dtype.kind not in 'ub':
             raise InputError(
                 f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
                 'numbers (rule dtype); give uint8 or uint16, as a file would hold them'
@@ -297,7 +295,7 @@ class PictureFrame(Frame):
         return concerns_of_picture(self.d, self.x, self.name)
 
     def cut(self):
-        scaled = window_of(self.x, self.d['source_window'], self.dtype).scale(self.x)
+        scaled = window_of(self.x, self.d.source_window, self.dtype).scale(self.x)
         self.grey = into_square(self.d, scaled)
         alone = len(self.grey) == 1
         return np.repeat(self.grey, self.channels, 0)[None] if alone else self.grey[None]
@@ -311,7 +309,7 @@ class PictureFrame(Frame):
 
     def reduced(self, x):
         "The answer's channels: one, where a grey target is answered in several."
-        kept = self.d['channels'][1] == self.channels or len(x) != self.channels
+        kept = self.d.channels[1] == self.channels or len(x) != self.channels
         return x if kept else x.mean(0, keepdims=True)
 
     def restore(self, got, units):
@@ -373,7 +371,7 @@ class SlicesFrame(VolumeFrame):
                 f'floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}'
             )
         self.shape = a.shape
-        img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d['spacing'])
+        img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d.spacing)
         super().__init__(img, d, channels, 'the array')
 
     def turned(self, v):
@@ -420,14 +418,14 @@ def frame_of_array(a, d, channels) -> Frame:
     "The frame of a numpy array: a picture, or slices of a volume."
     if a.size == 0:
         raise InputError(f'the array is empty: shape {a.shape}')
-    if d.get('kind') == 'image' or a.dtype.kind in 'ub':
+    if d.kind == 'image' or a.dtype.kind in 'ub':
         return PictureFrame(image_of_array(a), d, channels, 'the array')
     return SlicesFrame(a, d, channels)
 
 
 def frame_of(
     source,  # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor
-    d: dict,  # data section of a model
+    d,  # DataSpec of the model
     channels: int,  # of the model
 ) -> Frame:
     "The frame of whatever a source is. Raises InputError for what cannot be translated."
