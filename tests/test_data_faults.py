@@ -10,7 +10,9 @@ from PIL import Image
 
 from xmodal.data.check import check
 from xmodal.core import InputError
-from xmodal.data.volumes import load_volume, padding_of, prepare, window_of
+from xmodal.data.cache import prepare
+from xmodal.data.volumes import load_volume
+from xmodal.data.windows import padding_of, window_of
 from xmodal.data.layouts import (
     bids,
     csv,

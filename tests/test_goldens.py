@@ -48,7 +48,7 @@ from safetensors.numpy import load_file, save_file
 
 # everything of xmodal that is used here: modules may move, these lines move with them
 from xmodal.cli import main as xmodal_main
-from xmodal.data.volumes import window_of
+from xmodal.data.windows import window_of
 from xmodal.denoise import Clip, Denoiser, Stop, losses, loss_per_item, predictions
 from xmodal.training.adversarial import fit, objectives
 from xmodal.train import Job

@@ -22,12 +22,14 @@ import tifffile
 import torch
 from PIL import Image
 
-from xmodal import core
+from xmodal import core, files
 from xmodal.data import cards
 from xmodal.training import loop as train
 from xmodal.training import model_folder as store
-from xmodal.core import InputError, atomic
-from xmodal.data.volumes import load_image, load_volume, open_volume
+from xmodal.core import InputError
+from xmodal.files import atomic
+from xmodal.data.images import load_image
+from xmodal.data.volumes import load_volume, open_volume
 from xmodal.data.layouts import read_table
 from xmodal.nets.build import build
 
@@ -64,7 +66,7 @@ def said(f, *words):
 
 
 def name_of(host, pid, start, kind, name, space=None):
-    return f'.xmodal-{host}-{space or core.process_space()}-{pid}-{start}-{"0" * 8}.{kind}.{name}'
+    return f'.xmodal-{host}-{space or files.process_space()}-{pid}-{start}-{"0" * 8}.{kind}.{name}'
 
 
 def leave(path, kind):
@@ -90,7 +92,7 @@ def test_leftovers_stop_nobody(tmp_path, monkeypatch, kind, named, result):
     and of before.
     """
     monkeypatch.setattr(os, 'getpid', lambda: 1)
-    name = name_of(core.HOST, GONE, 7, 'part', 'a') if named == 'now' else '.1.part.a'
+    name = name_of(files.HOST, GONE, 7, 'part', 'a') if named == 'now' else '.1.part.a'
     leave(tmp_path / name, kind)
     with atomic(tmp_path / 'a') as tmp:
         if result == 'folder':
@@ -108,7 +110,7 @@ def test_an_old_folder_is_put_back(tmp_path):
     goes.
     """
     for kind in ('old', 'part'):
-        leave(tmp_path / name_of(core.HOST, GONE, 7, kind, 'model'), 'folder')
+        leave(tmp_path / name_of(files.HOST, GONE, 7, kind, 'model'), 'folder')
     said(lambda: store.load_config(tmp_path / 'model'), 'not a complete')
     assert [p.name for p in tmp_path.iterdir()] == ['model'] and (
         tmp_path / 'model' / 'inside'
@@ -119,13 +121,13 @@ def test_what_others_write_stays(tmp_path):
     "A living process, another machine, another container: their files are never touched."
     me = os.getpid()
     names = [
-        name_of(core.HOST, me, core.started(me), 'part', 'a'),
+        name_of(files.HOST, me, files.started(me), 'part', 'a'),
         name_of('0' * 8, GONE, 7, 'part', 'a'),
-        name_of(core.HOST, GONE, 7, 'part', 'a', space='1'),
+        name_of(files.HOST, GONE, 7, 'part', 'a', space='1'),
     ]
     for n in names:
         (tmp_path / n).write_text('theirs')
-    gone = tmp_path / name_of(core.HOST, me, 1, 'part', 'a')  # had our number once
+    gone = tmp_path / name_of(files.HOST, me, 1, 'part', 'a')  # had our number once
     gone.write_text('half')
     with atomic(tmp_path / 'a') as tmp:
         tmp.write_text('whole')
@@ -135,7 +137,7 @@ def test_what_others_write_stays(tmp_path):
 def test_a_killed_writer_is_tidied_up(tmp_path):
     "A real kill in the middle of a write; the next one leaves no litter."
     code = (
-        'import os, sys; from pathlib import Path; from xmodal.core import atomic\nwith'
+        'import os, sys; from pathlib import Path; from xmodal.files import atomic\nwith'
         ' atomic(Path(sys.argv[1])/"a") as tmp:\n    tmp.mkdir(); (tmp/"b").write_text("half");'
         ' os.kill(os.getpid(), 9)'
     )

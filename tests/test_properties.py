@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from xmodal.data.volumes import Window, from_plane, load_volume, split_subjects, to_plane
+from xmodal.data.split import split_subjects
+from xmodal.data.volumes import from_plane, load_volume, to_plane
+from xmodal.data.windows import Window
 from xmodal.mixing import SpatialMix
 from xmodal.bridge import CDTSDE
 from xmodal.sample import markov, scaled, step, uniform, vp, zero

@@ -5,17 +5,15 @@ from dataclasses import asdict
 from hypothesis import given, settings, strategies as st
 
 from xmodal.core import InputError
+from xmodal.metadata.encoder import RecordEncoder
+from xmodal.metadata.prompt import describe, mask_prompt, parse_prompt
 from xmodal.metadata.record import (
     KEY_FIELDS,
-    Metadata,
-    RecordEncoder,
-    describe,
     keys,
     limits,
-    mask_prompt,
     mask_record,
+    Metadata,
     names,
-    parse_prompt,
     read_metadata,
 )
 

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from xmodal.core import InputError
-from xmodal.data.volumes import header_concerns, prepare, Record
+from xmodal.data.cache import prepare
+from xmodal.data.records import Record
+from xmodal.data.volumes import header_concerns
 from xmodal.folders import beside_output, translate_paths
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import expand, table_dtype, check_same_shape
+from .core import check_same_shape, expand, table_dtype
 
 # %% ../nbs/bridges/10_bridge.ipynb #da1787ee
 class Coefs(list):

@@ -17,8 +17,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .core import InputError, atomic, item_seed, numbers, project_root
-from .data.volumes import prepare, split_records
+from .core import InputError, item_seed, project_root
+from .files import atomic
+from .parameters import numbers
+from .data.cache import prepare
+from .data.split import split_records
 from .training.adversarial import find_objective, fit, share_options
 from .data.layouts import datasets, default_windows, find_records
 from xmodal.evaluation.metrics import (

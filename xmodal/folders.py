@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from . import __version__
-from .core import InputError, atomic, is_litter
-from .data.volumes import IMAGE_ENDINGS, NIFTI_ENDINGS, first_line
+from .core import InputError
+from .files import atomic, is_litter
+from .core import first_line
+from .data.images import IMAGE_ENDINGS, NIFTI_ENDINGS
 from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
 from .methods import calls, get_method

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-from .core import Noise, table_dtype, check_same_shape
+from .core import check_same_shape, Noise, table_dtype
 
 # %% ../nbs/bridges/12_sample.ipynb #4509c9b3
 def step_factors(

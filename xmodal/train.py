@@ -27,8 +27,14 @@ import numpy as np
 import torch
 
 from .data.check import check as check_data
-from .core import InputError, convert, item_seed, numbers, project_root, show_grid
-from .data.volumes import Window, first_line, is_image, open_volume, prepare, split_records
+from .core import InputError, item_seed, project_root
+from .parameters import convert, numbers
+from .show import show_grid
+from .core import first_line
+from .data.cache import is_image, prepare
+from .data.split import split_records
+from .data.volumes import open_volume
+from .data.windows import Window
 from .training.adversarial import fit, share_options
 from xmodal.nets.latent import (
     PARTS,
@@ -56,7 +62,9 @@ from xmodal.evaluation.report import (
 from .sample import rules
 from .nets.conditioning import conditionings
 from .training.model_folder import save_model
-from .metadata.record import FIELDS, describe, find_encoder, read_metadata, subset
+from .metadata.encoder import find_encoder
+from .metadata.prompt import describe
+from .metadata.record import FIELDS, read_metadata, subset
 from xmodal.training.loop import (
     NotFinite,
     Recipe,

@@ -20,7 +20,7 @@ import torch
 from .core import InputError, item_seed
 from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.units import TargetUnits, label_type, own_type, target_limits
-from .data.volumes import Window
+from .data.windows import Window
 from .denoise import fast as faster
 from .methods import draw, get_method, make_grid
 from .metadata.context import nearby_metadata, request
@@ -34,15 +34,8 @@ from xmodal.training.model_folder import (
     push_model,
     stored_grid,
 )
-from xmodal.metadata.record import (
-    field_of,
-    find_encoder,
-    groups,
-    names,
-    pair_context,
-    read_metadata,
-    spellings,
-)
+from .metadata.encoder import find_encoder, pair_context
+from .metadata.record import field_of, groups, names, read_metadata, spellings
 
 # %% ../nbs/use/82_translate.ipynb #eab650f8
 def usable_device(

@@ -11,8 +11,9 @@ import hashlib, http.client, lzma, os, shutil, tarfile, urllib.error, urllib.req
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import InputError, atomic, check_limit
-from .volumes import first_line
+from ..core import check_limit, InputError
+from ..files import atomic
+from ..core import first_line
 
 # %% ../../nbs/data/33_cards.ipynb #429c2ccc
 @dataclass(frozen=True)

@@ -19,27 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, item_seed, show_grid
-from xmodal.data.volumes import (
-    header_concerns,
-    check_rule,
-    default_spacing,
-    is_image,
-    load_image,
-    load_volume,
-    meeting,
-    open_volume,
-)
-from xmodal.data.volumes import (
-    padding_of,
-    padding_shares,
-    prepare_image,
-    prepare_volume,
-    resample,
-    split_records,
-    to_plane,
-)
-from .volumes import not_collated, window_of, with_tissue
+from ..core import InputError, item_seed
+from ..show import show_grid
+from .cache import default_spacing, is_image
+from .images import load_image
+from .records import meeting
+from .volumes import header_concerns, load_volume, open_volume
+from .windows import check_rule
+from .records import prepare_image, prepare_volume
+from .split import split_records
+from .volumes import resample, to_plane
+from .windows import padding_of, padding_shares
+from .cache import not_collated
+from .records import with_tissue
+from .windows import window_of
 from .layouts import datasets, default_windows, find_records
 
 # %% ../../nbs/data/32_check.ipynb #39650b62

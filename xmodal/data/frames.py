@@ -15,9 +15,14 @@ import numpy as np
 import torch
 
 from ..core import InputError
-from .volumes import IMAGE_ENDINGS, header_concerns, load_image, load_volume
-from .volumes import from_plane, from_square, open_volume, spline_order, square_box
-from .volumes import to_patches, to_plane, to_square, window_of
+from .images import IMAGE_ENDINGS, load_image
+from .volumes import header_concerns, load_volume
+from .images import from_square, square_box
+from .volumes import from_plane, open_volume
+from .windows import spline_order
+from .images import to_patches, to_square
+from .volumes import to_plane
+from .windows import window_of
 
 # %% ../../nbs/data/36_frames.ipynb #fd6638eb
 def is_path(source) -> bool:

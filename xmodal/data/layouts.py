@@ -20,8 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, atomic, check_limit, check_regular, is_litter, project_root
-from .volumes import IMAGE_ENDINGS, Record, first_line, load_volume, to_plane, window_of
+from ..core import check_limit, InputError, project_root
+from ..files import atomic, check_regular, is_litter
+from ..core import first_line
+from .images import IMAGE_ENDINGS
+from .records import Record
+from .volumes import load_volume, to_plane
+from .windows import window_of
 
 # %% ../../nbs/data/31_layouts.ipynb #d7d387b2
 def pair_up(
@@ -905,11 +910,11 @@ def made_root(
 
         return write_bids(here, n=n, seed=seed, voxel=voxel, vary=vary)
     if layout == 'brats':
-        from xmodal.simulate.bodies import write_brats
+        from xmodal.simulate.tumour import write_brats
 
         return write_brats(here, n=n, seed=seed, voxel=voxel)
     if layout == 'pelvis':
-        from xmodal.simulate.bodies import write_pelvis
+        from xmodal.simulate.pelvis import write_pelvis
 
         return write_pelvis(here, n=n, seed=seed, voxel=voxel)
     if layout == 'sentinel':

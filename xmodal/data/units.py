@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import InputError
-from .volumes import Window
+from .windows import Window
 
 # %% ../../nbs/data/35_units.ipynb #9bed0079
 @dataclass(frozen=True)

@@ -21,15 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError
-from xmodal.data.volumes import (
-    IMAGE_ENDINGS,
-    NIFTI_ENDINGS,
-    Window,
-    is_image,
-    load_image,
-    load_volume,
-    window_of,
-)
+from ..data.cache import is_image
+from ..data.images import IMAGE_ENDINGS, load_image, NIFTI_ENDINGS
+from ..data.volumes import load_volume
+from ..data.windows import Window, window_of
 from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases
 from .masks import mask_protocol, measure_labels

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, atomic
+from ..core import InputError
+from ..files import atomic
 from .metrics import format_summary, formats
 
 # %% ../../nbs/evaluation/77_collect.ipynb #ce02056d

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..core import InputError, atomic, project_root, show_grid, table_dtype
+from ..core import InputError, project_root, table_dtype
+from ..files import atomic
+from ..show import show_grid
 from ..mixing import finish
 
 # %% ../../nbs/evaluation/76_report.ipynb #fea21cda

@@ -20,14 +20,8 @@ from torch.utils.data import Dataset
 
 from ..core import InputError, item_seed
 from ..data.layouts import match_people, read_table, sidecar
-from xmodal.metadata.record import (
-    FIELDS,
-    Metadata,
-    field_of,
-    find_encoder,
-    pair_context,
-    read_metadata,
-)
+from .encoder import find_encoder, pair_context
+from .record import field_of, FIELDS, Metadata, read_metadata
 
 # %% ../../nbs/metadata/51_context.ipynb #a8b0e2b0
 def forgetful(record: Metadata, rng) -> Metadata:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core import InputError, atomic, mend_torchvision, project_root
+from ..core import InputError, mend_torchvision, project_root
+from ..files import atomic
 from ..denoise import Network
 from .conditioning import check_context
 

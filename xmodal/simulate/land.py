@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, ndimage as nd
 
-from ..core import InputError, already, atomic, item_seed
+from ..core import InputError, item_seed
+from ..files import already, atomic
 
 # %% ../../nbs/simulators/22_land.ipynb #952aa5ef
 PIXEL, CELL = 10.0, 5.0  # metres: a pixel of the images, a cell of the drawing under it

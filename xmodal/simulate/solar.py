@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import fft, ndimage
 
-from ..core import InputError, already, atomic, item_seed
+from ..core import InputError, item_seed
+from ..files import already, atomic
 
 # %% ../../nbs/simulators/23_solar.ipynb #8f97e5d1
 GRID, SIDE = 512, 156.0  # pixels and mm of the drawing, each way

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from ..core import InputError, Noise, item_seed
+from ..core import InputError, item_seed, Noise
 from ..nets.discriminators import PatchCritic, ResnetTranslator, TimeCritic, halvings
 from ..bridge import diffuse
 from ..denoise import Denoiser, l1

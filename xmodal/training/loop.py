@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..core import InputError, Noise, atomic, clear_left, item_seed, mend_torchvision
-from ..data.volumes import first_line
+from ..core import InputError, item_seed, mend_torchvision, Noise
+from ..files import atomic, clear_left
+from ..core import first_line
 from ..denoise import fast, loss_per_item
 from ..methods import Method, draw, get_method, time_of
 from ..mixing import mix_stats

@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .. import __version__
-from ..core import InputError, atomic, check_limit, clear_left
-from ..data.volumes import first_line
+from ..core import check_limit, InputError
+from ..files import atomic, clear_left
+from ..core import first_line
 from ..methods import check_options, get_method
 from ..nets.build import build, find_net
 from ..sample import check_grid, rules
-from ..metadata.record import hub
+from ..metadata.encoder import hub
 
 # %% ../../nbs/training/60_model_folder.ipynb #f626e6e8
 def save_tensors(
