@@ -63,6 +63,7 @@ class OpenedModel:
         config: dict,  # all sections of its config.json
         device='cpu',  # that `den` is on
     ):
+        "Raises InputError for a description that cannot be translated with."
         self.den, self.config, self.device = den, config, device
         self.model, self.data = check_data_section(config, 'config.json')
 
