@@ -8,7 +8,7 @@ __all__ = ['NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'MODEL_FAUL
            'StoredGrid', 'DataSpec', 'is_number', 'is_count', 'is_range', 'is_window', 'is_text', 'is_words',
            'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_pair_of_channels', 'is_prompted', 'short',
            'refuse_value', 'check_values', 'check_agreement', 'absurd', 'check_model_section', 'save_model',
-           'json_text', 'load_config', 'check_sections', 'hub_hint', 'check_data_section', 'count_weights',
+           'config_text', 'load_config', 'check_sections', 'hub_hint', 'check_data_section', 'count_weights',
            'check_size', 'load_weights', 'load_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
@@ -542,10 +542,10 @@ def save_model(
             training=training or {},
             weights=weights,
         )
-        (Path(tmp) / 'config.json').write_text(json_text(config), encoding='utf-8')
+        (Path(tmp) / 'config.json').write_text(config_text(config), encoding='utf-8')
 
 
-def json_text(
+def config_text(
     config: dict,  # all sections
 ) -> str:
     "The text of config.json."
@@ -720,7 +720,7 @@ def add_grid(
     entry = StoredGrid(objective=objective, tau=tau, grid=grid)
     config['data'].setdefault('grids', {})[str(len(grid) - 1)] = entry.to_json()
     with atomic(Path(folder) / 'config.json') as tmp:
-        Path(tmp).write_text(json_text(config), encoding='utf-8')
+        Path(tmp).write_text(config_text(config), encoding='utf-8')
 
 
 def stored_grid(
