@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPACE', 'GEO', 'MODES', 'Cutting', 'is_path', 'concerns_of_header', 'concerns_of_size', 'concerns_of_values', 'Frame',
            'copy_space', 'image_like', 'check_one_window', 'CutVolume', 'VolumeFrame', 'is_patch', 'squares_of',
-           'into_square', 'out_of_square', 'concerns_of_picture', 'georeference', 'check_picture', 'PictureFrame',
-           'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame',
-           'frame_of_array', 'frame_of']
+           'into_square', 'out_of_square', 'concerns_of_picture', 'georeference', 'pixels_of', 'check_picture',
+           'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame',
+           'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/36_frames.ipynb #e590af3d
 from dataclasses import dataclass
@@ -385,6 +385,13 @@ def georeference(
     return out
 
 # %% ../../nbs/data/36_frames.ipynb #41923d11
+def pixels_of(
+    x,  # (C, H, W)
+):  # (H, W), or (H, W, C) of a colour picture
+    "The axes of an array as picture files have them."
+    return x[0] if len(x) == 1 else x.transpose(1, 2, 0)
+
+
 def check_picture(
     x,  # pixels (C, H, W) in units of the file
     dtype,  # of the numbers in the file
@@ -472,13 +479,9 @@ class PictureFrame(Frame):
         units,  # TargetUnits
     ) -> dict:  # name -> array (H, W) or (H, W, C); mix (T, H, W)
         "The answers at the pixels of the picture."
-
-        def flat(x):
-            return x[0] if len(x) == 1 else x.transpose(1, 2, 0)
-
-        out = dict(mean=flat(units.carry(self.reduced(got['mean'][0]), self.back)))
+        out = dict(mean=pixels_of(units.carry(self.reduced(got['mean'][0]), self.back)))
         if 'std' in got:
-            out['std'] = flat(units.spread(self.back(self.reduced(got['std'][0]))))
+            out['std'] = pixels_of(units.spread(self.back(self.reduced(got['std'][0]))))
         if 'mix' in got:
             each = [self.back(x[None])[0].clip(0, 1) for x in got['mix'][0]]
             out['mix'] = np.stack(each).astype(np.float32)
