@@ -644,7 +644,12 @@ def translation(name):
 def tidy(text) -> str:
     "A text without the places of this process."
     text = text.replace(str(work()), '(folder)').replace(str(HERE), '(goldens)')
-    return re.sub(r'xmodal \d+\.\d+\.\d+', 'xmodal (version)', text)
+    text = re.sub(r'xmodal \d+\.\d+\.\d+', 'xmodal (version)', text)
+    for what, known in (('methods', methods), ('data sets', datasets)):
+        every = lambda m: set(m[1].split(', ')) == set(known)
+        short = lambda m: f'use one of the {what}' if every(m) else m[0]
+        text = re.sub(r'use one of ([\w, ]+)', short, text)
+    return text
 
 
 def translator(kind):
