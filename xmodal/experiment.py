@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import InputError, item_seed, project_root
+from .core import InputError, project_root
 from .files import atomic
 from .parameters import numbers
 from .show import show_grid
