@@ -9,8 +9,8 @@ __all__ = ['SMOKE', 'ABOUT', 'SHOWN', 'Row', 'options_of', 'read_row', 'row_name
            'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of', 'budget_of',
            'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
            'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table',
-           'show_test', 'against', 'exchange_costs', 'show_pairs', 'show_pictures', 'mean_target', 'mark_of',
-           'keep_result']
+           'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures',
+           'mean_target', 'mark_of', 'keep_result']
 
 # %% ../nbs/use/80_experiment.ipynb #bffd9d7c
 import json, math, shutil, time
@@ -84,7 +84,7 @@ def options_of(
         options.update(parse_options(f'{k}={v}'))
     return method, options
 
-# %% ../nbs/use/80_experiment.ipynb #1a4aaa99
+# %% ../nbs/use/80_experiment.ipynb #38b1e914
 def read_row(
     name: str,  # such as 'selfrdb+reduction:sum+lr:5e-4'
 ) -> Row:
@@ -109,7 +109,7 @@ def read_row(
 
 def row_names(
     text: str,  # rows separated by commas
-    least: int = 1,  # how many there must be
+    least: int = 0,  # how many there must be
 ) -> list:  # names
     "The rows of a comparison; raises InputError for too few, or for words that nobody knows."
     names = words_of(text)
@@ -739,21 +739,27 @@ def score_table(
         texts[m]['network calls'] = int(same.nfe.iloc[0])
     return pd.DataFrame(texts).T
 
-# %% ../nbs/use/80_experiment.ipynb #92f07477
+# %% ../nbs/use/80_experiment.ipynb #bab65f89
+def show_comparison(
+    result,  # what `compare` returns
+):
+    "Draw and show a comparison: differences with their intervals, and the numbers."
+    from IPython.display import display
+
+    forest_plot(result.sort_values('diff', na_position='first'))
+    display(result.drop(columns=['mean_low', 'mean_high']).round(4))
+
+
 def show_test(
     table,  # long DataFrame: method, subject, image, metric
     metric: str,  # its column
     baseline: str,  # the method that the others are compared with
     title: str = '',  # before the sentence
-):  # what `compare` returns
+):
     "Compare every method with the baseline: prints, draws and shows the result."
-    from IPython.display import display
-
     result = compare(table, metric, baseline)
     print(title + result.attrs['note'])
-    forest_plot(result.sort_values('diff', na_position='first'))
-    display(result.drop(columns=['mean_low', 'mean_high']).round(4))
-    return result
+    show_comparison(result)
 
 
 def against(
@@ -768,6 +774,22 @@ def against(
     found = compare(image_means(t, 'psnr'), 'psnr', baseline)
     print(found.attrs['note'])
     return found
+
+
+def metadb_rows(
+    names: list,  # of rows, with and without prompts
+    x: Experiment,  # data, budget, folder
+    nfes: tuple = (),  # numbers of network evaluations, beside the row's default
+    keep=None,  # numbers of test images whose translations are kept; None: about eight
+    alone: bool = False,  # may there be one test subject, with nobody to exchange with?
+):  # one DataFrame, the identity first
+    "Rows with their own metadata and with somebody else's; prints the line below the table."
+    n, several = len(x.parts.test), len(x.parts.split['test']) > 1
+    tests = own_and_exchanged(x.parts) if several or not alone else None
+    kept = range(0, n, max(1, n // 8)) if keep is None else keep
+    rows = run_rows(names, x, nfes, tests, keep=kept)
+    print(x.line)
+    return rows
 
 
 def exchange_costs(
