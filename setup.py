@@ -23,6 +23,7 @@ setup(
     license='Apache-2.0',
     keywords=cfg['keywords'],
     packages=find_packages(include=['xmodal', 'xmodal.*']),
+    package_data={'xmodal.data': ['pages/*.md']},  # the data cards
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={

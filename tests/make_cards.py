@@ -1,4 +1,4 @@
-"""Make data/NAME.md from the cards of nbs/data/33_cards.ipynb.
+"""Make data/NAME.md from the cards, which are the pages xmodal/data/pages/NAME.md.
 
 python tests/make_cards.py            write the files
 python tests/make_cards.py --check    exit 1 with one line if a file is not what would be written
@@ -12,7 +12,7 @@ HEAD = '<!-- Made from nbs/data/33_cards.ipynb by tests/make_cards.py: edit the 
 
 
 def stale(root=ROOT) -> list:
-    "Names of cards whose file differs from the notebook's text."
+    "Names of cards whose file differs from the page's text."
     from xmodal.data.cards import cards
 
     return [

@@ -638,7 +638,8 @@ BOMBS = """
 import sys
 from pathlib import Path
 from xmodal.core import InputError
-from xmodal.data.volumes import load_image, load_volume
+from xmodal.data.images import load_image
+from xmodal.data.volumes import load_volume
 from xmodal.data.layouts import read_table
 for path in map(Path, sys.argv[1:]):
     read = load_volume if '.nii' in path.name else load_image if path.suffix in ('.png', '.tif') else lambda p: read_table(p, 'a')

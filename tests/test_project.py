@@ -4,7 +4,7 @@ Every rule is a function that takes the root of a project and returns a list of 
 empty, and once about a small made project in which that very rule is broken, where it must not be. So no rule can rot into one that never complains.
 """
 
-import ast, json, os, re, shutil, subprocess, sys
+import ast, json, os, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -321,11 +321,43 @@ def no_traces(root, tmp):
 
 
 def test_cards_in_sync():
-    "data/NAME.md are what the cards of nbs/33_cards say."
+    "data/NAME.md are what the pages of the cards say."
     done = subprocess.run(
         [sys.executable, ROOT / 'tests/make_cards.py', '--check'], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+LIST_CARDS = """
+import json, xmodal
+from xmodal.data.cards import cards
+print(json.dumps([xmodal.__file__, {k: card.markdown(k) for k, card in cards.items()}]))
+"""
+
+
+def test_wheel_holds_the_cards(tmp_path):
+    "The pages travel in the wheel, and are found there even when it is not unpacked."
+    copy = copy_project(ROOT, tmp_path / 'copy')  # so that no old build folder takes part
+    cmd = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--no-index']
+    done = subprocess.run([*cmd, '-w', tmp_path, copy], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob('*.whl')
+    pages = {p.name: p.read_bytes() for p in (ROOT / 'xmodal/data/pages').glob('*.md')}
+    with zipfile.ZipFile(wheel) as z:
+        held = {n: z.read(n) for n in z.namelist() if n.startswith('xmodal/data/pages/')}
+    assert pages and held == {f'xmodal/data/pages/{name}': text for name, text in pages.items()}
+    done = subprocess.run(
+        [sys.executable, '-c', LIST_CARDS],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    where, texts = json.loads(done.stdout)
+    assert where.startswith(str(wheel)) and {f'{name}.md' for name in texts} == set(pages)
+    for name, text in texts.items():
+        assert (ROOT / f'data/{name}.md').read_text(encoding='utf-8').endswith('-->\n\n' + text)
 
 
 RULES = [

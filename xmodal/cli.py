@@ -486,7 +486,7 @@ def evaluate_command(a) -> int:
     "xmodal evaluate"
     from pathlib import Path
     from xmodal.evaluation.cohort import left_out, match
-    from xmodal.evaluation.report import environment, write_json
+    from xmodal.evaluation.report import environment, RunReport
 
     bars = sys.stderr.isatty()  # a bar in a log file hides the message behind it
     check_evaluate(a)
@@ -496,7 +496,7 @@ def evaluate_command(a) -> int:
     rows, label, scores, notes = measure(a, cases, missing, bars)
     if not a.out:
         return 0
-    metrics = dict(
+    metrics = RunReport(
         name=Path(a.out).name,
         scores=scores,
         protocol=label,
@@ -505,7 +505,7 @@ def evaluate_command(a) -> int:
         parameters=dict(dataset=str(a.truth)),
         environment=environment(),
     )
-    write_json(Path(a.out) / 'metrics.json', metrics)
+    metrics.save(a.out)
     rows.to_csv(Path(a.out) / 'rows.csv', index=False)
     print(f'written: {a.out} (metrics.json, rows.csv)')
     return 0

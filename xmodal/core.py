@@ -44,7 +44,7 @@ LIMITS = dict(
 
 def limit(
     name: str,  # row of LIMITS
-) -> int:
+) -> int:  # most that an input may have of it
     "A limit: its default, or what the variable XMODAL_MAX_NAME says; raises InputError."
     said = os.environ.get(f'XMODAL_MAX_{name.upper()}', '').strip()
     if not said:
@@ -106,6 +106,7 @@ class Noise:
         seeds,  # one int per item of the batch
         device='cpu',  # where the draws are made
     ):
+        "Start one generator per item."
         self.gens = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
 
     def __call__(
@@ -137,12 +138,16 @@ def expand(
     )
 
 # %% ../nbs/basics/00_core.ipynb #0f7892db
-def table_dtype(device) -> torch.dtype:
+def table_dtype(
+    device,  # torch device, or its name
+) -> torch.dtype:
     "float64, or float32 on devices that have no float64."
     return torch.float32 if torch.device(device).type == 'mps' else torch.float64
 
-
-def check_same_shape(**named):
+# %% ../nbs/basics/00_core.ipynb #267b7e0b
+def check_same_shape(
+    **named,  # tensors under the names that the message shall use, such as x0=target, y=source
+):
     "Raise unless all named tensors have one shape and are floating point."
     shapes = {k: tuple(v.shape) for k, v in named.items()}
     if len(set(shapes.values())) > 1:

@@ -24,7 +24,9 @@ from pathlib import Path
 from .core import InputError
 
 # %% ../nbs/basics/01_files.ipynb #a701e4f5
-def check_regular(path) -> Path:
+def check_regular(
+    path,  # of what shall be opened
+) -> Path:
     "The path of a regular file or a link to one, asked before opening; raises InputError."
     path = Path(path)
     try:
@@ -43,7 +45,9 @@ def check_regular(path) -> Path:
 LITTER = ('thumbs.db', 'desktop.ini', '__macosx')
 
 
-def is_litter(path) -> bool:
+def is_litter(
+    path,  # relative to the folder of data, or whole
+) -> bool:
     "Is this one of the hidden files that macOS and Windows leave in folders? They are no data."
     path = Path(path)
     return path.name.startswith('.') or any(p.lower() in LITTER for p in path.parts)
@@ -93,18 +97,27 @@ def temporary(
     return path.with_name(f'.xmodal-{whose}.{kind}.{name}')
 
 # %% ../nbs/basics/01_files.ipynb #788c81fa
-def untouched(path) -> float:
+def untouched(
+    path,  # of a file, or of a folder with all that is in it
+) -> float:
     "Seconds since anything in a file or folder was changed."
     path = Path(path)
     last = 0.0
     for p in (path, *path.rglob('*')):
         with contextlib.suppress(OSError):
-            stat = p.lstat()
-            last = max(last, stat.st_mtime, stat.st_ctime)
+            times = p.lstat()
+            last = max(last, times.st_mtime, times.st_ctime)
     return time.time() - last
 
 
-def is_left(path, host: str, space: str, pid: str, start: str) -> bool:
+def is_left(
+    path,  # of the temporary file or folder
+    # the next four stand in its name; '' where an earlier version did not write them
+    host: str,  # machine, as HOST
+    space: str,  # table of processes, as `process_space`
+    pid: str,  # number of the process
+    start: str,  # when it started, as `started`; '0': not known
+) -> bool:
     "Does a temporary file or folder belong to a process that is gone for certain?"
     if host and host != HOST:
         return False
@@ -114,7 +127,9 @@ def is_left(path, host: str, space: str, pid: str, start: str) -> bool:
     return untouched(path) > DAY
 
 
-def remove(path):
+def remove(
+    path,  # of what shall go; it need not exist
+):
     "Delete a file or folder, as far as it can be."
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
@@ -159,7 +174,9 @@ def clear_once(
     looked_at.add(folder)
 
 
-def to_disk(path):
+def to_disk(
+    path,  # of what was written
+):
     "Hand a file, or a folder with all that is in it, to the disk."
     path = Path(path)
     inside = list(path.rglob('*')) if path.is_dir() else []
@@ -206,7 +223,9 @@ def atomic(
         to_disk_folder(path.parent)
 
 
-def to_disk_folder(folder):
+def to_disk_folder(
+    folder,  # in which something was made or renamed
+):
     "Hand the names in a folder to the disk."
     handle = os.open(folder, os.O_RDONLY)
     try:

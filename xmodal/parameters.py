@@ -19,7 +19,7 @@ def snapshot(
         if not k.startswith('_') and isinstance(v, (bool, int, float, str))
     }
 
-
+# %% ../nbs/basics/02_parameters.ipynb #3f3099c2
 def settle(
     defaults: dict,  # from `snapshot`
     names: dict,  # globals() after papermill's injection
@@ -49,7 +49,11 @@ def settle(
     return {k: convert(k, names[k], v) for k, v in defaults.items()}
 
 
-def convert(name, value, default):
+def convert(
+    name: str,  # of the parameter, for the message
+    value,  # as it came, perhaps as text
+    default,  # a bool, int, float or str
+):  # of the type of `default`
     "`value` in the type of `default`; raises InputError."
     kind = type(default)
     if kind is bool:

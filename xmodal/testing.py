@@ -16,8 +16,8 @@ from .core import InputError, project_root
 
 # %% ../nbs/basics/04_testing.ipynb #c906f262
 def assert_close(
-    got,
-    want,  # numbers, lists, arrays or tensors that broadcast against each other
+    got,  # what was computed; as `want`
+    want,  # what it should be: numbers, lists, arrays or tensors that broadcast against each other
     eps: float = 1e-9,  # largest absolute difference allowed; NaN anywhere fails
 ):
     "Assert that `got` and `want` are equal within `eps`."

@@ -66,8 +66,8 @@ from xmodal.evaluation.report import (
     fig_panels,
     fig_training,
     model_card,
+    RunReport,
     save_figure,
-    write_json,
 )
 from .sample import rules
 from .nets.conditioning import conditionings
@@ -1227,7 +1227,7 @@ def save_run(
     )
     card = model_card(model, about, training, found.table.to_markdown() + f'\n\n{protocol}')
     save_model(p.run / 'model', den, model, about, training, card)
-    metrics = dict(
+    metrics = RunReport(
         name=p.name,
         scores=found.scores,
         protocol=protocol,
@@ -1242,7 +1242,7 @@ def save_run(
         parameters={**{k: getattr(p, k) for k in defaults}, 'processes': processes},
         environment=env,
     )
-    write_json(p.run / 'metrics.json', metrics)
+    metrics.save(p.run)
     print(
         f'runs/{p.name}/model written; {found.seconds:.2f} s per image with {p.nfe} network calls'
     )

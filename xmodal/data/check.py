@@ -7,10 +7,12 @@ __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'be
            'small_picture', 'mask_faults', 'few_values', 'fine_picture', 'concerns_of', 'some_of', 'facts_of',
            'look_at_images', 'look_at_volumes', 'look', 'Finding', 'drawn_over', 'Report', 'information_matrix',
            'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'above_strangers',
-           'find_misfits', 'measure_pairs', 'find_common', 'find_misplaced', 'nearest_pictures', 'is_copy',
-           'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped', 'find_odd_ranges',
-           'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays', 'find_groups', 'Looked',
-           'look_at_all', 'found_records', 'judge', 'check_asked', 'check']
+           'find_misfits', 'report_unsure', 'measure_pairs', 'find_common', 'can_judge', 'stands_out_by', 'report_flip',
+           'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy', 'with_pictures', 'shared_slices',
+           'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
+           'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
+           'find_groups', 'Looked', 'look_at_all', 'found_records', 'judge', 'check_asked', 'split_to_judge',
+           'spread_records', 'look_how', 'check']
 
 # %% ../../nbs/data/32_check.ipynb #4e245994
 import re
@@ -36,7 +38,10 @@ from .windows import window_of
 from .layouts import datasets, default_windows, find_records
 
 # %% ../../nbs/data/32_check.ipynb #39650b62
-def quantise(x, bins=16):
+def quantise(
+    x,  # grey values (n, C, H, W), any range
+    bins=16,  # how many numbers
+):
     """Grey values as bin numbers 0 ... bins - 1 between the 1st and the 99th percentile; channels
     are averaged first: (n, C, H, W) -> (n, H, W).
     """
@@ -45,14 +50,23 @@ def quantise(x, bins=16):
     return np.clip((x - lo) / max(hi - lo, 1e-6) * bins, 0, bins - 1).astype(np.int64)
 
 
-def mutual_information(a, b, bins=16) -> float:
+def mutual_information(
+    a,  # bin numbers, from `quantise`
+    b,  # likewise, of the same shape
+    bins=16,  # how many numbers there are
+) -> float:
     "Mutual information in nats of two arrays of bin numbers."
     p = np.bincount((a * bins + b).ravel(), minlength=bins * bins).reshape(bins, bins) / a.size
     outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
     return float((p[p > 0] * np.log(p[p > 0] / outer[p > 0])).sum())
 
 # %% ../../nbs/data/32_check.ipynb #bb99fdd4
-def shifted_information(a, b, i: int, j: int) -> float:
+def shifted_information(
+    a,  # bin numbers of the source (n, H, W)
+    b,  # of the target, of the same shape
+    i: int,  # rows by which the target moves, down if positive
+    j: int,  # columns, to the right if positive
+) -> float:
     "Mutual information of `a` with `b` moved by (i, j) pixels, over their common part."
     h, w = a.shape[-2:]
     return mutual_information(
@@ -61,28 +75,22 @@ def shifted_information(a, b, i: int, j: int) -> float:
     )
 
 
-def best_shift(a, b, reach=8):
+def best_shift(
+    a,  # bin numbers of the source (n, H, W)
+    b,  # of the target, of the same shape
+    reach=8,  # pixels in each direction
+):
     """The shift (rows, columns) of the target that fits best, and the information it gains over no
     shift, in nats.
     """
     got = {(0, 0): shifted_information(a, b, 0, 0)}
     best = (0, 0)
     for step in (4, 2, 1):
-        near_by = [
-            (i, j)
-            for i in range(
-                best[0] - (reach if step == 4 else step),
-                best[0] + (reach if step == 4 else step) + 1,
-                step,
-            )
-            for j in range(
-                best[1] - (reach if step == 4 else step),
-                best[1] + (reach if step == 4 else step) + 1,
-                step,
-            )
-            if max(abs(i), abs(j)) <= reach
-        ]
-        got.update({ij: shifted_information(a, b, *ij) for ij in near_by if ij not in got})
+        span = reach if step == 4 else step
+        offsets = range(-span, span + 1, step)
+        nearby = [(best[0] + i, best[1] + j) for i in offsets for j in offsets]
+        new = [ij for ij in nearby if max(map(abs, ij)) <= reach and ij not in got]
+        got.update({ij: shifted_information(a, b, *ij) for ij in new})
         best = max(got, key=got.get)
     return best, got[best] - got[0, 0]
 
@@ -98,17 +106,17 @@ flips = {
 }
 
 
-def best_flip(a, b):
+def best_flip(
+    a,  # bin numbers of the source (n, H, W)
+    b,  # of the target, of the same shape
+):
     """The flip of the target that fits best, and the information it gains over none, in nats, each
     at its best small shift.
     """
-    base = max(shifted_information(a, b, i, j) for i in (-2, 0, 2) for j in (-2, 0, 2))
+    shifts = [(i, j) for i in (-2, 0, 2) for j in (-2, 0, 2)]
+    base = max(shifted_information(a, b, i, j) for i, j in shifts)
     got = {
-        k: max(
-            shifted_information(a, np.ascontiguousarray(f(b)), i, j)
-            for i in (-2, 0, 2)
-            for j in (-2, 0, 2)
-        )
+        k: max(shifted_information(a, np.ascontiguousarray(f(b)), i, j) for i, j in shifts)
         for k, f in flips.items()
         if f(b).shape == a.shape and (len(b) > 1 or k != 'reversed slice order')
     }
@@ -116,7 +124,9 @@ def best_flip(a, b):
     return name, got[name] - base
 
 # %% ../../nbs/data/32_check.ipynb #98fb08cc
-def saturation(v) -> float:
+def saturation(
+    v,  # grey values of any shape
+) -> float:
     """Share of the values above the mean that are exactly the largest one: near 0 for a scan, large
     if it was clipped.
     """
@@ -124,7 +134,9 @@ def saturation(v) -> float:
     return float((fg == v.max()).mean()) if fg.size else 0.0
 
 
-def small_picture(x):
+def small_picture(
+    x,  # one slice (C, H, W)
+):
     """(C, H, W) -> 256 numbers: means of 16 x 16 blocks, with mean 0 and standard deviation 1, so
     that gain and offset do not matter.
     """
@@ -133,8 +145,12 @@ def small_picture(x):
     v = (x[:h, :w].reshape(16, h // 16, 16, w // 16).mean((1, 3)) if min(h, w) >= 16 else x).ravel()
     return (v - v.mean()) / max(v.std(), 1e-6)
 
-
-def mask_faults(r, target, labels=()):
+# %% ../../nbs/data/32_check.ipynb #d0014b20
+def mask_faults(
+    r,  # Record with a mask
+    target,  # canonical volume, or array (C, H, W)
+    labels=(),  # values that are documented; (): any whole numbers
+):
     """What is wrong with the mask of a record beside its target (canonical volume, or image array):
     (level, text), or None.
     """
@@ -157,18 +173,19 @@ def mask_faults(r, target, labels=()):
             f'{", ".join(f"{v:g}" for v in bad[:5])}{" ..." if len(bad) > 5 else ""}; documented '
             f'are {", ".join(map(str, labels)) or "whole numbers"}',
         )
+    if same:
+        return None
     return (
-        None
-        if same
-        else (
-            'warning',
-            f'{r.mask}: lies on another grid than {r.target}; regions measured with it need '
-            f'resampling first',
-        )
+        'warning',
+        f'{r.mask}: lies on another grid than {r.target}; regions measured with it need '
+        f'resampling first',
     )
 
 # %% ../../nbs/data/32_check.ipynb #2e6c656b
-def few_values(v, most=20) -> tuple:
+def few_values(
+    v,  # array of any shape
+    most=20,  # more values than that are grey levels
+) -> tuple:
     "The values of an array if they are at most `most` whole numbers, as in a label map; else ()."
     v = np.asarray(v).ravel()
     if len(np.unique(v[:: max(1, v.size // 5000)])) > most:
@@ -177,7 +194,9 @@ def few_values(v, most=20) -> tuple:
     return tuple(found.tolist()) if len(found) <= most and (found == np.round(found)).all() else ()
 
 
-def fine_picture(x):
+def fine_picture(
+    x,  # one slice (C, H, W)
+):
     "(C, H, W) -> the fine structure in up to 32 x 32 blocks, normalised."
     from scipy import ndimage
 
@@ -188,12 +207,17 @@ def fine_picture(x):
     return ((v - v.mean()) / max(v.std(), 1e-6)).ravel().astype(np.float16)
 
 
-def concerns_of(path) -> list:  # (cannot be right?, what)
+def concerns_of(
+    path,  # pathlib.Path of a volume, or folder of a DICOM series
+) -> list:  # (cannot be right?, what)
     "What the header of a volume says against itself; DICOM is left to its reader."
     return [] if path.is_dir() else header_concerns(open_volume(path))
 
 # %% ../../nbs/data/32_check.ipynb #8aa242cd
-def some_of(use, n=5):
+def some_of(
+    use,  # slice numbers, rising
+    n=5,  # how many at most
+):
     "At most `n` of the slice numbers `use`, evenly spread over their middle."
     if not len(use):
         return use
@@ -202,7 +226,10 @@ def some_of(use, n=5):
     ]
 
 # %% ../../nbs/data/32_check.ipynb #1ccb2be7
-def facts_of(values, kinds) -> dict:
+def facts_of(
+    values,  # arrays of source and target
+    kinds,  # their number types, such as uint8
+) -> dict:
     "What source and target are like: `values` in file units, `kinds` their number types."
     few = tuple(few_values(v) for v in values)
     bytes_ = [np.dtype(k).kind == 'b' or k == 'uint8' for k in kinds]
@@ -216,8 +243,10 @@ def facts_of(values, kinds) -> dict:
         saturated=tuple(0.0 if f else saturation(v) for v, f in zip(bare, few)),
     )
 
-
-def look_at_images(r) -> tuple:
+# %% ../../nbs/data/32_check.ipynb #a8b1f0d8
+def look_at_images(
+    r,  # Record of two images
+) -> tuple:
     "Facts about a pair of images, and the target's array."
     (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
     facts = facts_of((ys, xs), (yd, xd))
@@ -227,7 +256,9 @@ def look_at_images(r) -> tuple:
     ), xs
 
 
-def look_at_volumes(r) -> tuple:
+def look_at_volumes(
+    r,  # Record of two volumes
+) -> tuple:
     "Facts about a pair of volumes, and the target."
     ys, xs = load_volume(r.source), load_volume(r.target)
     met = meeting(ys, xs)
@@ -256,7 +287,10 @@ def look_at_volumes(r) -> tuple:
     ), xs
 
 # %% ../../nbs/data/32_check.ipynb #86a6f523
-def look(r, p):
+def look(
+    r,  # Record
+    p,  # as for `prepare_volume`, with the documented labels of masks
+):
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
     image = is_image(r.source)
     try:
@@ -297,7 +331,10 @@ class Finding:
     text: str  # names the file or subject, the value, the remedy
 
 # %% ../../nbs/data/32_check.ipynb #e479ca7a
-def drawn_over(picture, edges):
+def drawn_over(
+    picture,  # (H, W) in [-1, 1]
+    edges,  # strength of the edges (H, W), not negative
+):
     "A grey picture in [-1, 1] as colours, with the strongest tenth of the edges in red."
     grey, strong = np.clip((picture + 1) / 2, 0, 1), edges > np.percentile(edges, 90)
     return np.stack([np.where(strong, colour, grey) for colour in (1.0, 0.2, 0.2)]) * 2 - 1
@@ -312,20 +349,27 @@ class Report:
     about: str
     findings: list = field(default_factory=list)
     looked: list = field(default_factory=list)
-    table: list = field(
-        default_factory=list
-    )  # per pair: name, shift, gain, flip, flip_gain, information[, misfit]
-    strength: float = 0.0  # information of a usual pair above that by accident, nats
+    # per pair: name, shift, gain, flip, flip_gain, information[, misfit]
+    table: list = field(default_factory=list)
+    strength: float = 0.0  # information of a typical pair above that by accident, nats
 
-    def add(self, level, what, text):
+    def add(
+        self,
+        level,  # error or warning
+        what,  # kind of fault, see `Finding`
+        text,  # one sentence: the file, the value, the remedy
+    ):
+        "Add a finding."
         self.findings.append(Finding(level, what, text))
 
     @property
     def errors(self):
+        "The findings that make a training worthless."
         return [f for f in self.findings if f.level == 'error']
 
     @property
     def ok(self) -> bool:
+        "Without errors; there may be warnings."
         return not self.errors
 
     def lines(self) -> list:
@@ -364,12 +408,17 @@ class Report:
         )
 
 # %% ../../nbs/data/32_check.ipynb #3840001c
-def information_matrix(looked, p, most=8):
+def information_matrix(
+    looked,  # facts of every pair, from `look`
+    p,  # size and spacing in mm of the plane on which volumes are compared
+    most=8,  # volumes: how many pairs
+):
     """Which pairs are compared with which, and the information of source i with target j: images
     all, volumes the `most` that fit worst, resampled onto each other's grid.
     """
     if is_image(looked[0]['r'].source):
-        part, a, b = looked[:256], *([quantise(d[k]) for d in looked[:256]] for k in ('y', 'x0'))
+        part = looked[:256]
+        a, b = ([quantise(d[k]) for d in part] for k in ('y', 'x0'))
         return part, np.array(
             [[mutual_information(u, v) if u.shape == v.shape else 0.0 for v in b] for u in a]
         )
@@ -396,69 +445,73 @@ def information_matrix(looked, p, most=8):
     return part, I
 
 # %% ../../nbs/data/32_check.ipynb #10544d9e
-def find_exchanged(looked, report, p, sure=0.1):
+def find_exchanged(
+    looked,  # facts of the pairs that are not constant, from `look`
+    report,  # findings are added to it
+    p,  # as for `information_matrix`
+    sure=0.1,  # strength in nats from which it is an error
+):
     """Pairs whose targets fit better the other way round: each is the other's best partner, in both
     directions, by a margin.
     """
-    if (
-        any(
-            f.what in ('shift', 'flip') and f.text.startswith('most targets')
-            for f in report.findings
-        )
-        or len(looked) < 2
-    ):
+    whole_set = any(
+        f.what in ('shift', 'flip') and f.text.startswith('most targets') for f in report.findings
+    )
+    if whole_set or len(looked) < 2:
         return  # then no pair fits
     part, I = information_matrix(looked, p)
     n, own, best = len(part), np.diag(I), I.max(1)
-    strength = (
-        np.median(best) - np.median(I[I < best[:, None]]) if (I < best[:, None]).any() else 0.0
-    )  # a row's best may be a swapped partner: the rest are strangers
+    # a row's best may be an exchanged partner: the rest are strangers
+    strangers = I[I < best[:, None]]
+    strength = np.median(best) - np.median(strangers) if len(strangers) else 0.0
     if strength < 0.02:
         return
-    for i in range(n):
-        for j in range(i):
-            top = [
-                I[i].argmax() == j,
-                I[j].argmax() == i,
-                I[:, i].argmax() == j,
-                I[:, j].argmax() == i,
-            ]
-            gain = min(I[i, j], I[j, i]) - max(own[i], own[j])
-            if gain > (0.1 if all(top) else 0.3) * strength and sum(top) >= (4 if n < 20 else 3):
-                report.add(
-                    'error' if strength > sure else 'warning',
-                    'swapped',
-                    f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's "
-                    f'source better; exchange {part[j]["r"].target} and {part[i]["r"].target}',
-                )
+    level = 'error' if strength > sure else 'warning'
+    pairs = [(i, j) for i in range(n) for j in range(i)]
+    for i, j in pairs:
+        top = [I[i].argmax() == j, I[j].argmax() == i, I[:, i].argmax() == j, I[:, j].argmax() == i]
+        gain = min(I[i, j], I[j, i]) - max(own[i], own[j])
+        if gain > (0.1 if all(top) else 0.3) * strength and sum(top) >= (4 if n < 20 else 3):
+            report.add(
+                level,
+                'swapped',
+                f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's "
+                f'source better; exchange {part[j]["r"].target} and {part[i]["r"].target}',
+            )
 
 # %% ../../nbs/data/32_check.ipynb #eae0506a
-def direction(looked, bins=16) -> tuple:
+def direction(
+    looked,  # facts of every pair, from `look`
+    bins=16,  # grey values per side of the table
+) -> tuple:  # two arrays, in nats per pixel
     "Per pair the log likelihood of its grey values under those of the others, and transposed."
 
     def place(v):
         return np.clip((v.mean(1) + 1.2) / 2.4 * bins, 0, bins - 1).astype(int).ravel()
 
     def table(d):
-        return np.bincount(place(d['y']) * bins + place(d['x0']), minlength=bins * bins).reshape(
-            bins, bins
-        )
+        both = place(d['y']) * bins + place(d['x0'])
+        return np.bincount(both, minlength=bins * bins).reshape(bins, bins)
 
     joint = np.array([table(d) / d['y'].mean(1).size for d in looked])
-    others = (
-        np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint))
-    )  # the median: one wrong pair does not spoil it
+    # the median: one wrong pair does not spoil it
+    others = (np.log(np.median(np.delete(joint, k, 0), 0) + 1e-4) for k in range(len(joint)))
     return tuple(np.array([((P * t).sum(), (P * t.T).sum()) for P, t in zip(joint, others)]).T)
 
 
-def find_roles(looked, report, margin=0.05, clear=2.0):
+def find_roles(
+    looked,  # facts of the pairs that are not constant, from `look`
+    report,  # findings are added to it
+    margin=0.05,  # smallest direction of the median pair, nats per pixel
+    clear=2.0,  # the same in robust standard deviations of the pairs
+):
     "Pairs whose joint grey values look like those of the others with source and target exchanged."
     if len(looked) < 4 or looked[0]['channels'][0] != looked[0]['channels'][1]:
         return  # a grey source cannot be a colour target
     right, wrong = direction(looked)
-    usual, low = np.median(right - wrong), np.percentile(right, 10)
-    scatter = 1.4826 * np.median(np.abs(right - wrong - usual))
-    if usual <= max(margin, clear * scatter) and len(looked) >= 8:
+    typical, low = np.median(right - wrong), np.percentile(right, 10)
+    scatter = 1.4826 * np.median(np.abs(right - wrong - typical))
+    if typical <= max(margin, clear * scatter) and len(looked) >= 8:
         report.add(
             'warning',
             'sight',
@@ -467,7 +520,7 @@ def find_roles(looked, report, margin=0.05, clear=2.0):
         )
         return
     for d, r, w in zip(looked, right, wrong):
-        if usual > margin and w - r > 0.5 * usual and w > low:
+        if typical > margin and w - r > 0.5 * typical and w > low:
             report.add(
                 'error' if len(looked) >= 8 else 'warning',
                 'exchanged',
@@ -476,7 +529,10 @@ def find_roles(looked, report, margin=0.05, clear=2.0):
             )
 
 # %% ../../nbs/data/32_check.ipynb #61c6ff69
-def stands_out(gains, scale: float):
+def stands_out(
+    gains,  # in nats, one per pair
+    scale: float,  # smallest gain that counts, in nats
+):
     """Boolean per gain: larger than `scale` and, with five or more, more than six robust standard
     deviations above the median.
     """
@@ -486,7 +542,11 @@ def stands_out(gains, scale: float):
     return (g > scale) & (g > np.median(g) + 6 * 1.4826 * np.median(np.abs(g - np.median(g))))
 
 
-def holds_in_parts(d, shift, least) -> bool:
+def holds_in_parts(
+    d,  # facts of a pair, from `look`
+    shift,  # (rows, columns)
+    least,  # gain in nats that each half has to reach
+) -> bool:
     "Does the shift gain information in each half of the picture? An accident seldom does."
     a, b = quantise(d['y']), quantise(d['x0'])
     h, w = a.shape[-2:]
@@ -497,12 +557,15 @@ def holds_in_parts(d, shift, least) -> bool:
     )
 
 # %% ../../nbs/data/32_check.ipynb #e294fcab
-def above_strangers(k: int, looked, most=40) -> float:
+def above_strangers(
+    k: int,  # number of the pair
+    looked,  # facts of every pair, from `look`
+    most=40,  # strangers to compare with
+) -> float:
     "Information of pair k above that of its source with strangers, in standard deviations."
     d, rng = looked[k], np.random.default_rng(item_seed(0, 'strangers', k))
-    others = [v for v in looked if v['r'].subject != d['r'].subject] or [
-        v for v in looked if v is not d
-    ]
+    others = [v for v in looked if v['r'].subject != d['r'].subject]
+    others = others or [v for v in looked if v is not d]
     a, found = quantise(d['y']), []
     for v in (others[i] for i in rng.permutation(len(others))[:most]):
         b = quantise(v['x0'])
@@ -513,39 +576,59 @@ def above_strangers(k: int, looked, most=40) -> float:
     return float((own - np.mean(found)) / max(np.std(found), 1e-3)) if len(found) > 2 else 0.0
 
 # %% ../../nbs/data/32_check.ipynb #07111c94
-def find_misfits(looked, report, lost, usual, volume=2.0, image=-3.0):
+def find_misfits(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it, and `misfit` to its table
+    lost,  # boolean per pair: shares little, and no shift or flip explains it
+    typical,  # information of the median pair, nats
+    volume=2.0,  # volumes below are errors, standard deviations above strangers
+    image=-3.0,  # likewise single images
+):
     "Pairs that share hardly anything: errors where strangers fit as well, else a warning."
-    doubt = []
+    unsure = []
     for k in np.flatnonzero(lost):
         t, d = report.table[k], looked[k]
         t['misfit'] = above_strangers(k, looked)
         if t['misfit'] >= (image if is_image(d['r'].source) else volume):
-            doubt.append((t['misfit'], t, d))
+            unsure.append((t['misfit'], t, d))
         else:
             report.add(
                 'error',
                 'misfit',
                 f'{t["name"]}: source and target have hardly anything to do with each other '
-                f'({t["information"]:.2f} nats, usual are {usual:.2f}); a wrong pair, or shifted '
+                f'({t["information"]:.2f} nats, usual are {typical:.2f}); a wrong pair, or shifted '
                 f'by more than {8 * 64 // d["y"].shape[-1]} pixels: look at {d["r"].source} and '
                 f'{d["r"].target}',
             )
-    if not doubt:
-        return
-    doubt.sort(key=lambda v: v[0])
-    names = ', '.join(f'{t["name"]} ({t["information"]:.2f})' for _, t, _ in doubt[:20])
-    if len(doubt) > 20:
+    if unsure:
+        report_unsure(unsure, len(looked), report, typical)
+
+
+def report_unsure(
+    unsure,  # (misfit, row of the table, facts) of pairs that may be in order
+    n: int,  # pairs of the whole set
+    report,  # the warning is added to it
+    typical,  # information of the median pair, nats
+):
+    "One warning for all pairs that share no more than strangers do, worst first."
+    unsure.sort(key=lambda v: v[0])
+    names = ', '.join(f'{t["name"]} ({t["information"]:.2f})' for _, t, _ in unsure[:20])
+    if len(unsure) > 20:
         names += ' ...'
+    worst = unsure[0][2]['r']
     report.add(
         'warning',
         'misfit',
-        f'{len(doubt)} of {len(looked)} pairs share no more than strangers do, worst first: '
-        f'{names} (usual are {usual:.2f} nats); slices at the end of a scan look like that, and '
-        f'so do wrong pairs: look at {doubt[0][2]["r"].source} and {doubt[0][2]["r"].target}',
+        f'{len(unsure)} of {n} pairs share no more than strangers do, worst first: '
+        f'{names} (usual are {typical:.2f} nats); slices at the end of a scan look like that, and '
+        f'so do wrong pairs: look at {worst.source} and {worst.target}',
     )
 
 # %% ../../nbs/data/32_check.ipynb #3826b9fd
-def measure_pairs(looked, report):
+def measure_pairs(
+    looked,  # facts of every pair, from `look`
+    report,  # a row per pair is added to its table
+):
     "Fill the report's table; returns the information by accident (targets rolled by half)."
     floor = []
     for d in looked:
@@ -561,12 +644,16 @@ def measure_pairs(looked, report):
     return np.median(floor)
 
 
-def find_common(of, strength, report) -> tuple:
+def find_common(
+    of,  # name of a column of the report's table -> array, one value per pair
+    strength,  # information of a typical pair above that by accident, nats
+    report,  # findings are added to it
+) -> tuple:  # shifted, flipped
     "Is the whole set shifted, flipped? It then has one direction, where noise has many."
     counts = of('gain') > 0.1 * strength
-    typical = (
-        np.median(of('shift')[counts], axis=0) if counts.sum() > 0.5 * len(counts) else np.zeros(2)
-    )
+    typical = np.zeros(2)
+    if counts.sum() > 0.5 * len(counts):
+        typical = np.median(of('shift')[counts], axis=0)
     flip = max(set(of('flip')), key=list(of('flip')).count)
     moved = np.mean(np.hypot(*(of('shift') - typical).T) <= 1.5) > 0.6 and np.hypot(*typical) >= 2
     shifted = moved and np.median(of('gain')) > 0.25 * strength
@@ -591,153 +678,226 @@ def find_common(of, strength, report) -> tuple:
         )
     return shifted, flipped
 
+# %% ../../nbs/data/32_check.ipynb #974d3307
+def can_judge(
+    report,  # with its strength; the warning is added to it
+    typical,  # information of the median pair, nats
+    floor,  # information by accident, nats
+    least=0.05,  # strength in nats from which shifts and flips are judged
+) -> bool:
+    "Do the two sides share enough to judge single pairs? Says so where they share little."
+    if report.strength < least:
+        report.add(
+            'warning',
+            'shift',
+            f'source and target share too little to judge shifts and flips ({typical:.2f} nats, '
+            f'{floor:.2f} by accident); look at a sheet of pairs yourself; exchanged pairs would '
+            f'not be noticed either',
+        )
+        return False
+    if report.strength < 0.25:
+        report.add(
+            'warning',
+            'sight',
+            f'source and target share little ({report.strength:.2f} nats more than by accident): '
+            f'faults of the whole set are seen, but a single shifted, mirrored or exchanged pair '
+            f'may go unnoticed; look at a sheet of pairs',
+        )
+    return True
+
+
+def stands_out_by(
+    of,  # as for `find_common`
+    what: str,  # gain (of the best shift) or flip_gain
+    share: float,  # smallest gain that counts, as a share of the strength
+    floor,  # information by accident, nats
+    strength,  # information of a typical pair above the floor, nats
+):
+    "Boolean per pair: gains much more than the others, and looks like a typical pair afterwards."
+    corrected = of('information') + of(what) > floor + 0.6 * strength
+    return stands_out(of(what), share * strength) & corrected
+
+# %% ../../nbs/data/32_check.ipynb #24d558b5
+def report_flip(
+    report,  # the finding is added to it
+    level: str,  # error or warning
+    d,  # facts of the pair, from `look`
+    t,  # its row of the report's table
+):
+    "Accuse one pair of a wrong orientation."
+    report.add(
+        level,
+        'flip',
+        f'{t["name"]}: the target fits better {t["flip"]} ({t["information"]:.2f} -> '
+        f'{t["information"] + t["flip_gain"]:.2f} nats); check the orientation of '
+        f'{d["r"].target}',
+    )
+
+
+def report_shift(
+    report,  # the finding is added to it
+    level: str,  # error or warning
+    d,  # facts of the pair, from `look`
+    t,  # its row of the report's table
+):
+    "Accuse one pair of lying beside its partner."
+    report.add(
+        level,
+        'shift',
+        f'{t["name"]}: the target fits better when moved by {t["shift"][0]} rows and '
+        f'{t["shift"][1]} columns of {d["y"].shape[-1]} pixels ({t["information"]:.2f} -> '
+        f'{t["information"] + t["gain"]:.2f} nats); check the affine or crop of '
+        f'{d["r"].target}, or use register',
+    )
+
 # %% ../../nbs/data/32_check.ipynb #b8342b1d
-def find_misplaced(looked, report, least=0.05, sure=0.1):
-    "Shifts and flips within each pair."
+def find_misplaced(
+    looked,  # facts of every pair, from `look`
+    report,  # its table and strength are filled, findings are added
+    least=0.05,  # strength in nats from which anything is judged
+    sure=0.1,  # strength in nats from which a single pair is an error
+):
+    "Shifts and flips within each pair, and pairs that fit nowhere."
     floor = measure_pairs(looked, report)
 
     def of(k):
         return np.array([t[k] for t in report.table])
 
-    usual, n = np.median(of('information')), len(looked)
-    reached = (np.median(of('information') + of(k)) for k in ('gain', 'flip_gain'))
-    strength = max(usual, *reached) - floor
+    information = of('information')
+    typical = np.median(information)
+    reached = (np.median(information + of(k)) for k in ('gain', 'flip_gain'))
+    strength = max(typical, *reached) - floor
     report.strength = float(strength)
-    if strength < least:
-        report.add(
-            'warning',
-            'shift',
-            f'source and target share too little to judge shifts and flips ({usual:.2f} nats, '
-            f'{floor:.2f} by accident); look at a sheet of pairs yourself; exchanged pairs would '
-            f'not be noticed either',
-        )
+    if not can_judge(report, typical, floor, least):
         return
-    if strength < 0.25:
-        report.add(
-            'warning',
-            'sight',
-            f'source and target share little ({strength:.2f} nats more than by accident): faults '
-            f'of the whole set are seen, but a single shifted, mirrored or exchanged pair may go '
-            f'unnoticed; look at a sheet of pairs',
-        )
+    all_shifted, all_flipped = find_common(of, strength, report)
     far = np.hypot(*of('shift').T) * 64 / looked[0]['y'].shape[-1]
-    everybody = find_common(of, strength, report)
-
-    def fits(k):
-        return (
-            of('information') + of(k) > floor + 0.6 * strength
-        )  # after the correction like a usual pair
-
-    moved = stands_out(of('gain'), 0.25 * strength) & (far >= 2) & fits('gain')
-    turned = stands_out(of('flip_gain'), 0.1 * strength) & fits('flip_gain')
-    level, alone = (
-        'error' if strength > sure else 'warning',
-        of('information') < floor + 0.25 * strength,
-    )
-    fit_well = (
-        np.percentile(of('information'), 25) > floor + 0.5 * strength
-    )  # then one that does not is suspicious by itself
-    if n >= 4 and strength > 3 * sure and fit_well:
-        find_misfits(looked, report, alone & ~(moved | turned), usual)
-    for d, t, f, a, b in zip(looked, report.table, far, moved, turned):
-        if b and not everybody[1]:
-            report.add(
-                level,
-                'flip',
-                f'{t["name"]}: the target fits better {t["flip"]} ({t["information"]:.2f} -> '
-                f'{t["information"] + t["flip_gain"]:.2f} nats); check the orientation of '
-                f'{d["r"].target}',
-            )
-        elif a and not everybody[0]:
-            report.add(
-                level if f >= 3 and holds_in_parts(d, t['shift'], 0.1 * strength) else 'warning',
-                'shift',
-                f'{t["name"]}: the target fits better when moved by {t["shift"][0]} rows and '
-                f'{t["shift"][1]} columns of {d["y"].shape[-1]} pixels ({t["information"]:.2f} -> '
-                f'{t["information"] + t["gain"]:.2f} nats); check the affine or crop of '
-                f'{d["r"].target}, or use register',
-            )
+    moved = stands_out_by(of, 'gain', 0.25, floor, strength) & (far >= 2)
+    turned = stands_out_by(of, 'flip_gain', 0.1, floor, strength)
+    # where most pairs fit well, one that does not is suspicious by itself
+    fit_well = np.percentile(information, 25) > floor + 0.5 * strength
+    if len(looked) >= 4 and strength > 3 * sure and fit_well:
+        lost = (information < floor + 0.25 * strength) & ~(moved | turned)
+        find_misfits(looked, report, lost, typical)
+    level = 'error' if strength > sure else 'warning'
+    for d, t, distance, is_moved, is_turned in zip(looked, report.table, far, moved, turned):
+        if is_turned and not all_flipped:
+            report_flip(report, level, d, t)
+        elif is_moved and not all_shifted:
+            sure_shift = distance >= 3 and holds_in_parts(d, t['shift'], 0.1 * strength)
+            report_shift(report, level if sure_shift else 'warning', d, t)
 
 # %% ../../nbs/data/32_check.ipynb #f59b1c0f
-def nearest_pictures(D, subject, block=512, reach=0.15):
-    """Close pairs (i, j, distance) of normalised pictures (n, 256), and the usual distance to the
+def nearest_pictures(
+    D,  # normalised pictures (n, 256), float32
+    subject,  # subject of each, array of n
+    block=512,  # pictures that are compared with all others at a time
+    reach=0.15,  # distance below which a pair is close
+):
+    """Close pairs (i, j, distance) of normalised pictures (n, 256), and the typical distance to the
     nearest picture of another subject.
     """
-    close, usual, n = [], np.full(len(D), np.inf), np.arange(len(D))
+    close, nearest, n = [], np.full(len(D), np.inf), np.arange(len(D))
     for i in range(0, len(D), block):
         e = np.sqrt(np.maximum(0, 2 - 2 * (D[i : i + block] @ D.T) / D.shape[1]))
-        usual[i : i + block] = np.where(subject[i : i + block, None] != subject, e, np.inf).min(1)
-        close += [
-            (i + a, b, e[a, b]) for a, b in np.argwhere((e < reach) & (n[i : i + block, None] < n))
-        ]
-    usual = usual[np.isfinite(usual)]
-    return close, float(np.median(usual)) if len(usual) else np.inf
+        strangers = np.where(subject[i : i + block, None] != subject, e, np.inf)
+        nearest[i : i + block] = strangers.min(1)
+        found = np.argwhere((e < reach) & (n[i : i + block, None] < n))
+        close += [(i + a, b, e[a, b]) for a, b in found]
+    nearest = nearest[np.isfinite(nearest)]
+    return close, float(np.median(nearest)) if len(nearest) else np.inf
 
 # %% ../../nbs/data/32_check.ipynb #e1ff85cd
-def is_copy(a, b, one_subject: bool, sure=0.985) -> bool:
+def is_copy(
+    a,  # fine picture of one slice, from `fine_picture`
+    b,  # of another
+    one_subject: bool,  # are they of one subject?
+    sure=0.985,  # correlation from which the fine structure counts as equal
+) -> bool:
     "Neighbouring slices of one subject look alike: there the fine structure must be equal, too."
     return not one_subject or float((a.astype(np.float32) * b).mean()) > sure
 
 
-def find_copies(looked, report, split, share=0.25):
+def with_pictures(
+    looked,  # facts of every pair, from `look`
+    k: int,  # 0: sources, 1: targets
+) -> list:
+    "Pairs whose side k can be compared: not empty, and no masks among targets (two may be equal)."
+    return [
+        d for d in looked if d['prints'] and not (k and len(np.unique(np.round(d['x0'], 2))) <= 16)
+    ]
+
+
+def shared_slices(
+    use,  # pairs, from `with_pictures`
+    k: int,  # 0: sources, 1: targets
+) -> dict:
+    "(i, j) -> the slices of pair j that are copies of slices of pair i."
+    pictures = [v[k] for d in use for v in d['prints']]
+    if len({len(v) for v in pictures}) != 1:
+        return {}
+    fine = [v[k] for d in use for v in d['fine']]
+    owner = np.repeat(np.arange(len(use)), [len(d['prints']) for d in use])
+    subject = np.array([d['r'].subject for d in use])[owner]
+    close, typical = nearest_pictures(np.stack(pictures), subject)
+    met = {}
+    for i, j, distance in close:
+        if owner[i] == owner[j] or distance >= 0.35 * typical:
+            continue
+        if is_copy(fine[i], fine[j], subject[i] == subject[j]):
+            met.setdefault((owner[i], owner[j]), set()).add(j)
+    return met
+
+# %% ../../nbs/data/32_check.ipynb #b01f93ae
+def copy_finding(
+    one,  # Record
+    two,  # another Record with the same image
+    which: str,  # source or target
+    side,  # subject -> train, val or test; None without a split
+) -> tuple:
+    "Level, kind and text of the finding about one image in two records."
+    if which == 'target':
+        text = f'{one.name} and {two.name} have equal targets but different sources'
+        return 'warning', 'duplicate', text
+    if one.subject == two.subject:
+        return 'warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image'
+    a, b = ((side or {}).get(r.subject, '') for r in (one, two))
+    return (
+        'error' if a != b or side is None else 'warning',
+        'duplicate',
+        f'{one.name} ({a or "unsplit"}) and {two.name} ({b or "unsplit"}) hold the '
+        f'same {which} image, or two takes of one thing, under two subjects; remove '
+        f'one of {getattr(one, which)} and {getattr(two, which)}',
+    )
+
+
+def find_copies(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+    split,  # train, val, test -> subjects; None or {}: unknown
+    share=0.25,  # of the slices of the smaller record that must be copies
+):
     """Equal images under different names: at least a quarter of the slices of the smaller record,
     each much closer than strangers are.
     """
-    side, told = {s: k for k, v in (split or {}).items() for s in v}, set()
+    side, reported = None, set()
+    if split:
+        side = {subject: part for part, subjects in split.items() for subject in subjects}
     for k, which in enumerate(('source', 'target')):
-        use = [
-            d
-            for d in looked
-            if d['prints'] and not (k and len(np.unique(np.round(d['x0'], 2))) <= 16)
-        ]  # two masks may well be equal
-        if len({len(v[k]) for d in use for v in d['prints']}) != 1:
-            continue
-        fine = [v[k] for d in use for v in d['fine']]
-        D, owner = (
-            np.stack([v[k] for d in use for v in d['prints']]),
-            np.repeat(np.arange(len(use)), [len(d['prints']) for d in use]),
-        )
-        close, usual = nearest_pictures(D, np.array([d['r'].subject for d in use])[owner])
-        met = {}
-        for i, j, e in close:
-            if (
-                owner[i] != owner[j]
-                and e < 0.35 * usual
-                and is_copy(
-                    fine[i], fine[j], use[owner[i]]['r'].subject == use[owner[j]]['r'].subject
-                )
-            ):
-                met.setdefault((owner[i], owner[j]), set()).add(j)
-        for (i, j), slices in met.items():
-            one, two = use[i]['r'], use[j]['r']
-            if (
-                len(slices) < share * min(len(use[i]['prints']), len(use[j]['prints']))
-                or (one.name, two.name) in told
-            ):
-                continue
-            told.add((one.name, two.name))
-            a, b = side.get(one.subject, ''), side.get(two.subject, '')
-            if which == 'target':
-                report.add(
-                    'warning',
-                    'duplicate',
-                    f'{one.name} and {two.name} have equal targets but different sources',
-                )
-            elif one.subject == two.subject:
-                report.add(
-                    'warning', 'duplicate', f'{one.name} and {two.name} hold the same {which} image'
-                )
-            else:
-                report.add(
-                    'error' if a != b or not split else 'warning',
-                    'duplicate',
-                    f'{one.name} ({a or "unsplit"}) and {two.name} ({b or "unsplit"}) hold the '
-                    f'same {which} image, or two takes of one thing, under two subjects; remove '
-                    f'one of {getattr(one, which)} and {getattr(two, which)}',
-                )
+        use = with_pictures(looked, k)
+        for (i, j), slices in shared_slices(use, k).items():
+            one, two = use[i], use[j]
+            names = (one['r'].name, two['r'].name)
+            enough = share * min(len(one['prints']), len(two['prints']))
+            if len(slices) >= enough and names not in reported:
+                reported.add(names)
+                report.add(*copy_finding(one['r'], two['r'], which, side))
 
 # %% ../../nbs/data/32_check.ipynb #fc2dc854
-def find_oddities(looked, report):
+def find_oddities(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+):
     "Channels, bit depth, saturation, range, constant images."
     for k, what in ((0, 'source'), (1, 'target')):
         find_odd_kinds(looked, report, k, what)
@@ -746,23 +906,30 @@ def find_oddities(looked, report):
         find_constant(looked, report, k, what)
 
 
-def such_files(found) -> str:
+def such_files(
+    found,  # facts of the pairs that share a fault
+) -> str:
     "How many files share a fault, in words; nothing for one."
     return f' ({len(found)} such files)' if len(found) > 1 else ''
 
 
-def find_odd_kinds(looked, report, k, what):
+def find_odd_kinds(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+    k: int,  # 0: source, 1: target
+    what: str,  # the same in words
+):
     "Files with other channels or another bit depth than most, and 8 bits kept in 16."
     for key, level in (('channels', 'error'), ('depth', 'warning')):
         values = [d[key][k] for d in looked]
-        usual = max(set(values), key=values.count)
-        odd = [d for d, v in zip(looked, values) if v != usual]
+        typical = max(set(values), key=values.count)
+        odd = [d for d, v in zip(looked, values) if v != typical]
         if odd:
             report.add(
                 level,
                 key,
                 f'{getattr(odd[0]["r"], what)}: {key} {odd[0][key][k]}, the other {what} '
-                f'files {usual}{such_files(odd)}; convert them to one kind',
+                f'files {typical}{such_files(odd)}; convert them to one kind',
             )
     deep = [d for d in looked if d['depth'][k] == 'uint16' and d['high'][k] < 256]
     if deep and len(deep) == len(looked):
@@ -774,7 +941,12 @@ def find_odd_kinds(looked, report, k, what):
         )
 
 
-def find_clipped(looked, report, k, what):
+def find_clipped(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+    k: int,  # 0: source, 1: target
+    what: str,  # the same in words
+):
     "Files in which too many of the bright values are exactly the largest one."
     most = lambda d: 0.05 if d['depth'][k] == 'volume' else 0.25
     full = [d for d in looked if d['saturated'][k] > most(d)]
@@ -788,7 +960,12 @@ def find_clipped(looked, report, k, what):
         )
 
 # %% ../../nbs/data/32_check.ipynb #29dea3d0
-def find_odd_ranges(looked, report, k, what):
+def find_odd_ranges(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+    k: int,  # 0: source, 1: target
+    what: str,  # the same in words
+):
     "A CT without air, and values that fill almost none of their window."
     # file units: padding of the grid is no air
     ct = [d for d in looked if d['rule'][k] == 'hu']
@@ -812,7 +989,12 @@ def find_odd_ranges(looked, report, k, what):
         )
 
 
-def find_constant(looked, report, k, what):
+def find_constant(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+    k: int,  # 0: source, 1: target
+    what: str,  # the same in words
+):
     "Files of one value: an error in a source, or in more than half of the targets."
     flat = [d for d in looked if d['constant'][k]]
     if flat:
@@ -823,15 +1005,16 @@ def find_constant(looked, report, k, what):
         )
 
 # %% ../../nbs/data/32_check.ipynb #049f0128
-def find_unfit(looked, report):
+def find_unfit(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+):
     "Pairs that are one image, that hardly meet, or have tissue in one scan only."
-    same = [
-        d
-        for d in looked
-        if d.get('same')
-        or d['prints']
-        and np.mean([np.abs(a - b).max() < 0.02 for a, b in d['prints']]) > 0.8
-    ]
+
+    def equal(d):
+        return np.mean([np.abs(a - b).max() < 0.02 for a, b in d['prints']]) > 0.8
+
+    same = [d for d in looked if d.get('same') or d['prints'] and equal(d)]
     if same:
         report.add(
             'error',
@@ -860,7 +1043,10 @@ def find_unfit(looked, report):
             )
 
 # %% ../../nbs/data/32_check.ipynb #e963a4a7
-def find_labels(looked, report):
+def find_labels(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+):
     "Label maps that are read as intensities, and the ignore value among them."
     for k, side in enumerate(('source', 'target')):
         use = [d for d in looked if d['few'][k] and not d['constant'][k]]
@@ -874,12 +1060,12 @@ def find_labels(looked, report):
         ignored = values[-1] if far and values[-1] in (254, 255, 65535) else None
         classes = [v for v in values if v != ignored]
         shown = ', '.join(f'{v:g}' for v in values[:8]) + (' ...' if len(values) > 8 else '')
-        wish = f'labels:{classes[0]:g}:{classes[-1]:g}'
+        suggested = f'labels:{classes[0]:g}:{classes[-1]:g}'
         if classes in ([0, 1], [0, 255]):
-            wish = 'binary'
+            suggested = 'binary'
         words = (
             f'{path}: looks like a label map (only the values {shown}), as {len(use)} of '
-            f'{len(looked)} {side} files; give {side}_window {wish}'
+            f'{len(looked)} {side} files; give {side}_window {suggested}'
         )
         if ignored:
             words += (
@@ -890,7 +1076,10 @@ def find_labels(looked, report):
         report.add('error' if hard else 'warning', 'labels', words)
 
 # %% ../../nbs/data/32_check.ipynb #522f9849
-def find_padding(looked, report):
+def find_padding(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+):
     "Values that fill what was not measured, and headers that contradict themselves."
     for k, side in enumerate(('source', 'target')):
         use = [
@@ -920,7 +1109,10 @@ def find_padding(looked, report):
         report.add('error' if wrong else 'warning', 'header', f'{paths[0]}: {text}{more}')
 
 # %% ../../nbs/data/32_check.ipynb #99d75394
-def find_strays(looked, report):
+def find_strays(
+    looked,  # facts of every pair, from `look`
+    report,  # findings are added to it
+):
     "Files far brighter or darker than all others, masks that are wrong."
     for d in looked:
         if d['mask']:
@@ -947,7 +1139,10 @@ def find_strays(looked, report):
                 )
 
 
-def find_groups(records, report):
+def find_groups(
+    records,  # all of the data set
+    report,  # findings are added to it
+):
     "Names that form groups, where every file counts as a subject of its own."
     if len(records) < 8 or len({r.subject for r in records}) < len(records):
         return
@@ -968,7 +1163,12 @@ def find_groups(records, report):
 class Looked:
     "`look` as a data set, for loader processes."
 
-    def __init__(self, records, p):
+    def __init__(
+        self,
+        records,  # one per pair
+        p,  # as for `look`
+    ):
+        "Nothing is read yet."
         self.records, self.p = records, p
 
     def __len__(self):
@@ -978,7 +1178,12 @@ class Looked:
         return look(self.records[k], self.p)
 
 
-def look_at_all(records, p, workers, progress) -> list:
+def look_at_all(
+    records,  # one per pair
+    p,  # as for `look`
+    workers,  # processes that read; 0: this one
+    progress,  # show a bar
+) -> list:
     "Facts about every pair, in order."
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
@@ -988,19 +1193,27 @@ def look_at_all(records, p, workers, progress) -> list:
     return list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
 
 
-def found_records(dataset, **ask) -> tuple:
+def found_records(
+    dataset,  # name in `layouts.datasets`
+    # arguments of find_records: root, source, target, group, n, seed, voxel, pixels, vary
+    **ask,
+) -> tuple:
     "The records, and what is wrong with their pairing; InputError if there are none."
     try:
         return find_records(dataset, **ask), None
     except InputError as e:
         trouble = e
     try:
-        return find_records(dataset, allow_unpaired=True, **ask), str(trouble)
+        return find_records(dataset, **{**ask, 'allow_unpaired': True}), str(trouble)
     except InputError:
         raise trouble from None
 
 
-def judge(report, p, split):
+def judge(
+    report,  # with `looked`, facts of every pair; findings are added
+    p,  # as for `look`
+    split,  # train, val, test -> subjects, or None
+):
     "Everything that can be found in what was looked at."
     usable = [v for v in report.looked if not any(v['constant'])]
     find_misplaced(report.looked, report)
@@ -1011,7 +1224,10 @@ def judge(report, p, split):
         find(report.looked, report)
 
 # %% ../../nbs/data/32_check.ipynb #edb27ef6
-def check_asked(windows, **numbers):
+def check_asked(
+    windows,  # rules as for `prepare`, or None
+    **numbers,  # size, limit, workers: whole numbers, size 16 or more
+):
     "Raise InputError for numbers and window rules that are none."
     for k, v in numbers.items():
         least = 16 if k == 'size' else 0
@@ -1023,62 +1239,94 @@ def check_asked(windows, **numbers):
         if not str(w).startswith('slice:'):
             window_of(np.array([0.0, 1.0]), w, np.uint8)
 
-# %% ../../nbs/data/32_check.ipynb #baeca632
-def check(
-    dataset: str,  # row of `layouts.datasets`
-    root=None,
-    source=None,
-    target=None,
-    group=None,  # as for find_records
-    source_window=None,
-    target_window=None,  # as for prepare
-    size: int = 64,  # pictures are compared at this size
-    limit: int = 0,  # look at this many pairs, evenly spread; 0: all
-    workers: int = 0,
-    progress=True,
-    records=None,
-    split=None,  # already found records, and the split that will be used
-    **made,  # n, seed, voxel, pixels of made data
-) -> Report:
-    "Check a data set before training on it; raises InputError only if nothing can be found at all."
-    check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
-    trouble = None
-    if records is None:
-        records, trouble = found_records(
-            dataset, root=root, source=source, target=target, group=group, **made
-        )
-    d = datasets[dataset]
-    subjects = {r.subject for r in records}
-    report = Report(
-        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
-        f'{len(subjects)} subjects'
-        + (f', {limit} of them looked at' if 0 < limit < len(records) else '')
-    )
-    if trouble:
-        report.add('error', 'unpaired', trouble)
+# %% ../../nbs/data/32_check.ipynb #1a4d3c8d
+def split_to_judge(
+    records,  # all of the data set
+    split,  # train, val, test -> subjects; None: the data set's own, or as a training would
+    report,  # findings are added to it
+):
+    "The split by which copies are judged; None where it contradicts itself."
     try:
-        split = split or split_records(records)
+        return split or split_records(records)
     except InputError as e:
-        split = None
         report.add('error', 'leak' if 'is in' in str(e) else 'split', str(e))
-    find_groups(records, report)
-    if limit:
-        records = [
-            records[i]
-            for i in np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))
-        ]
+        return None
+
+
+def spread_records(
+    records,  # all of the data set
+    limit: int,  # how many; 0: all
+) -> list:
+    "At most `limit` records, evenly spread."
+    if not limit:
+        return records
+    use = np.unique(np.linspace(0, len(records) - 1, limit).round().astype(int))
+    return [records[i] for i in use]
+
+
+def look_how(
+    records,  # those that will be looked at
+    dataset: str,  # name in `layouts.datasets`
+    sides: tuple,  # (source, target) contrasts, None: the data set's defaults
+    windows: tuple,  # their window rules, None: the default of data set or file type
+    size: int,  # rows and columns of the pictures that are compared
+) -> dict:
+    "How pairs are cut and scaled, as `look` wants it."
     image = is_image(records[0].source)
     rules = tuple(
         w or v or ('dtype' if image else 'percentile')
-        for w, v in zip((source_window, target_window), default_windows(dataset, source, target))
+        for w, v in zip(windows, default_windows(dataset, *sides))
     )
     try:
         spacing = None if image else default_spacing(records, size)
     except InputError:
         spacing = 3.0
-    p = dict(
-        size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=d.labels
+    labels = datasets[dataset].labels
+    return dict(
+        size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=labels
     )
+
+# %% ../../nbs/data/32_check.ipynb #baeca632
+def check(
+    dataset: str,  # name in `layouts.datasets`
+    root=None,  # as for `find_records`, like the next three
+    source=None,  # contrast, or name of a folder; default: the data set's
+    target=None,  # likewise
+    group=None,  # regular expression that finds the subject in a file name
+    source_window=None,  # rule as for `prepare`; default: the data set's or the file type's
+    target_window=None,  # likewise
+    size: int = 64,  # pictures are compared at this size
+    limit: int = 0,  # look at this many pairs, evenly spread; 0: all
+    workers: int = 0,  # processes that read; 0: this one
+    progress=True,  # show a bar
+    records=None,  # already found records; the data set is then not searched
+    split=None,  # the split that will be used, train, val, test -> subjects
+    allow_unpaired=False,  # names without a partner are no error
+    n=8,  # simulated data: subjects
+    seed=0,  # simulated data: which ones
+    voxel=3.0,  # simulated volumes: voxel size in mm
+    pixels=128,  # simulated images: rows and columns
+    vary=False,  # simulated brains: each person has a TR and a TE of his own
+) -> Report:
+    "Check a data set before training on it; raises InputError only if nothing can be found at all."
+    check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
+    trouble = None
+    if records is None:
+        ask = dict(root=root, source=source, target=target, group=group)
+        ask |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
+        records, trouble = found_records(dataset, **ask, pixels=pixels, vary=vary)
+    d = datasets[dataset]
+    some = f', {limit} of them looked at' if 0 < limit < len(records) else ''
+    report = Report(
+        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
+        f'{len({r.subject for r in records})} subjects{some}'
+    )
+    if trouble:
+        report.add('error', 'unpaired', trouble)
+    split = split_to_judge(records, split, report)
+    find_groups(records, report)
+    records = spread_records(records, limit)
+    p = look_how(records, dataset, (source, target), (source_window, target_window), size)
     every = look_at_all(records, p, workers, progress)
     for v in every:
         if v['error']:

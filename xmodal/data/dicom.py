@@ -15,10 +15,10 @@ import numpy as np
 from ..core import InputError, check_limit, first_line
 
 # %% ../../nbs/data/26_dicom.ipynb #528d4152
-def open_dicom(folder):
-    """nibabel image of the one DICOM series in a folder, in file units (HU for CT); raises
-    InputError.
-    """
+def open_dicom(
+    folder,  # holds one series; other files in it are passed over
+):  # nibabel Nifti1Image, float32, in file units (HU for CT)
+    "The one DICOM series in a folder as a volume; raises InputError."
     import nibabel as nib
 
     slices = dicom_slices(folder)
@@ -53,8 +53,10 @@ DICOM_FIELDS = (
 )
 
 
-def dicom_slices(folder) -> list:
-    "(path, header) of the DICOM images of a folder that have a place; InputError for none."
+def dicom_slices(
+    folder,  # looked at without the folders in it
+) -> list:  # (path, pydicom dataset), in the order of the names
+    "The DICOM images of a folder that have a place; raises InputError if there are none."
     try:
         import pydicom
     except ImportError:
@@ -82,8 +84,11 @@ def dicom_slices(folder) -> list:
         )
     return slices
 
-
-def has_place(path, d) -> bool:
+# %% ../../nbs/data/26_dicom.ipynb #735d549d
+def has_place(
+    path,  # of the file, for the message
+    d,  # its pydicom dataset
+) -> bool:
     "Does a DICOM file hold a picture and its place? InputError if some of it is lacking."
     lacks = [k for k in DICOM_FIELDS if d.get(k) is None]
     if 'PixelData' in d and 0 < len(lacks) < 4:
@@ -93,8 +98,11 @@ def has_place(path, d) -> bool:
         )
     return not lacks
 
-
-def check_one_series(folder, slices):
+# %% ../../nbs/data/26_dicom.ipynb #0228df80
+def check_one_series(
+    folder,  # for the message
+    slices,  # (path, dataset) from `dicom_slices`
+):
     "Raise InputError if the slices belong to several series."
     series = {str(d.get('SeriesInstanceUID', '')) for _, d in slices}
     if len(series) > 1:
@@ -103,8 +111,12 @@ def check_one_series(folder, slices):
         )
 
 # %% ../../nbs/data/26_dicom.ipynb #35d1b2cc
-def slice_step(folder, slices, where) -> float:
-    "The distance of sorted slices in mm; InputError for two at one place and for a gap."
+def slice_step(
+    folder,  # for the message
+    slices,  # (path, dataset), sorted by place
+    where,  # their places along the normal, in mm, rising
+) -> float:  # mm; of a single slice its thickness
+    "The distance of sorted slices; raises InputError for two at one place and for a gap."
     gaps = np.diff(where)
     thickness = float(slices[0][1].get('SliceThickness', 1) or 1) if not len(gaps) else 0.0
     step = float(np.median(gaps)) if len(gaps) else thickness
@@ -122,8 +134,12 @@ def slice_step(folder, slices, where) -> float:
             )
     return step
 
-
-def check_same_plane(slices, row, column):
+# %% ../../nbs/data/26_dicom.ipynb #6e764ece
+def check_same_plane(
+    slices,  # (path, dataset), sorted by place
+    row,  # unit vector along a row of the first slice, (3,)
+    column,  # the same along a column
+):
     "Raise InputError for a slice with another size, pixel spacing or orientation."
     first_path, first = slices[0]
     dy, dx = map(float, first.PixelSpacing)
@@ -138,8 +154,13 @@ def check_same_plane(slices, row, column):
                 'one series is needed'
             )
 
-
-def check_stack(folder, slices, normal, step):
+# %% ../../nbs/data/26_dicom.ipynb #d54dd405
+def check_stack(
+    folder,  # for the message
+    slices,  # (path, dataset), sorted by place
+    normal,  # unit vector from slice to slice, (3,)
+    step,  # their distance along it, in mm
+):
     "Raise InputError for sheared slices and for steps that the headers do not promise."
     if len(slices) < 2:
         return
@@ -159,14 +180,19 @@ def check_stack(folder, slices, normal, step):
         )
 
 # %% ../../nbs/data/26_dicom.ipynb #6a1de3b3
-def in_units(d) -> np.ndarray:
-    "Pixels of a DICOM file (column, row) in its unit: Hounsfield units for CT."
+def in_units(
+    d,  # pydicom dataset with pixels
+) -> np.ndarray:  # (column, row), float64
+    "Pixels of a DICOM file in its unit: Hounsfield units for CT."
     slope, intercept = float(d.get('RescaleSlope', 1)), float(d.get('RescaleIntercept', 0))
     return d.pixel_array.T * slope + intercept
 
 
-def dicom_voxels(folder, slices) -> np.ndarray:
-    "The (column, row, slice) float32 voxels of sorted slices; raises InputError."
+def dicom_voxels(
+    folder,  # for the message
+    slices,  # (path, dataset), sorted by place
+) -> np.ndarray:  # (column, row, slice), float32, in the unit of the files
+    "The voxels of sorted slices; raises InputError."
     first = slices[0][1]
     counts = ('NumberOfFrames', 'SamplesPerPixel', 'Rows', 'Columns')
     each = [max(int(first.get(k, 1) or 1), 1) for k in counts]

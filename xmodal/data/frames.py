@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'GEO', 'MODES', 'is_path', 'concerns_of_header', 'concerns_of_size', 'concerns_of_values', 'Frame',
-           'copy_space', 'VolumeFrame', 'is_patch', 'into_square', 'out_of_square', 'concerns_of_picture',
-           'georeference', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame',
-           'TensorFrame', 'frame_of_array', 'frame_of']
+           'copy_space', 'image_like', 'check_one_window', 'VolumeFrame', 'is_patch', 'into_square', 'out_of_square',
+           'concerns_of_picture', 'georeference', 'check_picture', 'PictureFrame', 'image_of_picture', 'image_of_array',
+           'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/36_frames.ipynb #e590af3d
 from pathlib import Path
@@ -25,13 +25,17 @@ from .volumes import to_plane
 from .windows import window_of
 
 # %% ../../nbs/data/36_frames.ipynb #fd6638eb
-def is_path(source) -> bool:
+def is_path(
+    source,  # whatever somebody wants to have translated
+) -> bool:
     "Is a source the path of a file?"
     return isinstance(source, (str, Path))
 
 
-def concerns_of_header(like) -> list:  # (refuse?, what is wrong and what to do)
-    "What speaks against a volume by its header. like: nibabel image, as it is in the file."
+def concerns_of_header(
+    like,  # nibabel image, as it is in the file
+) -> list:  # (refuse?, what is wrong and what to do)
+    "What speaks against a volume by its header."
     header = getattr(like, 'header', None)
     codes = ('sform_code', 'qform_code')
     out = []
@@ -44,8 +48,11 @@ def concerns_of_header(like) -> list:  # (refuse?, what is wrong and what to do)
     return [*out, *header_concerns(like)]
 
 
-def concerns_of_size(d, img) -> list:
-    "Voxels or a body of another size than the model's planes. img: canonical."
+def concerns_of_size(
+    d,  # data section of a model: spacing in mm, size in pixels
+    img,  # nibabel image in canonical orientation (RAS)
+) -> list:  # (refuse?, text)
+    "Voxels or a body of another size than the model's planes."
     out, plane = [], np.sqrt((img.affine[:3, :2] ** 2).sum(0))
     reach = d['spacing'] * d['size']
     far = [v for v in plane if not 0.4 <= v / d['spacing'] <= 2.5]
@@ -70,10 +77,11 @@ def concerns_of_size(d, img) -> list:
     return out
 
 # %% ../../nbs/data/36_frames.ipynb #59181ca0
-def concerns_of_values(d, y) -> list:
-    """What speaks against scaled slices (S, H, W): grey values unlike those of every training
-    subject.
-    """
+def concerns_of_values(
+    d,  # data section of a model; `source_values` has (smallest, largest) of mean and spread
+    y,  # scaled slices (S, H, W), or a picture (C, H, W)
+) -> list:  # (refuse?, text)
+    "Grey values unlike those of every training subject."
     out, tissue = [], (y > -0.8).mean((-1, -2)) >= 0.05  # slices as training has them
     y = y[tissue] if tissue.any() else y
     for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
@@ -107,8 +115,11 @@ class Frame:
         "What the network sees."
         raise NotImplementedError
 
-    def names(self, noise):  # one per image that was cut; images of one name share their noise
-        "What the seeds hang on; None: their numbers. noise: 'shared' or 'independent'."
+    def names(
+        self,
+        noise,  # 'shared' or 'independent', between the slices of a volume
+    ):  # one per image that was cut; images of one name share their noise
+        "What the seeds hang on; None: the numbers of the images."
         return None
 
     def restore(
@@ -119,7 +130,7 @@ class Frame:
         "The answers on the grid of the source."
         raise NotImplementedError
 
-
+# %% ../../nbs/data/36_frames.ipynb #5d78a8de
 SPACE = (
     'sform_code',
     'qform_code',
@@ -136,7 +147,10 @@ SPACE = (
 )
 
 
-def copy_space(src, dst):
+def copy_space(
+    src,  # header of the source
+    dst,  # NIfTI header of the answer, written to
+):
     """Carry the place of a NIfTI image in space to another's header, number by number: a rotation
     that is computed again is another one in its last digit (a header of another format has none).
     """
@@ -145,6 +159,31 @@ def copy_space(src, dst):
     for k in SPACE:
         dst[k] = src[k]
     dst['pixdim'][:4] = src['pixdim'][:4]
+
+
+def image_like(
+    like,  # nibabel image
+    voxels,  # array of its shape; more axes may follow
+):  # NIfTI-2 if `like` is, else NIfTI-1
+    "An image of these voxels at the place of another."
+    import nibabel as nib
+
+    kind = nib.Nifti2Image if isinstance(like, nib.Nifti2Image) else nib.Nifti1Image
+    image = kind(voxels, like.affine)
+    copy_space(like.header, image.header)
+    return image
+
+
+def check_one_window(
+    name,  # of the source
+    rule,  # source_window of the model
+):
+    "Raise InputError for a rule that scales each slice of a volume by itself."
+    if str(rule).startswith('slice:'):
+        raise InputError(
+            f'{name}: this model scales every slice by itself ({rule}), as a paper does '
+            'to compare; train with another source_window to translate files'
+        )
 
 # %% ../../nbs/data/36_frames.ipynb #2a9cc79d
 class VolumeFrame(Frame):
@@ -157,6 +196,7 @@ class VolumeFrame(Frame):
         channels: int,  # of the model
         name=None,  # how to call it, unless it is a path
     ):
+        "Read the volume in canonical orientation, to cut, and as it lies in the file, to restore."
         self.name = source if is_path(source) else name or self.name
         if d.get('kind') != 'volume':
             raise InputError(
@@ -167,32 +207,42 @@ class VolumeFrame(Frame):
         self.img = load_volume(source)
         self.like = open_volume(source) if is_path(source) else source
 
-    def concerns(self):
+    def concerns(self) -> list:  # (refuse?, text)
+        "Its header, the size of its voxels, and the size of the body in it."
         return [*concerns_of_header(self.like), *concerns_of_size(self.d, self.img)]
 
-    def cut(self):
+    def cut(self) -> np.ndarray:  # (S, C, H, W), scaled; H and W at least the model's size
+        "All axial slices at the model's pixel size in mm, with one window for the whole volume."
         d, rule = self.d, self.d['source_window']
-        if str(rule).startswith('slice:'):
-            raise InputError(
-                f'{self.name}: this model scales every slice by itself ({rule}), as a paper does '
-                'to compare; train with another source_window to translate files'
-            )
+        check_one_window(self.name, rule)
         window = window_of(np.asarray(self.img.dataobj), rule)
         self.grey, self.affine = to_plane(
             self.img, d['spacing'], d['size'], window, spline_order(rule)
         )
         return np.repeat(self.grey[:, None], self.channels, 1)
 
-    def names(self, noise):
+    def names(
+        self,
+        noise,  # 'shared' or 'independent'
+    ):  # one per slice
+        "Shared noise: every slice has the name 0. Independent: each its number."
         return [0] * len(self.grey) if noise == 'shared' else None
 
-    def back(self, x, order=None, fill=0.0):
-        "Slices (S, H, W) at the voxels of the file; order None: smooth, 0: the nearest."
+    def back(
+        self,
+        x,  # slices (S, H, W) as they were cut
+        order=None,  # of the spline; None: smooth, 0: the nearest
+        fill=0.0,  # for voxels that no slice reaches
+    ):  # the shape of the file's volume
+        "Slices at the voxels of the file."
         return from_plane(x, self.affine, self.like, fill, 3 if order is None else order)
 
-    def restore(self, got, units):
-        import nibabel as nib
-
+    def restore(
+        self,
+        got,  # mean and std (S, C, H, W), mix (S, T, H, W), all scaled
+        units,  # TargetUnits
+    ) -> dict:  # name -> NIfTI image on the grid of the file; mix has T at the end
+        "The mean of the channels at the voxels of the file, with the file's place in space."
         shape = self.like.shape
         out = dict(mean=units.carry(got['mean'].mean(1), self.back).reshape(shape))
         if 'std' in got:
@@ -200,32 +250,45 @@ class VolumeFrame(Frame):
         if 'mix' in got:
             each = [self.back(x).clip(0, 1) for x in got['mix'].swapaxes(0, 1)]
             out['mix'] = np.stack(each, -1).astype(np.float32)
-        kind = nib.Nifti2Image if isinstance(self.like, nib.Nifti2Image) else nib.Nifti1Image
-        images = {k: kind(v, self.like.affine) for k, v in out.items()}
-        for v in images.values():
-            copy_space(self.like.header, v.header)
-        return images
+        return {k: image_like(self.like, v) for k, v in out.items()}
 
 # %% ../../nbs/data/36_frames.ipynb #5771696a
-def is_patch(d, h, w) -> bool:
+def is_patch(
+    d,  # data section of a model: fit, size
+    h,  # rows of the picture
+    w,  # columns
+) -> bool:
     "Does a picture go into the model as a patch of training, at full resolution?"
     return d.get('fit', 'shrink') == 'patch' and max(h, w) <= d['size']
 
 
-def into_square(d, x):
-    "A scaled picture (C, H, W) as (C, size, size), the way the training did it."
+def into_square(
+    d,  # data section of a model: fit, size, source_window
+    x,  # a scaled picture (C, H, W)
+):  # (C, size, size)
+    "A picture as the square that the training would have made of it."
     if is_patch(d, *x.shape[1:]):
         return to_patches(x, d['size'])[0]
     return to_square(x, d['size'], spline_order(d['source_window']))
 
 
-def out_of_square(d, x, h, w, order=1):
-    "Undo `into_square` for a picture of h x w."
+def out_of_square(
+    d,  # data section of a model
+    x,  # (C, size, size)
+    h,  # rows of the picture
+    w,  # columns
+    order=1,  # of the spline that enlarges; 0: the nearest
+):  # (C, h, w)
+    "Undo `into_square`."
     return x[:, :h, :w] if is_patch(d, h, w) else from_square(x, h, w, order)
 
 
-def concerns_of_picture(d, x, name) -> list:  # (refuse?, what); None: no concern, but a change
-    "What speaks against a picture (C, H, W), and what happens to it on the way."
+def concerns_of_picture(
+    d,  # data section of a model
+    x,  # pixels (C, H, W) in units of the file
+    name,  # path, or how to call it
+) -> list:  # (refuse?, what); None: no concern, but a change
+    "What speaks against a picture, and what happens to it on the way."
     (h, w), size, out = x.shape[1:], d['size'], georeference(name, x)
     if d.get('fit', 'shrink') == 'patch' and max(h, w) > size:
         words = (
@@ -249,8 +312,11 @@ GEO = {
 }
 
 
-def georeference(path, x) -> list:  # as `concerns_of_picture`
-    "What the georeference of a TIFF file loses, and pixels of its nodata value. x: its pixels."
+def georeference(
+    path,  # of a file; of anything else there is nothing to say
+    x,  # its pixels
+) -> list:  # as `concerns_of_picture`
+    "What the georeference of a TIFF file loses, and pixels of its nodata value."
     import tifffile
 
     if not is_path(path) or not str(path).lower().endswith(('.tif', '.tiff')):
@@ -269,6 +335,30 @@ def georeference(path, x) -> list:  # as `concerns_of_picture`
         out.append((True, f'{holes} pixels hold its nodata value {tags[42113]}; fill or crop them'))
     return out
 
+# %% ../../nbs/data/36_frames.ipynb #41923d11
+def check_picture(
+    x,  # pixels (C, H, W) in units of the file
+    dtype,  # of the numbers in the file
+    d,  # data section of a model
+    name,  # how to call the picture
+):
+    "Raise InputError for a picture whose kind, channels or type the model does not take."
+    if d.get('kind') != 'image':
+        raise InputError(
+            f'{name}: this model was trained on volumes of data set '
+            f'{d.get("dataset")}; '
+            'give it NIfTI files'
+        )
+    if len(x) not in (1, d['channels'][0]):
+        raise InputError(
+            f'{name}: {len(x)} channels; this model takes images of {d["channels"][0]}'
+        )
+    if d['source_window'] == 'dtype' and dtype.kind not in 'ub':
+        raise InputError(
+            f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
+            'numbers (rule dtype); give uint8 or uint16, as a file would hold them'
+        )
+
 # %% ../../nbs/data/36_frames.ipynb #ed2ca62a
 class PictureFrame(Frame):
     "A PNG, TIFF or PIL image or its pixels: one square, and back to the pixels of the picture."
@@ -278,48 +368,57 @@ class PictureFrame(Frame):
         loaded,  # (C, H, W) values in units of the file, and their dtype: from `load_image`
         d: dict,  # data section of a model
         channels: int,  # of the model
-        name='the image',
+        name='the image',  # path, or how to call it
     ):
-        self.x, dtype = loaded
-        self.dtype, self.d, self.channels, self.name = dtype, d, channels, name
-        if d.get('kind') != 'image':
-            raise InputError(
-                f'{name}: this model was trained on volumes of data set '
-                f'{d.get("dataset")}; '
-                'give it NIfTI files'
-            )
-        if len(self.x) not in (1, d['channels'][0]):
-            raise InputError(
-                f'{name}: {len(self.x)} channels; this model takes images of {d["channels"][0]}'
-            )
-        if d['source_window'] == 'dtype' and dtype.kind not in 'ub':
-            raise InputError(
-                f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
-                'numbers (rule dtype); give uint8 or uint16, as a file would hold them'
-            )
+        "Raises InputError for a picture that the model does not take."
+        self.x, self.dtype = loaded
+        self.d, self.channels, self.name = d, channels, name
+        check_picture(self.x, self.dtype, d, name)
 
-    def concerns(self):
+    def concerns(self) -> list:  # (refuse?, text)
+        "Its size beside the model's square, its georeference, and its holes."
         return concerns_of_picture(self.d, self.x, self.name)
 
-    def cut(self):
+    def cut(self) -> np.ndarray:  # (1, C, size, size), scaled
+        """The picture in one square, shrunk or laid into a corner as in training; one channel is
+        repeated to the model's.
+        """
         scaled = window_of(self.x, self.d['source_window'], self.dtype).scale(self.x)
         self.grey = into_square(self.d, scaled)
         alone = len(self.grey) == 1
         return np.repeat(self.grey, self.channels, 0)[None] if alone else self.grey[None]
 
-    def names(self, noise):
+    def names(
+        self,
+        noise,  # makes no difference to one picture
+    ):  # one name
+        "Every picture has the name 0: the same pixels get the same noise, whatever the file."
         return [0]
 
-    def back(self, x, order=None, fill=None):
-        "A square (C, size, size) at the pixels of the picture; order None: smooth, 0: the nearest."
+    def back(
+        self,
+        x,  # a square (C, size, size)
+        order=None,  # of the spline; None: linear, 0: the nearest
+        fill=None,  # not needed: the square reaches every pixel
+    ):  # (C, H, W)
+        "A square at the pixels of the picture."
         return out_of_square(self.d, x, *self.x.shape[1:], 1 if order is None else order)
 
-    def reduced(self, x):
+    def reduced(
+        self,
+        x,  # (C, size, size), C channels of the model
+    ):  # the same, or (1, size, size)
         "The answer's channels: one, where a grey target is answered in several."
         kept = self.d['channels'][1] == self.channels or len(x) != self.channels
         return x if kept else x.mean(0, keepdims=True)
 
-    def restore(self, got, units):
+    def restore(
+        self,
+        got,  # mean and std (1, C, size, size), mix (1, T, size, size), all scaled
+        units,  # TargetUnits
+    ) -> dict:  # name -> array (H, W) or (H, W, C); mix (T, H, W)
+        "The answers at the pixels of the picture."
+
         def flat(x):
             return x[0] if len(x) == 1 else x.transpose(1, 2, 0)
 
@@ -335,8 +434,10 @@ class PictureFrame(Frame):
 MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')  # grey or RGB, in PIL
 
 
-def image_of_picture(im) -> tuple:
-    "What `load_image` gives for a file that holds a PIL image: (C, H, W) float32 and the dtype."
+def image_of_picture(
+    im,  # PIL image
+) -> tuple:  # (C, H, W) float32 in its own numbers, and their dtype
+    "What `load_image` gives for a file that holds a PIL image."
     if im.mode not in MODES:
         raise InputError(
             f'the image: mode {im.mode}, whose numbers are no grey values or RGB; '
@@ -347,8 +448,10 @@ def image_of_picture(im) -> tuple:
     return image_of_array(a.astype(np.uint16) if whole else a)
 
 
-def image_of_array(a) -> tuple:
-    "What `load_image` gives for a file with these pixels: (C, H, W) float32 and the dtype."
+def image_of_array(
+    a,  # (H, W), (H, W, 1) or (H, W, 3), real numbers
+) -> tuple:  # (C, H, W) float32 in its own numbers, and their dtype
+    "What `load_image` gives for a file with these pixels."
     a = a.astype(a.dtype.newbyteorder('='))
     fits = a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (1, 3)
     if a.dtype.kind not in 'biuf' or not fits:
@@ -361,8 +464,11 @@ def image_of_array(a) -> tuple:
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
 
 
-def volume_of_slices(a, spacing: float):
-    "Axial slices (S, H, W), rows from front to back, as an image with voxels of `spacing` mm."
+def volume_of_slices(
+    a,  # axial slices (S, H, W) from foot to head, rows from front to back
+    spacing: float,  # mm, in all three directions
+):  # nibabel image, voxels (W, H, S)
+    "Slices as a volume whose voxels are cubes."
     import nibabel as nib
 
     return nib.Nifti1Image(a.T.astype(np.float32), np.diag([-spacing, -spacing, spacing, 1]))
@@ -371,7 +477,13 @@ def volume_of_slices(a, spacing: float):
 class SlicesFrame(VolumeFrame):
     "Axial slices (H, W) or (S, H, W), rows from front to back, at the model's pixel size."
 
-    def __init__(self, a, d, channels):
+    def __init__(
+        self,
+        a,  # numpy array (H, W) or (S, H, W), signed or floating point
+        d,  # data section of a model
+        channels,  # of the model
+    ):
+        "A volume is made of the slices, and everything else is as for a file."
         if a.dtype.kind not in 'if' or a.ndim not in (2, 3):
             raise InputError(
                 'an array must be unsigned integer (H, W) or (H, W, 3), or signed or '
@@ -381,22 +493,35 @@ class SlicesFrame(VolumeFrame):
         img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d['spacing'])
         super().__init__(img, d, channels, 'the array')
 
-    def turned(self, v):
-        "Voxels (W, H, S) or (W, H, S, T) in the order of the array."
+    def turned(
+        self,
+        v,  # voxels (W, H, S) or (W, H, S, T)
+    ):  # the shape of the array, or (S, T, H, W)
+        "Voxels in the order of the array."
         return v.transpose(2, 3, 1, 0) if v.ndim == 4 else v.T.reshape(self.shape)
 
-    def restore(self, got, units):
+    def restore(
+        self,
+        got,  # as for a volume
+        units,  # TargetUnits
+    ) -> dict:  # name -> array
+        "The volume's answers as arrays of the shape that came in."
         images = super().restore(got, units)
         voxels = {k: np.asarray(v.dataobj) for k, v in images.items()}
         return {k: np.ascontiguousarray(self.turned(v)) for k, v in voxels.items()}
 
-
+# %% ../../nbs/data/36_frames.ipynb #b6615a00
 class TensorFrame(Frame):
     "Scaled images (N, C, H, W) as they are; the answers are tensors on their device."
 
     in_units = False
 
-    def __init__(self, x, channels):
+    def __init__(
+        self,
+        x,  # (N, C, H, W), floating point, scaled to [-1, 1]
+        channels,  # C of the model
+    ):
+        "Raises InputError for a tensor that cannot be what a window gives."
         if x.ndim != 4 or x.shape[1] != channels:
             raise InputError(
                 f'a tensor must be (N, {channels}, H, W), scaled to [-1, 1], got {tuple(x.shape)}'
@@ -414,14 +539,24 @@ class TensorFrame(Frame):
             )
         self.x = x
 
-    def cut(self):
+    def cut(self) -> np.ndarray:  # (N, C, H, W)
+        "The tensor itself, on the processor."
         return self.x.detach().cpu().numpy()
 
-    def restore(self, got, units):
+    def restore(
+        self,
+        got,  # name -> scaled answer
+        units,  # not used: the answer stays scaled
+    ) -> dict:  # name -> tensor
+        "The answers on the device of the tensor."
         return {k: torch.from_numpy(v).to(self.x.device) for k, v in got.items()}
 
 # %% ../../nbs/data/36_frames.ipynb #96435555
-def frame_of_array(a, d, channels) -> Frame:
+def frame_of_array(
+    a,  # numpy array; its type says which of the two it is, see above
+    d,  # data section of a model
+    channels,  # of the model
+) -> Frame:
     "The frame of a numpy array: a picture, or slices of a volume."
     if a.size == 0:
         raise InputError(f'the array is empty: shape {a.shape}')

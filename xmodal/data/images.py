@@ -20,10 +20,10 @@ from ..core import InputError, check_limit, first_line
 IMAGE_ENDINGS, NIFTI_ENDINGS = ('.png', '.tif', '.tiff'), ('.nii.gz', '.nii')
 
 
-def load_image(path):
-    """Read a PNG or TIFF file: (C, H, W) float32 in file units, C of 1 or 3, and the file's dtype;
-    raises InputError.
-    """
+def load_image(
+    path,  # of a .png, .tif or .tiff file
+):  # (C, H, W) float32 in file units, C of 1 or 3, and the file's dtype
+    "Read a PNG or TIFF file; raises InputError."
     path = Path(path)
     if not path.is_file():
         raise InputError(f'{path}: no such file')
@@ -44,8 +44,11 @@ def load_image(path):
         raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
     return np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32), a.dtype
 
-
-def no_palette(path, how: str):
+# %% ../../nbs/data/29_images.ipynb #632e8c51
+def no_palette(
+    path,  # of the image, for the message
+    how: str,  # Python that saves its numbers, from OLD to NEW
+):
     "Refuse an image with a palette: converted, the labels of a mask would be other numbers."
     raise InputError(
         f'{path}: an image with a palette, its pixels are numbers of a table of colours, which '
@@ -65,9 +68,11 @@ def own_limit():
         Image.MAX_IMAGE_PIXELS = before
 
 # %% ../../nbs/data/29_images.ipynb #c6699151
-def read_png(path):
-    """Array of a PNG file as it was saved; palette, alpha and 16-bit colour (which PIL would cut to
-    8 bits) are refused.
+def read_png(
+    path,  # of a .png file
+) -> np.ndarray:  # (H, W) or (H, W, 3), in the type of the file
+    """A PNG file as it was saved; palette, alpha and 16-bit colour (which PIL would cut to 8 bits)
+    are refused with InputError.
     """
     from PIL import Image
 
@@ -99,10 +104,12 @@ def read_png(path):
         ) from None
 
 # %% ../../nbs/data/29_images.ipynb #40af19f7
-def check_tiff(path, page, shape):
-    """Raise InputError for a TIFF beyond the limits, by its header and by what its strips inflate
-    to.
-    """
+def check_tiff(
+    path,  # of the file, for the message
+    page,  # tifffile's page, not yet decoded
+    shape,  # of the picture, from the header
+):
+    "Raise InputError for a TIFF beyond the limits, by its header or by what it inflates to."
     if not shape or 0 in shape:
         raise InputError(f'{path}: an image of shape {tuple(shape)} holds no pixels; copy it again')
     check_limit(path, 'values', math.prod(shape))
@@ -125,8 +132,10 @@ def check_tiff(path, page, shape):
             piece = unpack.unconsumed_tail
 
 # %% ../../nbs/data/29_images.ipynb #53a8f735
-def read_tiff(path):
-    "Array of a TIFF file, any depth, through tifffile; other files that it names are not opened."
+def read_tiff(
+    path,  # of a .tif or .tiff file
+) -> np.ndarray:  # (H, W) or (H, W, 3), in the type of the file
+    "A TIFF file of any depth, through tifffile; raises InputError."
     import tifffile
 
     try:
@@ -151,17 +160,22 @@ def read_tiff(path):
         ) from None
 
 # %% ../../nbs/data/29_images.ipynb #23e51968
-def square_box(h: int, w: int, size: int):
-    "Where an h x w image lies in the square: (top, left, rows, columns)."
+def square_box(
+    h: int,  # rows of the image
+    w: int,  # its columns
+    size: int,  # rows and columns of the square
+) -> tuple:  # (top, left, rows, columns), in pixels of the square
+    "Where an h x w image lies in the square."
     f = min(1.0, size / max(h, w))
     hh, ww = max(1, round(h * f)), max(1, round(w * f))
     return (size - hh) // 2, (size - ww) // 2, hh, ww
 
-
-def thinned(x, size: int):
-    """A picture over 64 times larger than `size` as means of blocks: a wide filter would take
-    minutes.
-    """
+# %% ../../nbs/data/29_images.ipynb #d00caac4
+def thinned(
+    x,  # (C, H, W) array
+    size: int,  # of the square that it shall fit, in pixels
+):  # (C, H / k, W / k) for blocks of k x k pixels
+    "A picture over 64 times larger than `size` as means of blocks; any other as it is."
     k = max(x.shape[1:]) // (32 * size)
     if k < 2:
         return x
@@ -170,10 +184,12 @@ def thinned(x, size: int):
     return x.reshape(len(x), h // k, k, w // k, k).mean((2, 4))
 
 
-def to_square(x, size: int, order=1):
-    """(C, H, W) scaled image into (C, size, size): shrunk evenly if larger (order 0: nearest
-    neighbour, for labels), then padded with -1.
-    """
+def to_square(
+    x,  # (C, H, W) scaled image
+    size: int,  # rows and columns of the square
+    order=1,  # of the splines; 0: nearest neighbour, for labels
+) -> np.ndarray:  # (C, size, size), float32
+    "A picture in a square: shrunk evenly if it is larger, then padded with -1."
     from skimage.transform import resize
 
     top, left, h, w = square_box(*x.shape[1:], size)
@@ -188,8 +204,13 @@ def to_square(x, size: int, order=1):
     return out
 
 
-def from_square(x, h: int, w: int, order=1):
-    "Undo `to_square` for an image of h x w: cut out and enlarge (order 0: nearest, for labels)."
+def from_square(
+    x,  # (C, size, size) from `to_square`, or what a network made of it
+    h: int,  # rows of the original
+    w: int,  # its columns
+    order=1,  # of the splines; 0: nearest neighbour, for labels
+) -> np.ndarray:  # (C, h, w)
+    "Undo `to_square`: cut the picture out, and enlarge it if it was shrunk."
     from skimage.transform import resize
 
     top, left, hh, ww = square_box(h, w, x.shape[-1])
@@ -199,14 +220,21 @@ def from_square(x, h: int, w: int, order=1):
     return resize(x, (len(x), h, w), order=order, anti_aliasing=False).astype(np.float32)
 
 # %% ../../nbs/data/29_images.ipynb #9fb8bdae
-def patch_corners(h: int, w: int, size: int) -> list:
-    "(row, column) of the patches that cover an h x w image."
+def patch_corners(
+    h: int,  # rows of the image
+    w: int,  # its columns
+    size: int,  # rows and columns of a patch
+) -> list:  # (row, column) of each patch's first pixel
+    "Where the patches lie that cover an h x w image."
     cover = lambda n: sorted({min(k, max(0, n - size)) for k in range(0, n, size)})
     return [(i, j) for i in cover(h) for j in cover(w)]
 
 
-def to_patches(x, size: int):
-    "(C, H, W) scaled image -> (n, C, size, size) patches; a smaller image is padded with -1."
+def to_patches(
+    x,  # (C, H, W) scaled image
+    size: int,  # rows and columns of a patch
+) -> np.ndarray:  # (n, C, size, size), float32, in the order of `patch_corners`
+    "The patches that cover an image; one that is smaller than a patch is padded with -1."
     out = np.full((len(x), max(size, x.shape[1]), max(size, x.shape[2])), -1.0, dtype=np.float32)
     out[:, : x.shape[1], : x.shape[2]] = x
     return np.stack(
@@ -214,8 +242,12 @@ def to_patches(x, size: int):
     )
 
 # %% ../../nbs/data/29_images.ipynb #39adee30
-def match_channels(x, c: int, name=''):
-    "(C, ...) array with `c` channels: repeated if it has one; otherwise InputError."
+def match_channels(
+    x,  # (C, ...) array
+    c: int,  # channels that are wanted
+    name='',  # of the file, for the message
+) -> np.ndarray:  # (c, ...)
+    "An array with `c` channels: repeated if it has one; raises InputError if that is not enough."
     if len(x) == c:
         return x
     if len(x) == 1:

@@ -15,7 +15,12 @@ from torch.utils.data import Dataset
 from ..core import InputError, item_seed
 
 # %% ../../nbs/data/34_perturb.ipynb #712d0844
-def shift(y, amount, gen, mirror=False):
+def shift(
+    y,  # a scaled image (C, H, W)
+    amount,  # pixels, 0 or more; less than the shorter side
+    gen,  # torch.Generator, of the direction
+    mirror=False,  # fill with the mirrored image instead of air
+):  # the shape of y
     """Move by `amount` pixels in a random direction; what comes in from outside is -1, or with
     `mirror` the mirrored image.
     """
@@ -38,12 +43,20 @@ def shift(y, amount, gen, mirror=False):
     return out
 
 
-def slide(y, amount, gen):
+def slide(
+    y,  # a scaled image (C, H, W)
+    amount,  # pixels, as for `shift`
+    gen,  # torch.Generator, of the direction
+):  # the shape of y
     "`shift` without a black border."
     return shift(y, amount, gen, mirror=True)
 
-
-def noise(y, amount, gen):
+# %% ../../nbs/data/34_perturb.ipynb #880da31b
+def noise(
+    y,  # a scaled image (C, H, W)
+    amount,  # standard deviation in grey values of 255
+    gen,  # torch.Generator
+):  # the shape of y
     """Add Gaussian noise of standard deviation `amount` on the scale 0 to 255; channels that are
     copies of one another get the same noise.
     """
@@ -52,7 +65,11 @@ def noise(y, amount, gen):
     return y + amount * 2 / 255 * torch.randn((1, *y.shape[1:]) if one else y.shape, generator=gen)
 
 
-def bias(y, amount, gen):
+def bias(
+    y,  # a scaled image (C, H, W)
+    amount,  # largest change of the logarithm of the intensity above air
+    gen,  # torch.Generator, of the field
+):  # the shape of y
     "Multiply the intensity above air by exp(amount s), s smooth with largest absolute value 1."
     s = torch.nn.functional.interpolate(
         torch.randn(1, 1, 4, 4, generator=gen), y.shape[-2:], mode='bicubic', align_corners=True
@@ -62,7 +79,11 @@ def bias(y, amount, gen):
     return (y + 1) * torch.exp(amount * s) - 1
 
 
-def blur(y, amount, gen=None):
+def blur(
+    y,  # a scaled image (C, H, W)
+    amount,  # how many times larger the pixels are, 1 or more
+    gen=None,  # not used
+):  # the shape of y
     "Lower the resolution by the factor `amount`."
     small = [max(1, round(n / amount)) for n in y.shape[-2:]]
     down = torch.nn.functional.interpolate(y[None], small, mode='area')
@@ -84,8 +105,9 @@ class Perturbed(Dataset):
         data,  # Slices, or anything that gives dicts with y, x0, i
         kind: str,  # row of `perturbations`
         amount: float,  # pixels, grey values of 255, log intensity, factor
-        seed: int = 0,
+        seed: int = 0,  # of the study
     ):
+        "Nothing is read yet; every image is perturbed when it is asked for."
         if kind not in perturbations:
             raise InputError(
                 f'unknown perturbation {kind!r}: use one of {", ".join(perturbations)}'

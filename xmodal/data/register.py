@@ -42,8 +42,10 @@ def rigid(
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     return np.linalg.inv(LPS @ motion_of(found) @ LPS)
 
-
-def itk_image(img):
+# %% ../../nbs/data/36_register.ipynb #b5ccfdc4
+def itk_image(
+    img,  # canonical nibabel image
+):  # SimpleITK image, float32
     "A canonical nibabel image as SimpleITK holds it: axes reversed, world in LPS."
     import SimpleITK as sitk
 
@@ -57,7 +59,9 @@ def itk_image(img):
     return v
 
 # %% ../../nbs/data/36_register.ipynb #62170528
-def registration_method(fixed):
+def registration_method(
+    fixed,  # canonical nibabel image: the target
+):  # SimpleITK ImageRegistrationMethod, ready to run
     "SimpleITK's registration, set up to begin at no motion about the middle of `fixed`."
     import SimpleITK as sitk
 
@@ -76,9 +80,11 @@ def registration_method(fixed):
     reg.SetInitialTransform(start)
     return reg
 
-
-def motion_of(found) -> np.ndarray:
-    "(4, 4) matrix, in LPS mm, of a transform that was found; InputError if no head moves so."
+# %% ../../nbs/data/36_register.ipynb #a9cf0b7b
+def motion_of(
+    found,  # SimpleITK transform, from the registration
+) -> np.ndarray:  # (4, 4), in ITK's world (LPS), mm
+    "The matrix of a transform that was found; raises InputError if no head moves so."
     import SimpleITK as sitk
 
     inner = found.GetNthTransform(0) if hasattr(found, 'GetNthTransform') else found

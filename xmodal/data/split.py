@@ -8,7 +8,7 @@ __all__ = ['split_subjects', 'check_names', 'split_sizes', 'limited', 'split_rec
 # %% ../../nbs/data/39_split.ipynb #a2b795af
 import numpy as np
 
-from ..core import InputError, limit
+from ..core import InputError
 
 # %% ../../nbs/data/39_split.ipynb #ffc77e76
 def split_subjects(
@@ -18,7 +18,7 @@ def split_subjects(
     test=0.2,  # the same for the test
     # explicit choice; what is in neither becomes validation if both are given, training otherwise
     train_names=(),
-    test_names=(),
+    test_names=(),  # the same for the test
     # keep about this many subjects in all, at least one for training and test; 0: all
     limit: int = 0,
 ) -> dict:  # train, val, test -> sorted lists
@@ -40,7 +40,11 @@ def split_subjects(
     return limited(dict(zip(('train', 'val', 'test'), map(sorted, parts))), limit)
 
 # %% ../../nbs/data/39_split.ipynb #5af93c88
-def check_names(every, train_names, test_names):
+def check_names(
+    every,  # sorted list of the subjects there are
+    train_names,  # set of names
+    test_names,  # set of names
+):
     "Raise InputError for names of no subject, and for a subject on both sides."
     for n in sorted(train_names | test_names):
         if n not in every:
@@ -51,11 +55,16 @@ def check_names(every, train_names, test_names):
     if train_names & test_names:
         raise InputError(f'{", ".join(sorted(train_names & test_names))}: in training and in test')
 
-
-def split_sizes(n_all, n_rest, val, test, train_names, test_names) -> tuple:
-    """How many of the subjects that are not named go to validation and to the test; validation
-    gives way where there are too few; raises InputError.
-    """
+# %% ../../nbs/data/39_split.ipynb #c7520ee1
+def split_sizes(
+    n_all,  # subjects there are
+    n_rest,  # those of them that are not named
+    val,  # share for validation, 0 to 1
+    test,  # the same for the test
+    train_names,  # names that were given for training; only whether there are any counts
+    test_names,  # the same for the test
+) -> tuple:  # (for validation, for the test), out of those that are not named
+    "How many subjects go where; raises InputError if there are too few."
     count = lambda share: max(1, round(share * n_all)) if share > 0 else 0
     n_val = count(val)
     n_test = 0 if test_names else count(test)
@@ -74,8 +83,11 @@ def split_sizes(n_all, n_rest, val, test, train_names, test_names) -> tuple:
     return n_val, n_test
 
 
-def limited(parts, limit) -> dict:
-    "About `limit` subjects of a split: one for validation, a quarter for the test; 0: all."
+def limited(
+    parts,  # train, val, test -> lists
+    limit,  # subjects in all, about; 0: all of them
+) -> dict:  # as `parts`
+    "About `limit` subjects of a split: one for validation, a quarter for the test."
     if not limit:
         return parts
     most = dict(train=limit - limit // 4 - 1, val=1, test=limit // 4)
@@ -84,12 +96,12 @@ def limited(parts, limit) -> dict:
 # %% ../../nbs/data/39_split.ipynb #3c9298ca
 def split_records(
     records,  # from find_records
-    seed: int = 0,  # as for split_subjects, like all that follow
-    val=0.1,
-    test=0.2,
+    seed: int = 0,  # this and all that follow as for split_subjects
+    val=0.1,  # share of the subjects
+    test=0.2,  # the same
     train_names=(),  # subjects; where any are named, the data set's own split is not used
-    test_names=(),
-    limit: int = 0,
+    test_names=(),  # the same
+    limit: int = 0,  # about this many subjects in all; 0: all
 ) -> dict:  # train, val, test -> sorted lists of subjects
     """The data set's own split where every record has one, else `split_subjects`; raises InputError
     for a subject on two sides.

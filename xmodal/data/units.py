@@ -25,8 +25,11 @@ class TargetUnits:
     kind: str = 'values'  # values, labels or binary
     mono: bool = True  # one channel
 
-    def nearest(self, x) -> np.ndarray:  # the shape of x
-        "Scaled answers (B, C, H, W) or (C, H, W) as the nearest labels, still scaled."
+    def nearest(
+        self,
+        x,  # scaled answers (B, C, H, W) or (C, H, W)
+    ) -> np.ndarray:  # the shape of x
+        "The nearest labels, still scaled; with `mono`, of the mean of the channels."
         if self.mono:
             x = np.broadcast_to(x.mean(-3, keepdims=True), x.shape)
         if self.kind == 'binary':
@@ -39,14 +42,22 @@ class TargetUnits:
         "What `draws` needs to count labels; None for a target of values."
         return None if self.kind == 'values' else self.nearest
 
-    def carry(self, x, back, fill=-1.0) -> np.ndarray:  # in the dtype
-        "Scaled answers, brought to another grid by back(x, order, fill); order None: its own."
+    def carry(
+        self,
+        x,  # scaled answers on the network's grid, (S, H, W) or (C, H, W)
+        back,  # back(x, order, fill) -> x on the source's grid; order None: smooth, 0: nearest
+        fill=-1.0,  # scaled value of what the network's grid does not reach
+    ) -> np.ndarray:  # in the dtype of the target
+        "Answers as numbers of the target on the grid of the source."
         if self.kind == 'labels':
             return self.numbers(back(self.nearest(x[:, None])[:, 0], 0, fill))
         return self.numbers(back(x, None, fill))
 
-    def numbers(self, x) -> np.ndarray:
-        "Scaled answers in units and type of the target."
+    def numbers(
+        self,
+        x,  # scaled answers, any shape
+    ) -> np.ndarray:  # the shape of x
+        "Scaled answers in units and type of the target, rounded and clipped."
         v, kind = self.window.unscale(x), np.dtype(self.dtype)
         if self.kind == 'binary':
             v = np.where(x > 0, self.hi, self.lo)
@@ -58,13 +69,19 @@ class TargetUnits:
             np.clip(v, self.lo, self.hi, out=v)
         return v.astype(kind)
 
-    def spread(self, x) -> np.ndarray:
-        "A scaled standard deviation in units of the target."
+    def spread(
+        self,
+        x,  # a scaled standard deviation, any shape; below 0 counts as 0
+    ) -> np.ndarray:  # float32, the shape of x
+        "A standard deviation in units of the target: a factor, and no offset."
         return (x.clip(min=0) * (self.window.hi - self.window.lo) / 2).astype(np.float32)
 
 # %% ../../nbs/data/35_units.ipynb #c239f675
-def units_note(u, samples=1) -> dict:
-    "Type, limits and meaning of translated numbers, for the notes beside a file. u: TargetUnits."
+def units_note(
+    u,  # TargetUnits
+    samples=1,  # draws from which the answer was made
+) -> dict:  # Type, Holds, Limits, and Of for several draws
+    "Type, limits and meaning of translated numbers, for the notes beside a file."
     words = dict(
         values='values',
         labels='labels, carried by the nearest pixel',
@@ -87,7 +104,9 @@ NIFTI_TYPES = dict(
 )
 
 
-def own_type(d) -> str:
+def own_type(
+    d,  # data section of a model: kind, and target_dtype if it is known
+) -> str:  # as numpy names it
     "The number type of the training's targets; for volumes one that NIfTI has."
     named = d.get('target_dtype', 'float32')
     try:
@@ -102,7 +121,11 @@ def own_type(d) -> str:
     return NIFTI_TYPES.get(kind, kind) if d['kind'] == 'volume' else kind
 
 
-def holds(kind, lo, hi) -> bool:
+def holds(
+    kind,  # name of a number type
+    lo,  # lowest number
+    hi,  # highest
+) -> bool:
     "Can a number type hold whole numbers from lo to hi?"
     if kind == 'bool':
         return lo >= 0 and hi <= 1
@@ -111,7 +134,11 @@ def holds(kind, lo, hi) -> bool:
     return np.iinfo(kind).min <= lo and hi <= np.iinfo(kind).max
 
 
-def label_type(d, lo, hi) -> str:
+def label_type(
+    d,  # data section of a model
+    lo,  # lowest label
+    hi,  # highest
+) -> str:  # as numpy names it
     "The type of a label map: int16 in NIfTI; in images that of training, or the smallest."
     choices = ('int16', 'int32')
     if d['kind'] == 'image':
@@ -119,7 +146,9 @@ def label_type(d, lo, hi) -> str:
     return next((v for v in choices if holds(v, lo, hi)), 'float32')
 
 
-def is_fixed(rule) -> bool:
+def is_fixed(
+    rule,  # text of a window rule
+) -> bool:
     "Is a rule of `window_of` two numbers, LO:HI?"
     try:
         return len([float(v) for v in rule.split(':')]) == 2
@@ -127,7 +156,12 @@ def is_fixed(rule) -> bool:
         return False
 
 # %% ../../nbs/data/35_units.ipynb #8fe664c2
-def target_limits(d, window, rule, ct) -> tuple:  # (lowest, highest); None for no limit
+def target_limits(
+    d,  # data section of a model; `target_reach` is what its targets reach, in their units
+    window,  # Window of the target
+    rule,  # from which the window was made
+    ct,  # are these Hounsfield units?
+) -> tuple:  # (lowest, highest); None for no limit
     "Where the numbers of a target are clipped, by the table above."
     low, high = d.get('target_reach') or (None, None)
     if ct and low is None:

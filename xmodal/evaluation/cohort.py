@@ -42,24 +42,33 @@ OTHER_ENDINGS = tuple(
     '.jpg .jpeg .bmp .gif .webp .jp2 .mha .mhd .nrrd .mgz .npy .npz .dcm .h5 .mat'.split()
 )
 
-
-def bare(path):
+# %% ../../nbs/evaluation/75_cohort.ipynb #6c73c50e
+def bare(
+    path,  # of an image file
+):
     "Path without its image ending."
     return path.parent / re.sub(r'(\.nii(\.gz)?|\.[^.]+)$', '', path.name, flags=re.I)
 
 
-def stem_of(path) -> str:
+def stem_of(
+    path,  # of an image file
+) -> str:
     "File name without its ending and without a BIDS desc entity."
     return re.sub(r'_desc-[^_]+', '', bare(Path(path)).name)
 
 
-def visible_files(root) -> list:
+def visible_files(
+    root,  # a folder
+) -> list:
     "Files at or below a folder that are not hidden, sorted."
     hidden = lambda q: any(v.startswith('.') for v in q.relative_to(root).parts)
     return sorted(q for q in root.rglob('*') if q.is_file() and not hidden(q))
 
 
-def is_map(path, there) -> bool:
+def is_map(
+    path,  # of an image file
+    there,  # paths of all files, without their endings
+) -> bool:
     "Is it a map (std, mix) beside a translation?"
     if re.search('_desc-synth(Std|Mix)_', path.name):
         return True
@@ -67,7 +76,10 @@ def is_map(path, there) -> bool:
     return bool(m) and path.parent / m[1] in there
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #627dd28c
-def files_of(root, what: str) -> dict:
+def files_of(
+    root,  # a folder (searched with everything below), or a single file
+    what: str,  # what it holds, for the messages; 'std' keeps maps
+) -> dict:
     """Name -> path of the NIfTI, PNG and TIFF files at or below `root`, without maps beside a
     translation; raises InputError if there are none, or a name occurs twice."""
     root, found = Path(root), {}
@@ -95,14 +107,16 @@ def files_of(root, what: str) -> dict:
         )
     return found
 
-
+# %% ../../nbs/evaluation/75_cohort.ipynb #7b28631f
 KINDS = (
     r'[_-](T1w?|T2w?|T1ce|PDw?|FLAIR|CT|CBCT|MRI?|PET|SAR|optical|image|mask|d?seg|labels?'
     r'|synth|pred|truth)$'
 )
 
-# %% ../../nbs/evaluation/75_cohort.ipynb #7b28631f
-def without_kind(table: dict) -> dict:
+
+def without_kind(
+    table: dict,  # name -> path, as `files_of` gives it
+) -> dict:
     """name -> path under names without the word for the kind of image; raises InputError where
     two files would have one name."""
     short = {}
@@ -167,7 +181,9 @@ def subject_in(
     return m[1] if m else name
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #8a3c7144
-def translated(path) -> bool:
+def translated(
+    path,  # of an image file
+) -> bool:
     "Does a name or a note beside the file say that xmodal has made it?"
     from xmodal.data.layouts import read_json
 
@@ -177,7 +193,10 @@ def translated(path) -> bool:
     return note.is_file() and 'xmodal' in read_json(note)
 
 
-def check_order(preds: dict, truths: dict):
+def check_order(
+    preds: dict,  # name -> path of the translations
+    truths: dict,  # name -> path of the truths
+):
     """Raise InputError if the truth was made by xmodal and the translations were not; warn if
     names say that the two are of different kinds."""
     made = [any(translated(p) for p in list(side.values())[:3]) for side in (preds, truths)]
@@ -197,7 +216,10 @@ def check_order(preds: dict, truths: dict):
             return
 
 
-def other_kind(pred: Path, truth: Path) -> bool:
+def other_kind(
+    pred: Path,  # file of a translation
+    truth: Path,  # file of its truth
+) -> bool:
     "Do the names of a translation by xmodal and of its truth say different kinds? Warns if so."
     made_of, true = (re.search(KINDS, stem_of(p), flags=re.I) for p in (pred, truth))
     if '_desc-synth' not in pred.name or not (made_of and true):
@@ -237,12 +259,18 @@ def subject_hint(
     return '', ''
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #0126a1ad
-def first_of(paths: list) -> str:
+def first_of(
+    paths: list,  # or names, at least one
+) -> str:
     "' (and 3 more)' after the first of several files; '' after the only one."
     return f' (and {len(paths) - 1} more)' if len(paths) > 1 else ''
 
 
-def require_partners(preds: dict, truths: dict, partial: bool):
+def require_partners(
+    preds: dict,  # name -> path of the translations
+    truths: dict,  # name -> path of the truths
+    partial: bool,  # are truths without a translation allowed?
+):
     "Raise InputError naming the first file of one side that the other lacks."
     lone = sorted(set(preds) - set(truths))
     if lone:
@@ -257,8 +285,12 @@ def require_partners(preds: dict, truths: dict, partial: bool):
             ' a missing translation must not leave the mean: translate it, or say partial'
         )
 
-
-def files_beside(truths: dict, root, kind: str) -> dict:
+# %% ../../nbs/evaluation/75_cohort.ipynb #e41429f7
+def files_beside(
+    truths: dict,  # name -> path of the truths
+    root,  # the further folder
+    kind: str,  # what it holds: source, mask, labels or std
+) -> dict:
     "name of a truth -> its file in a further folder; raises InputError naming the first without."
     found = files_of(root, kind)
     mine, theirs = common_names({stem_of(p): p for p in truths.values()}, found)
@@ -272,7 +304,7 @@ def files_beside(truths: dict, root, kind: str) -> dict:
         )
     return beside
 
-
+# %% ../../nbs/evaluation/75_cohort.ipynb #51ffdf60
 def match(
     pred,  # folder of translations (searched with everything below), or a single file
     truth,  # likewise, of the truth
@@ -303,7 +335,10 @@ def match(
     return cases
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #d7cd6094
-def read_one(path, constant=False):
+def read_one(
+    path,  # of a volume or an image
+    constant=False,  # is a volume of one value allowed?
+):
     """Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the
     canonical image; raises InputError. `constant`: a volume of one value is allowed."""
     if is_image(path):
@@ -312,8 +347,11 @@ def read_one(path, constant=False):
     v = np.asarray(img.dataobj, dtype=np.float32)
     return v.transpose(2, 1, 0)[:, ::-1, ::-1], np.dtype('float32'), img
 
-
-def affine_distance(one, other) -> float:
+# %% ../../nbs/evaluation/75_cohort.ipynb #34d11098
+def affine_distance(
+    one,  # nibabel image
+    other,  # another one of the same shape
+) -> float:
     "How far apart, in mm, the affines of two images of one shape place a corner at most."
     ends = [(0, n - 1) for n in one.shape[:3]]
     corners = np.array([[*ijk, 1] for ijk in itertools.product(*ends)])
@@ -321,7 +359,13 @@ def affine_distance(one, other) -> float:
     return np.sqrt((apart[:, :3] ** 2).sum(1)).max()
 
 
-def check_grids(one, other, name_one, name_other, mask=False):
+def check_grids(
+    one,  # result of `read_one`
+    other,  # likewise
+    name_one,  # its path, for the messages
+    name_other,  # likewise
+    mask=False,  # is one of them a mask, which may have other channels and numbers?
+):
     """Raise InputError unless two results of `read_one` have one shape, one kind of number, one
     affine; a mask may have other channels and numbers."""
     (a, da, ia), (b, db, ib) = one, other
@@ -345,7 +389,11 @@ def check_grids(one, other, name_one, name_other, mask=False):
         )
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #2104aeb9
-def one_channel(v, path, any_of=False):
+def one_channel(
+    v,  # (C, H, W)
+    path,  # of its file, for the message
+    any_of=False,  # a mask: what is marked in any channel counts
+):
     "(C, H, W) mask or label map as (H, W): channels must be alike, or (masks) any of them counts."
     if any_of:
         return v.any(0)
@@ -376,12 +424,19 @@ def fixed_window(
         raise refusal from None
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #2ac6bb36
-def truth_rule(case, window=None) -> str:
+def truth_rule(
+    case,  # a Case
+    window=None,  # the stated rule, if there is one
+) -> str:
     "The rule that finds the window of a truth: the one that is stated, or the usual one."
     return window or ('dtype' if is_image(case.truth) else 'percentile')
 
 
-def truth_window(case, truth, window=None) -> Window:
+def truth_window(
+    case,  # a Case
+    truth,  # its truth as `read_one` gives it
+    window=None,  # the stated rule; default: `truth_rule`
+) -> Window:
     "The window of a truth that was read; raises InputError naming the file."
     try:
         return window_of(truth[0], truth_rule(case, window), truth[1])
@@ -389,7 +444,11 @@ def truth_window(case, truth, window=None) -> Window:
         raise InputError(f'{case.truth}: {e}') from None
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #fc54f879
-def read_marks(case, kind: str, truth):
+def read_marks(
+    case,  # a Case that has such a file
+    kind: str,  # 'mask' or 'labels'
+    truth,  # its truth as `read_one` gives it
+):
     """The mask (boolean) or the label map (whole numbers) of a case, on the grid of its truth as
     `read_one` gives it; raises InputError."""
     path = getattr(case, kind)
@@ -436,12 +495,18 @@ def read_case(
     return out
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #c903975f
-def is_stated(window) -> bool:
+def is_stated(
+    window,  # rule for the truth, as in `read_case`, or None
+) -> bool:
     "Is the window of the truth two numbers, which no image has a say in?"
     return window is not None and (window == 'hu' or ':' in str(window).removeprefix('slice:'))
 
 
-def hu_rule(hu, window, pred_window) -> str:
+def hu_rule(
+    hu,  # (low, high) in HU
+    window,  # rule for the truth, if one was given as well
+    pred_window,  # scale of the translations, if one was given as well
+) -> str:
     "The window LO:HI of files in Hounsfield units; raises InputError if another one is given."
     try:
         lo, hi = map(float, hu)
@@ -463,8 +528,14 @@ def hu_rule(hu, window, pred_window) -> str:
             )
     return f'{lo!r}:{hi!r}'
 
-
-def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list:
+# %% ../../nbs/evaluation/75_cohort.ipynb #e361790a
+def survey(
+    cases,  # from `match`
+    window=None,  # rule for the truth, see `read_case`
+    pred_window=None,  # the translation's own scale, see `read_case`
+    hu=None,  # (low, high) in HU, if the files are in Hounsfield units
+    progress=True,  # show a bar
+) -> list:  # of Facts, one per case
     "Facts of every case; raises InputError for what cannot be compared."
     from tqdm.auto import tqdm
 
@@ -494,7 +565,11 @@ def survey(cases, window=None, pred_window=None, hu=None, progress=True) -> list
     return out
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #90ffa021
-def check_spans(facts, cases, stated=False) -> list:
+def check_spans(
+    facts,  # from `survey`
+    cases,  # the same cases, for their names
+    stated=False,  # are the units known, because a window was stated?
+) -> list:
     """Lines about translations that span far more or less than their truth; raises InputError if
     most do and no units are stated."""
     spans = np.array([f.span for f in facts])
@@ -518,7 +593,13 @@ def check_spans(facts, cases, stated=False) -> list:
     )
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #e2b60ed4
-def notes_on(cases, window=None, pred_window=None, hu=None, progress=True) -> list:
+def notes_on(
+    cases,  # from `match`
+    window=None,  # rule for the truth, see `read_case`
+    pred_window=None,  # the translation's own scale, see `read_case`
+    hu=None,  # (low, high) in HU, if the files are in Hounsfield units
+    progress=True,  # show a bar
+) -> list:
     """Lines that belong beside the result of these cases; raises InputError for what is
     certainly wrong."""
     facts = survey(cases, window, pred_window, hu, progress)
@@ -534,15 +615,25 @@ def notes_on(cases, window=None, pred_window=None, hu=None, progress=True) -> li
     return notes
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #bea8ca2a
-def left_out(truth, cases) -> int:
+def left_out(
+    truth,  # folder of truths, or a single file
+    cases,  # from `match`
+) -> int:
     "How many truths have no translation among the cases."
     return len(files_of(truth, 'truth')) - len(cases)
 
 
-def slices_of(case, per='image', min_foreground=0.05, **windows):
+def slices_of(
+    case,  # a Case
+    per='image',  # 'image': slices or images; 'volume': whole volumes
+    # share of pixels, 0 to 1, in which a slice of the truth must show something
+    min_foreground=0.05,
+    window=None,  # rule for the truth, see `read_case`
+    pred_window=None,  # the translation's own scale, see `read_case`
+):
     """Yields (pred, truth, mask, slice number or None) of one case: its slices, the whole
     volume, or the image."""
-    d = read_case(case, **windows)
+    d = read_case(case, window, pred_window)
     m = d.get('mask')
     if m is not None and not m.any():
         raise InputError(
@@ -564,7 +655,9 @@ def slices_of(case, per='image', min_foreground=0.05, **windows):
         yield d['pred'][k], d['truth'][k], None if m is None else m[k], int(k)
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #071e8678
-def check_cases(cases):
+def check_cases(
+    cases,  # from `match`
+):
     "Raise InputError if there are no cases, or images and volumes together."
     if not cases:
         raise InputError('no translation has a truth of the same name: nothing to measure')
@@ -576,14 +669,21 @@ def check_cases(cases):
         )
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #01ad66c9
-def unit_of(case, per: str) -> str:
+def unit_of(
+    case,  # a Case
+    per: str,  # 'image' or 'volume'
+) -> str:
     "What a row of the table is: 'image', 'slice' or 'volume'."
     if is_image(case.truth):
         return 'image'
     return 'volume' if per == 'volume' else 'slice'
 
 
-def scale_words(rule: str, pred_window, missing: int) -> str:
+def scale_words(
+    rule: str,  # that found the window of each truth
+    pred_window,  # the translations' own scale, or None
+    missing: int,  # truths without a translation
+) -> str:
     "How the scale came about, and what is missing, for the label of a result."
     words = f'scaled by {rule} of each truth'
     if pred_window:
@@ -644,8 +744,7 @@ def evaluate_mask_cases(
     tolerance: float = 2,  # of lines, in pixels (images) or mm (volumes)
     classes: dict = None,  # value -> name, for label maps
     progress=True,  # show a bar
-    # DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol']
-):
+):  # DataFrame as of masks.evaluate_masks, with a column name; .attrs['protocol'], .attrs['notes']
     """Measure masks against masks; raises InputError naming the file. How grey translations were
     cut stands in the protocol, faults that are likely in .attrs['notes']."""
     from tqdm.auto import tqdm
@@ -671,13 +770,21 @@ def evaluate_mask_cases(
     return df
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #4798636a
-def as_stack(v, volume):
+def as_stack(
+    v,  # mask or label map, (S, H, W) or (H, W)
+    volume,  # does it have slices?
+):
     "A mask as (S, H, W), or (1, H, W)."
     v = np.asarray(v, dtype=np.float32)
     return v if volume else v[None]
 
 
-def mask_notes(facts, agree, classes, df) -> list:
+def mask_notes(
+    facts,  # of the masks, one per case
+    agree,  # share of equal pixels, 0 to 1, one per case
+    classes,  # value -> name, or None for binary masks
+    df,  # the rows that were measured
+) -> list:
     "What is likely wrong with the masks of a cohort."
     if not any(f.truth.any() for f in facts):
         return [
@@ -707,7 +814,10 @@ class MaskCoding:
     notes: tuple
 
 
-def check_binary(found, path):
+def check_binary(
+    found,  # the values of a file, sorted
+    path,  # of the file, for the message
+):
     "Raise InputError unless the values of a file are those of a binary mask."
     if is_grey(found):
         raise InputError(
@@ -716,17 +826,24 @@ def check_binary(found, path):
         )
 
 
-def is_grey(found) -> bool:
+def is_grey(
+    found,  # the values of a file, sorted
+) -> bool:
     "Are these values (sorted) more than 0 and one other?"
     return len(found) > 2 or len(found) == 2 and found[0] != 0
 
 
-def grey_share(v, top) -> float:
+def grey_share(
+    v,  # array of probabilities
+    top,  # value that stands for certainty
+) -> float:
     "The share of pixels that are neither dark nor bright."
     return float(((v > 0.1 * top) & (v < 0.9 * top)).mean())
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #3d5faa30
-def mask_coding(cases) -> MaskCoding:
+def mask_coding(
+    cases,  # from `match`
+) -> MaskCoding:
     """Look at all files of a cohort, because one of them alone (an empty mask) cannot say
     whether 1 or 255 is the mask; raises InputError naming a file that is no mask."""
     tops, grey, between, marks = set(), [], [], set()
@@ -757,8 +874,12 @@ def mask_coding(cases) -> MaskCoding:
         return grey_coding(grey, between, max(tops, default=1.0), notes)
     return binary_coding(tops, cases[0].pred.parent, notes)
 
-
-def binary_coding(tops: set, folder, notes) -> MaskCoding:
+# %% ../../nbs/evaluation/75_cohort.ipynb #4752cbe5
+def binary_coding(
+    tops: set,  # the largest value of each file that is not empty
+    folder,  # of the translations, for the message
+    notes,  # list of lines found so far
+) -> MaskCoding:
     "The coding of translations without grey values: 0 and one other, or 1 here and 255 there."
     if len(tops) > 1 and not tops <= {1.0, 255.0}:
         raise InputError(
@@ -769,7 +890,12 @@ def binary_coding(tops: set, folder, notes) -> MaskCoding:
     return MaskCoding(None if len(tops) > 1 else max(tops, default=1.0), '', tuple(notes))
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #93e99f1f
-def grey_coding(grey, between, top, notes) -> MaskCoding:
+def grey_coding(
+    grey,  # (Case, its values, number type) of each grey translation
+    between,  # share of pixels neither dark nor bright, 0 to 1, of each
+    top,  # largest value of all translations
+    notes,  # list of lines found so far; one may be added
+) -> MaskCoding:
     "The coding of translations with grey values: probabilities from 0 to 1, 255 or 65535."
     c, found, kind = grey[0]
     if 1 < top <= 16 and all((v == np.round(v)).all() for _, v, _ in grey):
@@ -791,12 +917,16 @@ def grey_coding(grey, between, top, notes) -> MaskCoding:
     return MaskCoding(full, f'{len(grey)} grey translations cut at {full / 2:g}', tuple(notes))
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #14bef2e3
-def values_text(found) -> str:
+def values_text(
+    found,  # array of values, sorted
+) -> str:
     "The first values of a list as text."
     return ', '.join(f'{v:g}' for v in found[:6]) + f' and {len(found) - 6} more' * (len(found) > 6)
 
 
-def mask_remedy(found) -> str:
+def mask_remedy(
+    found,  # the values of the file, sorted
+) -> str:
     "What to do about a mask with several values."
     whole = len(found) <= 16 and (found == np.round(found)).all()
     if whole:
@@ -806,8 +936,12 @@ def mask_remedy(found) -> str:
         ' or is it a grey image?'
     )
 
-
-def check_classes(v, path, classes):
+# %% ../../nbs/evaluation/75_cohort.ipynb #c8ab38f2
+def check_classes(
+    v,  # array, a label map
+    path,  # of its file, for the message
+    classes,  # value -> name; 0 needs none
+):
     "Raise InputError naming the value if an array holds anything that is no label of `classes`."
     found, counts = np.unique(v, return_counts=True)
     broken = found[found != np.round(found)]
@@ -825,7 +959,11 @@ def check_classes(v, path, classes):
         )
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #592d24dc
-def read_masks(case, classes=None, coding=None):
+def read_masks(
+    case,  # a Case of masks or label maps
+    classes=None,  # value -> name, for label maps; None: binary masks
+    coding=None,  # MaskCoding of the cohort; default: of this case alone
+):
     """Translation and truth of one case as masks (boolean, or whole numbers with `classes`), and
     the voxel size in mm (None for images)."""
     p, t = read_one(case.pred, constant=True), read_one(case.truth, constant=True)
@@ -846,11 +984,12 @@ def error_by_label(
     cases,  # from `match`, with labels
     names=None,  # value -> name; default: the numbers
     progress=True,  # show a bar
-    **windows,  # window, pred_window of `read_case`
-    # DataFrame: subject, name, label, share (of the pixels), mae (share of the range), bias
-    # (signed)
-):
-    "Mean absolute and mean signed error inside each class of a label map."
+    window=None,  # rule for the truth, see `read_case`
+    pred_window=None,  # the translation's own scale, see `read_case`
+):  # pandas.DataFrame: subject, name, label, share of the pixels, mae and bias
+    """Mean absolute (mae) and mean signed error (bias) inside each class of a label map, as shares
+    of the range.
+    """
     import pandas as pd
     from tqdm.auto import tqdm
 
@@ -858,7 +997,7 @@ def error_by_label(
     for c in tqdm(cases, desc='error by class', disable=not progress, leave=False):
         if c.labels is None:
             raise InputError(f'{c.truth}: has no label map; give a folder of labels')
-        d = read_case(c, **windows)
+        d = read_case(c, window, pred_window)
         lab = np.broadcast_to(d['labels'], d['truth'].shape)
         for k in np.unique(lab):
             inside = lab == k
@@ -874,7 +1013,12 @@ def error_by_label(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #2b94e8ec
-def spread_and_error(case, samples: int, **windows) -> tuple:
+def spread_and_error(
+    case,  # a Case with std
+    samples: int,  # N, draws behind the standard deviation
+    window=None,  # rule for the truth, see `read_case`
+    pred_window=None,  # the translation's own scale, see `read_case`
+) -> tuple:
     """(spread, error) of the voxels of a case that are measured, flat float32, shares of the
     range: what the standard deviation foretells, and the absolute error."""
     if case.std is None:
@@ -882,7 +1026,7 @@ def spread_and_error(case, samples: int, **windows) -> tuple:
             f'{case.pred}: has no standard deviation beside it;'
             ' translate with several samples, and give their folder as std'
         )
-    v = read_case(case, **windows)
+    v = read_case(case, window, pred_window)
     keep = np.array(np.broadcast_to(v.get('mask', True), v['truth'].shape))
     if not is_image(case.truth):
         # the slices that are measured
@@ -891,8 +1035,13 @@ def spread_and_error(case, samples: int, **windows) -> tuple:
     error = np.abs(v['pred'] - v['truth'])[keep]
     return spread.astype(np.float32), error.astype(np.float32) / 2
 
-
-def calibration_rows(subject: str, s, e, edges) -> list:
+# %% ../../nbs/evaluation/75_cohort.ipynb #79b32599
+def calibration_rows(
+    subject: str,  # whose voxels these are
+    s,  # (n,) spread, share of the range
+    e,  # (n,) absolute error, share of the range
+    edges,  # inner edges of the bins, rising
+) -> list:
     "A row for each bin of a subject's voxels; s, e: spread and error, edges: of the bins."
     rms = lambda v: float(np.sqrt((v**2).mean()))
     at = np.searchsorted(edges, s, side='right')
@@ -913,12 +1062,12 @@ def calibration(
     samples: int,  # draws that mean and standard deviation were made of
     bins: int = 10,  # how many, of about equal number
     progress=True,  # show a bar
-    **windows,  # window, pred_window of `read_case`
-    # DataFrame: subject, bin, spread, error (root mean squares, shares of the range), n, ratio,
-    # covered
-):
-    """Error against the spread of several draws, in bins of voxels with equal spread; raises
-    InputError."""
+    window=None,  # rule for the truth, see `read_case`
+    pred_window=None,  # the translation's own scale, see `read_case`
+):  # pandas.DataFrame: subject, bin, spread, error, n, ratio, covered
+    """Error against the spread of several draws, in bins of voxels with about equal spread: root
+    mean squares, shares of the range. Raises InputError.
+    """
     import pandas as pd
     from tqdm.auto import tqdm
 
@@ -926,7 +1075,7 @@ def calibration(
         raise InputError(f'samples: {samples}; a standard deviation needs two draws or more')
     measured = []
     for c in tqdm(cases, desc='calibration', disable=not progress, leave=False):
-        measured.append((c.subject, *spread_and_error(c, samples, **windows)))
+        measured.append((c.subject, *spread_and_error(c, samples, window, pred_window)))
     some = np.concatenate([s[:: max(1, s.size // 100_000)] for _, s, _ in measured])
     edges = np.quantile(some, np.linspace(0, 1, bins + 1)[1:-1])
     rows = []

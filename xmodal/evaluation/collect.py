@@ -16,6 +16,7 @@ import numpy as np
 from ..core import InputError
 from ..files import atomic
 from .metrics import format_summary, formats
+from .report import RunReport
 
 # %% ../../nbs/evaluation/77_collect.ipynb #ce02056d
 COSTS = dict(
@@ -26,7 +27,9 @@ COSTS = dict(
 )
 
 
-def subjects_code(subjects) -> str:
+def subjects_code(
+    subjects,  # names of the test subjects, in any order
+) -> str:
     "Four letters that stand for a set of test subjects; '' for none."
     if not subjects:
         return ''
@@ -34,35 +37,44 @@ def subjects_code(subjects) -> str:
     return hashlib.blake2b(names, digest_size=2).hexdigest()
 
 
-def about_run(m: dict, path: Path) -> dict:
-    "What all rows of a run have in common; m: the content of its metrics.json."
-    asked = m.get('parameters', {})
+def about_run(
+    report: RunReport,  # of the run
+    path: Path,  # of its metrics.json: the folder names a run that has no name
+) -> dict:
+    "What all rows of a run have in common."
+    asked = report.parameters
     return dict(
-        run=m.get('name') or path.parent.name,
+        run=report.name or path.parent.name,
         data=asked.get('dataset', ''),
-        protocol=m.get('protocol', ''),
-        test=subjects_code(m.get('split', {}).get('test') or m.get('subjects') or []),
+        protocol=report.protocol,
+        test=subjects_code((report.split or {}).get('test') or report.subjects or []),
         seed=asked.get('seed'),
-        steps=m.get('steps_done'),
-        commit=(m.get('environment') or {}).get('commit'),
+        steps=report.steps_done,
+        commit=(report.environment or {}).get('commit'),
     )
 
 
-def cost_of(name: str, m: dict) -> dict:
+def cost_of(
+    name: str,  # of the scored thing, a key of the scores
+    report: RunReport,  # of the run
+) -> dict:
     "The cost of a scored thing: the run's own for its model; for references only what is certain."
-    own = m.get('parameters', {}).get('method') or m.get('name')
-    if name == own or len(m['scores']) == 1:
-        return {k: m.get(k) for k in COSTS}
+    own = report.parameters.get('method') or report.name
+    if name == own or len(report.scores) == 1:
+        return {k: getattr(report, k) for k in COSTS}
     return {k: 0 if name == 'identity' and k == 'nfe' else None for k in COSTS}
 
-
-def scored_rows(m: dict, path: Path) -> list:
-    "One row per scored thing of a metrics.json."
+# %% ../../nbs/evaluation/77_collect.ipynb #cfbd687b
+def scored_rows(
+    report: RunReport,  # of the run
+    path: Path,  # of its metrics.json
+) -> list:
+    "One row per scored thing of a run."
     rows = []
-    for name, stats in m['scores'].items():
-        # JSON has no NaN
+    for name, stats in report.scores.items():
         stats = {k: {n: np.nan if w is None else w for n, w in v.items()} for k, v in stats.items()}
-        row = about_run(m, path) | dict(method=name) | cost_of(name, m) | dict(stats=stats)
+        row = about_run(report, path) | dict(method=name) | cost_of(name, report)
+        row |= dict(stats=stats)
         row |= {k: v['mean'] for k, v in stats.items()}
         row['n_subjects'] = max([v['n_subjects'] for v in stats.values()], default=0)
         rows.append(row)
@@ -75,7 +87,7 @@ def read_run(
     "Rows of one metrics.json; raises InputError if it is damaged."
     path = Path(path)
     try:
-        return scored_rows(json.loads(path.read_text(encoding='utf-8')), path)
+        return scored_rows(RunReport.from_json(path.read_text(encoding='utf-8')), path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         why = str(e).splitlines()[0][:100] if str(e) else ''
         raise InputError(
@@ -84,7 +96,9 @@ def read_run(
         ) from None
 
 # %% ../../nbs/evaluation/77_collect.ipynb #ce19d73d
-def metrics_files(root: Path) -> list:
+def metrics_files(
+    root: Path,  # a metrics.json, or a folder
+) -> list:
     "The metrics.json at or below a path, sorted."
     if root.is_file():
         return [root]
@@ -141,7 +155,9 @@ def score_text(
     return text.split(' (')[0]
 
 
-def cost_text(v) -> str:
+def cost_text(
+    v,  # a number, None or NaN
+) -> str:
     "A cost with three digits; '' where it is not known."
     return '' if v is None or np.isnan(v) else f'{v:.3g}'
 
@@ -203,7 +219,10 @@ def tex_safe(
     return ''.join(TEX.get(c, c) for c in str(text))
 
 
-def tex_table(heading: str, texts) -> str:
+def tex_table(
+    heading: str,  # the line of protocol above the group
+    texts,  # DataFrame of texts, a row per run
+) -> str:
     "One group as a table of LaTeX; the heading is its caption."
     safe = texts.map(tex_safe).rename(columns=tex_safe)
     return safe.to_latex(index=False, escape=False, caption=tex_safe(heading))
@@ -237,7 +256,12 @@ def write_report(
 MARKS = 'os^Dv<>'  # of groups
 
 
-def draw_runs(ax, table, cost: str, metric: str):
+def draw_runs(
+    ax,  # where to
+    table,  # DataFrame of `collect`
+    cost: str,  # column of the horizontal axis, a key of `COSTS`
+    metric: str,  # column of the vertical axis
+):
     "Every row with this cost as a point: colours are methods, marks are groups."
     groups = list(dict.fromkeys(zip(table['data'], table['protocol'], table['test'])))
     names = list(dict.fromkeys(table['method']))
@@ -257,8 +281,11 @@ def draw_runs(ax, table, cost: str, metric: str):
         near_by = dict(xytext=(4, 3), textcoords='offset points', fontsize=7)
         ax.annotate(r['method'], (x, y), **near_by)
 
-
-def explain_marks(ax, table):
+# %% ../../nbs/evaluation/77_collect.ipynb #3061fe2b
+def explain_marks(
+    ax,  # where to
+    table,  # DataFrame of `collect`
+):
     "A legend of the groups, if there are several."
     import matplotlib.pyplot as plt
 

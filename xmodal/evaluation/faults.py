@@ -36,7 +36,10 @@ class Facts:
     reach: tuple  # 1st and 99th percentile of truth and translation, file units
 
 # %% ../../nbs/evaluation/70_faults.ipynb #8120faeb
-def small(v, volume: bool):
+def small(
+    v,  # (S, H, W) volume or (C, H, W) image, file units
+    volume: bool,  # is the first axis one of slices?
+):
     """(S, H, W) volume or (C, H, W) image -> (n, 1, h, w) means over blocks, and the size of a
     block."""
     v = np.asarray(v, dtype=np.float32)
@@ -52,8 +55,11 @@ def small(v, volume: bool):
     rows, columns = min(f, v.shape[1]), min(f, v.shape[2])
     return v.reshape(len(v), 1, h, rows, w, columns).mean((3, 5)), f
 
-
-def distinct_values(v, most=16) -> tuple:
+# %% ../../nbs/evaluation/70_faults.ipynb #b2efeb94
+def distinct_values(
+    v,  # array with rows and columns last
+    most=16,  # more values than this are grey values
+) -> tuple:
     "The values of an array, if they are whole numbers and at most 16; else ()."
     # most arrays are grey: a look is enough
     few = np.unique(v[..., ::7, ::7])
@@ -64,12 +70,14 @@ def distinct_values(v, most=16) -> tuple:
     return tuple(found.tolist()) if whole else ()
 
 
-def spread_of(v) -> tuple:
+def spread_of(
+    v,  # array, file units
+) -> tuple:
     "1st and 99th percentile; smallest and largest value where these are equal."
     lo, hi = np.percentile(v, [1, 99])
     return (float(lo), float(hi)) if hi > lo else (float(v.min()), float(v.max()))
 
-
+# %% ../../nbs/evaluation/70_faults.ipynb #2a4c4418
 def facts_beside_truth(
     name: str,  # of the case
     subject: str,  # whom it comes from
@@ -107,14 +115,19 @@ def facts_beside_truth(
     )
 
 # %% ../../nbs/evaluation/70_faults.ipynb #d83072df
-def some_names(names, most=3) -> str:
+def some_names(
+    names,  # of files
+    most=3,  # how many of them are written out
+) -> str:
     "A few names and how many more there are."
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
 
 
-def find_equal(facts) -> list:
+def find_equal(
+    facts,  # of a cohort, one per case
+) -> list:
     """Translations that are the truth or the source, a truth that is the source, truths that
     occur twice."""
     out, n = [], len(facts)
@@ -141,8 +154,11 @@ def find_equal(facts) -> list:
         )
     return out
 
-
-def find_few_values(facts, stated=False) -> list:
+# %% ../../nbs/evaluation/70_faults.ipynb #23fd612d
+def find_few_values(
+    facts,  # of a cohort, one per case
+    stated=False,  # a window was given: how much of the number type is used is known
+) -> list:
     """Grey truths that are masks or label maps, and truths that use less than half of their
     number type."""
     few = [f for f in facts if f.values]
@@ -197,7 +213,9 @@ scales = {
 }
 
 
-def relation(f) -> tuple:
+def relation(
+    f,  # Facts of a case
+) -> tuple:
     """Correlation of a small translation with its truth, ratio of their spreads, offset over the
     rest (in spreads of the rest), offset in file units."""
     p, t = (np.asarray(v, float).ravel() for v in (f.pred, f.truth))
@@ -208,8 +226,11 @@ def relation(f) -> tuple:
     far = rest.mean() / max(rest.std(), 1e-9 * t.std())
     return r, float(p.std() / t.std()), float(far), float(rest.mean())
 
-
-def other_scale(r, ratio) -> bool:
+# %% ../../nbs/evaluation/70_faults.ipynb #741e7956
+def other_scale(
+    r,  # correlation of translation and truth, -1 to 1
+    ratio,  # spread of the translation over that of the truth; NaN if one is flat
+) -> bool:
     """Is the spread of a translation that follows its truth too large or too small for a
     translation?"""
     if not np.isfinite(ratio) or r < 0.6:
@@ -219,7 +240,10 @@ def other_scale(r, ratio) -> bool:
     return ratio > 2 / r or ratio < r / 2
 
 
-def factor_text(ratio, r) -> str:
+def factor_text(
+    ratio,  # spread of the translation over that of the truth
+    r,  # correlation of the two, above 0
+) -> str:
     """A factor in words, with the usual one that blur or noise of this correlation would turn
     into it."""
     usual = min(scales, key=lambda v: abs(np.log(v / ratio)))
@@ -227,7 +251,9 @@ def factor_text(ratio, r) -> str:
     return f'{ratio:.3g}' + (f' (about {scales[usual]})' if near_by else '')
 
 # %% ../../nbs/evaluation/70_faults.ipynb #fe99e611
-def find_scale(facts) -> list:
+def find_scale(
+    facts,  # of a cohort, one per case
+) -> list:
     "Translations that are the truth times a factor, or plus a constant."
     about = [relation(f) for f in facts]
     r, ratio, far, offset = (np.array(v) for v in zip(*about))
@@ -265,12 +291,17 @@ def find_scale(facts) -> list:
     ]
 
 # %% ../../nbs/evaluation/70_faults.ipynb #c0bb025f
-def has_picture(f, least) -> bool:
+def has_picture(
+    f,  # Facts of a case
+    least,  # rows and columns that the small pictures need
+) -> bool:
     "Do translation and truth show anything, on so many rows and columns?"
     return min(f.pred.shape[-2:]) >= least and f.pred.std() > 0 and f.truth.std() > 0
 
 
-def placed(f) -> dict:
+def placed(
+    f,  # Facts of a case with a picture
+) -> dict:
     "Information of a case as it is, by accident, and at its best flip and shift."
     a, b = quantise(f.truth), quantise(f.pred)
     h, w = a.shape[-2:]
@@ -287,7 +318,10 @@ def placed(f) -> dict:
     )
 
 # %% ../../nbs/evaluation/70_faults.ipynb #39a7f280
-def usual_one(values, most=0.5):
+def usual_one(
+    values,  # of files, such as the name of a flip; None counts as a value
+    most=0.5,  # share, 0 to 1, that the winner must exceed
+):
     "The most frequent of the values, if more than a share of them are it; else None."
     if not values:
         return None
@@ -295,7 +329,11 @@ def usual_one(values, most=0.5):
     return top if values.count(top) > most * len(values) else None
 
 # %% ../../nbs/evaluation/70_faults.ipynb #cdf2f8f4
-def flip_lines(use, table, turned) -> tuple:
+def flip_lines(
+    use,  # Facts of the files that were looked at
+    table,  # their results of `placed`
+    turned,  # (n,) boolean: which of them are flipped
+) -> tuple:
     "Lines about flips, and the one of the whole cohort or None; turned: which files are flipped."
     flip = usual_one([t['flip'] if o else None for t, o in zip(table, turned)])
     if flip:
@@ -315,14 +353,21 @@ def flip_lines(use, table, turned) -> tuple:
     ]
     return lines, None
 
-
-def shift_words(f, t) -> str:
+# %% ../../nbs/evaluation/70_faults.ipynb #1e8b98dc
+def shift_words(
+    f,  # Facts of a file
+    t,  # its result of `placed`
+) -> str:
     "The shift of a file in pixels."
     rows, columns = t['shift']
     return f'{rows * f.block:+d} rows and {columns * f.block:+d} columns'
 
 
-def shift_lines(use, table, moved) -> tuple:
+def shift_lines(
+    use,  # Facts of the files that were looked at
+    table,  # their results of `placed`
+    moved,  # (n,) boolean: which of them are shifted
+) -> tuple:
     "Lines about shifts, and the one of the whole cohort or None; moved: which files are shifted."
     step = usual_one([t['shift'] if o else None for t, o in zip(table, moved)])
     if step:
@@ -342,7 +387,9 @@ def shift_lines(use, table, moved) -> tuple:
     return lines, None
 
 # %% ../../nbs/evaluation/70_faults.ipynb #25d4ea99
-def find_place(facts) -> tuple:
+def find_place(
+    facts,  # of a cohort, one per case
+) -> tuple:
     """Flips and shifts of the cohort, or of single files: lines, and whether they are of the
     whole cohort."""
     use = [f for f in facts if has_picture(f, 12)]
@@ -365,7 +412,9 @@ def find_place(facts) -> tuple:
     return about_flips + about_shifts, bool(flip or step)
 
 # %% ../../nbs/evaluation/70_faults.ipynb #fa5c3dd5
-def pairs_information(part) -> tuple:
+def pairs_information(
+    part,  # Facts of n cases whose small pictures have one shape
+) -> tuple:  # (n,), (n,), (n,) nats and index; a number
     """Of cases of one shape: own information, that with the most similar truth of another
     subject, which one that is, and that with strangers."""
     n = len(part)
@@ -387,7 +436,9 @@ def pairs_information(part) -> tuple:
     return own, other, best, float(np.percentile(strangers, 25))
 
 # %% ../../nbs/evaluation/70_faults.ipynb #76703efc
-def swapped_of(part) -> list:
+def swapped_of(
+    part,  # Facts of cases whose small pictures have one shape
+) -> list:
     "(case, better case, own information, its information) of cases of one shape."
     own, other, best, chance = pairs_information(part)
     strength = np.percentile(np.maximum(own, other), 60) - chance
@@ -401,7 +452,9 @@ def swapped_of(part) -> list:
     return [(part[i], part[best[i]], own[i], other[i]) for i in found]
 
 
-def find_swapped(facts) -> tuple:
+def find_swapped(
+    facts,  # of a cohort, one per case
+) -> tuple:
     "Translations that fit the truth of another subject better than their own: lines, and names."
     use = [f for f in facts if has_picture(f, 16)]
     found, tried = [], 0
@@ -423,13 +476,19 @@ def find_swapped(facts) -> tuple:
     ], {a.name for a, *_ in found}
 
 # %% ../../nbs/evaluation/70_faults.ipynb #ea99860f
-def above(v, share=0.1):
+def above(
+    v,  # array
+    share=0.1,  # of the range from 1st to 99th percentile, 0 to 1
+):
     "1. where a picture is above a share of its range, else 0."
     lo, hi = np.percentile(v, [1, 99])
     return (v > lo + share * (hi - lo)).astype(float)
 
 
-def local_agreement(f, size=5) -> tuple:
+def local_agreement(
+    f,  # Facts of a case
+    size=5,  # side of the windows, pixels of the small pictures
+) -> tuple:
     """Correlation in small windows, weighted by the contrast in both pictures: mean, and mean of
     its amount."""
     from scipy.ndimage import uniform_filter
@@ -448,8 +507,10 @@ def local_agreement(f, size=5) -> tuple:
     total = weight.sum()
     return float((weight * r).sum() / total), float((weight * np.abs(r)).sum() / total)
 
-
-def find_contrast(facts) -> list:
+# %% ../../nbs/evaluation/70_faults.ipynb #c9368489
+def find_contrast(
+    facts,  # of a cohort, one per case
+) -> list:
     "Translations whose structure is that of the truth, in other grey values."
     if not facts:
         return []

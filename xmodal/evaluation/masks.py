@@ -44,7 +44,10 @@ def threshold(
     return grey > low + width / 2
 
 # %% ../../nbs/evaluation/72_masks.ipynb #00000008
-def as_plain(mask, name: str) -> np.ndarray:
+def as_plain(
+    mask,  # array or tensor
+    name: str,  # of the argument, for the message
+) -> np.ndarray:
     "Array of booleans or whole numbers with two or three axes; InputError for anything else."
     if isinstance(mask, np.ma.MaskedArray):
         raise InputError(f'{name}: a masked array; give {name}.filled(0)')
@@ -80,7 +83,10 @@ def as_binary(
     return a > 0
 
 
-def check_masks(pred, truth):
+def check_masks(
+    pred,  # mask of 0 and one other value, (H, W) or (S, H, W)
+    truth,  # the same shape
+):
     "Both masks as booleans of one shape; InputError otherwise."
     p, t = as_binary(pred, 'pred'), as_binary(truth, 'truth')
     if p.shape != t.shape:
@@ -106,14 +112,20 @@ def as_spacing(
     return np.broadcast_to(s.astype(float), (ndim,))
 
 
-def diagonal(shape, spacing=None) -> float:
+def diagonal(
+    shape,  # (H, W) or (S, H, W)
+    spacing=None,  # mm per pixel, one number or one per axis; None: pixels
+) -> float:
     """Length of the diagonal of an image or volume, in pixels, or in mm if `spacing` says how large
     they are.
     """
     return math.hypot(*np.multiply(shape, as_spacing(spacing, len(shape))))
 
 
-def empty_case(p, t):
+def empty_case(
+    p,  # boolean mask
+    t,  # boolean mask
+):
     """None if both masks hold something; else the policy: value of an overlap, and of a distance in
     diagonals.
     """
@@ -180,14 +192,18 @@ def distances(
     )
 
 # %% ../../nbs/evaluation/72_masks.ipynb #0000001c
-def pieces(m):
+def pieces(
+    m,  # boolean mask
+):
     "Connected components of a boolean mask, also over corners: labels from 1, and their number."
     from scipy.ndimage import label
 
     return label(m, np.ones((3,) * m.ndim))
 
 
-def thin_again(m) -> np.ndarray:
+def thin_again(
+    m,  # boolean mask, one component
+) -> np.ndarray:
     "A skeleton for one component that scikit-image reduces to nothing."
     from skimage.morphology import skeletonize
 
@@ -222,7 +238,11 @@ def skeleton(
     return s
 
 # %% ../../nbs/evaluation/72_masks.ipynb #0000001f
-def harmonic(a, b):
+def harmonic(
+    a,  # share, 0 to 1
+    b,  # share, 0 to 1
+):
+    "The harmonic mean of precision and recall; 0 if both are."
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
@@ -308,7 +328,12 @@ def measure_masks(
     )
 
 # %% ../../nbs/evaluation/72_masks.ipynb #0000002e
-def one_class(labels, value, classes, name):
+def one_class(
+    labels,  # label map of whole numbers
+    value,  # the class that is wanted
+    classes,  # value -> name of every class
+    name,  # of the argument, for the message
+):
     "The mask of one value of a label map; InputError if values occur that `classes` does not name."
     a = as_plain(labels, name)
     other = [v for v in np.unique(a) if v != 0 and int(v) not in classes]
@@ -339,7 +364,7 @@ def measure_labels(
         rows.append(dict(label=label) | measure_masks(p, t, tolerance, spacing))
     return rows
 
-
+# %% ../../nbs/evaluation/72_masks.ipynb #ac86262b
 def evaluate_masks(
     preds,  # iterable of binary masks, or of label maps of whole numbers if `classes` is given
     truths,  # iterable of the same length and shapes

@@ -20,7 +20,9 @@ import numpy as np
 from ..core import InputError
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #89d47a59
-def as_array(v) -> np.ndarray:
+def as_array(
+    v,  # array, tensor, or what numpy makes an array of
+) -> np.ndarray:
     "An array, or a tensor of any device and precision, as a numpy array."
     if not hasattr(v, 'detach'):
         return np.asarray(v)
@@ -56,7 +58,9 @@ def as_image(
     return a
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #2cc0088b
-def is_finite(v) -> bool:
+def is_finite(
+    v,  # anything
+) -> bool:
     "A number, not True or False, neither NaN nor infinite."
     number = isinstance(v, (Real, np.number)) and not isinstance(v, bool)
     return number and math.isfinite(v)
@@ -843,12 +847,17 @@ def evaluate_pairs(
     return measure_cases(cases, measure, total)
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #742da714
-def one_plane(v: np.ndarray) -> np.ndarray:
+def one_plane(
+    v: np.ndarray,  # (1, H, W) or any other shape
+) -> np.ndarray:
     "(1, H, W) as (H, W); anything else as it is."
     return v[0] if v.ndim == 3 and len(v) == 1 else v
 
 
-def stack_masks(masks: list, slices: list):
+def stack_masks(
+    masks: list,  # of the slices, (H, W) or (1, H, W), or None
+    slices: list,  # images of the same slices, (H, W)
+):  # (S, H, W) boolean, or None
     "The masks of a volume's slices, all of a slice where it has none; None if none has one."
     if all(m is None for m in masks):
         return None

@@ -33,28 +33,45 @@ from xmodal.evaluation.metrics import (
 )
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #673d7aa2
-def flat(a):
+def flat(
+    a,  # array
+):
     "A single channel (1, H, W) as (H, W); anything else as it is."
     return a[0] if a.ndim == 3 and len(a) == 1 else a
 
 
-def share(img, data_range):
+def share(
+    img,  # (H, W), (C, H, W) or (S, H, W)
+    data_range,  # (low, high), or R for (0, R)
+):
     "Intensity as a share of the range: its low end becomes 0, its high end 1."
     low, R = as_range(data_range)
     return flat((img - low) / R)
 
 
-def unchanged(img, mask, data_range):
+def unchanged(
+    img,  # (H, W), (C, H, W) or (S, H, W)
+    mask,  # not looked at
+    data_range,  # not looked at
+):
     "`fixed`: the image as it is."
     return img
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #df0a4014
-def as_bytes(img, mask, data_range):
+def as_bytes(
+    img,  # (H, W), (C, H, W) or (S, H, W)
+    mask,  # not looked at
+    data_range,  # (low, high), or R for (0, R)
+):
     "`cdtsde`: the image as it comes back from an 8-bit file, in [0, 1]."
     return np.floor(255 * np.clip(share(img, data_range), 0, 1)) / 255
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #f39e68ea
-def own_mean(img, mask, data_range):
+def own_mean(
+    img,  # (H, W), (C, H, W) or (S, H, W)
+    mask,  # boolean, the shape of the image, or None
+    data_range,  # (low, high), or R for (0, R)
+):
     "`selfrdb`: clipped to [0, 1], times the mask, divided by its own mean; None if that is zero."
     x = np.clip(share(img, data_range), 0, 1)
     x = x if mask is None else x * flat(mask)
@@ -102,7 +119,11 @@ def hounsfield(
     return low + R * share(img, data_range)
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #f788bc03
-def ct_similarity(p, t, R):
+def ct_similarity(
+    p,  # prediction, in units above the low end of the range
+    t,  # truth, likewise
+    R,  # width of the range
+):
     """Brightness x contrast x structure, each at least 0, in a uniform window of 7 voxels along
     every axis.
     """
@@ -167,7 +188,7 @@ class Protocol:
     ddof: int = 1  # 1: ± with n - 1; 0: with n
     options: dict = field(default_factory=dict)  # further keywords of `prepare` with their defaults
 
-
+# %% ../../nbs/evaluation/73_protocols.ipynb #9a40e49a
 ssim7 = lambda pred, truth, data_range, mask: ssim(pred, truth, data_range, mask, window='uniform7')
 
 
@@ -185,6 +206,7 @@ def clipped(
 
 mae_hu = lambda pred, truth, data_range, mask: mae(pred, truth, 1, mask)
 
+# %% ../../nbs/evaluation/73_protocols.ipynb #508c94bd
 protocols = dict(
     fixed=Protocol(
         unchanged,
@@ -251,7 +273,10 @@ class Evaluation:
     options: dict  # data_range, per, and the options of the protocol
     notes: tuple = ()  # what is likely wrong with the files, one line each
 
-    def line(self, metric='psnr') -> str:
+    def line(
+        self,
+        metric='psnr',  # a key of `stats`
+    ) -> str:
         "One number with its spread, the number of subjects and the label."
         return f'{metric} {format_summary(self.stats, metric)} [{self.label}]'
 
@@ -274,7 +299,11 @@ def find_protocol(
     return row, {**row.options, **options}
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #5a191d2a
-def check_defined(name: str, mask, p: np.ndarray):
+def check_defined(
+    name: str,  # a key of `protocols`
+    mask,  # of the case, or None
+    p: np.ndarray,  # prediction of the case
+):
     "Raise InputError if a protocol does not measure with (or without) a mask, or this shape."
     row = protocols[name]
     if mask is None and row.mask == 'required':
@@ -351,7 +380,7 @@ def label_of(
         parts.append('PREDICTION NORMALISED BY ITSELF')
     return '; '.join(parts)
 
-
+# %% ../../nbs/evaluation/73_protocols.ipynb #50746438
 def evaluate(
     # iterable of (pred, truth, subject) or (pred, truth, subject, mask); images (H, W), (C, H, W)
     # or volumes (S, H, W)
@@ -403,7 +432,9 @@ def evaluate(
     return Evaluation(protocol, label, rows, subjects, stats, options)
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #bb9863eb
-def means_of(e: Evaluation) -> dict:
+def means_of(
+    e: Evaluation,  # of one protocol
+) -> dict:
     "A row for the table of protocols: means, spreads, number of subjects, label."
     row = {}
     for k in ('psnr', 'ssim', 'ms_ssim'):

@@ -15,7 +15,10 @@ import numpy as np
 from ..core import InputError
 
 # %% ../../nbs/evaluation/74_statistics.ipynb #00000005
-def check_columns(table, metric: str):
+def check_columns(
+    table,  # DataFrame with a row per method and image
+    metric: str,  # column with the scores
+):
     "Raise InputError unless the table has its columns, rows of numbers, and nobody unnamed."
     import pandas as pd
 
@@ -34,9 +37,14 @@ def check_columns(table, metric: str):
         raise InputError('table: a row has no method or no subject')
 
 
-def check_method(wide, have, method: str, metric: str):
+def check_method(
+    wide,  # DataFrame of values by (subject, image) and method; NaN: undefined
+    have,  # likewise, boolean: is there such a row?
+    method: str,  # a column of both
+    metric: str,  # its name, for the message
+):
     """Raise InputError if a method lacks an image, or a value, that another one has, or if one of
-    its values is infinite. wide, have: values, and which rows there are, by image and method.
+    its values is infinite.
     """
     lacks = have.index[~have[method]]
     if len(lacks):
@@ -58,7 +66,7 @@ def check_method(wide, have, method: str, metric: str):
             ' leave these images out for all methods, or compare mse'
         )
 
-
+# %% ../../nbs/evaluation/74_statistics.ipynb #dcf51f3f
 def image_table(
     table,  # long pandas.DataFrame: method, subject, [image,] metric
     metric: str,  # its column
@@ -196,7 +204,10 @@ def interval(
     return float(ci.low), float(ci.high)
 
 # %% ../../nbs/evaluation/74_statistics.ipynb #0000001c
-def with_baseline(means, baseline: str):
+def with_baseline(
+    means,  # DataFrame of means, a row per subject, a column per method
+    baseline: str,  # method that the others are compared with
+):
     "Raise InputError if the baseline is no column of the means per subject."
     if baseline not in means:
         raise InputError(
@@ -205,22 +216,36 @@ def with_baseline(means, baseline: str):
         )
 
 
-def score_row(method: str, x, level: float, seed: int) -> dict:
+def score_row(
+    method: str,  # its name
+    x,  # (n,) scores, one per subject
+    level: float,  # of the interval, such as 0.95
+    seed: int,  # of the bootstrap
+) -> dict:
     "Mean, spread and interval of a method's scores, one per subject."
     low, high = interval(x, level, seed)
     std = x.std(ddof=1) if len(x) > 1 else math.nan
     return dict(method=method, n=len(x), mean=x.mean(), std=std, mean_low=low, mean_high=high)
 
 
-def difference_row(x, base, level: float, seed: int) -> dict:
+def difference_row(
+    x,  # (n,) scores of the method, one per subject
+    base,  # (n,) scores of the baseline, the same subjects
+    level: float,  # of the interval, such as 0.95
+    seed: int,  # of the bootstrap
+) -> dict:
     "The paired difference of a method from the baseline: mean, interval, test, effect size."
     d = differences(x, base)
     (low, high), (p, effect) = interval(d, level, seed), signed_rank(d)
     row = dict(diff=d.mean(), diff_low=low, diff_high=high, p=p, p_holm=math.nan)
     return row | dict(p_least=least_p(len(x)), effect=effect)
 
-
-def warn_of_few(n: int, comparisons: int, alpha: float):
+# %% ../../nbs/evaluation/74_statistics.ipynb #6aca1665
+def warn_of_few(
+    n: int,  # subjects
+    comparisons: int,  # how many tests Holm corrects for
+    alpha: float,  # level of significance
+):
     "Warn the caller's caller where nothing could be significant and where intervals are too short."
     lowest = comparisons * least_p(n)
     if comparisons and lowest > alpha:

@@ -439,7 +439,7 @@ def ventricles(
     fourth = smax(fourth, lr[0] - (11 - 0.9 * np.abs(p[2] + 33)), 2)
     return smin(d, fourth, 1)
 
-
+# %% ../../nbs/simulators/20_brain.ipynb #4ea1ac10
 def deep(
     geo: Anatomy,  # parameters of the head
     frac,  # (tissues, N) shares, changed in place

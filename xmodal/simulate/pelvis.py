@@ -514,7 +514,7 @@ def ilium(
     notch = 24 - np.hypot(y + 62, (z - 26) * 0.9)
     return smax(smax(plate, smax(rim, front, 6), 3), notch, 4)
 
-
+# %% ../../nbs/simulators/22_pelvis.ipynb #4c40b5b2
 def hip(
     q,  # x, y, z with |x| for x, mm, each (N,)
 ):

@@ -259,7 +259,7 @@ def add_vessels(
     paint(thin, BLOOD, 0.5 * soft(plexus, width) * thin[VENT])
     frac[:, i] = thin
 
-
+# %% ../../nbs/simulators/21_tumour.ipynb #0989bc30
 def add_oedema(
     t: Glioma,  # tumour
     frac,  # (kinds, N) shares, changed in place
@@ -274,7 +274,7 @@ def add_oedema(
         frac[k] -= a
         frac[OEDEMA] += a
 
-
+# %% ../../nbs/simulators/21_tumour.ipynb #15adc923
 def tumour_shares(
     t: Glioma,  # tumour
     p,  # (3, N) points, mm
