@@ -61,11 +61,11 @@ class Row:
 
     name: str
     method: str
-    net: str  # row of nets.nets
+    net: str  # row of nets.build.nets
     sampler: dict = field(default_factory=dict)
     bridge: dict = field(default_factory=dict)
     objective: dict = field(default_factory=dict)
-    text: str = 'none'  # row of steer.conditionings
+    text: str = 'none'  # row of nets.conditioning.conditionings
     fields: tuple = FIELDS  # groups of metadata that the prompts say
     lr: float = 0.0  # peak learning rate; 0: the budget's
     pred: str = None  # parametrisation; None: the method's
