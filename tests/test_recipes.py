@@ -413,11 +413,11 @@ def layers(net, *kinds):
 
 
 def test_the_patch_critic_is_layer_by_layer_the_published_one():
-    from xmodal.nets.discriminators import PatchCritic
+    from xmodal.nets.discriminators import PatchDiscriminator
 
     conv = lambda i, o, stride: ('Conv2d', i, o, 4, stride, 1)
     slope = ('LeakyReLU', 0.2)
-    assert layers(PatchCritic(2)) == [
+    assert layers(PatchDiscriminator(2)) == [
         conv(2, 64, 2),
         slope,
         conv(64, 128, 2),
@@ -456,10 +456,10 @@ def test_the_critic_of_steps_is_line_by_line_the_published_one():
     sqrt 2, minibatch deviation, sum over places.
     """
     import torch.nn.functional as F
-    from xmodal.nets.discriminators import TimeCritic, minibatch_std
+    from xmodal.nets.discriminators import TimeDiscriminator, minibatch_std
     from xmodal.nets.published import fir_half
 
-    default = TimeCritic()
+    default = TimeDiscriminator()
     widths = [default.enter.out_channels, *[b.conv1.out_channels for b in default.blocks]]
     assert (
         widths == [64, 128, 256, 256, 256, 256, 256]
@@ -476,7 +476,7 @@ def test_the_critic_of_steps_is_line_by_line_the_published_one():
         1,
     )
     torch.manual_seed(0)
-    net = TimeCritic(1, ch=4, blocks=2, temb=8)
+    net = TimeDiscriminator(1, ch=4, blocks=2, temb=8)
     for p in net.parameters():
         if p.abs().max() == 0:
             torch.nn.init.normal_(p, 0, 0.2)

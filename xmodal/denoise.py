@@ -27,50 +27,95 @@ class Scale:
     cov: float = 0.0  # mean product of the two
     total: float = 1.0  # I2SB: S, the sum of its variances
 
-
-def pred_x0(a, b, c, k):
+# %% ../nbs/bridges/14_denoise.ipynb #577f1fdd
+def pred_x0(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "The network answers with x0."
     return torch.zeros_like(c), torch.zeros_like(c), torch.ones_like(c), torch.ones_like(c)
 
 
-def pred_eps(a, b, c, k):
+def pred_eps(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "VP conversion, CDTSDE Eq. 11: x0_hat = (x - c F)/(a + b)."
     return 1 / (a + b), torch.zeros_like(c), -c / (a + b), torch.ones_like(c)
 
 
-def pred_v(a, b, c, k):
+def pred_v(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "Velocity of variance-preserving paths: x0_hat = (a + b) x - c F."
     return a + b, torch.zeros_like(c), -c, torch.ones_like(c)
 
 
-def pred_grad(a, b, c, k):
+def pred_grad(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "The network answers with x - x0 (BBDM, ABridge)."
     return torch.ones_like(c), torch.zeros_like(c), -torch.ones_like(c), torch.ones_like(c)
 
 # %% ../nbs/bridges/14_denoise.ipynb #78e6283d
-def pred_ysubx(a, b, c, k):
+def pred_ysubx(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "The network answers with y - x0 (BBDM's objective 'ysubx')."
     return torch.zeros_like(c), torch.ones_like(c), -torch.ones_like(c), torch.ones_like(c)
 
 
-def pred_flow(a, b, c, k):
+def pred_flow(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     """Velocity of a straight path from the source (c = 0) or from noise (b = 0): x0_hat = x - (b +
     c) F (rectified flow).
     """
     return torch.ones_like(c), torch.zeros_like(c), -(b + c), torch.ones_like(c)
 
 
-def pred_noise(a, b, c, k):
+def pred_noise(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "The true noise: x0_hat = (x - b y - c F)/a; infinite where a = 0."
     return 1 / a, -b / a, -c / a, torch.ones_like(c)
 
-
-def pred_i2sb(a, b, c, k):
+# %% ../nbs/bridges/14_denoise.ipynb #e2cc6778
+def pred_i2sb(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; its total is S
+):  # c_skip, c_src, c_out, c_in, shape of c
     "I2SB: F = (x - x0)/fwd with fwd^2 = b S."
     return torch.ones_like(c), torch.zeros_like(c), -(b * k.total).sqrt(), torch.ones_like(c)
 
 
-def pred_ddbm(a, b, c, k):
+def pred_ddbm(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t
+    k,  # Scale; its second moments are used
+):  # c_skip, c_src, c_out, c_in, shape of c
     "DDBM's preconditioning: input and answer of unit size."
     A = b**2 * k.sT**2 + a**2 * k.s0**2 + 2 * a * b * k.cov + c**2
     left = b**2 * (k.sT**2 * k.s0**2 - k.cov**2) + k.s0**2 * c**2
@@ -90,7 +135,12 @@ predictions = dict(
 )
 
 # %% ../nbs/bridges/14_denoise.ipynb #bd78e07d
-def keep_older(new, old, settled, stop):
+def keep_older(
+    new,  # estimate (B, C, *spatial)
+    old,  # the one before it, same shape
+    settled,  # (B,) bool: images that have settled before; None: none yet
+    stop,  # largest change of a pixel that is no change; 0: never settle
+):  # (estimate, settled)
     """The newer of two estimates, or the older one for the images that have settled; and which
     have, see `Stop`.
     """
@@ -110,7 +160,7 @@ class Network(nn.Module):
     blind = False  # does it look at the source alone, and not at state and time?
     latent_channels = 0  # channels of what it works on, if these are latents; 0: as the images
 
-    def autoencoder(self):
+    def autoencoder(self):  # `nets.latent.Codec`, or None
         "The autoencoder of a network that works on latents of images; None: it works on images."
         return None
 
@@ -128,12 +178,15 @@ class Parametrised(Estimator, nn.Module):
         bridge,  # a Bridge
         pred: str = 'x0',  # parametrisation: a row of `predictions`
         recur: int = 1,  # network calls per estimate
-        scale=None,  # Scale: constants of the parametrisation
+        scale=None,  # `Scale`: constants of the parametrisation; None: the published ones
         twin=None,  # second network, called like the first; answers with the noise
         show_y: bool = True,  # False: the network is given the state in the source's place
         # True: the network is given the angle of signal and noise per pixel as x_r
         show_snr: bool = False,
     ):
+        """Keep network and bridge; raises ValueError for a parametrisation or options that do not
+        exist.
+        """
         super().__init__()
         if pred not in predictions:
             raise ValueError(f'unknown prediction type {pred!r}: use one of {sorted(predictions)}')
@@ -160,13 +213,23 @@ class Parametrised(Estimator, nn.Module):
         "Is there a second network, for the noise?"
         return self.twin is not None
 
-    def factors(self, coefs, dtype=None):
-        "skip, ysk, out, inp for (a, b, c)."
+    def factors(
+        self,
+        coefs,  # (a, b, c) at t
+        dtype=None,  # of the images; None: as the coefficients
+    ):  # c_skip, c_src, c_out, c_in
+        "The four factors of this parametrisation."
         return tuple(v.to(dtype) for v in predictions[self.pred](*coefs, self.scale))
 
-    def net_inputs(self, x, t, y, inp):
+    def net_inputs(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        c_in,  # scale of the state, from `factors`
+    ):  # (B, C, *spatial), (B,), (B, C, *spatial)
         "What the network is shown: scaled state, its own time, source."
-        shown = inp * x
+        shown = c_in * x
         return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ee17517
@@ -183,12 +246,13 @@ class Denoiser(Parametrised):
         z=None,  # (B, latent) standard normal, for networks that take it
         stop=0.0,  # end the recursion of an image at a change below this; 0: never, see `Stop`
     ):  # x0_hat, shape and dtype of x
+        "The estimate of the target; raises ValueError where a random vector is missing."
         if self.latent and z is None:
             raise ValueError(
                 f'this network takes a random vector: give z of shape ({len(x)}, {self.latent})'
             )
         coefs = coefs or self.bridge.coefs(t, y)
-        skip, ysk, out, inp = self.factors(coefs, x.dtype)
+        c_skip, c_src, c_out, c_in = self.factors(coefs, x.dtype)
         more = dict(z=z) if self.latent else {}
         x0_hat, settled = torch.zeros_like(x), None
         if self.show_snr:
@@ -196,17 +260,24 @@ class Denoiser(Parametrised):
         for _ in range(self.recur):
             if self.recur > 1:
                 more['x_r'] = x0_hat
-            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, inp), ctx, **more)
-            newer = skip * x + ysk * y + out * got.to(x.dtype)
+            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, c_in), ctx, **more)
+            newer = c_skip * x + c_src * y + c_out * got.to(x.dtype)
             x0_hat, settled = keep_older(newer, x0_hat, settled, stop)
         return x0_hat
 
-    def eps_hat(self, x, t, y, ctx=None, coefs=None):
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network
+        coefs=None,  # (a, b, c) at t, if the caller has them
+    ):  # shape and dtype of x
         "The twin's estimate of the noise; raises ValueError if there is no twin."
         if self.twin is None:
             return super().eps_hat(x, t, y, ctx, coefs)
-        inp = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
-        return run_net(self.precision, self.twin, *self.net_inputs(x, t, y, inp), ctx).to(x.dtype)
+        c_in = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
+        return run_net(self.precision, self.twin, *self.net_inputs(x, t, y, c_in), ctx).to(x.dtype)
 
 # %% ../nbs/bridges/14_denoise.ipynb #3ffd07d9
 def fast(
@@ -229,26 +300,49 @@ def fast(
             net.compile()
     return den
 
-
-def run_net(precision, net, x, *args, **kw):
+# %% ../nbs/bridges/14_denoise.ipynb #1f329bd2
+def run_net(
+    precision,  # 'no' or 'bf16'
+    net,  # the network
+    x,  # scaled state (B, C, *spatial)
+    t,  # (B,), the network's own time, about [0, 1000]
+    y,  # source, shape of x
+    ctx=None,  # conditioning (B, 2 or 3, dim), or None
+    x_r=None,  # a third image, for networks that take one; None: not passed on
+    z=None,  # (B, latent) standard normal, for networks that take it; None: not passed on
+):  # (B, C, *spatial)
     "The network's answer, in the precision that was asked for."
+    more = {k: v for k, v in dict(x_r=x_r, z=z).items() if v is not None}
     if precision == 'no':
-        return net(x, *args, **kw)
+        return net(x, t, y, ctx, **more)
     with torch.autocast(x.device.type, torch.bfloat16):
-        return net(x, *args, **kw)
+        return net(x, t, y, ctx, **more)
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ac1c9bd
-def squared_error(got, want, out=1.0):
-    "Mean squared error of each image; `out` divides the error."
+def squared_error(
+    got,  # estimates (B, C, *spatial)
+    want,  # targets, same shape
+    out=1.0,  # scale of the network's answer, which divides the error; broadcastable
+):  # (B,)
+    "Mean squared error of each image."
     return ((got - want) / out).square().flatten(1).mean(1)
 
 
-def l1(got, want, out=1.0):
-    "Mean absolute error of each image; `out` divides the error."
+def l1(
+    got,  # estimates (B, C, *spatial)
+    want,  # targets, same shape
+    out=1.0,  # scale of the network's answer, which divides the error; broadcastable
+):  # (B,)
+    "Mean absolute error of each image."
     return ((got - want) / out).abs().flatten(1).mean(1)
 
 
-def aligned(got, want, out=1.0, share=0.1):
+def aligned(
+    got,  # estimates (B, C, H, W)
+    want,  # targets, same shape
+    out=1.0,  # divides the error of the images alone
+    share=0.1,  # weight of the other two terms
+):  # (B,)
     """L1 of images, plus `share` of L1 of Fourier magnitudes and of slopes.
 
     A reconstruction from one sentence, see above.
@@ -261,14 +355,14 @@ def aligned(got, want, out=1.0, share=0.1):
 
 losses = dict(mse=squared_error, l1=l1, aligned=aligned)
 
-
+# %% ../nbs/bridges/14_denoise.ipynb #fd4cfd64
 def loss_per_item(
     den,  # Denoiser
-    x0,
-    y,  # the pair, (B, C, *spatial)
+    x0,  # target (B, C, *spatial), in [-1, 1]
+    y,  # source, shape of x0
     t,  # (B,) in (0, 1]
-    eps,  # standard normal noise
-    ctx=None,
+    eps,  # standard normal noise, shape of x0
+    ctx=None,  # conditioning for the network, or None
     kind='mse',  # row of `losses`
     weight='x0',  # 'x0': error of the target; 'net': error of the network's answer
     z=None,  # (B, den.latent), for networks that take it
@@ -298,58 +392,111 @@ def loss_per_item(
 class Wrap(Estimator, nn.Module):
     "A denoiser around another one; what is not said here is the inner one's."
 
-    def __init__(self, den):
+    def __init__(
+        self,
+        den,  # Estimator, or a callable with a `bridge`
+    ):
+        "Put a denoiser inside."
         super().__init__()
         self.den = as_estimator(den)
 
     @property
     def bridge(self):
+        "As of the denoiser inside."
         return self.den.bridge
 
     @property
     def takes_coefs(self):
+        "As of the denoiser inside."
         return self.den.takes_coefs
 
     @property
     def latent(self):
+        "As of the denoiser inside."
         return self.den.latent
 
     @property
     def codec(self):
+        "As of the denoiser inside."
         return self.den.codec
 
     @property
     def two_networks(self):
+        "As of the denoiser inside."
         return self.den.two_networks
 
     @property
     def precision(self):
+        "As of the denoiser inside."
         return self.den.precision
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # coefs, z and stop of `Denoiser`
+    ):  # x0_hat, shape of x
+        "The estimate of the denoiser inside."
         return self.den(x, t, y, ctx, **more)
 
-    def eps_hat(self, x, t, y, ctx=None, coefs=None):
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        coefs=None,  # (a, b, c) at t, if the caller has them
+    ):  # shape of x
+        "The noise as the denoiser inside estimates it."
         return self.den.eps_hat(x, t, y, ctx, coefs)
 
-
+# %% ../nbs/bridges/14_denoise.ipynb #afd044dd
 class Clip(Wrap):
     "A denoiser whose estimate is clipped to [low, high]."
 
-    def __init__(self, den, low=-1.0, high=1.0):
+    def __init__(
+        self,
+        den,  # Estimator
+        low=-1.0,  # smallest value of an estimate
+        high=1.0,  # largest value of an estimate
+    ):
+        "Say which window the estimates stay in; images live in [-1, 1]."
         super().__init__(den)
         self.low, self.high = low, high
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # as of `Wrap`
+    ):  # x0_hat in [low, high]
+        "The clipped estimate."
         return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
 
 
 class Stop(Wrap):
     "A denoiser whose recursion ends, image by image, when an estimate hardly changes any more."
 
-    def __init__(self, den, change=0.01):  # largest change of a pixel that is no change
+    def __init__(
+        self,
+        den,  # Estimator whose innermost is a `Denoiser`
+        change=0.01,  # largest change of a pixel that is no change, in units of the image
+    ):  # largest change of a pixel that is no change
+        "Say what counts as no change."
         super().__init__(den)
         self.change = change
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # coefs and z of `Denoiser`
+    ):  # x0_hat, shape of x
+        "The estimate at which every image has settled."
         return self.den(x, t, y, ctx, stop=self.change, **more)

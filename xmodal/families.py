@@ -15,7 +15,10 @@ from .bridge import Bridge, Tabulated
 from .core import table_dtype
 
 # %% ../nbs/bridges/15_families.ipynb #1057f803
-def before(table, first=0.0):
+def before(
+    table,  # 1-D values, the first one step away from the target
+    first=0.0,  # the value at the target
+):  # (T + 1,) float64
     "A published column with the target's value put in front."
     return np.concatenate([[first], np.asarray(table, dtype=float)])
 
@@ -38,11 +41,20 @@ def bbdm(
 class ScoreBrownian(Bridge):
     "A-Bridge (MM 2024): a = 1 - t, b = t, c = lam (1 - t) sqrt(ln 1/(1 - t))."
 
-    def __init__(self, lam: float = 2.0):  # scale of the noise
+    def __init__(
+        self,
+        lam: float = 2.0,  # scale of the noise; 2 in the paper
+    ):  # scale of the noise
+        "The bridge of one noise scale."
         super().__init__()
         self.lam = lam
 
-    def coefs(self, t, y=None):
+    def coefs(
+        self,
+        t,  # time in [0, 1]: a number or (B,)
+        y=None,  # source (B, C, *spatial), for its shape only
+    ):  # a, b, c, float64
+        "1 - t, t, lam (1 - t) sqrt(ln 1/(1 - t))."
         t = self.time(t, y)
         left = 1 - t
         return left, t, self.lam * left * (-left.clamp(min=1e-300).log()).sqrt()
@@ -57,11 +69,12 @@ class DDBM(Bridge):
     def __init__(
         self,
         kind: str = 'vp',  # 'vp' or 've'
-        u_max: float = None,  # end of the paper's clock; default 1 (vp) or 80 (ve)
-        u_min: float = None,  # smallest time; default 1e-4 (vp), 0.002 of 80 (ve)
-        beta_d: float = 2.0,
-        beta_min: float = 0.1,  # vp
+        u_max: float = None,  # end of the paper's clock; None: 1 (vp) or 80 (ve)
+        u_min: float = None,  # smallest time on that clock; None: 1e-4 (vp), 0.002 of 80 (ve)
+        beta_d: float = 2.0,  # slope of the rate of noise, vp only
+        beta_min: float = 0.1,  # rate of noise at the target, vp only
     ):
+        "Choose the process; raises ValueError for an unknown kind."
         super().__init__()
         if kind not in ('vp', 've'):
             raise ValueError(f"unknown kind {kind!r}: use 'vp' or 've'")
@@ -70,23 +83,38 @@ class DDBM(Bridge):
         self.t_min = float(u_min or self.u_max * dict(vp=1e-4, ve=2.5e-5)[kind]) / self.u_max
         self.beta_d, self.beta_min = beta_d, beta_min
 
-    def clock(self, t, dtype=torch.float32):
+    def clock(
+        self,
+        t,  # times (B,) in [0, 1]
+        dtype=torch.float32,  # of the answer
+    ):  # (B,)
         "What the network is told: 250 ln u."
         return (250 * (self.u_max * t.to(table_dtype(t.device)) + 1e-44).log()).to(dtype)
 
-    def lift(self, u):
+    def lift(
+        self,
+        u,  # the paper's time, a tensor
+    ):  # shape of u
         "vp: -2 ln alpha = ln(1 + rho^2)."
         return self.beta_d * u * u / 2 + self.beta_min * u
 
-    def process(self, u):
-        "alpha, rho^2, rho_max^2 - rho^2, f, g^2 at the paper's time u (tensor)."
+    def process(
+        self,
+        u,  # the paper's time in [0, u_max], a tensor
+    ):  # five tensors, shape of u
+        "alpha, rho^2, rho_max^2 - rho^2, f, g^2 of the SDE behind the bridge."
         end = torch.as_tensor(self.u_max, dtype=u.dtype, device=u.device)
         if self.kind == 've':
             return torch.ones_like(u), u * u, (end - u) * (end + u), torch.zeros_like(u), 2 * u
         B, beta = self.lift(u), self.beta_min + self.beta_d * u
         return (-B / 2).exp(), B.expm1(), B.exp() * (self.lift(end) - B).expm1(), -beta / 2, beta
 
-    def coefs(self, t, y=None):
+    def coefs(
+        self,
+        t,  # time in [0, 1], a share of u_max: a number or (B,)
+        y=None,  # source (B, C, *spatial), for its shape only
+    ):  # a, b, c, float64
+        "alpha (1 - q), alpha q / alpha_end, alpha rho sqrt(1 - q) with q = rho^2/rho_end^2."
         u = self.u_max * self.time(t, y)
         alpha, rho2, left, _, _ = self.process(u)
         alpha_end, rho2_end, _, _, _ = self.process(torch.full_like(u, self.u_max))
@@ -125,12 +153,13 @@ class SoftPrior(Tabulated):
 
     def __init__(
         self,
-        N: int = 10,  # steps
-        beta_start: float = 0.1,  # as it is
-        beta_end: float = 3.0,  # divided by N
+        N: int = 10,  # number of steps
+        beta_start: float = 0.1,  # first rate, as it is
+        beta_end: float = 3.0,  # last rate, divided by N as in the release
         gamma: float = 1.0,  # scale of the noise
         posterior_std: str = 'delta',  # 'delta', or 's' as released
     ):
+        "SelfRDB's tables; raises ValueError for an unknown posterior."
         if posterior_std not in ('delta', 's'):
             raise ValueError(f"unknown posterior_std {posterior_std!r}: use 'delta' or 's'")
         p = (
@@ -146,7 +175,7 @@ class SoftPrior(Tabulated):
         super().__init__(a, b, gamma * beta.sum() * np.sqrt(s2) / (s2 + r2))
         self.N, self.beta, self.s, self.posterior_std = N, beta, np.sqrt(s2), posterior_std
 
-    def posterior(self):
+    def posterior(self):  # this bridge, or the same with the noise of the release
         "The bridge whose coefficients a reverse step uses."
         return (
             self
@@ -156,9 +185,9 @@ class SoftPrior(Tabulated):
 
 # %% ../nbs/bridges/15_families.ipynb #dd4dbef0
 def clean_prior(
-    N: int = 10,  # steps
-    beta_start: float = 0.1,  # first and last rate, over unit time
-    beta_end: float = 3.0,
+    N: int = 10,  # number of steps
+    beta_start: float = 0.1,  # first rate, over unit time
+    beta_end: float = 3.0,  # last rate, over unit time
     gamma: float = 1.0,  # scale of the noise
 ) -> Tabulated:
     "The bridge of MetaDB's text: a linear schedule that ends at the source itself."
@@ -169,9 +198,9 @@ def clean_prior(
 
 # %% ../nbs/bridges/15_families.ipynb #d370d787
 def big_steps(
-    n: int = 4,  # steps
-    beta_min: float = 0.1,
-    beta_max: float = 20.0,
+    n: int = 4,  # number of steps
+    beta_min: float = 0.1,  # rate of noise at the target
+    beta_max: float = 20.0,  # rate of noise at the other end
 ) -> Tabulated:
     "SynDiff's few large steps (Ozbey et al., TMI 2023), b = 0."
     u = 1e-3 + np.arange(n + 1) / n * (1 - 1e-3)
@@ -181,9 +210,9 @@ def big_steps(
 
 
 def ddpm(
-    T: int = 1000,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
+    T: int = 1000,  # steps of the table
+    beta_start: float = 1e-4,  # variance of the first step
+    beta_end: float = 0.02,  # variance of the last step
 ) -> Tabulated:
     "The table of DDPM (Ho et al., 2020), b = 0."
     log = np.cumsum(np.log1p(-np.linspace(beta_start, beta_end, T)))
@@ -193,6 +222,11 @@ def ddpm(
 class NoiseFlow(Bridge):
     "Rectified flow from noise (Liu et al., ICLR 2023): a = 1 - t, b = 0, c = t."
 
-    def coefs(self, t, y=None):
+    def coefs(
+        self,
+        t,  # time in [0, 1]: a number or (B,)
+        y=None,  # source (B, C, *spatial), for its shape only
+    ):  # a, b, c, float64
+        "1 - t, 0, t."
         t = self.time(t, y)
         return 1 - t, torch.zeros_like(t), t

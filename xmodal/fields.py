@@ -39,16 +39,18 @@ def with_field(
 
 # %% ../nbs/bridges/19_fields.ipynb #6e96a6c5
 def chain_bound(
-    den,  # denoiser with .bridge, whose a + b does not depend on the field
-    x0,
-    y,  # pairs (B, C, *spatial)
+    den,  # Estimator with a `bridge` whose a + b does not depend on the field
+    x0,  # targets (B, C, *spatial)
+    y,  # sources, same shape
     grid,  # falling times from 1 to 0; all but the last above t_end
     seeds=0,  # one int per image, or one for seeds s, s + 1, ...
-    ctx=None,
-    t_end=0.02,
+    ctx=None,  # conditioning of every pair, or None
+    t_end=0.02,  # where the bound ends; in (0, 1)
 ):  # (B,) nats per pixel and channel
     """B_N of every image along the grid: half the sum of steps in signal-to-noise ratio times
-    squared error. Raises ValueError for a grid that goes beyond t_end.
+    squared error.
+
+    Raises ValueError for a grid that goes beyond t_end.
     """
     times = check_grid(grid).to(y.device, table_dtype(y.device))
     if times[-2] <= t_end:
@@ -71,7 +73,10 @@ def chain_bound(
     return total
 
 # %% ../nbs/bridges/19_fields.ipynb #1e756799
-def smooth_markov(at_t, at_s):
+def smooth_markov(
+    at_t,  # (a, b, c) at t
+    at_s,  # (a, b, c) at s, the earlier time
+):  # tau at s
     "The rule `markov`, a thousandth below, so that it has a slope everywhere."
     (a_t, _, c_t), (a_s, _, c_s) = at_t, at_s
     r = c_s * a_t / (c_t * torch.where(a_s == 0, torch.ones_like(a_s), a_s))
@@ -79,7 +84,9 @@ def smooth_markov(at_t, at_s):
 
 
 @contextlib.contextmanager
-def frozen(den):
+def frozen(
+    den,  # denoiser; only a module has parameters
+):  # a context
     "While it lasts, the denoiser's own parameters get no gradient."
     every = den.parameters() if isinstance(den, nn.Module) else ()
     held = [q for q in every if q.requires_grad]
@@ -92,7 +99,15 @@ def frozen(den):
             q.requires_grad_(True)
 
 
-def field_loss(objective, den, x0, y, grid, seeds, ctx):
+def field_loss(
+    objective,  # 'bound', or loss(x0_hat, x0) -> (B,)
+    den,  # Estimator with the field that is fitted
+    x0,  # targets (B, C, H, W)
+    y,  # sources, same shape
+    grid,  # falling times from 1 to 0
+    seeds,  # one int per image
+    ctx,  # conditioning of every pair, or None
+):  # 0-d
     "The number that a field is fitted to, for one batch; the sampler lets gradients through."
     if objective == 'bound':
         return chain_bound(den, x0, y, grid, seeds, ctx).mean()
@@ -103,17 +118,17 @@ def field_loss(objective, den, x0, y, grid, seeds, ctx):
 # %% ../nbs/bridges/19_fields.ipynb #df6ae57f
 def fit_field(
     den,  # denoiser trained over many fields (cdtsde_any)
-    x0,
-    y,  # pairs (B, C, H, W) to fit on
+    x0,  # targets to fit on (B, C, H, W)
+    y,  # their sources, same shape
     grid,  # falling times from 1 to 0: the stations
     # 'bound', or loss(x0_hat, x0) -> (B,), to be made small: of the finished sample
     objective='bound',
     sees_y: bool = False,  # may the field look at the source?
-    iters: int = 60,
-    batch: int = 8,
-    lr: float = 0.02,
-    seed: int = 0,
-    ctx=None,
+    iters: int = 60,  # steps of Adam
+    batch: int = 8,  # pairs in a step
+    lr: float = 0.02,  # learning rate of Adam
+    seed: int = 0,  # of the field's network, the batches and the noise
+    ctx=None,  # conditioning of every pair, or None
 ):  # a SpatialMix
     """Fit a field to a frozen denoiser; its weights get no gradient.
 

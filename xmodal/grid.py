@@ -18,7 +18,7 @@ from .sample import estimate, check_grid, markov, sample, uniform
 # %% ../nbs/bridges/18_grid.ipynb #2827caff
 def snr(
     at,  # (a, b, c) from bridge.coefs
-):  # a^2/c^2
+):  # shape of the coefficients
     """Signal-to-noise ratio of the target in the state, per pixel: 0 where a = 0 (a bridge may
     start at the source without noise), infinite where only c = 0.
     """
@@ -33,13 +33,13 @@ def snr(
 # %% ../nbs/bridges/18_grid.ipynb #71c0d495
 @torch.no_grad()
 def error_ladder(
-    den,  # denoiser with .bridge
-    x0,
-    y,  # pairs (B, C, *spatial)
+    den,  # Estimator with a `bridge`
+    x0,  # targets (B, C, *spatial)
+    y,  # sources, same shape
     times,  # (T,) candidate times, falling
-    seed=0,
-    batch=16,
-    ctx=None,
+    seed=0,  # of the first pair's noise; the next pair has the next one
+    batch=16,  # pairs at a time
+    ctx=None,  # conditioning of every pair, or None
 ):  # gamma and squared error, each (T, C, *spatial), averaged over the pairs
     "Signal-to-noise ratio and mean squared error of the denoiser at each candidate time."
     gam, err = [], []
@@ -67,20 +67,29 @@ def error_ladder(
     return torch.stack(gam), torch.stack(err)
 
 
-def step_costs(gam, err):
-    """(T, T) matrix: cost of a step from candidate i to candidate j, (gamma_j - gamma_i)/2 *
-    error_i per pixel, averaged over pixels.
+def step_costs(
+    gam,  # signal-to-noise ratios (T, C, *spatial), from `error_ladder`
+    err,  # squared errors, same shape
+):  # (T, T)
+    """Cost of a step from candidate i to candidate j, (gamma_j - gamma_i)/2 * error_i per pixel,
+    averaged over pixels.
     """
     g, e = gam.flatten(1), err.flatten(1)
     return 0.5 * (e @ g.T - (e * g).sum(1, keepdim=True)) / g.shape[1]
 
 
-def grid_bound(costs, picks) -> float:
+def grid_bound(
+    costs,  # (T, T), from `step_costs`
+    picks,  # numbers of candidates, rising
+) -> float:
     "B_N of the grid through the candidates `picks`."
     return float(sum(costs[i, j] for i, j in zip(picks, picks[1:])))
 
 # %% ../nbs/bridges/18_grid.ipynb #7794efd6
-def shortest_grid(costs, n: int) -> list:
+def shortest_grid(
+    costs,  # (T, T), from `step_costs`
+    n: int,  # number of steps, less than T
+) -> list:  # n + 1 numbers of candidates
     """The n + 1 candidates, first and last included, whose step costs sum to the least (dynamic
     programming).
     """
@@ -101,7 +110,10 @@ def shortest_grid(costs, n: int) -> list:
     return [0, *reversed(picks)]
 
 # %% ../nbs/bridges/18_grid.ipynb #2213dcde
-def psnr_objective(x0_hat, x0) -> float:
+def psnr_objective(
+    x0_hat,  # estimates (B, C, *spatial), range [-1, 1]
+    x0,  # targets, same shape
+) -> float:  # dB
     "Mean PSNR for the range [-1, 1]: an objective for `fit_grid`."
     return float(
         (10 * torch.log10(4 / (x0_hat - x0).flatten(1).square().mean(1).clamp(min=1e-12))).mean()
@@ -111,8 +123,10 @@ def psnr_objective(x0_hat, x0) -> float:
 objectives = dict(psnr=psnr_objective)
 
 
-def metric_of(objective):
-    "'bound', or the function (x0_hat, x0) -> number that an objective stands for; ValueError."
+def metric_of(
+    objective,  # 'bound', row of `objectives`, or a function (x0_hat, x0) -> number
+):  # 'bound' or a function
+    "What an objective stands for; raises ValueError for one that is unknown."
     metric = objective
     if isinstance(objective, str) and objective != 'bound':
         metric = objectives.get(objective, objective)
@@ -124,7 +138,9 @@ def metric_of(objective):
     return metric
 
 
-def grid_of(v):
+def grid_of(
+    v,  # n - 1 free numbers
+):  # (n + 1,) falling times from 1 to 0; no step is under about a thousandth
     "Free numbers v as a grid: the shares of the first steps, and the rest."
     share = torch.softmax(torch.tensor([0.0, *v], dtype=torch.float64), 0).clamp(min=1e-3)
     inner = 1 - (share / share.sum()).cumsum(0)
@@ -132,8 +148,12 @@ def grid_of(v):
     return check_grid(torch.cat([ends[0], inner[:-1], ends[1]]))
 
 
-def best_by_search(loss, n: int, evaluations: int):  # grid of n + 1 times
-    "The best grid that Powell's search has tried. loss: function of a grid."
+def best_by_search(
+    loss,  # function of a grid -> number, to be made small
+    n: int,  # number of steps
+    evaluations: int,  # samplings that may be spent
+):  # grid of n + 1 times
+    "The best grid that Powell's search has tried."
     from scipy.optimize import minimize
 
     tried = {}
@@ -154,19 +174,19 @@ def best_by_search(loss, n: int, evaluations: int):  # grid of n + 1 times
 
 # %% ../nbs/bridges/18_grid.ipynb #dda98bec
 def fit_grid(
-    den,  # denoiser with .bridge
-    x0,
-    y,  # validation pairs (B, C, *spatial)
+    den,  # Estimator with a `bridge`
+    x0,  # targets of validation (B, C, *spatial)
+    y,  # their sources, same shape
     nfe: int,  # network calls
     objective='bound',  # 'bound', 'psnr', or metric(x0_hat, x0) -> number, larger is better
-    tau=markov,
-    order=1,
-    seed=0,  # of the samples, for a metric
-    candidates: int = 48,
-    t_end=0.02,  # ladder for 'bound'
+    tau=markov,  # noise rule, for a metric
+    order=1,  # 1 or 2, for a metric
+    seed=0,  # of the noise
+    candidates: int = 48,  # times on the ladder, for 'bound'
+    t_end=0.02,  # where the ladder ends, for 'bound'; the bound grows without end towards 0
     evaluations: int = 60,  # samplings spent on a metric
-    batch: int = 16,
-    ctx=None,
+    batch: int = 16,  # pairs at a time
+    ctx=None,  # conditioning of every pair, or None
     # sampling loop f(den, y, grid, tau, seeds, ctx) for a metric; default: `sample` of this order
     sampler=None,
 ):  # (nfe + 1,) grid from 1 to 0

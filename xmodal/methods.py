@@ -44,34 +44,55 @@ class Method:
     grid: str = 'uniform'  # row of solvers.grids
     # keywords of the sampler, of its grid, and of `draw`
     options: dict = field(default_factory=dict)
-    recipe: dict = field(default_factory=dict)  # fields of train.Recipe
+    recipe: dict = field(default_factory=dict)  # fields of training.loop.Recipe
     latent: dict = field(default_factory=dict)  # the same where it runs on latents (41_latent)
     net: str = 'unet'  # row of nets.nets
     recur: int = 1  # network calls per estimate
     twin: bool = False  # a second network for the noise
     show_y: bool = True  # does the network see the source?
     show_snr: bool = False  # does the network see the signal-to-noise ratio of every pixel?
-    adversarial: str = ''  # row of gan.objectives
+    adversarial: str = ''  # row of training.adversarial.objectives
     paper_steps: int = 0  # the paper's own number of steps; 0: the same as `steps'
-    text: str = ''  # row of steer.conditionings that the method is made for; empty: no prompts
+    # row of nets.conditioning.conditionings that the method is made for; empty: no prompts
+    text: str = ''
 
 # %% ../nbs/bridges/17_methods.ipynb #3ab9d7f8
-def cdtsde_bridge(channels, base='cosine', keep=0.5, **mix):
+def cdtsde_bridge(
+    channels,  # C of the images
+    base='cosine',  # base step: 'cosine', 'linear' or 'released'
+    keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
+    **mix,  # of SpatialMix: pe, squash, eps, sees_y, monotone, tanh, clamp
+):  # CDTSDE
     "CDTSDE with the dynamic field."
     return CDTSDE(SpatialMix(channels, **mix), base=base, keep=keep)
 
 
-def channel_bridge(channels, base='cosine', keep=0.5, **mix):
+def channel_bridge(
+    channels,  # C of the images
+    base='cosine',  # base step: 'cosine', 'linear' or 'released'
+    keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
+    **mix,  # of ChannelMix: degree, eps, clamp
+):  # CDTSDE
     "CDTSDE with one polynomial per channel."
     return CDTSDE(ChannelMix(channels, **mix), base=base, keep=keep)
 
 
-def fixed_bridge(channels, base='cosine', keep=0.5, **mix):
-    "CDTSDE with a fixed schedule; options power, squash, eps of FixedMix."
+def fixed_bridge(
+    channels,  # C of the images; a fixed schedule does not need it
+    base='cosine',  # base step: 'cosine', 'linear' or 'released'
+    keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
+    **mix,  # of FixedMix: power, squash, eps
+):  # CDTSDE
+    "CDTSDE with a fixed schedule."
     return CDTSDE(FixedMix(**mix), base=base, keep=keep)
 
 
-def released_bridge(channels, base='released', keep=0.5, **mix):
+def released_bridge(
+    channels,  # C of the images
+    base='released',  # base step: 'cosine', 'linear' or 'released'
+    keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
+    **mix,  # of SpatialMix, as for `cdtsde_bridge`; pe 'mean', tanh True, clamp False unless given
+):  # CDTSDE
     """CDTSDE as its released code runs it: mean position code, bounded modulation, open ends, the
     field averaged at inference.
     """
@@ -136,45 +157,6 @@ BBDM = dict(
     paper_steps=200,
 )
 ABRIDGE = dict(pred='grad', loss='l1', times=1000, steps=10, paper_steps=1000)
-PRECONDITIONED = dict(pred='ddbm', weight='net')
-HEUN = dict(
-    sampler='heun',
-    grid='karras',
-    options=dict(start='source', clip=True),
-    steps=40,
-    **PRECONDITIONED,
-)
-I2SB = dict(
-    pred='i2sb',
-    weight='net',
-    times=1000,
-    grid='i2sb',
-    options=dict(start='source'),
-    steps=10,
-    paper_steps=999,
-)
-
-
-def vp_bridge(channels, **kw):
-    return DDBM('vp', **kw)
-
-
-def ve_bridge(channels, **kw):
-    return DDBM('ve', **kw)
-
-
-def dbim_row(order):
-    return Method(
-        f'DBIM (Zheng et al., ICLR 2025), order {order}: a sampler for DDBM models',
-        lambda channels, kind='vp', **kw: DDBM(kind, **kw),
-        times=(1e-4, 1.0),
-        sampler='dbim',
-        grid='dbim',
-        options=dict(order=order, eta=0.0, clip=True),
-        steps=10,
-        **PRECONDITIONED,
-    )
-
 
 methods.update(
     bbdm=Method(
@@ -203,6 +185,52 @@ methods.update(
         tau='half',
         **{**ABRIDGE, 'times': (0.002, 1.0)},
     ),
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #baaa6f4b
+PRECONDITIONED = dict(pred='ddbm', weight='net')
+HEUN = dict(
+    sampler='heun',
+    grid='karras',
+    options=dict(start='source', clip=True),
+    steps=40,
+    **PRECONDITIONED,
+)
+
+
+def vp_bridge(
+    channels,  # C of the images; not needed
+    **kw,  # of DDBM: u_max, u_min, beta_d, beta_min
+):  # DDBM
+    "DDBM's variance-preserving bridge."
+    return DDBM('vp', **kw)
+
+
+def ve_bridge(
+    channels,  # C of the images; not needed
+    **kw,  # of DDBM: u_max, u_min
+):  # DDBM
+    "DDBM's variance-exploding bridge."
+    return DDBM('ve', **kw)
+
+
+def dbim_row(
+    order,  # of the sampler: 1, 2 or 3
+):  # Method
+    "The row of DBIM's sampler of one order."
+    return Method(
+        f'DBIM (Zheng et al., ICLR 2025), order {order}: a sampler for DDBM models',
+        lambda channels, kind='vp', **kw: DDBM(kind, **kw),
+        times=(1e-4, 1.0),
+        sampler='dbim',
+        grid='dbim',
+        options=dict(order=order, eta=0.0, clip=True),
+        steps=10,
+        **PRECONDITIONED,
+    )
+
+
+methods.update(
     ddbm_vp=Method(
         'DDBM, variance preserving, Heun sampler (Zhou et al., ICLR 2024)',
         vp_bridge,
@@ -224,6 +252,20 @@ methods.update(
     dbim=dbim_row(1),
     dbim2=dbim_row(2),
     dbim3=dbim_row(3),
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #593992ea
+I2SB = dict(
+    pred='i2sb',
+    weight='net',
+    times=1000,
+    grid='i2sb',
+    options=dict(start='source'),
+    steps=10,
+    paper_steps=999,
+)
+
+methods.update(
     i2sb=Method(
         'I2SB, Schroedinger bridge between images (Liu et al., ICML 2023)',
         lambda channels, **kw: i2sb(**kw),
@@ -277,8 +319,13 @@ methods.update(
 
 # %% ../nbs/bridges/17_methods.ipynb #a8139967
 def soft_prior(
-    channels, prior='soft', gamma=1.0, posterior_std='delta', beta_start=0.1, beta_end=3.0
-):
+    channels,  # C of the images; not needed
+    prior='soft',  # 'soft', or 'clean' for MetaDB's text
+    gamma=1.0,  # scale of the noise
+    posterior_std='delta',  # 'delta', or 's' as SelfRDB's release steps; soft prior only
+    beta_start=0.1,  # first rate
+    beta_end=3.0,  # last rate, divided by the number of steps
+):  # a `Tabulated` bridge of ten steps
     """SelfRDB's ten steps, or with prior 'clean' those of MetaDB's text; the number of steps is
     fixed.
     """
@@ -290,7 +337,7 @@ def soft_prior(
         raise ValueError('posterior_std belongs to the soft prior; leave it out')
     return clean_prior(10, beta_start, beta_end, gamma)
 
-
+# %% ../nbs/bridges/17_methods.ipynb #c8135a3a
 UNCLIPPED = 1e12  # no clipping: a summed L1 has gradients that grow with batch and pixels
 gan_recipe = dict(lr=1.6e-4, betas=(0.5, 0.9), weight_decay=0.0, clip=UNCLIPPED)  # SelfRDB, SynDiff
 selfrdb = Method(
@@ -303,26 +350,6 @@ selfrdb = Method(
     recur=2,
     adversarial='selfrdb',
     recipe=gan_recipe,
-)
-syndiff = Method(
-    'SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)',
-    lambda channels, beta_min=0.1, beta_max=20.0: big_steps(4, beta_min, beta_max),
-    pred='x0',
-    steps=4,
-    times=4,
-    grid='nodes',
-    adversarial='syndiff',
-    recipe=gan_recipe,
-)
-dtfnet = Method(
-    'DTF-Net for one source: base and detail branches, Wasserstein critic',
-    lambda channels: Rectified(),
-    pred='x0',
-    steps=1,
-    times='one',
-    net='dtfnet',
-    adversarial='dtfnet',
-    recipe=dict(lr=1e-4, weight_decay=0.0, clip=UNCLIPPED),
 )
 methods.update(
     pix2pix=Method(
@@ -344,6 +371,21 @@ methods.update(
         ),
         adversarial='selfrdb_released',
     ),
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #dc1d18f1
+syndiff = Method(
+    'SynDiff on pairs: four large diffusion steps, judged by a critic (Ozbey et al., TMI 2023)',
+    lambda channels, beta_min=0.1, beta_max=20.0: big_steps(4, beta_min, beta_max),
+    pred='x0',
+    steps=4,
+    times=4,
+    grid='nodes',
+    adversarial='syndiff',
+    recipe=gan_recipe,
+)
+
+methods.update(
     syndiff=syndiff,
     metadb=replace(
         selfrdb,
@@ -359,6 +401,21 @@ methods.update(
         about='SynDiff as published: no pairs are used, a cycle stands in for them',
         adversarial='syndiff_cycle',
     ),
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #401f723b
+dtfnet = Method(
+    'DTF-Net for one source: base and detail branches, Wasserstein critic',
+    lambda channels: Rectified(),
+    pred='x0',
+    steps=1,
+    times='one',
+    net='dtfnet',
+    adversarial='dtfnet',
+    recipe=dict(lr=1e-4, weight_decay=0.0, clip=UNCLIPPED),
+)
+
+methods.update(
     dtfnet=dtfnet,
     dtfnet_released=replace(
         dtfnet,
@@ -388,7 +445,7 @@ LATENTS = dict(lr=5e-5, mix_lr=10.0, ema=0.0, warmup=0, schedule='constant')
 def recipe_for(
     method,  # row of `methods` by name, or a Method
     backbone='pixel',  # 'pixel' or 'latent'
-) -> dict:  # fields of train.Recipe
+) -> dict:  # fields of training.loop.Recipe
     "How a row is trained unless the user says otherwise."
     m = get_method(method)
     if backbone == 'latent':
@@ -399,7 +456,8 @@ def recipe_for(
 def make_bridge(
     name: str,  # row of `methods`
     channels: int,  # C of the images
-    **options,  # options of the bridge
+    # of the bridge: parameters of the function in column `bridge`, see 'Bridges of the table'
+    **options,
 ) -> Bridge:
     "Build the bridge of a method; raises InputError for an option it does not have."
     try:
@@ -429,7 +487,10 @@ def known_options(
     return known
 
 
-def check_options(method, options: dict):
+def check_options(
+    method,  # row of `methods` by name, or a Method
+    options: dict,  # of the sampler, by name
+):
     "Raise InputError for an option that the method's sampler does not have."
     known = known_options(get_method(method), options)
     for k in options:
@@ -451,7 +512,10 @@ def check_options(method, options: dict):
         raise InputError(f'stop must be 0 (never) or a small positive number, got {stop!r}')
 
 # %% ../nbs/bridges/17_methods.ipynb #704b5c7c
-def merged(m, options) -> dict:
+def merged(
+    m,  # a Method
+    options,  # the caller's, by name
+) -> dict:
     """The row's options under the caller's; with another sampler only those of the row's that it
     knows.
     """
@@ -462,10 +526,14 @@ def merged(m, options) -> dict:
     return {**own, **options}
 
 
-def make_grid(m, bridge, steps, grid=None, **options):
-    """The grid of a row for a number of steps; `grid`: another row of `grids`, or the times
-    themselves.
-    """
+def make_grid(
+    m,  # a Method
+    bridge,  # its bridge, for grids that follow a table or a clock
+    steps,  # number of steps
+    grid=None,  # another row of `grids`, or falling times; None: the row's
+    **options,  # of the grid ('karras': rho); others are ignored
+):  # (steps + 1,) falling times, float64
+    "The grid of a row for a number of steps; raises InputError for an unknown one."
     if grid is not None and not isinstance(grid, str):
         return check_grid(grid)
     row = grid or m.grid
@@ -484,9 +552,10 @@ def draw(
     seeds=0,  # one int per image, or one int s for seeds s, s + 1, ...
     ctx=None,  # conditioning
     grid=None,  # row of `grids`, or falling times; default: the row's
-    out='x0_hat',
-    callback=None,
-    **options,  # of the sampler, its grid, or eta, clip, start
+    out='x0_hat',  # 'x0_hat': the last estimate; 'state': the state at the end of the grid
+    callback=None,  # called after each step with dict(i, t, s, x, x0_hat)
+    # of the sampler and its grid, and eta, clip, start, stop, sampler; `known_options` lists them
+    **options,
 ):  # (B, C, *spatial)
     "Draw a translation the way the method does; raises InputError for options it does not have."
     m = get_method(method)
@@ -524,13 +593,19 @@ def draw(
     return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/bridges/17_methods.ipynb #83f9af15
-def calls(method, steps: int, **options) -> int:
-    "Network calls of `steps` steps."
+def calls(
+    method,  # row of `methods` by name, or a Method
+    steps: int,  # number of steps
+    **options,  # as of `draw`; another `sampler` has another price
+) -> int:
+    "Network evaluations of a number of steps, recursions included."
     m = get_method(method)
     return samplers[options.get('sampler', m.sampler)].calls(steps, **merged(m, options)) * m.recur
 
 
-def most_steps(m) -> float:
+def most_steps(
+    m,  # a Method
+) -> float:  # 1, the number of times, or infinity
     """The largest number of steps that makes sense: as many as there are times the method is
     trained on.
     """
@@ -539,8 +614,12 @@ def most_steps(m) -> float:
     return m.times if isinstance(m.times, int) else math.inf
 
 
-def steps_for(method, nfe: int, **options):
-    "The largest number of steps with at most `nfe` network calls, or None if there is none."
+def steps_for(
+    method,  # row of `methods` by name, or a Method
+    nfe: int,  # network evaluations that may be spent
+    **options,  # as of `draw`
+):  # number of steps, or None
+    "The largest number of steps with at most `nfe` network evaluations, or None if there is none."
     m = get_method(method)
     fits = [
         n for n in range(1, int(min(nfe, most_steps(m))) + 1) if calls(method, n, **options) <= nfe
@@ -565,8 +644,8 @@ def time_of(
 # %% ../nbs/bridges/17_methods.ipynb #f082574e
 def parse_options(
     text: str,  # '', 'eta=0.5,sums=inclusive' or '{"eta": 0.5}'
-    what='options',
-    like='eta=0.5,order=2',  # how an error calls them, and an example
+    what='options',  # how an error calls the options
+    like='eta=0.5,order=2',  # an example for the error
 ) -> dict:
     "Options from a text; raises InputError."
     text = text.strip()
@@ -596,7 +675,7 @@ def parse_options(
 def split_options(
     method,  # row of `methods`
     options: dict,  # from `parse_options`
-    channels: int = 1,
+    channels: int = 1,  # C of the images the bridge is tried for
 ):  # (options of the sampler, options of the bridge)
     """Whose options are they? Raises InputError for one that is nobody's, or a value that does not
     fit.

@@ -46,12 +46,18 @@ def step(
     return k * x + k_x0 * x0_hat + k_y * y + tau * z
 
 # %% ../nbs/bridges/12_sample.ipynb #5de04393
-def zero(at_t, at_s):
+def zero(
+    at_t,  # (a, b, c) at t, tensors that broadcast against the images
+    at_s,  # (a, b, c) at s, the earlier time
+):  # tau at s, 0 <= tau <= c_s
     "No fresh noise: the deterministic path (probability-flow ODE)."
     return torch.zeros_like(at_s[2])
 
 # %% ../nbs/bridges/12_sample.ipynb #9525eb48
-def safe_ratio(num, den):
+def safe_ratio(
+    num,  # numerator
+    den,  # denominator, broadcastable to it
+):  # broadcast shape
     "num/den, and 0 where den is 0; broadcasts."
     return torch.where(
         den == 0,
@@ -60,7 +66,10 @@ def safe_ratio(num, den):
     )
 
 
-def markov(at_t, at_s):
+def markov(
+    at_t,  # (a, b, c) at t, tensors that broadcast against the images
+    at_s,  # (a, b, c) at s, the earlier time
+):  # tau at s, 0 <= tau <= c_s
     """Posterior spread of the x0-free Markov chain: the rule of CDTSDE Eq. 23, DOSSR, BBDM, DDPM,
     I2SB, DBIM (eta = 1).
     """
@@ -69,7 +78,10 @@ def markov(at_t, at_s):
     return c_s * (1 - r**2).clamp(min=0).sqrt()
 
 # %% ../nbs/bridges/12_sample.ipynb #3f5a3e84
-def vp(at_t, at_s):
+def vp(
+    at_t,  # (a, b, c) at t, tensors that broadcast against the images
+    at_s,  # (a, b, c) at s, the earlier time
+):  # tau at s, 0 <= tau <= c_s
     """Posterior spread of the variance-preserving kernel, CDTSDE Eq. 7: markov with alpha = a + b
     in place of a.
     """
@@ -78,7 +90,10 @@ def vp(at_t, at_s):
 
 
 @lru_cache(maxsize=64)
-def fraction(rule, eta: float):
+def fraction(
+    rule,  # a noise rule
+    eta: float,  # factor in [0, 1]
+):  # a noise rule
     "eta times a rule; the same object for the same two, so that its factors can be kept."
     return lambda at_t, at_s: eta * rule(at_t, at_s)
 
@@ -93,7 +108,10 @@ def scaled(
     return fraction(rule, float(eta))
 
 
-def half(at_t, at_s):
+def half(
+    at_t,  # (a, b, c) at t, tensors that broadcast against the images
+    at_s,  # (a, b, c) at s, the earlier time
+):  # c_s/2
     "Half of the spread at s: the fast sampler of the score-based Brownian bridge (MM 2024)."
     return at_s[2] / 2 + torch.zeros_like(at_t[2])
 
@@ -102,12 +120,12 @@ rules = dict(zero=zero, markov=markov, vp=vp, half=half)
 
 # %% ../nbs/bridges/12_sample.ipynb #f15d4038
 def extrapolate(
-    x0_hat,
-    last,  # estimates at t and at the time before it
-    before,
-    at_t,
-    at_s,  # (a, b, c) at the time before, at t, and at s
-):  # estimate in the middle of the step
+    x0_hat,  # estimate at t, (B, C, *spatial)
+    last,  # estimate at the time before it, same shape
+    before,  # (a, b, c) at the time before
+    at_t,  # (a, b, c) at t
+    at_s,  # (a, b, c) at s
+):  # estimate in the middle of the step, shape of x0_hat
     """DPM-Solver++(2M): x0_hat + h/(2 h') (x0_hat - last), per pixel; unchanged where c/a is 0 or
     infinite.
     """
@@ -136,7 +154,9 @@ def uniform(
     return torch.linspace(1, 0, n + 1, dtype=torch.float64)
 
 
-def check_grid(grid):
+def check_grid(
+    grid,  # (n + 1,) times, a list or tensor
+):  # the same, float64 on the CPU
     "Raise ValueError unless `grid` is 1-D, falls strictly and lies in [0, 1] with its end at 0."
     grid = torch.as_tensor(grid, dtype=torch.float64)
     ok = (
@@ -165,30 +185,60 @@ class Estimator:
     two_networks = False  # is there a second network, for the noise?
     precision = 'no'  # 'no' or 'bf16', inside the network
 
-    def eps_hat(self, x, t, y, ctx=None, coefs=None):
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        coefs=None,  # (a, b, c) at t, if the caller has them
+    ):  # shape of x
         "The second network's estimate of the noise; raises ValueError if there is none."
         raise ValueError('this denoiser has no second network for the noise (ABridge has)')
 
-
+# %% ../nbs/bridges/12_sample.ipynb #4186a056
 class Plain(Estimator, torch.nn.Module):
     "Any callable den(x, t, y, ctx) with a `bridge`, as an estimator that needs none of the extras."
 
-    def __init__(self, den):
+    def __init__(
+        self,
+        den,  # callable (x, t, y, ctx) -> x0_hat
+    ):
+        "Keep the callable."
         super().__init__()
         self.den = den
 
     @property
     def bridge(self):
+        "The bridge of the callable."
         return self.den.bridge
 
-    def forward(self, x, t, y, ctx=None, **more):
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning, or None
+        **more,  # passed on as it is
+    ):  # x0_hat, shape of x
+        "What the callable answers."
         return self.den(x, t, y, ctx, **more)
 
-    def eps_hat(self, x, t, y, ctx=None, coefs=None):
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning, or None
+        coefs=None,  # not used
+    ):  # shape of x
+        "The callable's own estimate of the noise."
         return self.den.eps_hat(x, t, y, ctx)
 
 
-def as_estimator(den) -> Estimator:
+def as_estimator(
+    den,  # Estimator, or a callable (x, t, y, ctx) -> x0_hat with a `bridge`
+) -> Estimator:
     "The denoiser itself, or a callable with a `bridge` made into one."
     return den if isinstance(den, Estimator) else Plain(den)
 
@@ -226,6 +276,9 @@ class Walk:
         bridge,  # None: den.bridge
         only_estimate,  # is the state at the end not wanted?
     ):
+        """Check the grid and look the coefficients up; raises ValueError for a grid that does not
+        fall.
+        """
         seeds = range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds
         self.den, self.y, self.rule, self.ctx = as_estimator(den), y, rule, ctx
         self.bridge = bridge or den.bridge
@@ -236,12 +289,12 @@ class Walk:
         self.at = self.bridge.table(self.grid, y)
         self.only_estimate = only_estimate
 
-    def start(self):
+    def start(self):  # state (B, C, *spatial)
         "The first state: source and noise as the bridge has them at the first time."
         _, b, c = self.at[0]
         return b.to(self.y.dtype) * self.y + c.to(self.y.dtype) * self.noise(self.y)
 
-    def factors(self) -> list:
+    def factors(self) -> list:  # one tuple of four factors per step
         "`step_factors` of every step; kept with the bridge's table."
         key = self.rule, self.y.dtype
         if self.at.steps is None or self.at.steps[0] != key:
@@ -260,9 +313,10 @@ class Now:
         self,
         walk,  # Walk
         i: int,  # number of the step, 0 at the start
-        x,  # state at t
+        x,  # state at t, (B, C, *spatial)
         history,  # (x0_hat, (a, b, c)) of the steps before, newest first, at most two
     ):
+        "Gather what step i needs from the walk."
         self.walk, self.i, self.x, self.history = walk, i, x, history
         self.n, self.y, self.bridge = walk.n, walk.y, walk.bridge
         self.t, self.s = walk.times[i], walk.times[i + 1]  # time now and next, 0-d
@@ -270,22 +324,30 @@ class Now:
         self.ends = i == walk.n - 1  # is this the last step, into s = 0?
         self.stateless = self.ends and walk.only_estimate  # is the estimate all that is wanted?
 
-    def estimate(self, x=None, t=None):
+    def estimate(
+        self,
+        x=None,  # another state (B, C, *spatial); needs t
+        t=None,  # its time, 0-d; None: this step's state and time
+    ):  # x0_hat, shape of x
         "The network's x0_hat of this state at this time, or of others."
         w = self.walk
         if t is not None:
             return estimate(w.den, x, t, w.y, w.ctx, w.noise)
         return estimate(w.den, self.x, self.t, w.y, w.ctx, w.noise, w.bridge, self.at_t)
 
-    def eps_hat(self):
+    def eps_hat(self):  # shape of the state
         "The second network's estimate of the noise in this state."
         return self.walk.den.eps_hat(self.x, self.t.expand(len(self.y)), self.y, self.walk.ctx)
 
-    def noise(self):
+    def noise(self):  # (B, C, *spatial)
         "Fresh standard normal noise in the shape of the images."
         return self.walk.noise(self.y)
 
-    def move(self, x0_hat, z):
+    def move(
+        self,
+        x0_hat,  # estimate of the target, shape of the state
+        z,  # standard normal noise, same shape, or 0
+    ):  # state at s
         "The one step, with the factors of the walk's noise rule."
         k, k_x0, k_y, tau = self.walk.factors()[self.i]
         return k * self.x + k_x0 * x0_hat + k_y * self.y + tau * z
@@ -296,11 +358,17 @@ class Solver:
 
     ruled = True  # does it ask the noise rule?
 
-    def calls(self, n: int) -> int:
+    def calls(
+        self,
+        n: int,  # number of steps, 1 or more
+    ) -> int:
         "Network evaluations of n steps."
         return n
 
-    def check(self, walk):
+    def check(
+        self,
+        walk,  # Walk
+    ):
         "Raise InputError for a walk that this solver cannot take."
 
 
@@ -314,7 +382,11 @@ class OneStep(Solver):
         if self.order not in (1, 2):
             raise ValueError(f'order must be 1 or 2, got {self.order!r}')
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "Estimate, extrapolate in order 2, and move."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -332,7 +404,7 @@ def sample(
     tau=markov,  # noise rule: zero, markov, vp, scaled(rule, eta)
     seeds=0,  # one int per image, or one int s for seeds s, s + 1, ...
     ctx=None,  # conditioning, passed on to the denoiser
-    x=None,  # state to start from; default: b y + c z at grid[0]
+    x=None,  # state to start from, shape of y; default: b y + c z at grid[0]
     order=1,  # 1, or 2: multistep extrapolation of the estimate, see below
     bridge=None,  # overrides den.bridge
     out='x0_hat',  # 'x0_hat': the last estimate; 'state': the state at the end of the grid
@@ -363,13 +435,31 @@ class GaussianOracle(Estimator):
     per pixel.
     """
 
-    def __init__(self, bridge, slope=0.6, m=0.1, v=0.25):
+    def __init__(
+        self,
+        bridge,  # a Bridge
+        slope=0.6,  # of the target's mean over the source
+        m=0.1,  # offset of the mean, in units of the image
+        v=0.25,  # variance of the target given the source, per pixel
+    ):
+        "Say which Gaussian the targets follow."
         self.bridge, self.slope, self.m, self.v = bridge, slope, m, v
 
-    def mean(self, y):
+    def mean(
+        self,
+        y,  # source (B, C, *spatial)
+    ):  # shape of y
+        "Mean of the target given the source."
         return self.slope * y + self.m
 
-    def __call__(self, x, t, y, ctx=None):
+    def __call__(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) or a number in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # not used
+    ):  # x0_hat, shape of x
+        "Mean of the target given state and source."
         a, b, c = (w.to(x.dtype) for w in self.bridge.coefs(t, y))
         num = c**2 * self.mean(y) + a * self.v * (x - b * y)
         return safe_ratio(num, c**2 + a**2 * self.v) + torch.where(

@@ -21,8 +21,8 @@ from .sample import OneStep, Solver, markov, safe_ratio, sample, uniform, zero
 # %% ../nbs/bridges/16_solvers.ipynb #15d4864c
 @dataclass
 class Multistep(Solver):
-    """The one step plus a correction from the estimates before. Subclasses give
-    `correction(i, n, history, at_s)`; history: newest first, (x0_hat, (a, b, c)), at most three.
+    """The one step plus a correction from the estimates before. Subclasses give `correction(i, n,
+    history, at_s, order)`; history: newest first, (x0_hat, (a, b, c)), at most three.
     """
 
     order: int = 1  # 1, 2 or 3
@@ -31,7 +31,11 @@ class Multistep(Solver):
         if self.order not in (1, 2, 3):
             raise InputError(f'order must be 1, 2 or 3, got {self.order!r}')
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "The one step and its correction."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -41,8 +45,14 @@ class Multistep(Solver):
         return x if more is None else x + more.to(x.dtype), x0_hat
 
 # %% ../nbs/bridges/16_solvers.ipynb #d2d4efbf
-def dossr_correction(i, n, history, at_s, order):
-    "What DOSSR's orders 2 and 3 add to the one step."
+def dossr_correction(
+    i,  # number of the step, 0 at the start
+    n,  # number of steps
+    history,  # (x0_hat, (a, b, c)) of this step and those before, newest first, at most three
+    at_s,  # (a, b, c) at s
+    order,  # 1, 2 or 3
+):  # what is added to the state, or None
+    "What DOSSR's orders 2 and 3 add to the one step (its Eq. 15-17)."
     if order == 1 or len(history) < 2:
         return None
     # infinite at the start
@@ -65,7 +75,13 @@ class DOSSR(Multistep):
     correction = staticmethod(dossr_correction)
 
 # %% ../nbs/bridges/16_solvers.ipynb #b8c9257d
-def dbim_correction(i, n, history, at_s, order):
+def dbim_correction(
+    i,  # number of the step, 0 at the start
+    n,  # number of steps
+    history,  # (x0_hat, (a, b, c)) of this step and those before, newest first, at most three
+    at_s,  # (a, b, c) at s
+    order,  # 1, 2 or 3
+):  # what is added to the state, or None
     "What DBIM's orders 2 and 3 add to the one step."
     if order == 1 or i < 2 or i == n - 1:
         return None  # boot, first and last step
@@ -86,7 +102,11 @@ class DBIM(Multistep):
 
     correction = staticmethod(dbim_correction)
 
-    def check(self, walk):
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError for a higher order with a noise rule that is not zero."
         if self.order == 1:
             return
         pairs = zip(walk.at, walk.at[1:])
@@ -106,16 +126,27 @@ class Dual(Solver):
         if self.factor not in ('consistent', 'released'):
             raise InputError(f"factor must be 'consistent' or 'released', got {self.factor!r}")
 
-    def calls(self, n):
+    def calls(
+        self,
+        n,  # number of steps
+    ):  # network evaluations
+        "Both networks in every step, but only the first one in the first and in the last."
         return max(1, 2 * n - 2) if self.twin else n
 
-    def check(self, walk):
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError where the source has no weight before the end."
         if any((b == 0).any() for _, b, _ in walk.at[:-1]):
             raise InputError(
                 'this sampler needs a bridge that holds the source on its whole way (b > 0)'
             )
 
-    def noise_of(self, now):
+    def noise_of(
+        self,
+        now,  # Now
+    ):  # (noise, factor)
         "The estimate of the noise, and what its correction is multiplied by."
         if not self.twin or now.ends:
             return 0.0, 1.0
@@ -123,7 +154,11 @@ class Dual(Solver):
         t, s = now.walk.grid[now.i : now.i + 2].tolist()
         return eps, t / s if self.factor == 'released' else 1.0
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "The step from which the source drops out."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -142,8 +177,16 @@ class Euler(Dual):
     factor: str = field(default='consistent', init=False)
 
 # %% ../nbs/bridges/16_solvers.ipynb #80b47a98
-def ddbm_slope(x, x0_hat, y, t, bridge, guidance=1.0, sde=False):
-    "Right-hand side of DDBM's reverse ODE or SDE at our time t (0-d): d x/d u, and g^2."
+def ddbm_slope(
+    x,  # state (B, C, *spatial)
+    x0_hat,  # estimate of the target, shape of x
+    y,  # source, shape of x
+    t,  # our time in (0, 1), 0-d
+    bridge,  # a bridge with a `process`, see DDBM
+    guidance=1.0,  # w, weight of the h-transform
+    sde=False,  # the reverse SDE; False: the ODE
+):  # (d x/d u, g^2)
+    "Right-hand side of DDBM's reverse ODE or SDE, and g^2."
     u = bridge.u_max * t
     (a, b, c), (alpha, _, left, f, g2) = bridge.coefs(t, y), bridge.process(u)
     alpha_end = bridge.process(torch.full_like(u, bridge.u_max))[0]
@@ -165,10 +208,18 @@ class Heun(Solver):
         if not 0 <= self.churn < 1:
             raise InputError(f'churn must lie in [0, 1), got {self.churn!r}')
 
-    def calls(self, n):
+    def calls(
+        self,
+        n,  # number of steps
+    ):  # network evaluations
+        "Two in every step, one in the last, and one more in each with churn."
         return 3 * n - 1 if self.churn else 2 * n - 1
 
-    def check(self, walk):
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError for a bridge without a process, or a grid that starts at 1."
         if walk.bridge.process is None:
             raise InputError(
                 'the Heun sampler needs the drift and noise of a DDBM bridge, not'
@@ -179,7 +230,11 @@ class Heun(Solver):
                 'the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras'
             )
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "A stochastic share of the step, then Heun's method for the rest."
         x, t, s, u_max = now.x, now.t, now.s, now.bridge.u_max
         if self.churn > 0:
             mid = t + self.churn * (s - t)
@@ -200,8 +255,12 @@ class Heun(Solver):
         return x + (d1 + d2) / 2 * du, x0_hat
 
 # %% ../nbs/bridges/16_solvers.ipynb #28d0b1b3
-def karras(n, bridge=None, rho=7.0):
-    "DDBM's grid: n steps, the last one from u_min to 0."
+def karras(
+    n,  # number of steps
+    bridge=None,  # its clock and smallest time; None: those of the base class
+    rho=7.0,  # how much the steps shrink towards the target
+):  # (n + 1,) falling times, the last one 0
+    "DDBM's grid: the last step goes from u_min to 0."
     bridge = bridge or Bridge()
     u_max, low = bridge.u_max, bridge.t_min * bridge.u_max
     high, i = u_max - 1e-4, torch.linspace(0, 1, n, dtype=torch.float64)
@@ -209,15 +268,21 @@ def karras(n, bridge=None, rho=7.0):
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
-def dbim_grid(n, bridge=None):
-    "DBIM's grid with its booting call: n steps."
+def dbim_grid(
+    n,  # number of steps
+    bridge=None,  # its clock and smallest time; None: those of the base class
+):  # (n + 1,) falling times from 1 to 0
+    "DBIM's grid with its booting call."
     bridge = bridge or Bridge()
     inner = torch.linspace(1 - 1e-3 / bridge.u_max, bridge.t_min, max(n, 2), dtype=torch.float64)
     ends = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     return torch.cat([ends[0], inner[: n - 1], ends[1]])
 
-
-def entries(n, N):
+# %% ../nbs/bridges/16_solvers.ipynb #ba394afa
+def entries(
+    n,  # number of steps
+    N,  # entries of the table, the target not counted
+):  # (n + 1,) falling times, the last one 0
     "round(i (N - 1)/n) for i = n ... 1 as times of a table of N, then the target."
     if n > N - 1:
         raise InputError(f'this table has {N} entries, so at most {N - 1} steps; got {n}')
@@ -225,7 +290,10 @@ def entries(n, N):
     return torch.cat([(idx + 1) / N, torch.zeros(1, dtype=torch.float64)])
 
 
-def bbdm_grid(n, bridge=None):
+def bbdm_grid(
+    n,  # number of steps
+    bridge=None,  # not used
+):  # (n + 1,) falling times from 1 to 0
     "BBDM's list of n entries; uniform below ten."
     if n < 10:
         return uniform(n)
@@ -236,7 +304,10 @@ def bbdm_grid(n, bridge=None):
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
-def nodes(n, bridge):
+def nodes(
+    n,  # number of steps
+    bridge,  # a `Tabulated` bridge
+):  # (n + 1,) falling times from 1 to 0
     """Entries of the bridge's table, as equally spaced as they come; raises InputError for more
     steps than entries.
     """
@@ -257,8 +328,15 @@ grids = dict(
 )
 
 # %% ../nbs/bridges/16_solvers.ipynb #3fb24e8d
-def leave_source(x0_hat, y, z, at_s, T, first):
-    "The state after the first of T steps, see `score`."
+def leave_source(
+    x0_hat,  # estimate of the target (B, C, *spatial)
+    y,  # source, same shape
+    z,  # standard normal noise, same shape
+    at_s,  # (a, b, c) after the step
+    T,  # number of steps of the whole grid
+    first,  # 'marginal', or 'released'
+):  # state after the step
+    "The state after the first of T steps, see `Score`."
     if first == 'marginal':
         a, b, c = (v.to(y.dtype) for v in at_s)
     else:
@@ -278,11 +356,19 @@ class Score(Solver):
         if self.first not in ('marginal', 'released'):
             raise InputError(f"first must be 'marginal' or 'released', got {self.first!r}")
 
-    def check(self, walk):
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError for a grid that is not uniform."
         if (walk.grid - uniform(walk.n)).abs().max() > 1e-9:
             raise InputError('this sampler walks over every index: its grid must be uniform')
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "One index of the long sampler (MM 2024)."
         x, T, n = now.x, now.n, now.n - now.i
         x0_hat = now.estimate()
         if n == 1:
@@ -303,8 +389,13 @@ class Score(Solver):
         return x, x0_hat
 
 # %% ../nbs/bridges/16_solvers.ipynb #1c97bac0
-def noise_factor(amplitude, i: int, t: float, s: float) -> float:
-    "By what the noise of step i, from t to s, is multiplied; see `unmatched`."
+def noise_factor(
+    amplitude,  # a number, 'abridge' or 'abridge_score'
+    i: int,  # number of the step, 0 at the start
+    t: float,  # time before the step
+    s: float,  # time after it, s < t
+) -> float:
+    "By what the noise of a step is multiplied; see `Unmatched`."
     if amplitude == 'abridge':
         return math.sqrt(t / s) if s > 0 else 1.0
     if amplitude == 'abridge_score':
@@ -325,7 +416,11 @@ class Unmatched(Solver):
                 f"amplitude must be a number, 'abridge' or 'abridge_score', got {self.amplitude!r}"
             )
 
-    def __call__(self, now):
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "The one step with its noise multiplied."
         x0_hat = now.estimate()
         if now.stateless:
             return now.x, x0_hat
@@ -350,12 +445,19 @@ class Sampler:
         "Names of its options."
         return {f.name for f in fields(self.solver) if f.init}
 
-    def made(self, options: dict) -> Solver:
+    def made(
+        self,
+        options: dict,  # by name; names that are not the solver's are left out
+    ) -> Solver:
         "The solver with those of the options that are its own."
         return self.solver(**{k: v for k, v in options.items() if k in self.options})
 
-    def calls(self, n: int, **options) -> int:
-        "Network calls of n steps; options that are not the sampler's are ignored."
+    def calls(
+        self,
+        n: int,  # number of steps
+        **options,  # of the solver, named by `Sampler.options`; others are ignored
+    ) -> int:
+        "Network evaluations of n steps."
         return self.made(options).calls(n)
 
     def run(
@@ -370,7 +472,7 @@ class Sampler:
         bridge=None,  # None: den.bridge
         out='x0_hat',  # or 'state'
         callback=None,  # see `sample`
-        **options,  # of the solver
+        **options,  # of the solver, named by `Sampler.options`
     ):  # (B, C, *spatial)
         "`sample` with this solver."
         solver = self.solver(**options)

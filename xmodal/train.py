@@ -28,6 +28,7 @@ import torch
 from .data.check import check as check_data
 from .core import InputError, project_root
 from .parameters import convert, numbers
+from .options import Parser, shown_briefly
 from .show import show_grid
 from .core import first_line
 from .data.cache import is_image
@@ -213,6 +214,8 @@ class WithTraining(ByTraining):
 class Job(WithTraining, ByModel, FromData):
     "Parameters of one training job, those of train.ipynb."
 
+    __repr__ = shown_briefly
+
 
 defaults = asdict(Job())
 meanings = {f.name: f.metadata['help'] for f in fields(Job)}
@@ -232,6 +235,8 @@ class Plan(Job):
     run: Path = None  # folder under runs/
     nfe: int = 0  # network evaluations per image
     targets: tuple = ()  # names; several in a model that is told which is wanted
+
+    __repr__ = shown_briefly
 
 # %% ../nbs/use/81_train.ipynb #2a76df3f
 def print_once(
@@ -915,8 +920,8 @@ def plan_of_row(
 
 
 def trained(
-    p: Plan,
-    d: JobData,  # from `plan` and `prepare_data`
+    p: Plan,  # from `plan`
+    d: JobData,  # from `prepare_data`
     method: str,  # the job's, or the baseline
     out,  # folder of checkpoints and log
     more: dict = {},  # further arguments of `build`: bridge, pred
@@ -927,8 +932,8 @@ def trained(
 
 # %% ../nbs/use/81_train.ipynb #f1b1c174
 def train_all(
-    p: Plan,
-    d: JobData,  # from `plan` and `prepare_data`
+    p: Plan,  # from `plan`
+    d: JobData,  # from `prepare_data`
 ) -> dict:  # row -> (denoiser, arguments of `build`, log)
     """Train the method of a job, and its baseline; raises InputError if another training has the
     folder.
@@ -998,9 +1003,9 @@ def scores_of(
 
 
 def measure(
-    p: Plan,
-    d: JobData,
-    rows: dict,  # from `plan`, `prepare_data`, `train_all`
+    p: Plan,  # from `plan`
+    d: JobData,  # from `prepare_data`
+    rows: dict,  # from `train_all`
 ) -> Measured:
     "Translate the test subjects with every row and measure."
     test, bar = d.test, is_main()
@@ -1341,7 +1346,7 @@ def run(
 # %% ../nbs/use/81_train.ipynb #7df6ccbb
 def parser_of_jobs() -> argparse.ArgumentParser:
     "The parameters of a job as options."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m xmodal.train',
         description=(
             'Train a translator: data set in, model, figures and metrics in runs/NAME out. With'

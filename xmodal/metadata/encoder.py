@@ -35,7 +35,10 @@ FREQUENCIES, SIGNS = 3, 14
 categories = tuple(n for n in names if n not in scales)
 
 
-def waves(name: str, v) -> np.ndarray:
+def waves(
+    name: str,  # field of `scales`
+    v,  # its value in the field's unit, or None
+) -> np.ndarray:
     "A number as flag, scaled value and Fourier features, (2 + 2 FREQUENCIES,)."
     if v is None:
         return np.array([-1.0] + [0.0] * (1 + 2 * FREQUENCIES))
@@ -45,7 +48,10 @@ def waves(name: str, v) -> np.ndarray:
     return np.concatenate([[1.0, 2 * u - 1], 2**0.5 * np.sin(angle), 2**0.5 * np.cos(angle)])
 
 
-def signs(name: str, v) -> np.ndarray:
+def signs(
+    name: str,  # field of words
+    v,  # its value, or None
+) -> np.ndarray:
     "A category as flag and hashed signs, (1 + SIGNS,); capitals do not count."
     if v is None:
         return np.array([-1.0] + [0.0] * SIGNS)
@@ -72,7 +78,10 @@ class RecordEncoder:
         # rounded: libraries differ in the last bit of a sine
         return torch.tensor(np.round(features, 6) + 0.0, dtype=torch.float32)
 
-    def features(self, record: Metadata) -> np.ndarray:
+    def features(
+        self,
+        record: Metadata,  # what is known of a scan
+    ) -> np.ndarray:
         "The numbers of one record, (dim,)."
         quantities = [waves(n, getattr(record, n)) for n in scales]
         return np.concatenate(quantities + [signs(n, getattr(record, n)) for n in categories])
@@ -110,7 +119,9 @@ tokenizer_files = (
 )
 
 
-def read_text_config(folder: Path) -> dict:
+def read_text_config(
+    folder: Path,  # in open_clip's layout
+) -> dict:
     "text_cfg of a folder's open_clip_config.json. Raises InputError if there is none."
     try:
         text = (folder / 'open_clip_config.json').read_text(encoding='utf-8')
@@ -127,7 +138,10 @@ def read_text_config(folder: Path) -> dict:
         ) from None
 
 
-def require_tower_files(folder: Path, cfg: dict):
+def require_tower_files(
+    folder: Path,  # in open_clip's layout
+    cfg: dict,  # its text_cfg
+):
     "Raises InputError where files of a tower of the transformers library are missing."
     tower = cfg['hf_model_name']
     if not (folder / 'config.json').is_file():
@@ -141,7 +155,7 @@ def require_tower_files(folder: Path, cfg: dict):
             f' {cfg.get("hf_tokenizer_name") or tower} there'
         )
 
-
+# %% ../../nbs/metadata/52_encoder.ipynb #0fab344d
 def folder_config(
     folder,  # in open_clip's layout
 ) -> dict:  # text_cfg to give to open_clip instead of the folder's own
@@ -169,7 +183,9 @@ def folder_config(
     return {**cfg, **here}
 
 # %% ../../nbs/metadata/52_encoder.ipynb #54te7ca1
-def model_address(name: str) -> str:
+def model_address(
+    name: str,  # 'biomedclip', 'hf-hub:ORG/NAME', or MODEL/PRETRAINED
+) -> str:
     "A name of the table above as open_clip takes it."
     if name == 'biomedclip':
         return BIOMEDCLIP
@@ -178,7 +194,9 @@ def model_address(name: str) -> str:
     return name
 
 
-def listed_weights(name: str) -> tuple:
+def listed_weights(
+    name: str,  # MODEL/PRETRAINED, such as 'ViT-B-32/laion2b_s34b_b79k'
+) -> tuple:
     "(model, pretrained) of MODEL/PRETRAINED. Raises InputError if open_clip does not list it."
     import open_clip
 
@@ -245,6 +263,7 @@ class ClipEncoder:
         name: str = 'biomedclip',
         device='cpu',  # of the tower
     ):
+        "Read the tower; raises InputError if it cannot be had."
         self.name, self.device = name, device
         self.model, self.tokenizer = load_clip(name, device)
         sentence = self.tokens('T2-weighted MRI, TE 100 ms').tolist()
@@ -254,7 +273,10 @@ class ClipEncoder:
         self.fingerprint = digest.hexdigest()  # of weights and tokenizer
         self.dim = self.one('').shape[-1]
 
-    def tokens(self, text: str):
+    def tokens(
+        self,
+        text: str,  # a prompt, of any words
+    ):  # (1, context) int64
         "Tokens of a text, (1, context). Raises InputError if it is too long for the model."
         got = self.tokenizer([text])
         n = got.shape[1]
@@ -268,7 +290,10 @@ class ClipEncoder:
         return got
 
     @torch.no_grad()
-    def one(self, text: str):
+    def one(
+        self,
+        text: str,  # a prompt, of any words
+    ):  # (dim,) float32, on the CPU
         "The vector of one text, (dim,)."
         E = self.model.encode_text(self.tokens(text).to(self.device))[0].float().cpu()
         return torch.nn.functional.normalize(E, dim=0) * len(E) ** 0.5
@@ -297,7 +322,11 @@ def find_encoder(
     return RecordEncoder() if name == 'record' else ClipEncoder(name, device)
 
 # %% ../../nbs/metadata/52_encoder.ipynb #65te7ca1
-def cache_file(encoder, text: str, folder: Path) -> Path:
+def cache_file(
+    encoder,  # with name and fingerprint
+    text: str,  # a prompt
+    folder: Path,  # of the cache
+) -> Path:
     "Where the vector of a text is kept: a name of encoder, weights and text alike."
     mark = '\x1f'.join((encoder.name, encoder.fingerprint, text))
     return folder / (hashlib.sha256(mark.encode()).hexdigest() + '.safetensors')

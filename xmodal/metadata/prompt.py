@@ -39,7 +39,9 @@ def said(
     return f'{float(f"{v:.4g}"):.10g}'
 
 
-def subject_phrase(r: Metadata) -> str:
+def subject_phrase(
+    r: Metadata,  # what is known of the scan
+) -> str:  # empty if nothing is known
     "'T2-weighted MRI of the brain', as much of it as is known."
     if not (r.modality or r.region):
         return ''
@@ -47,21 +49,27 @@ def subject_phrase(r: Metadata) -> str:
     return f'{what} of the {r.region}' if r.region else what
 
 
-def sequence_phrase(r: Metadata) -> str:
+def sequence_phrase(
+    r: Metadata,  # what is known of the scan
+) -> str:  # empty if nothing is known
     "'spin echo', 'MPRAGE sequence'."
     if not r.sequence or re.search(r'\b(echo|recovery|planar)$', r.sequence):
         return r.sequence
     return f'{r.sequence} sequence'
 
 
-def contrast_phrase(r: Metadata) -> str:
+def contrast_phrase(
+    r: Metadata,  # what is known of the scan
+) -> str:  # empty if nothing is known
     "'without contrast agent', 'contrast agent gadobutrol'."
     if not r.contrast:
         return ''
     return 'without contrast agent' if r.contrast == 'none' else f'contrast agent {r.contrast}'
 
 
-def scanner_phrase(r: Metadata) -> str:
+def scanner_phrase(
+    r: Metadata,  # what is known of the scan
+) -> str:
     "'Philips Intera', 'Philips scanner', 'scanner Intera'."
     if not (r.maker or r.model):
         return ''
@@ -150,7 +158,9 @@ def parse_prompt(
     return Metadata(**found)
 
 # %% ../../nbs/metadata/51_prompt.ipynb #31te7ca1
-def spoken_fields(r: Metadata) -> dict:
+def spoken_fields(
+    r: Metadata,  # what is known of the scan
+) -> dict:  # field -> words
     "The known fields of a record, numbers as a prompt says them."
     known = {n: v for n, v in asdict(r).items() if v is not None}
     return {n: said(n, v) if n in limits else v for n, v in known.items()}
@@ -180,7 +190,9 @@ units_in_text = dict(
 )
 
 
-def key_words(record: Metadata) -> list:
+def key_words(
+    record: Metadata,  # what the prompt is about
+) -> list:  # of str
     "Everything that the key fields of a record may be called, numbers apart."
     said_phrases = phrases(replace(record, region=None))
     words = [*said_phrases['description'], *said_phrases['scanner']]
@@ -193,7 +205,9 @@ def key_words(record: Metadata) -> list:
     return words
 
 
-def key_patterns(record: Metadata) -> list:
+def key_patterns(
+    record: Metadata,  # what the prompt is about
+) -> list:  # of regular expressions
     """Patterns of the key fields of a record in free text, longest first; numbers only with their
     unit.
     """
@@ -206,7 +220,10 @@ def key_patterns(record: Metadata) -> list:
     return patterns
 
 # %% ../../nbs/metadata/51_prompt.ipynb #1fec8fba
-def mask_phrase(phrase: str, mask: str) -> str:
+def mask_phrase(
+    phrase: str,  # of the template, such as 'TE 100 ms'
+    mask: str,  # what stands for a hidden phrase
+) -> str:
     "A phrase of the template as it is, or hidden if it says a key field; a region is kept."
     found = read_phrase(phrase, mask)
     if found and not set(found) & set(KEY_FIELDS):
@@ -214,7 +231,10 @@ def mask_phrase(phrase: str, mask: str) -> str:
     return f'{mask} of the {found["region"]}' if 'region' in found else mask
 
 
-def mask_template(text: str, mask: str) -> str:
+def mask_template(
+    text: str,  # a prompt of the template
+    mask: str,  # what stands for a row of hidden phrases
+) -> str:
     "A prompt of the template, masked. Raises InputError for free text."
     hidden = []
     for group in parts_between(text, ';'):

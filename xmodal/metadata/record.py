@@ -39,7 +39,10 @@ trap = dict(
 )
 
 
-def likely_cause(name: str, x: float) -> str:
+def likely_cause(
+    name: str,  # field of `limits`, such as 'TE'
+    x: float,  # its value, outside of the range
+) -> str:
     "The end of a refusal: what the number of an impossible field probably is."
     low, high, unit = limits[name]
     if unit == 'ms' and x < low and low <= 1000 * x <= high:
@@ -265,12 +268,18 @@ def field_of(
     return None
 
 # %% ../../nbs/metadata/50_record.ipynb #42244468
-def in_seconds(key) -> bool:
+def in_seconds(
+    key,  # of a sidecar, such as 'EchoTime'
+) -> bool:
     "Is this one of BIDS's long names, whose values are in seconds?"
     return re.sub('[^a-z]', '', key.lower()) in ('repetitiontime', 'echotime', 'inversiontime')
 
 
-def milliseconds(key, v, high):
+def milliseconds(
+    key,  # of a sidecar, whose unit is the second
+    v,  # what stands there
+    high,  # largest possible value of the field, ms
+):  # ms or None
     """A sidecar's time in ms, None if it is not known.
 
     Raises InputError if it is no number, or possible only if it is in ms already.
@@ -290,13 +299,19 @@ def milliseconds(key, v, high):
     return ms
 
 # %% ../../nbs/metadata/50_record.ipynb #364106fd
-def read_age(v):
+def read_age(
+    v,  # what a table says of the age
+):  # years as a number or its text
     "'89+' as 89, '<1' as 1, DICOM's '045Y' and '006M' in years; anything else as it is."
     m = re.fullmatch(r'[<>]?\s*(\d+(?:\.\d+)?)\s*(\+|[YMWD])?', str(v).strip().upper())
     return float(m[1]) / dict(M=12, W=52.18, D=365.25).get(m[2], 1) if m else v
 
 
-def read_quantity(name: str, key: str, v):
+def read_quantity(
+    name: str,  # field of `limits`
+    key: str,  # as the dictionary has it
+    v,  # what stands there
+):
     "The value of a field of `limits`, seconds in ms; None where it says that nothing is known."
     if isinstance(v, (list, tuple)) and len(v) == 1:
         v = v[0]
@@ -311,7 +326,10 @@ def read_quantity(name: str, key: str, v):
     return v
 
 
-def read_words(name: str, v):
+def read_words(
+    name: str,  # field of words, such as 'model'
+    v,  # what stands there
+):
     "The value of a field of words: lists joined, the signs that hold a prompt together dropped."
     if isinstance(v, (list, tuple)):
         v = ' '.join(map(str, v))
@@ -334,7 +352,12 @@ def reading(
     return read_quantity(name, key, v) if name in limits else read_words(name, v)
 
 # %% ../../nbs/metadata/50_record.ipynb #21te7ca1
-def checked(name, key, v, value):
+def checked(
+    name,  # of the field
+    key,  # as the dictionary has it, for the message
+    v,  # what stands there, for the message
+    value,  # what was read of it
+):
     "The value in its canonical form; an InputError names the key as the dictionary has it."
     try:
         return tidy(name, value)
@@ -347,7 +370,9 @@ def checked(name, key, v, value):
         raise e if key == name else InputError(f'{key} {v!r}: {e}') from None
 
 
-def known_fields(meta: dict) -> dict:
+def known_fields(
+    meta: dict,  # sidecar, row of a table, names of fields
+) -> dict:
     "Field -> what a dictionary says of it, by the most trusted of its keys that says something."
     found = {}
     for key, v in meta.items():
@@ -361,7 +386,9 @@ def known_fields(meta: dict) -> dict:
     return {name: ranked[min(ranked)] for name, ranked in found.items()}
 
 
-def split_maker(found: dict) -> dict:
+def split_maker(
+    found: dict,  # field -> value, as read
+) -> dict:
     "The fields, with a maker of 'Siemens Prisma' taken apart into maker and model."
     made = re.fullmatch(f'({"|".join(makers)}) (.+)', str(found.get('maker')), re.I)
     if made and found['maker'].lower() not in spellings['maker'] and not found.get('model'):

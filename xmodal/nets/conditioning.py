@@ -24,8 +24,9 @@ class TANorm(nn.Module):
         ch: int,  # channels of the features
         dim: int,  # length of a prompt's embedding
         by: str = 'both',  # 'source', 'target' or 'both' prompts
-        floor: float = 0.05,  # smallest alpha
+        floor: float = 0.05,  # smallest alpha, in (0, 1): the division by alpha_s stays bounded
     ):
+        "Maps from the prompts to gains and offsets; raises ValueError for an unknown side."
         super().__init__()
         if by not in SIDES:
             raise ValueError(f'unknown conditioning {by!r}: use one of {", ".join(SIDES)}')
@@ -35,17 +36,23 @@ class TANorm(nn.Module):
         self.source, self.target = (zero_linear(dim, 2 * ch) if on else None for on in (s, t))
         self.ch = ch
 
-    def gains(self, layer, e):
-        """alpha and beta of one prompt, (B, ch, 1, 1) each; those of the start where there is no
-        layer.
-        """
+    def gains(
+        self,
+        layer,  # linear map of one side, or None
+        e,  # embeddings of that side's prompts (B, dim)
+    ):  # alpha in [floor, 1] and beta in [0, 1], (B, ch, 1, 1) each
+        "alpha and beta of one prompt; those of the start where there is no layer."
         v = torch.sigmoid(e.new_zeros(len(e), 2 * self.ch) if layer is None else layer(e))[
             ..., None, None
         ]
         return self.floor + (1 - self.floor) * v[:, : self.ch], v[:, self.ch :]
 
-    def forward(self, h, ctx):
-        "h: (B, ch, H, W); ctx: (B, 2 or more, dim), source prompt first, then target prompt."
+    def forward(
+        self,
+        h,  # features (B, ch, H, W)
+        ctx,  # prompts (B, 2 or more, dim): source, target
+    ):  # shape of h
+        "The source's gain and offset taken off, the target's put on."
         (a_s, b_s), (a_t, b_t) = (
             self.gains(self.source, ctx[:, 0]),
             self.gains(self.target, ctx[:, 1]),
@@ -53,7 +60,10 @@ class TANorm(nn.Module):
         return (h - b_s) / a_s * a_t + b_t
 
 
-def zero_linear(cin, cout):
+def zero_linear(
+    cin,  # length of the input
+    cout,  # length of the output
+):  # nn.Linear
     "A linear map that starts at zero."
     layer = nn.Linear(cin, cout)
     nn.init.zeros_(layer.weight)
@@ -64,7 +74,12 @@ def zero_linear(cin, cout):
 class PromptAttention(nn.Module):
     "Cross-attention from pixels to the prompts, residual; the identity at the start."
 
-    def __init__(self, ch: int, dim: int):
+    def __init__(
+        self,
+        ch: int,  # channels of the features
+        dim: int,  # length of a prompt's embedding
+    ):
+        "Attention with up to four heads, whose answer is zero at first."
         super().__init__()
         from diffusers.models.attention_processor import Attention
 
@@ -76,8 +91,12 @@ class PromptAttention(nn.Module):
         nn.init.zeros_(self.mix.to_out[0].weight)
         nn.init.zeros_(self.mix.to_out[0].bias)
 
-    def forward(self, h, ctx):
-        "h: (B, ch, H, W); ctx: (B, 2 or more, dim)."
+    def forward(
+        self,
+        h,  # features (B, ch, H, W)
+        ctx,  # prompts (B, 2 or more, dim): source, target
+    ):  # shape of h
+        "Features and what their pixels find in the two prompts."
         v = self.mix(self.norm(h).flatten(2).transpose(1, 2), encoder_hidden_states=ctx[:, :2])
         return h + v.transpose(1, 2).reshape(h.shape)
 
@@ -88,7 +107,13 @@ conditionings = ('none', *SIDES, 'cross_attention')
 class Listening(nn.Module):
     "A residual block and, after it, what the prompts do to its features: block(h, (temb, ctx))."
 
-    def __init__(self, block, dim: int, by: str):
+    def __init__(
+        self,
+        block,  # diffusers' residual block
+        dim: int,  # length of a prompt's embedding
+        by: str,  # row of `conditionings`, not 'none'
+    ):
+        "Put what the prompts do behind the block."
         super().__init__()
         ch = block.out_channels
         self.block, self.hear = (
@@ -96,12 +121,21 @@ class Listening(nn.Module):
             PromptAttention(ch, dim) if by == 'cross_attention' else TANorm(ch, dim, by),
         )
 
-    def forward(self, h, both):
+    def forward(
+        self,
+        h,  # features (B, cin, H, W)
+        both,  # embedding of the time (B, temb), and prompts (B, 2 or more, dim)
+    ):  # (B, ch, H, W)
+        "The block, and then what the prompts do."
         temb, ctx = both
         return self.hear(self.block(h, temb), ctx)
 
 
-def listen(module, dim: int, by: str = 'both'):
+def listen(
+    module,  # network with residual blocks of diffusers
+    dim: int,  # length of a prompt's embedding
+    by: str = 'both',  # row of `conditionings`, not 'none'
+):  # the module itself
     """Wrap every residual block of diffusers inside `module`, in place; returns it.
 
     Raises ValueError for an unknown conditioning.
@@ -122,7 +156,11 @@ def listen(module, dim: int, by: str = 'both'):
     return module
 
 
-def check_context(ctx, batch: int, dim: int):
+def check_context(
+    ctx,  # prompts (B, 2 or 3, dim), or None
+    batch: int,  # images in the batch
+    dim: int,  # length of a prompt's embedding
+):
     "Raise ValueError unless `ctx` is (batch, 2 or 3, dim)."
     if ctx is None:
         raise ValueError(
@@ -160,8 +198,9 @@ class SRNet(nn.Module):
         channels: int,  # of the image
         dim: int,  # length of an embedding
         width: int = 128,  # of the projections
-        grids=(1, 2, 4, 8, 16),
+        grids=(1, 2, 4, 8, 16),  # cells a side of the pyramid
     ):
+        "Two projections of equal width, and what merges them."
         super().__init__()
         self.grids = tuple(grids)
         self.words, self.image = (
@@ -172,8 +211,12 @@ class SRNet(nn.Module):
             nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, dim)
         )
 
-    def forward(self, ctx, x0_hat):
-        "ctx: (B, 3, dim), of which only the masked prompt is looked at; x0_hat: (B, C, H, W)."
+    def forward(
+        self,
+        ctx,  # prompts (B, 3, dim), of which only the masked one is looked at
+        x0_hat,  # estimate (B, C, H, W)
+    ):  # (B, dim)
+        "The target prompt as it is read off; raises ValueError without the masked prompt."
         if ctx.shape[1] < 3:
             raise ValueError(
                 'SR-Net needs the masked prompt too: ctx of shape (B, 3, dim), got'
@@ -184,6 +227,9 @@ class SRNet(nn.Module):
         )
 
 
-def semantic_loss(recovered, ctx):
-    "1 - cos of the recovered and the full target prompt, (B,)."
+def semantic_loss(
+    recovered,  # target prompts read off the images, (B, dim)
+    ctx,  # prompts (B, 2 or 3, dim); the second is the target's
+):  # (B,), in [0, 2]
+    "1 - cos of the recovered and the full target prompt (MetaDB Section 3.2.2)."
     return 1 - nnf.cosine_similarity(recovered, ctx[:, 1], dim=1)

@@ -862,11 +862,15 @@ def corners(
     return (wall & ~built) * (0.15 + np.exp(-((off / 0.21) ** 2))) * height * 0.1 * np.exp(own)
 
 
-def layover(power, top, theta, azimuth):
+def layover(
+    power,  # image that the radar would see of flat ground, (n, n)
+    top,  # heights in metres, (n, n)
+    theta,  # angle of incidence, in radians
+    azimuth,  # direction of look, in radians
+):  # (n, n)
     """Move the power of raised cells towards the sensor, where it adds to what is there.
 
-    `theta` is the angle of incidence and `azimuth` the direction of look, both in radians; `top`
-    is the height in metres. The raised cells of `power` are emptied in place.
+    The raised cells of `power` are emptied in place.
     """
     n = len(top)
     i, j = np.nonzero(top > 1.5)

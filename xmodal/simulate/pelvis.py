@@ -181,12 +181,18 @@ class Canvas:
         table,  # (tissues, channels) what each tissue gives
         width,  # of a soft edge, mm
     ):
+        "Air everywhere."
         self.p, self.width = p, width
         self.lr = np.stack([np.abs(p[0]), p[1], p[2]])  # left and right folded together
         self.table = np.asarray(table, np.float32)
         self.v = np.repeat(self.table[organ['air']][:, None], p.shape[1], 1)  # (channels, N)
 
-    def near(self, lo, hi, mirrored=True):
+    def near(
+        self,
+        lo,  # x, y, z of one corner of the box, mm
+        hi,  # and of the other
+        mirrored=True,  # is the box on both sides of the body?
+    ):  # (n,) or None
         "Indices of the points within a box, or None if there are none."
         p = self.lr if mirrored else self.p
         if p[2].min() > hi[2] + 4 or p[2].max() < lo[2] - 4:
@@ -197,7 +203,13 @@ class Canvas:
         i = np.flatnonzero(ok)
         return i if len(i) else None
 
-    def put(self, kind, d, i=slice(None), share=1.0):
+    def put(
+        self,
+        kind,  # of tissue: row of `organ`
+        d,  # (n,) signed distance, mm, negative inside
+        i=slice(None),  # points that `d` is about
+        share=1.0,  # covered at most, 0 to 1
+    ):
         "Paint `kind` inside signed distance `d` (mm) at the points `i`, covering at most `share`."
         a = soft(d, self.width) * np.float32(1) * share
         self.v[:, i] += a * (self.table[organ[kind]][:, None] - self.v[:, i])
@@ -841,9 +853,13 @@ class Series:
 
     @property
     def ct(self) -> bool:
+        "Is this a CT and not an MR series?"
         return self.modality == 'CT'
 
-    def uid(self, *words) -> str:
+    def uid(
+        self,
+        *words,  # what it is of, such as 'series' or the number of a slice
+    ) -> str:
         "An identifier that belongs to the patient and to `words`."
         from pydicom.uid import generate_uid
 

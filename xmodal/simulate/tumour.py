@@ -302,7 +302,7 @@ def tumour_shares(
 # %% ../../nbs/simulators/21_tumour.ipynb #a584dce8
 def near_skull(
     geo: Anatomy,  # parameters of the person
-    ijk,
+    ijk,  # (3, N) indices of voxels
     affine,  # (4, 4) voxel to mm, RAS
 ):
     "Indices of the voxels `ijk` (3, N) that may hold some content of the skull."

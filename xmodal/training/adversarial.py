@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TRANSLATED', 'CYCLED', 'STEP', 'SUMMED', 'adam_rate', 'steps_judged', 'objectives', 'CHOICES', 'WHOLE', 'LossInputs',
-           'Objective', 'says_real', 'says_made', 'gradient_penalty', 'make_image', 'patch_critic', 'patches',
-           'pix2pix_critic', 'pix2pix_generator', 'reverse_bridge', 'take_step', 'make_step', 'real_pair',
-           'time_critic', 'step_critic', 'step_penalty', 'step_generator', 'cycle_critics', 'cycle_helpers',
-           'make_cycle', 'cycle_critic', 'cycle_penalty', 'cycle_generator', 'sobel', 'ssim_of_batch', 'make_parts',
-           'dtfnet_critic', 'dtfnet_generator', 'patch_time_critic', 'metadb_helpers', 'metadb_generator',
-           'metadb_watch', 'variant', 'make_networks', 'make_optimisers', 'clip_weights', 'Players', 'check_option',
-           'find_objective', 'loss_inputs', 'Adversarial', 'fit', 'Zero', 'try_options', 'share_options']
+           'Objective', 'says_real', 'says_made', 'gradient_penalty', 'make_image', 'patch_discriminator', 'patches',
+           'pix2pix_discriminator', 'pix2pix_generator', 'reverse_bridge', 'take_step', 'make_step', 'real_pair',
+           'time_discriminator', 'step_discriminator', 'step_penalty', 'step_generator', 'cycle_discriminators',
+           'cycle_helpers', 'make_cycle', 'cycle_discriminator', 'cycle_penalty', 'cycle_generator', 'sobel',
+           'ssim_of_batch', 'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'patch_time_discriminator',
+           'metadb_helpers', 'metadb_generator', 'metadb_watch', 'variant', 'make_networks', 'make_optimisers',
+           'clip_weights', 'Players', 'check_option', 'find_objective', 'loss_inputs', 'Adversarial', 'fit', 'Zero',
+           'try_options', 'share_options']
 
 # %% ../../nbs/training/62_adversarial.ipynb #3f2cfa94
 import math
@@ -23,8 +24,13 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from ..core import InputError, item_seed, Noise
-from ..nets.discriminators import PatchCritic, ResnetTranslator, TimeCritic, halvings
+from ..core import InputError, Noise, item_seed
+from xmodal.nets.discriminators import (
+    PatchDiscriminator,
+    ResnetTranslator,
+    TimeDiscriminator,
+    halvings,
+)
 from ..bridge import diffuse
 from ..denoise import Denoiser, l1
 from ..nets.published import DTFNet
@@ -39,7 +45,7 @@ class LossInputs:
     "One batch as the losses see it."
 
     den: nn.Module  # the Denoiser that is trained
-    critics: nn.ModuleDict  # the critics, by name
+    discriminators: nn.ModuleDict  # the discriminators, by name
     helpers: nn.ModuleDict  # further networks that the generator's optimiser trains
     x0: torch.Tensor  # target (B, C, H, W)
     y: torch.Tensor  # source, same shape
@@ -51,7 +57,14 @@ class LossInputs:
     options: dict  # of the objective
     ctx: object = None  # conditioning for the network
 
-    def estimate(self, x, t, y, den=None, ctx=None):
+    def estimate(
+        self,
+        x,  # state (B, C, H, W)
+        t,  # times (B,) in (0, 1]
+        y,  # source, shape of x
+        den=None,  # another Denoiser; None: the one that is trained
+        ctx=None,  # other prompts (B, 3, dim); None: the batch's
+    ):  # shape of x
         "x0_hat of `den`, with a fresh latent if its network takes one."
         den = den or self.den
         more = dict(z=self.noise(x.new_empty(len(x), den.latent))) if den.latent else {}
@@ -63,30 +76,30 @@ class Objective:
     "One adversarial method: what is made, and the two losses."
 
     about: str
-    critics: Callable  # (channels, ch, size, options) -> dict name -> critic
+    discriminators: Callable  # (channels, ch, size, options) -> dict name -> discriminator
     make: Callable  # LossInputs -> dict of tensors
-    critic: Callable  # (LossInputs, made) -> loss
+    discriminator: Callable  # (LossInputs, made) -> loss
     generator: Callable  # (LossInputs, made) -> (loss, L1 of the estimate)
     # (LossInputs, made) -> gradient penalty, at every options['r1_every']-th step
     penalty: Callable = None
     helpers: Callable = None  # (den, options) -> dict name -> network
     fresh: bool = True  # the generator's step makes anew
-    rate: float = 1.0  # critics' learning rate over the generator's
+    rate: float = 1.0  # discriminators' learning rate over the generator's
     optimiser: str = 'adam'  # 'adam' or 'rmsprop'
-    clip: float = 0.0  # critics' weights are clipped to +-clip; 0: not
+    clip: float = 0.0  # discriminators' weights are clipped to +-clip; 0: not
     watch: Callable = None  # (LossInputs, made) -> dict of further numbers for the log
     options: dict = field(default_factory=dict)  # named choices with their defaults
 
 # %% ../../nbs/training/62_adversarial.ipynb #24e9345d
 def says_real(
-    logits,  # a critic's answers, any shape
+    logits,  # a discriminator's answers, any shape
 ):  # scalar
     "The logistic loss of answers that should be `real`."
     return nnf.softplus(-logits).mean()
 
 
 def says_made(
-    logits,  # a critic's answers, any shape
+    logits,  # a discriminator's answers, any shape
 ):  # scalar
     "The logistic loss of answers that should be `made`."
     return nnf.softplus(logits).mean()
@@ -99,8 +112,8 @@ def gradient_penalty(
     gamma=1.0,  # weight of the penalty
     at='judged',  # 'judged': gradient in x_s; 'condition': in x_t; 'both'
 ):  # scalar
-    """R1: gamma/2 times the mean squared length of the critic's gradient on real data (Mescheder et
-    al. 2018).
+    """R1: gamma/2 times the mean squared length of the gradient on real data (Mescheder et al.
+    2018).
     """
     if at not in ('judged', 'condition', 'both'):
         raise InputError(f"r1_at must be 'judged', 'condition' or 'both', got {at!r}")
@@ -119,54 +132,77 @@ def make_image(
     return dict(image=s.estimate(s.y, one, s.y))
 
 
-def patch_critic(
+def patch_discriminator(
     channels,  # of the images
-    ch,  # width
+    ch,  # width of the first layer
     size,  # shorter side of the images, in pixels
     o,  # options of the objective
-):  # dict name -> critic
+):  # dict name -> discriminator
     "One PatchGAN on source and image."
-    return dict(patch=PatchCritic(2 * channels, ch, halvings(size, o['layers']), o['norm']))
+    return dict(patch=PatchDiscriminator(2 * channels, ch, halvings(size, o['layers']), o['norm']))
 
 
-def patches(s, x):
-    "The critic's answers to the image x beside its source."
-    return s.critics['patch'](torch.cat([s.y, x], 1))
+def patches(
+    s,  # LossInputs
+    x,  # images (B, C, H, W)
+):  # logits (B, 1, H', W')
+    "The discriminator's answers to images beside their sources."
+    return s.discriminators['patch'](torch.cat([s.y, x], 1))
 
 
-def pix2pix_critic(s, made):
+def pix2pix_discriminator(
+    s,  # LossInputs
+    made,  # dict with 'image'
+):  # 0-d
     "The logistic loss, halved as in the paper."
     return (says_real(patches(s, s.x0)) + says_made(patches(s, made['image']))) / 2
 
 
-def pix2pix_generator(s, made):
+def pix2pix_generator(
+    s,  # LossInputs
+    made,  # dict with 'image'
+):  # loss and L1, 0-d each
     "The adversarial term and the weighted L1; and the L1 alone."
     rec = l1(made['image'], s.x0).mean()
     return says_real(patches(s, made['image'])) + s.options['l1'] * rec, rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #e5ad0496
-def reverse_bridge(bridge):
+def reverse_bridge(
+    bridge,  # a Bridge
+):  # a Bridge
     """The bridge whose coefficients the reverse step uses: the bridge itself, unless it has another
     for its posterior (SelfRDB's release).
     """
     return bridge.posterior()
 
 
-def take_step(s, x_t, x0, y, t, z):
+def take_step(
+    s,  # LossInputs
+    x_t,  # state at t, (B, C, H, W)
+    x0,  # target or estimate, same shape
+    y,  # source, same shape
+    t,  # times (B,) in (0, 1]
+    z,  # standard normal noise, same shape
+):  # state one step below t
     "The state one step of the method's own grid below t."
     br = reverse_bridge(s.den.bridge)
     at_t, at_s = br.coefs(t, y), br.coefs((t - 1 / s.steps).clamp(min=0), y)
     return step(x_t, x0, y, at_t, at_s, s.tau(at_t, at_s), z)
 
 
-def make_step(s):
+def make_step(
+    s,  # LossInputs
+):  # dict with x_t, x0_hat, x_s
     "A state, an estimate, and the step taken with it."
     x_t = diffuse(s.den.bridge, s.x0, s.y, s.t, s.noise(s.x0))
     x0_hat = s.estimate(x_t, s.t, s.y)
     return dict(x_t=x_t, x0_hat=x0_hat, x_s=take_step(s, x_t, x0_hat, s.y, s.t, s.noise(s.x0)))
 
 
-def real_pair(s, made):
+def real_pair(
+    s,  # LossInputs
+    made,  # dict with 'x_t'
+):  # (x_s, x_t)
     "A real x_s for the same x_t; or, as in SelfRDB's release, a pair of independent draws."
     if s.options['pair'] == 'markov':
         return take_step(s, made['x_t'], s.x0, s.y, s.t, s.noise(s.x0)), made['x_t']
@@ -176,51 +212,68 @@ def real_pair(s, made):
     return at((s.t - 1 / s.steps).clamp(min=0)), at(s.t)
 
 # %% ../../nbs/training/62_adversarial.ipynb #d1cb59c3
-def time_critic(
+def time_discriminator(
     channels,  # of the images
     ch,  # the generator's width
     size,  # shorter side of the images, in pixels
     o,  # options of the objective
-):  # dict name -> critic
-    "One critic of steps, `width` times as wide as the generator."
-    return dict(step=TimeCritic(channels, ch * o['width'], halvings(size, 6), o['group']))
+):  # dict name -> discriminator
+    "One discriminator of steps, `width` times as wide as the generator."
+    return dict(step=TimeDiscriminator(channels, ch * o['width'], halvings(size, 6), o['group']))
 
 
-def step_critic(s, made):
+def step_discriminator(
+    s,  # LossInputs
+    made,  # dict with x_t and x_s; gets 'real', the pair the penalty looks at
+):  # 0-d
     "The logistic loss of a real and a made step from the same state."
     x_s, x_t = real_pair(s, made)
     made['real'] = (x_s, x_t)  # the penalty looks at the same pair
-    judge = s.critics['step']
+    judge = s.discriminators['step']
     return says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s'], made['x_t'], s.t))
 
 
-def step_penalty(s, made):
-    "R1 at the real pair; a critic with an answer per patch is averaged over its patches."
+def step_penalty(
+    s,  # LossInputs
+    made,  # dict with 'real'
+):  # 0-d
+    "R1 at the real pair; a discriminator with an answer per patch is averaged over its patches."
 
     def judge(x_s, x_t):
-        return s.critics['step'](x_s, x_t, s.t).reshape(len(x_s), -1).mean(1)
+        return s.discriminators['step'](x_s, x_t, s.t).reshape(len(x_s), -1).mean(1)
 
     return gradient_penalty(judge, *made['real'], s.options['gamma'], s.options['r1_at'])
 
 
-def step_generator(s, made):
+def step_generator(
+    s,  # LossInputs
+    made,  # dict with x_t, x0_hat, x_s
+):  # loss and L1, 0-d each
     "The adversarial term and the L1 of the estimate, as mean or sum; and its mean alone."
     rec = l1(made['x0_hat'], s.x0).mean()
     if s.options['reduction'] not in ('mean', 'sum'):
         raise InputError(f"reduction must be 'mean' or 'sum', got {s.options['reduction']!r}")
     whole = s.batch * s.x0[0].numel() if s.options['reduction'] == 'sum' else 1
-    fooled = says_real(s.critics['step'](made['x_s'], made['x_t'], s.t))
+    fooled = says_real(s.discriminators['step'](made['x_s'], made['x_t'], s.t))
     return s.options['adversarial'] * fooled + s.options['l1'] * whole * rec, rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #4bb3c732
-def cycle_critics(channels, ch, size, o):
-    "Two critics of steps, two of patches; arguments as of `time_critic`."
-    patch = lambda: PatchCritic(channels, ch, halvings(size, 3), 'instance')
-    step = lambda: time_critic(channels, ch, size, o)['step']
+def cycle_discriminators(
+    channels,  # of the images
+    ch,  # the generator's width
+    size,  # shorter side of the images, in pixels
+    o,  # options of the objective
+):  # dict name -> discriminator
+    "Two discriminators of steps, two of patches."
+    patch = lambda: PatchDiscriminator(channels, ch, halvings(size, 3), 'instance')
+    step = lambda: time_discriminator(channels, ch, size, o)['step']
     return dict(step=step(), step_y=step(), patch=patch(), patch_y=patch())
 
 
-def cycle_helpers(den, o):
+def cycle_helpers(
+    den,  # Denoiser; the generator
+    o,  # options of the objective
+):  # dict name -> network
     "The diffusive generator of the other direction, and the two translators."
     cfg = den.net.config
     return dict(
@@ -234,7 +287,9 @@ TRANSLATED = {'': 'made_x', '_y': 'made_y'}
 CYCLED = {'': 'cycle_x', '_y': 'cycle_y'}
 
 
-def make_cycle(s):
+def make_cycle(
+    s,  # LossInputs
+):  # dict; names that end in '_y' belong to the other direction
     "Steps in both directions with made sources; translations; cycles."
     h = s.helpers
     made_y, made_x = h['to_y'](s.x0), h['to_x'](s.y)
@@ -253,11 +308,18 @@ def make_cycle(s):
     return out
 
 # %% ../../nbs/training/62_adversarial.ipynb #ae59b585
-def cycle_critic(s, made):
+def cycle_discriminator(
+    s,  # LossInputs
+    made,  # from `make_cycle`; gets 'real', the pairs the penalty looks at
+):  # 0-d
     "The logistic losses of steps and of translations, in both directions."
     loss, made['real'] = 0.0, {}
     for k, x, src in (('', s.x0, made['made_y']), ('_y', s.y, made['made_x'])):
-        x_t, judge, patch = made['x_t' + k], s.critics['step' + k], s.critics['patch' + k]
+        x_t, judge, patch = (
+            made['x_t' + k],
+            s.discriminators['step' + k],
+            s.discriminators['patch' + k],
+        )
         x_s = take_step(s, x_t, x, src, s.t, s.noise(x))
         made['real'][k] = (x_s, x_t)
         loss = loss + says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s' + k], x_t, s.t))
@@ -265,21 +327,27 @@ def cycle_critic(s, made):
     return loss
 
 
-def cycle_penalty(s, made):
-    "R1 of the two critics of steps."
+def cycle_penalty(
+    s,  # LossInputs
+    made,  # dict with 'real'
+):  # 0-d
+    "R1 of the two discriminators of steps."
     total = 0
     for k, pair in made['real'].items():
-        judge = lambda x_s, x_t: s.critics['step' + k](x_s, x_t, s.t)
+        judge = lambda x_s, x_t: s.discriminators['step' + k](x_s, x_t, s.t)
         total = total + gradient_penalty(judge, *pair, s.options['gamma'], s.options['r1_at'])
     return total
 
 
-def cycle_generator(s, made):
+def cycle_generator(
+    s,  # LossInputs
+    made,  # from `make_cycle`
+):  # loss and L1, 0-d each
     "The adversarial terms and the weighted L1 of estimates and cycles; and the L1 of the estimate."
     loss = 0.0
     for k, x in (('', s.x0), ('_y', s.y)):
-        loss = loss + says_real(s.critics['step' + k](made['x_s' + k], made['x_t' + k], s.t))
-        loss = loss + says_real(s.critics['patch' + k](made[TRANSLATED[k]]))
+        loss = loss + says_real(s.discriminators['step' + k](made['x_s' + k], made['x_t' + k], s.t))
+        loss = loss + says_real(s.discriminators['patch' + k](made[TRANSLATED[k]]))
         there = l1(made['x0_hat' + k], x).mean()
         loss = loss + s.options['l1'] * (there + l1(made[CYCLED[k]], x).mean())
     return loss, l1(made['x0_hat'], s.x0).mean()
@@ -322,20 +390,28 @@ def ssim_of_batch(
     return (alike / ((m_a**2 + m_b**2 + c1) * (var + c2))).mean()
 
 # %% ../../nbs/training/62_adversarial.ipynb #a4d49379
-def make_parts(s):
+def make_parts(
+    s,  # LossInputs
+):  # dict with 'image', and 'texture' where the network gives one
     "DTF-Net's image and texture; of another network the image alone."
     if isinstance(s.den.net, DTFNet):
         return {k: v for k, v in s.den.net.parts(s.y).items() if k in ('image', 'texture')}
     return make_image(s)
 
 
-def dtfnet_critic(s, made):
+def dtfnet_critic(
+    s,  # LossInputs
+    made,  # dict with 'image'
+):  # 0-d
     "Wasserstein's difference of means, or with the sign of the release."
     sign = dict(right=1.0, released=-1.0)[s.options['sign']]
     return -patches(s, s.x0).mean() + sign * patches(s, made['image']).mean()
 
 
-def dtfnet_generator(s, made):
+def dtfnet_generator(
+    s,  # LossInputs
+    made,  # from `make_parts`
+):  # loss and L1, 0-d each
     "L1, structural similarity, texture where there is one, and the critic; and the L1 alone."
     o, image = s.options, made['image']
     rec = l1(image, s.x0).mean()
@@ -346,13 +422,21 @@ def dtfnet_generator(s, made):
     return loss - patches(s, shown).mean(), rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #08eede28
-def patch_time_critic(channels, ch, size, o):
-    "One critic of steps that judges patches; arguments as of `time_critic`."
+def patch_time_discriminator(
+    channels,  # of the images
+    ch,  # the generator's width
+    size,  # shorter side of the images, in pixels
+    o,  # options of the objective
+):  # dict name -> discriminator
+    "One discriminator of steps that judges patches."
     deep = halvings(size, o['layers'])
-    return dict(step=TimeCritic(channels, ch * o['width'], deep, o['group'], patch=True))
+    return dict(step=TimeDiscriminator(channels, ch * o['width'], deep, o['group'], patch=True))
 
 
-def metadb_helpers(den, o):
+def metadb_helpers(
+    den,  # Denoiser; the generator
+    o,  # options of the objective
+):  # dict name -> network
     "SR-Net, if its loss has a weight. Raises InputError where the network has no prompts."
     if not o['semantic']:
         return {}
@@ -365,7 +449,10 @@ def metadb_helpers(den, o):
     return dict(recover=SRNet(cfg['channels'], cfg['text']))
 
 
-def metadb_generator(s, made):
+def metadb_generator(
+    s,  # LossInputs
+    made,  # from `make_step`; gets 'semantic'
+):  # loss and L1, 0-d each
     "The loss of judged steps, and how badly the prompt is read off the estimate; and the L1 alone."
     loss, rec = step_generator(s, made)
     if 'recover' not in s.helpers:
@@ -374,7 +461,10 @@ def metadb_generator(s, made):
     return loss + s.options['semantic'] * made['semantic'], rec
 
 
-def metadb_watch(s, made):
+def metadb_watch(
+    s,  # LossInputs
+    made,  # as `metadb_generator` left it
+):  # dict of 0-d tensors
     "The semantic loss, and what it is when the estimates are exchanged within the batch."
     if 'recover' not in s.helpers:
         return {}
@@ -398,20 +488,22 @@ adam_rate = 1e-4 / 1.6e-4
 
 steps_judged = Objective(
     '',
-    time_critic,
+    time_discriminator,
     make_step,
-    step_critic,
+    step_discriminator,
     step_generator,
     step_penalty,
     rate=adam_rate,
     options=STEP,
 )
+
+# %% ../../nbs/training/62_adversarial.ipynb #ef857207
 objectives = dict(
     pix2pix=Objective(
         'Isola et al. 2017: logistic PatchGAN, L1 x 100',
-        patch_critic,
+        patch_discriminator,
         make_image,
-        pix2pix_critic,
+        pix2pix_discriminator,
         pix2pix_generator,
         fresh=False,
         options=dict(l1=100.0, layers=3, norm='instance'),
@@ -428,20 +520,24 @@ objectives = dict(
     ),
     syndiff_cycle=Objective(
         'SynDiff as published: no pairs, two directions, a cycle',
-        cycle_critics,
+        cycle_discriminators,
         make_cycle,
-        cycle_critic,
+        cycle_discriminator,
         cycle_generator,
         cycle_penalty,
         cycle_helpers,
         rate=adam_rate,
         options={**STEP, 'width': 2, 'blocks': 6},
     ),
+)
+
+# %% ../../nbs/training/62_adversarial.ipynb #6813f216
+objectives.update(
     metadb=Objective(
         'MetaDB: steps judged by patches, and the prompt read off the result',
-        patch_time_critic,
+        patch_time_discriminator,
         make_step,
-        step_critic,
+        step_discriminator,
         metadb_generator,
         step_penalty,
         metadb_helpers,
@@ -451,7 +547,7 @@ objectives = dict(
     ),
     dtfnet=Objective(
         'DTF-Net for one source: L1, SSIM, texture, Wasserstein',
-        patch_critic,
+        patch_discriminator,
         make_parts,
         dtfnet_critic,
         dtfnet_generator,
@@ -470,8 +566,11 @@ objectives = dict(
     ),
 )
 
-
-def variant(name, **options):
+# %% ../../nbs/training/62_adversarial.ipynb #d6494bde
+def variant(
+    name,  # row of `objectives`
+    **options,  # that override the row's
+):  # Objective
     "A row with other options."
     return replace(objectives[name], options={**objectives[name].options, **options})
 
@@ -487,27 +586,29 @@ def make_networks(
     den,  # Denoiser; the generator
     size,  # shorter side of the images, in pixels
     seed,  # of the recipe
-):  # critics, helpers
-    "Critics and helpers, with the same first weights for the same seed."
+):  # discriminators, helpers
+    "Discriminators and helpers, with the same first weights for the same seed."
     cfg = den.net.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(item_seed(seed, 'critics'))
-        critics = nn.ModuleDict(o.critics(cfg['channels'], cfg['ch'], size, o.options))
+        discriminators = nn.ModuleDict(
+            o.discriminators(cfg['channels'], cfg['ch'], size, o.options)
+        )
         helpers = nn.ModuleDict(o.helpers(den, o.options) if o.helpers else {})
-    return critics, helpers
+    return discriminators, helpers
 
 
 def make_optimisers(
     o,  # Objective
     den,  # Denoiser; the generator
-    critics,  # networks by name
+    discriminators,  # networks by name
     helpers,  # networks by name
     r,  # Recipe
 ):  # optimisers by name
-    "One for the generator with its helpers, one for the critics."
+    "One for the generator with its helpers, one for the discriminators."
     groups = param_groups(den, r)
     groups[0]['params'] = groups[0]['params'] + list(helpers.parameters())
-    theirs = dict(params=list(critics.parameters()), factor=o.rate)
+    theirs = dict(params=list(discriminators.parameters()), factor=o.rate)
     adam = partial(torch.optim.Adam, betas=tuple(r.betas))
     make = dict(adam=adam, rmsprop=torch.optim.RMSprop)[o.optimiser]
     return dict(
@@ -516,7 +617,10 @@ def make_optimisers(
     )
 
 
-def clip_weights(module, bound):
+def clip_weights(
+    module,  # network, changed in place
+    bound,  # largest absolute value of a weight
+):
     "Bring every weight into [-bound, bound]."
     with torch.no_grad():
         for p in module.parameters():
@@ -524,7 +628,7 @@ def clip_weights(module, bound):
 
 # %% ../../nbs/training/62_adversarial.ipynb #5a362b51
 class Players:
-    "Generator, critics and helpers of one training, and the two optimisers that move them."
+    "Generator, discriminators and helpers of one training, and the two optimisers that move them."
 
     def __init__(
         self,
@@ -534,6 +638,7 @@ class Players:
         data,  # data set; its first item tells the size of the images
         options=None,  # of the objective
     ):
+        "Make discriminators, helpers and optimisers; raises InputError for fp16."
         if r.precision == 'fp16':
             raise InputError(
                 "adversarial training does not run in fp16; use precision 'bf16' or 'no'"
@@ -541,15 +646,15 @@ class Players:
         self.o = find_objective(m.adversarial, options)
         self.den, self.m, self.r, self.draws = den, m, r, 2 if self.o.fresh else 1
         size = min(data[0]['y'].shape[-2:])
-        self.critics, self.helpers = make_networks(self.o, den, size, r.seed)
-        self.opts = make_optimisers(self.o, den, self.critics, self.helpers, r)
-        both = dict(critics=self.critics, helpers=self.helpers)
+        self.discriminators, self.helpers = make_networks(self.o, den, size, r.seed)
+        self.opts = make_optimisers(self.o, den, self.discriminators, self.helpers, r)
+        both = dict(critics=self.discriminators, helpers=self.helpers)
         self.extra_networks = {k: v for k, v in both.items() if len(v)}
 
     def prepare(
         self,
         acc,  # accelerate's Accelerator
-        accumulate=1,  # not used: critics look at a whole batch
+        accumulate=1,  # not used: discriminators look at a whole batch
     ):
         "Move to the device, share the first process's weights."
         self.acc = acc
@@ -641,7 +746,7 @@ def loss_inputs(
     noise = Noise(b['noise'].tolist(), device)
     same = dict(
         den=players.den,
-        critics=players.critics,
+        discriminators=players.discriminators,
         helpers=players.helpers,
         steps=players.m.steps,
         tau=rules[players.m.tau],
@@ -656,33 +761,36 @@ def loss_inputs(
 
 # %% ../../nbs/training/62_adversarial.ipynb #f99e0d5e
 class Adversarial(Players):
-    "Alternating updates of critics and generator; see `loop.Denoising` for what the loop expects."
+    "Alternating updates of both players; see `loop.Denoising` for what the loop expects."
 
     columns, splits = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged'), False
 
-    def critic_step(
+    def discriminator_step(
         self,
         s,  # LossInputs
         made,  # what the objective's `make` gave
         k,  # number of the step
     ):
-        "Update the critics on what was made; returns their loss and, where due, the penalty."
-        self.critics.requires_grad_(True)
+        "Update the discriminators on what was made; returns their loss and the penalty where due."
+        self.discriminators.requires_grad_(True)
         made = {n: v.detach() for n, v in made.items()}
         with self.acc.autocast():
-            loss = self.o.critic(s, made)
+            loss = self.o.discriminator(s, made)
         due = self.o.penalty and k % self.o.options['r1_every'] == 0
         r1 = self.o.penalty(s, made) if due else None
         self.update(loss if r1 is None else loss + r1, 'optim_critics', k)
         if self.o.clip:
-            clip_weights(self.critics, self.o.clip)
+            clip_weights(self.discriminators, self.o.clip)
         return loss.detach(), None if r1 is None else r1.detach()
 
-    def generator_step(self, s, made, k):
-        """Update the generator against frozen critics; arguments as of `critic_step`. Returns its
-        loss, the L1 of the estimate, the gradient norm and what is watched.
-        """
-        self.critics.requires_grad_(False)
+    def generator_step(
+        self,
+        s,  # LossInputs
+        made,  # what the objective's `make` gave
+        k,  # number of the step
+    ):  # its loss, the L1 of the estimate, the gradient norm, and what is watched
+        "Update the generator against frozen discriminators."
+        self.discriminators.requires_grad_(False)
         with self.acc.autocast():
             loss, rec = self.o.generator(s, made)
         # before the update: both numbers by the same weights
@@ -691,14 +799,18 @@ class Adversarial(Players):
         norm = self.update(loss, 'optim', k)
         return loss.detach(), rec.detach(), norm, seen
 
-    def step(self, k, b) -> dict:
-        "One step of both players on batch b; returns what the log shows."
+    def step(
+        self,
+        k,  # number of the step
+        b,  # batch: dict of tensors, see `loop.Draws`
+    ) -> dict:
+        "One step of both players; returns what the log shows."
         torch.manual_seed(item_seed(self.r.seed, 'step', k, self.acc.process_index))  # dropout
         inputs = loss_inputs(self, b)
         s = next(inputs)
         with torch.set_grad_enabled(not self.o.fresh), self.acc.autocast():
             made = self.o.make(s)
-        loss_d, r1 = self.critic_step(s, made, k)
+        loss_d, r1 = self.discriminator_step(s, made, k)
         if self.o.fresh:
             s = next(inputs)
             with self.acc.autocast():
@@ -743,13 +855,26 @@ class Zero(Estimator):
     bridge: object
     latent = 0
 
-    def __call__(self, x, t, y, ctx=None, **more):
+    def __call__(
+        self,
+        x,  # state (B, C, H, W)
+        t,  # not used
+        y,  # not used
+        ctx=None,  # not used
+        **more,  # not used
+    ):  # zeros, shape of x
+        "Zero, whatever is asked."
         return torch.zeros_like(x)
 
     eps_hat = __call__
 
 
-def try_options(method, sampler: dict, bridge: dict, channels: int):
+def try_options(
+    method,  # row of `methods`
+    sampler: dict,  # options of its sampler
+    bridge: dict,  # options of its bridge
+    channels: int,  # C of the images
+):
     """Values, not only words: two steps with a denoiser that answers zero. Raises InputError if
     they do not run.
     """

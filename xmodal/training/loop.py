@@ -39,17 +39,22 @@ class Draws(Dataset):
         # dataset of dicts with 'y' and 'x0'; with prompts also 'ctx' (V, 3, dim), of whose V
         # versions one is drawn
         data,
-        seed: int = 0,
+        seed: int = 0,  # of the whole run
         times='uniform',  # column `times` of the method, see methods.time_of
     ):
+        "Keep the data; raises InputError if there are none."
         if len(data) == 0:
             raise InputError('there is not a single training image')
         self.data, self.seed, self.times, self.epoch, self.order = data, seed, times, -1, None
 
     def __len__(self):
+        "Without end, for every practical purpose."
         return 2**62  # it never ends
 
-    def index(self, n):
+    def index(
+        self,
+        n,  # number of the sample, from 0 on
+    ):  # number of the image
         "Which image sample n is."
         epoch, k = divmod(int(n), len(self.data))
         if epoch != self.epoch:
@@ -57,7 +62,11 @@ class Draws(Dataset):
             self.epoch, self.order = epoch, rng.permutation(len(self.data))
         return int(self.order[k])
 
-    def __getitem__(self, n):
+    def __getitem__(
+        self,
+        n,  # number of the sample, from 0 on
+    ):  # y, x0, t, noise, n, and ctx and x0_std where the data have them
+        "The sample: image, time and noise seed."
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
         out = dict(
@@ -100,10 +109,19 @@ def measure_scale(
 class StepBatches:
     "Batch sampler: the sample numbers of this process for steps start, start + 1, ..., stop - 1."
 
-    def __init__(self, start: int, stop: int, batch: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        start: int,  # first step
+        stop: int,  # one after the last
+        batch: int,  # images of one process in one step
+        rank: int = 0,  # number of this process
+        world: int = 1,  # number of processes
+    ):
+        "Keep which steps are meant, and whose share."
         self.start, self.stop, self.batch, self.rank, self.world = start, stop, batch, rank, world
 
     def __len__(self):
+        "Number of steps."
         return self.stop - self.start
 
     def __iter__(self):
@@ -144,10 +162,10 @@ class Recipe:
         if self.schedule not in ('cosine', 'constant'):
             raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
 
-
+# %% ../../nbs/training/61_loop.ipynb #acd36377
 def lr_at(
     step: int,  # 0, 1, ..., steps - 1
-    r: Recipe,
+    r: Recipe,  # gives peak, warm-up, length and schedule
 ) -> float:
     "Linear warm-up, then cosine to a tenth of the peak, or constant."
     warm = min(r.warmup, max(1, r.steps // 10))
@@ -158,7 +176,9 @@ def lr_at(
     return r.lr * (0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, r.steps - warm)))
 
 # %% ../../nbs/training/61_loop.ipynb #125bfb8f
-def pack_optimizer(opt) -> dict:
+def pack_optimizer(
+    opt,  # a torch optimiser
+) -> dict:
     "State of a torch optimiser as flat name -> tensor."
     return {
         f'{i}.{k}': torch.as_tensor(v)
@@ -166,8 +186,12 @@ def pack_optimizer(opt) -> dict:
         for k, v in s.items()
     }
 
-
-def unpack_optimizer(opt, tensors, path='the optimizer'):
+# %% ../../nbs/training/61_loop.ipynb #d6449e4c
+def unpack_optimizer(
+    opt,  # a torch optimiser, changed in place
+    tensors,  # from `pack_optimizer`
+    path='the optimizer',  # where they come from, for the message
+):
     "Put `pack_optimizer`'s tensors back; raises InputError if they belong to other parameters."
     state, groups = {}, opt.state_dict()['param_groups']
     numbers = [i for g in groups for i in g['params']]
@@ -184,7 +208,9 @@ def unpack_optimizer(opt, tensors, path='the optimizer'):
     opt.load_state_dict(dict(state=state, param_groups=groups))
 
 
-def checkpoints(folder) -> list:
+def checkpoints(
+    folder,  # of checkpoints
+) -> list:
     "Whole checkpoints of a run, oldest first."
     found = [q for q in Path(folder).glob('step-*') if q.is_dir() and q.name[5:].isdecimal()]
     return sorted(found, key=lambda q: int(q.name[5:]))
@@ -204,7 +230,10 @@ class RunState:
     scaler: object = None  # of fp16 gradients
 
 
-def write_tensors(folder, run: RunState):
+def write_tensors(
+    folder,  # Path of the checkpoint
+    run: RunState,  # what is written
+):
     "The networks, optimisers and averages of a run, one file each."
     save_tensors(run.den.state_dict(), folder / 'model.safetensors')
     for k, opt in run.opts.items():
@@ -215,7 +244,7 @@ def write_tensors(folder, run: RunState):
         shadow = {f'{i:05d}': v for i, v in enumerate(run.ema.shadow_params)}
         save_tensors(shadow, folder / 'ema.safetensors')
 
-
+# %% ../../nbs/training/61_loop.ipynb #2a6bc395
 def save_checkpoint(
     folder,  # folder of checkpoints
     step: int,  # finished optimiser steps
@@ -255,7 +284,9 @@ def save_checkpoint(
 PARTS_OF_STATE = ('recipe', 'model', 'data', 'scaler', 'sha256')
 
 
-def read_state(path) -> dict:
+def read_state(
+    path,  # folder of the checkpoint
+) -> dict:
     "What a checkpoint says about itself; raises InputError if it is damaged."
     path = Path(path)
     try:
@@ -275,7 +306,13 @@ def read_state(path) -> dict:
     return state
 
 
-def check_same_run(path, state: dict, recipe, model, origin):
+def check_same_run(
+    path,  # folder of the checkpoint, for the message
+    state: dict,  # from `read_state`; a schedule that it lacks is filled in
+    recipe,  # Recipe of now
+    model,  # arguments of `build` of now
+    origin,  # where the data of now come from, or None
+):
     "Raise InputError if recipe, model or data are others than those that a run was started with."
     now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
     state['recipe'].setdefault('schedule', 'cosine')  # of checkpoints from before there was another
@@ -318,8 +355,12 @@ def load_checkpoint(
         load_average(run.ema, read('ema'), path / 'ema.safetensors', state['step'])
     return state['step'], state['seconds']
 
-
-def load_scaler(scaler, state: dict, path):
+# %% ../../nbs/training/61_loop.ipynb #3103786f
+def load_scaler(
+    scaler,  # torch's GradScaler, changed in place
+    state: dict,  # what was saved of it
+    path,  # folder of the checkpoint, for the message
+):
     "Put the scale of fp16 gradients back; raises InputError if it is none."
     try:
         scaler.load_state_dict(state)
@@ -330,7 +371,12 @@ def load_scaler(scaler, state: dict, path):
         ) from None
 
 
-def load_average(ema, shadow: dict, path, step: int):
+def load_average(
+    ema,  # diffusers' EMAModel, changed in place
+    shadow: dict,  # averaged weights by number
+    path,  # their file, for the message
+    step: int,  # finished steps
+):
     "Put averaged weights back; raises InputError if they belong to another model."
     found = [tuple(shadow[k].shape) for k in sorted(shadow)]
     if found != [tuple(q.shape) for q in ema.shadow_params]:
@@ -365,8 +411,11 @@ def stop_flag():
         for s, h in old.items():
             signal.signal(s, h)
 
-
-def any_process(acc, flag) -> bool:
+# %% ../../nbs/training/61_loop.ipynb #57d8311e
+def any_process(
+    acc,  # accelerate's Accelerator
+    flag,  # from `stop_flag`
+) -> bool:
     "Has any process been told to stop? The same answer in all of them; they ask at the same step."
     if acc.num_processes == 1:
         return bool(flag)
@@ -374,9 +423,12 @@ def any_process(acc, flag) -> bool:
     return bool(acc.reduce(told, 'sum') > 0)
 
 
-def poll_interval(acc, seconds) -> int:
-    """Ask for a stop every so many steps: each step for one process, else about every five seconds,
-    the same in all.
+def poll_interval(
+    acc,  # accelerate's Accelerator
+    seconds,  # that a step has taken here
+) -> int:  # steps
+    """Every how many steps to ask for a stop: each step for one process, else about every five
+    seconds, the same in all.
     """
     if acc.num_processes == 1:
         return 1
@@ -394,12 +446,12 @@ def predict(
     tau='markov',  # noise rule by name
     # row of `methods` by name, whose sampler and grid are used; default: the one step of 12_sample
     method=PLAIN,
-    batch: int = 16,
-    seed: int = 0,
-    device='cpu',
+    batch: int = 16,  # images at a time
+    seed: int = 0,  # of the noise, with the number of the item
+    device='cpu',  # where the network is
     progress=True,  # show a bar
     items=None,  # numbers of the items that are wanted; default: all
-    **options,  # of the sampler
+    **options,  # of the sampler, its grid and the row, see `methods.draw`
 ) -> np.ndarray:  # (N, C, H, W) float32
     """Sample a translation for every item of a data set, or for some; an item's noise is the same
     in both.
@@ -420,9 +472,11 @@ def predict(
     return np.concatenate(out)
 
 # %% ../../nbs/training/61_loop.ipynb #31a1d08f
-def join_processes(device=None):
+def join_processes(
+    device=None,  # 'cpu' keeps the processes off GPUs
+):  # accelerate's PartialState, or None
     """accelerate's state of the processes that a launcher has started, or None where this one is
-    alone; device 'cpu' keeps them off GPUs.
+    alone.
     """
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         return None
@@ -459,20 +513,40 @@ def map_over_processes(
 class PairLoss(nn.Module):
     "The denoising loss of a batch as a module, for accelerate to wrap."
 
-    def __init__(self, den, loss='mse', weight='x0'):
+    def __init__(
+        self,
+        den,  # Denoiser
+        loss='mse',  # row of denoise.losses
+        weight='x0',  # 'x0' or 'net', see denoise.loss_per_item
+    ):
+        "Keep the denoiser and what its error is."
         super().__init__()
         self.den, self.loss, self.weight = den, loss, weight
 
-    def forward(self, x0, y, t, eps, z=None, ctx=None):
+    def forward(
+        self,
+        x0,  # targets (B, C, H, W)
+        y,  # sources, same shape
+        t,  # times (B,) in (0, 1]
+        eps,  # standard normal noise, shape of x0
+        z=None,  # (B, latent) standard normal, or None
+        ctx=None,  # prompts (B, 3, dim), or None
+    ):  # 0-d
+        "Mean of the images' losses."
         return loss_per_item(self.den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
-
-def trainable(den) -> list:
+# %% ../../nbs/training/61_loop.ipynb #adfc34e2
+def trainable(
+    den,  # Denoiser
+) -> list:
     "Parameters that learn; a network may keep some frozen."
     return [p for p in den.parameters() if p.requires_grad]
 
 
-def param_groups(den, r):
+def param_groups(
+    den,  # Denoiser
+    r,  # Recipe
+):  # groups for a torch optimiser, with their `factor` of the learning rate
     "Network at lr, bridge at lr*mix_lr (CDTSDE 6.11)."
     bridge = list(den.bridge.parameters())
     mine = {id(p) for p in bridge}
@@ -480,7 +554,13 @@ def param_groups(den, r):
     return groups + ([dict(params=bridge, factor=r.mix_lr)] if bridge else [])
 
 
-def as_latents(den, x0, y, std, noise):
+def as_latents(
+    den,  # Denoiser
+    x0,  # targets, or means of their latents (B, C, H, W)
+    y,  # sources, or means of their latents, same shape
+    std,  # spread of the targets' latents, or None: x0 and y are images
+    noise,  # `Noise` of the batch
+):  # target and source, (B, C, h, w) each
     """The pair as the network sees it: unchanged, or for a network on latents the source's mean and
     a draw of the target, from images (std None) or from means in a cache.
     """
@@ -491,7 +571,10 @@ def as_latents(den, x0, y, std, noise):
     return x0 + std.to(x0.device, non_blocking=True) * noise(x0), y
 
 # %% ../../nbs/training/61_loop.ipynb #4cb0cc8a
-def in_parts(b: dict, n: int) -> list:
+def in_parts(
+    b: dict,  # dict of tensors with the batch first
+    n: int,  # number of parts
+) -> list:
     "A batch as n smaller ones."
     return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
 
@@ -502,18 +585,32 @@ class Denoising:
     # further columns of the log, further networks, can a batch be done in parts?
     columns, extra_networks, splits = (), {}, True
 
-    def __init__(self, den, m, r, data):
+    def __init__(
+        self,
+        den,  # Denoiser
+        m,  # row of `methods`
+        r,  # Recipe
+        data,  # data set; not needed here
+    ):
+        "One AdamW for network and bridge."
         self.den, self.m, self.r = den, m, r
         how = dict(lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay)
         self.opts = dict(optim=torch.optim.AdamW(param_groups(den, r), **how))
 
-    def prepare(self, acc, accumulate=1):
+    def prepare(
+        self,
+        acc,  # accelerate's Accelerator
+        accumulate=1,  # parts in which a batch is done
+    ):
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
         loss_fn = PairLoss(self.den, self.m.loss, self.m.weight)
         self.loss_fn, self.opts['optim'] = acc.prepare(loss_fn, self.opts['optim'])
 
-    def loss(self, b):
+    def loss(
+        self,
+        b,  # batch: dict of tensors, see `Draws`
+    ):  # 0-d
         "Mean loss of a batch."
         acc = self.acc
         x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
@@ -525,7 +622,11 @@ class Denoising:
         with acc.autocast():
             return self.loss_fn(x0, y, t, eps, z, ctx)
 
-    def step(self, k, b) -> dict:
+    def step(
+        self,
+        k,  # number of the step, from 0 on
+        b,  # batch: dict of tensors, see `Draws`
+    ) -> dict:  # 'loss' and 'grad_norm'
         "Loss and gradient norm of step k on batch b, as tensors on the device."
         acc, opt, total = self.acc, self.opts['optim'], 0.0
         torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
@@ -549,7 +650,13 @@ class Log:
 
     names = ('step', 'loss', 'lr', 'grad_norm', 'mix_shift', 'mix_spread', 'seconds', 'val_psnr')
 
-    def __init__(self, path, step=0, more=()):
+    def __init__(
+        self,
+        path,  # log.csv
+        step=0,  # finished steps of a run that is continued; 0: a new log
+        more=(),  # names of further columns
+    ):
+        "Begin the file, or take over the rows of an earlier part."
         self.path, self.names = Path(path), (*self.names, *more)
         kept, lost = old_rows(self.path, step) if step else ([], '')
         if step and (lost or not kept):
@@ -558,10 +665,18 @@ class Log:
             kept = [dict(step=step)]
         self.write([','.join(self.names), *map(self.line, kept)], whole=True)
 
-    def line(self, row: dict) -> str:
+    def line(
+        self,
+        row: dict,  # numbers or text by column
+    ) -> str:
+        "A row as text; columns without a value stay empty."
         return ','.join(str(row.get(k, '')) for k in self.names)
 
-    def write(self, lines, whole=False):
+    def write(
+        self,
+        lines,  # of text, without ends
+        whole=False,  # write the file anew
+    ):
         "Add lines, or write the file anew; raises InputError if the disk is full."
         try:
             if not whole:
@@ -576,7 +691,11 @@ class Log:
                 f'free space and continue with resume'
             ) from None
 
-    def add(self, **row):
+    def add(
+        self,
+        **row,  # numbers or text by column, see `names`
+    ):
+        "Add one row."
         self.write([self.line(row)])
 
 # %% ../../nbs/training/61_loop.ipynb #b868088d
@@ -605,7 +724,9 @@ def old_rows(
     return kept, f'{bad} damaged rows are left out' if bad else ''
 
 
-def is_entry(text: str) -> bool:
+def is_entry(
+    text: str,  # one cell of a CSV file
+) -> bool:
     "Is this a number, or nothing?"
     try:
         return text == '' or len(text) < 40 and float(text) is not None
@@ -613,7 +734,9 @@ def is_entry(text: str) -> bool:
         return False
 
 # %% ../../nbs/training/61_loop.ipynb #a1868776
-def read_log(out):
+def read_log(
+    out,  # folder of the run
+):  # pandas DataFrame
     "The log of a run as a DataFrame; attrs['seconds'] counts all parts of a continued run."
     import pandas as pd
 
@@ -621,8 +744,11 @@ def read_log(out):
     frame.attrs['seconds'] = read_state(checkpoints(Path(out) / 'checkpoints')[-1])['seconds']
     return frame
 
-
-def psnr_of(pred, truth):
+# %% ../../nbs/training/61_loop.ipynb #3f746b56
+def psnr_of(
+    pred,  # images (N, C, H, W) in [-1, 1], numpy
+    truth,  # same shape
+):  # dB
     "Mean PSNR over images for the range [-1, 1], in dB."
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
     return float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-12))))
@@ -650,15 +776,25 @@ class Training:
         self.interval = 1  # ask for a stop every so many steps
         self.new_row(self.start)
 
-    def new_row(self, done):
+    def new_row(
+        self,
+        done,  # finished steps
+    ):
         "Begin to gather for the next row of the log."
         self.sums, self.row_start, self.clock = {}, done, time.perf_counter()
 
-    def seconds(self, done):
+    def seconds(
+        self,
+        done,  # finished steps
+    ):  # float
         "Seconds per step since the last row."
         return (time.perf_counter() - self.clock) / (done - self.row_start)
 
-    def step(self, k, b):
+    def step(
+        self,
+        k,  # number of the step, from 0 on
+        b,  # batch: dict of tensors, see `Draws`
+    ):  # norm of the gradient, 0-d
         "One step, the averages, and a look at whether all is finite; returns the gradient norm."
         got = self.work.step(k, b)
         norm = got.pop('grad_norm')
@@ -702,7 +838,7 @@ def write_row(
 
 
 def save(
-    now: Training,
+    now: Training,  # of which networks, optimisers and times are written
     done: int,  # finished steps
 ):
     "Write a checkpoint, unless a loss was not finite."
@@ -714,11 +850,11 @@ def save(
 
 # %% ../../nbs/training/61_loop.ipynb #3423cd41
 def keep_going(
-    now: Training,
+    now: Training,  # what the steps work with
     loader,  # batches from step `now.start` on
-    log_every: int,
-    val_every: int,
-    save_every: int,
+    log_every: int,  # steps between rows of the log
+    val_every: int,  # steps between validations; 0: only at the end
+    save_every: int,  # steps between checkpoints; 0: only at the end
 ) -> int:  # number of finished steps if it was told to stop, else 0
     "The steps of a training: each a batch, and at times a row of the log and a checkpoint."
     last = now.run.recipe.steps
@@ -744,25 +880,22 @@ def train(
     data,  # dataset of dicts with 'y' and 'x0'
     out,  # folder of the run: checkpoints and log.csv
     method: str,  # row of `methods`: its loss, weight and times
-    recipe: Recipe,
+    recipe: Recipe,  # what decides the run
     model: dict = None,  # arguments of `build`, stored with the checkpoints
     # where the data come from (source, target, split, ...): a run is continued only with the same
     origin: dict = None,
     val=None,  # data set to sample during training; first 16 items
-    # steps between validations and between checkpoints; 0: only at the end
-    val_every: int = 0,
-    save_every: int = 0,
-    log_every: int = 20,
+    val_every: int = 0,  # steps between validations; 0: only at the end
+    save_every: int = 0,  # steps between checkpoints; 0: only at the end
+    log_every: int = 20,  # steps between rows of the log
     resume: bool = False,  # continue from the newest checkpoint in `out`
-    # loader processes; 'cpu', 'cuda', ... (default: what accelerate finds); a bar
-    workers: int = 0,
-    device=None,
-    progress: bool = True,
+    workers: int = 0,  # loader processes; 0: none beside this one
+    device=None,  # 'cpu', 'cuda', ...; None: what accelerate finds
+    progress: bool = True,  # show a bar
     options: dict = None,  # of the sampler that validates, and its steps and tau
     trainer=Denoising,  # what a step is: (den, method, recipe, data) -> object like Denoising
-    # parts in which a process goes through its share of a batch; torch.compile
-    accumulate: int = 1,
-    compile: bool = False,
+    accumulate: int = 1,  # parts in which a process goes through its share of a batch
+    compile: bool = False,  # use torch.compile
 ):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     """Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a
     non-finite loss.
@@ -800,7 +933,9 @@ def train(
     return read_log(out)
 
 # %% ../../nbs/training/61_loop.ipynb #654e22d4
-def check_device(device):
+def check_device(
+    device,  # 'cpu', 'cuda', 'mps', 'xpu', or None
+):
     "Is there such a device? Raises InputError."
     mend_torchvision()
     if device is not None and str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'):
@@ -814,8 +949,11 @@ def check_device(device):
         )
 
 
-def accelerator(precision='no', device=None):
-    "A fresh accelerate.Accelerator; device None lets accelerate choose."
+def accelerator(
+    precision='no',  # 'no', 'bf16' or 'fp16'
+    device=None,  # 'cpu', 'cuda', ...; None: accelerate chooses
+):  # accelerate's Accelerator
+    "A fresh Accelerator; what an earlier one has chosen is forgotten."
     mend_torchvision()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -824,11 +962,14 @@ def accelerator(precision='no', device=None):
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(mixed_precision=precision, cpu=str(device) == 'cpu')
 
-
-def begin_at(acc, resume, folder, run: RunState):
-    """Finished steps and seconds spent: from the newest checkpoint, or none, and then what an older
-    run has left is removed.
-    """
+# %% ../../nbs/training/61_loop.ipynb #3ac834de
+def begin_at(
+    acc,  # accelerate's Accelerator
+    resume,  # continue from the newest checkpoint?
+    folder,  # of checkpoints
+    run: RunState,  # what a checkpoint is put into
+):  # finished steps, seconds spent
+    "From the newest checkpoint, or from nothing; then what an older run has left is removed."
     if resume:
         return load_checkpoint(folder, run)
     if acc.is_main_process:
@@ -837,7 +978,13 @@ def begin_at(acc, resume, folder, run: RunState):
     return 0, 0.0
 
 
-def check_shares(batch, processes, accumulate, work, method):
+def check_shares(
+    batch,  # images of one optimiser step
+    processes,  # that share it
+    accumulate,  # parts in which each goes through its share
+    work,  # trainer; says whether a batch can be done in parts
+    method,  # name of the method, for the message
+):
     "Can a batch be spread like this? Raises InputError."
     if not (isinstance(accumulate, int) and accumulate >= 1):
         raise InputError(f'accumulate must be a whole number of 1 or more, got {accumulate!r}')
@@ -853,14 +1000,23 @@ def check_shares(batch, processes, accumulate, work, method):
             f' {processes * accumulate}'
         )
 
-
-def ignore_signals(worker):
+# %% ../../nbs/training/61_loop.ipynb #736d3274
+def ignore_signals(
+    worker,  # number of the loader process
+):
     "A loader process leaves signals to the one that trains, which finishes its step and saves."
     for s in (signal.SIGINT, signal.SIGTERM):
         signal.signal(s, signal.SIG_IGN)
 
 
-def make_loader(acc, data, r, times, start, workers):
+def make_loader(
+    acc,  # accelerate's Accelerator
+    data,  # dataset of dicts with 'y' and 'x0'
+    r,  # Recipe
+    times,  # column `times` of the method
+    start,  # first step
+    workers,  # loader processes
+):  # DataLoader
     "The batches of this process from step `start` on."
     return DataLoader(
         Draws(data, r.seed, times),
@@ -874,7 +1030,14 @@ def make_loader(acc, data, r, times, start, workers):
     )
 
 # %% ../../nbs/training/61_loop.ipynb #13bdf0c3
-def log_row(den, step, lr, norm, seconds, y) -> dict:
+def log_row(
+    den,  # Denoiser
+    step,  # finished steps
+    lr,  # learning rate of the last one
+    norm,  # its gradient norm
+    seconds,  # per step since the last row
+    y,  # one source (1, C, H, W), for the state of the field
+) -> dict:  # text by column
     "One row of the log, with the state of the mixing field if there is one."
     if den.codec is not None and y.shape[1] == den.codec.channels:
         y = den.codec.encode(y)
@@ -887,8 +1050,11 @@ def log_row(den, step, lr, norm, seconds, y) -> dict:
         **{n: f'{float(v):.5g}' for n, v in field.items()},
     )
 
-
-def same_weights(acc, *modules):
+# %% ../../nbs/training/61_loop.ipynb #2223c36b
+def same_weights(
+    acc,  # accelerate's Accelerator
+    *modules,  # networks, changed in place
+):
     "Give every process the first one's weights."
     if acc.num_processes == 1:
         return
@@ -899,7 +1065,10 @@ def same_weights(acc, *modules):
             p.data.copy_(broadcast(p.data))
 
 
-def make_ema(den, r):
+def make_ema(
+    den,  # Denoiser
+    r,  # Recipe; `ema` is the decay
+):
     "diffusers' EMAModel over all parameters that learn, or None."
     if not r.ema:
         return None
@@ -912,15 +1081,23 @@ class NotFinite(RuntimeError):
     "A training whose loss or gradient is no number any more."
 
 
-def finite_check(got: dict, norm, r):
+def finite_check(
+    got: dict,  # losses by name, 0-d
+    norm,  # gradient norm
+    r,  # Recipe; its precision counts
+):  # 0-d
     """A number that is finite if losses and gradient are (in fp16 an infinite gradient is a step
     left out, not a fault).
     """
     return sum(got.values()) + (0 if r.precision == 'fp16' else torch.as_tensor(norm))
 
-
-def check_finite(first_bad, lr, ckpt):
-    "Raise if some step had a non-finite loss."
+# %% ../../nbs/training/61_loop.ipynb #9f4189e1
+def check_finite(
+    first_bad,  # number of the first bad step, or -1
+    lr,  # learning rate of that step
+    ckpt,  # folder of checkpoints
+):
+    "Raise NotFinite if some step had a non-finite loss."
     if int(first_bad) >= 0:
         last = checkpoints(ckpt)
         raise NotFinite(
@@ -931,7 +1108,16 @@ def check_finite(first_bad, lr, ckpt):
         )
 
 
-def validate(den, ema, val, m, device, steps=None, tau=None, **options) -> float:
+def validate(
+    den,  # Denoiser
+    ema,  # diffusers' EMAModel, or None
+    val,  # data set; its first 16 items are sampled
+    m,  # row of `methods`, as a Method
+    device,  # where the network is
+    steps=None,  # number of steps; None: the row's
+    tau=None,  # noise rule by name; None: the row's
+    **options,  # of the sampler, see `methods.draw`
+) -> float:  # dB
     """PSNR of sampled translations of the first 16 validation images, by all processes together,
     with the averaged weights if there are any.
     """
