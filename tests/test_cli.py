@@ -373,6 +373,6 @@ def test_repr_of_a_recipe():
 def test_repr_of_a_translator():
     tr = xmodal.Translator.from_pretrained(ROOT / 'tests' / 'goldens' / 'model', 'cpu')
     text = repr(tr)
-    about = tr.config['data']
-    words = ('Translator(', 'goldens/model', tr.config['model']['method'], about['source'], 'cpu')
-    assert all(w in text for w in (*words, about['target'])) and '\n' not in text, text
+    about = tr.data
+    words = ('Translator(', 'goldens/model', tr.model.method, about.source, 'cpu')
+    assert all(w in text for w in (*words, about.target)) and '\n' not in text, text

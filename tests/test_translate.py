@@ -146,7 +146,7 @@ def model(tmp_path_factory):
         dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1)),
     )
     torch.manual_seed(0)
-    save_model(folder, build(**spec), spec, echo().config['data'])
+    save_model(folder, build(**spec), spec, echo().data)
     return folder
 
 
@@ -222,6 +222,28 @@ def test_killed_and_started_again(model, tmp_path):
             assert np.array_equal(
                 nib.load(out / n).get_fdata(), nib.load(tmp_path / 'whole' / n).get_fdata()
             )
+
+
+def test_killed_between_a_map_and_its_output(model, tmp_path, monkeypatch):
+    "A map that nothing came after is ours: the next run replaces it."
+    from xmodal import folders
+    from xmodal.translate import Translator
+
+    tr, out = Translator.from_pretrained(model), tmp_path / 'out.nii.gz'
+    source, write = scan(tmp_path / 'in.nii.gz'), folders.save_translation
+
+    def dies(result, path, ready=None):
+        if path == out:
+            raise KeyboardInterrupt
+        write(result, path, ready)
+
+    monkeypatch.setattr(folders, 'save_translation', dies)
+    with pytest.raises(KeyboardInterrupt):
+        folders.translate_paths(tr, source, out, steps=2, samples=2)
+    assert [p.name for p in tmp_path.glob('out*.nii.gz')] and not out.exists()
+    monkeypatch.setattr(folders, 'save_translation', write)
+    assert folders.translate_paths(tr, source, out, steps=2, samples=2) == []
+    assert out.exists()
 
 
 def damaged(k, rng, good: bytes, raw: bytes, bad_numbers: bytes):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -176,7 +177,7 @@ def test_labels_stay_labels_on_the_way_back():
     tr = echo(IMAGE, size=16, **LABELS)
     tr.den.net.forward = lambda x, t, y, ctx=None: torch.from_numpy(half)[None]
     assert np.unique(tr.translate(np.eye(50, dtype=np.uint8) * 200)).tolist() == [0, 3]
-    tr.config['data'].update(target_window_rule='binary', target_window=[0.0, 255.0])
+    tr.data = replace(tr.data, target_window_rule='binary', target_window=(0.0, 255.0))
     assert np.unique(tr.translate(np.eye(50, dtype=np.uint8) * 200)).tolist() == [0, 255]
     tr = echo(VOLUME, size=16, **LABELS)
     tr.den.net.forward = lambda x, t, y, ctx=None: torch.from_numpy(half)[None].expand(
@@ -210,7 +211,7 @@ def test_most_draws_decide_a_label():
     tr.den.net.forward = lambda x, t, y, ctx=None: torch.full_like(y, next(answers))
     got = quietly(lambda: tr.maps(np.full((8, 8), 9, np.uint8), samples=3))
     assert (got['mean'] == 3).all() and got['std'].min() > 1
-    assert 'commonest label of 3' in units_note(target_units(tr.config['data']), 3)['Of']
+    assert 'commonest label of 3' in units_note(target_units(tr.data), 3)['Of']
 
 
 # --- 3: the target decides
@@ -296,14 +297,14 @@ def test_type_and_limits_are_those_of_the_target(base, more, dtype, lo, hi, sour
     if image and source is not np.uint8:
         pytest.skip('images have the dtype rule')
     tr.den.net.forward = lambda x, t, y, ctx=None: torch.where(y > 0, 5.0, -5.0).to(y)
-    tr.config['data']['source_window'] = 'dtype' if image else '0:200'
+    tr.data = replace(tr.data, source_window='dtype' if image else '0:200')
     given = (
         picture(tmp_path / 'a.png') if image else scan(tmp_path / 'a.nii.gz', dtype=source, top=200)
     )
     got = quietly(lambda: tr.translate(given))
     values = got if image else got.get_fdata()
     assert (got.dtype if image else got.get_data_dtype()) == np.dtype(dtype)
-    lo_, hi_ = tr.config['data']['target_window']
+    lo_, hi_ = tr.data.target_window
     far = [lo_ - 2 * (hi_ - lo_), hi_ + 2 * (hi_ - lo_)]
     for is_, limit, free in ((values.min(), lo, far[0]), (values.max(), hi, far[1])):
         assert np.isclose(is_, free if limit is None else limit, atol=1)
@@ -336,7 +337,7 @@ def test_floating_point_is_the_file_or_refused(tmp_path):
     a = picture(tmp_path / 'a.png') / 255.0
     for x in (a, a.astype('f4'), np.stack([a] * 3, -1), (a * 255).astype(int)):
         tr = echo(IMAGE)
-        tr.config['data']['channels'] = [x.ndim * 2 - 3, 1]
+        tr.data = replace(tr.data, channels=(x.ndim * 2 - 3, 1))
         with pytest.raises(InputError, match='give uint8 or uint16'):
             tr.translate(x)
     tr = echo(IMAGE, source_window='0:1', target_dtype='float32')

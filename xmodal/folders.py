@@ -236,13 +236,13 @@ def suffix_of(
 
 
 def target_of(
-    d: dict,  # data section of a model
+    d,  # DataSpec of a model
     target: dict = None,  # what is wished for
 ) -> str:
     "The modality that a model makes, given a wish."
-    if d.get('target_windows'):
+    if d.target_windows:
         return suffix_of(resolve_prompt(d, None, target)[1].modality)
-    return suffix_of((target or {}).get('modality') or d.get('target'))
+    return suffix_of((target or {}).get('modality') or d.target)
 
 
 def bids_output(
@@ -258,7 +258,7 @@ def bids_output(
 def bids_tasks(
     root,  # of the data set
     output,  # root of the derivative
-    model_data: dict,  # data section of a model
+    model_data,  # DataSpec of a model
     labels=(),  # of participants; default: all
     target: dict = None,  # what is wished for
 ) -> list:  # of Task
@@ -267,9 +267,9 @@ def bids_tasks(
     """
     root, output = Path(root), Path(output)
     check_bids(root, output)
-    have, want = suffix_of(model_data.get('source')), target_of(model_data, target)
+    have, want = suffix_of(model_data.source), target_of(model_data, target)
     files = bids_files(root, have, people_of(root, labels))
-    known = '_ce-' in (model_data.get('source') or '')
+    known = '_ce-' in (model_data.source or '')
     enhanced = [f for f in files if '_ce-' in f.name and not known]
     files = [f for f in files if f not in enhanced]
     if enhanced and is_main():
@@ -356,7 +356,7 @@ def bids_task(
 def describe_derivative(
     root,  # of the data set
     output,  # root of the derivative
-    model_data: dict,  # data section of a model
+    model_data,  # DataSpec of a model
     target: dict = None,  # what is wished for
 ):
     "Write dataset_description.json and README of a derivative, unless they are there."
@@ -366,7 +366,7 @@ def describe_derivative(
         raw = read_json(about) if about.is_file() else {}
     except BROKEN as e:
         warnings.warn(f'{e}; the derivative is described without it')
-    way = f'{suffix_of(model_data.get("source"))} to {target_of(model_data, target)}'
+    way = f'{suffix_of(model_data.source)} to {target_of(model_data, target)}'
     content = derivative_notes(root, output, raw, way)
     text = (
         f'# {content["Name"]}\n\nMade images: none of these scans was ever acquired. How each was'
@@ -432,11 +432,10 @@ def settings_of(
     chosen: TranslateOptions,  # how the files are to be translated
 ) -> dict:  # JSON's types only
     "How a translator is asked, as it stands in the notes of a file."
-    config = tr.config
-    use = sampling(config, chosen.steps, chosen.tau)
-    m = config['model']['method']
+    use = sampling(tr, chosen.steps, chosen.tau)
+    m = tr.model.method
     times = path_times(tr, use)
-    options, steps = config['data'].get('options', {}), len(times) - 1
+    options, steps = tr.data.options, len(times) - 1
     settings = dict(
         method=m,
         model=weights_fingerprint(tr.den),
@@ -464,8 +463,8 @@ def notes_of(
     digests={},  # of the output and its maps, as they stand in the notes
 ) -> dict:
     "The sidecar of a translated file."
-    d, target = tr.config['data'], settings['target']
-    made = f'{target_of(d, target)} made from {suffix_of(d.get("source"))} by xmodal'
+    d, target = tr.data, settings['target']
+    made = f'{target_of(d, target)} made from {suffix_of(d.source)} by xmodal'
     place = dict(SpatialReference='orig') if kind_of(task.output) == 'volume' else {}
     units = units_note(target_units(d, task.known, target), settings['samples'])
     return dict(
@@ -655,17 +654,23 @@ def make_output(
         if overwrite and k not in got:
             files[k].unlink(missing_ok=True)
     task.output.unlink(missing_ok=True)  # not finished from here, whatever its notes say
-    for k in MAPS:
-        if k in got:
-            save_translation(got[k], files[k])
-    maps = {k: digest(files[k]) for k in MAPS if k in got}
+    made = [k for k in MAPS if k in got]
 
-    def note(tmp):
-        digests = dict(OutputDigest=digest(tmp), MapDigests=maps)
+    def note(digests):
         words = notes_of(tr, task, settings, doubts, changes, common.chosen.force, digests)
         write_note(beside_output(task.output, 'json'), words)
 
-    save_translation(got['mean'], task.output, note)
+    if made:  # whose the maps are, in case that nothing comes after them
+        note({})
+    for k in made:
+        save_translation(got[k], files[k])
+    maps = {k: digest(files[k]) for k in made}
+
+    save_translation(
+        got['mean'],
+        task.output,
+        lambda tmp: note(dict(OutputDigest=digest(tmp), MapDigests=maps)),
+    )
     return ''
 
 
@@ -747,7 +752,7 @@ def translate_paths(
     **how,
 ) -> list:  # (path, what was wrong) of the files that failed; InputError if it is a single one
     "Translate a file, every NIfTI, PNG and TIFF file of a folder, or a BIDS data set."
-    chosen, d = TranslateOptions(**how), tr.config['data']
+    chosen, d = TranslateOptions(**how), tr.data
     if labels and not bids:
         raise InputError('participants are chosen in a BIDS data set only; use --bids')
     if bids:

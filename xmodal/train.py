@@ -12,9 +12,9 @@ __all__ = ['defaults', 'meanings', 'BEAT', 'DEAD', 'held', 'LOWEST', 'ByNetwork'
            'open_prompts', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'trained',
            'train_all', 'show_training', 'show_mixing', 'Measured', 'scores_of', 'measure', 'shown_images',
            'show_panels', 'about_cut', 'about_target', 'stored_type', 'common_type', 'target_reach', 'usual_mask',
-           'source_values', 'target_middle', 'about_prompts', 'windows_of_targets', 'about_data', 'about_training',
-           'memory_used', 'last_mix', 'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'run',
-           'parser_of_jobs', 'train_command']
+           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_data',
+           'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only', 'environment_of',
+           'free_port', 'launch', 'run', 'parser_of_jobs', 'train_command']
 
 # %% ../nbs/use/81_train.ipynb #c82ef88b
 import argparse, atexit, contextlib, json, os, resource, shutil, socket, sys
@@ -1054,9 +1054,14 @@ def show_panels(
     )
     return save_figure(fig, p.run / 'figures' / 'panels.png')
 
+# %% ../nbs/use/81_train.ipynb #7ee98f1d
+from .training.model_folder import DataSpec, LatentSpec, ModelSpec, PromptSpec
+
 # %% ../nbs/use/81_train.ipynb #06af2ed2
-def about_cut(params) -> dict:
-    "How images were cut for the network. params: of `prepare`."
+def about_cut(
+    params: dict,  # of `prepare`, as the index of the cache holds them
+) -> dict:  # fields fit and patch of `DataSpec`
+    "How images were cut for the network."
     if params['fit'] != 'patch':
         return dict(fit=params['fit'])
     small = 'padded with -1 at the bottom and right'
@@ -1065,7 +1070,9 @@ def about_cut(params) -> dict:
     )
 
 
-def about_target(d) -> dict:
+def about_target(
+    d,  # from `prepare_data`
+) -> dict:  # fields target_dtype and target_reach of `DataSpec`
     "Number type and reach of the training's targets."
     learnt = [r for r in d.records if r.subject in d.split['train']]
     kinds = {r['dtypes'][1] for r in d.data.index['records'] if r['subject'] in d.split['train']}
@@ -1074,7 +1081,9 @@ def about_target(d) -> dict:
     return dict(target_dtype=common_type(kinds), target_reach=target_reach(d.parts['train']))
 
 
-def stored_type(path) -> str:
+def stored_type(
+    path,  # of a volume: NIfTI file, or folder of a DICOM series
+) -> str:  # as numpy names it
     "The number type of a volume's voxels: whole numbers without a scale, all else float32."
     if path.is_dir():
         return 'float32'  # a DICOM series has rescale values
@@ -1083,29 +1092,47 @@ def stored_type(path) -> str:
     return img.get_data_dtype().name if plain and img.get_data_dtype().kind in 'iu' else 'float32'
 
 
-def common_type(kinds) -> str:
+def common_type(
+    kinds,  # names of number types
+) -> str:
     "The smallest number type that holds all of these; float32 for mixtures with floating point."
     found = np.result_type(*map(np.dtype, kinds))
     return found.name if found.kind in 'iub' or len(kinds) == 1 else 'float32'
 
-
-def target_reach(data) -> list:  # [smallest, largest]
+# %% ../nbs/use/81_train.ipynb #d2603cd0
+def target_reach(
+    data,  # prepared pairs of the training
+) -> tuple:  # (smallest, largest), in units of the target
     "What the prepared targets of the training reach, in their own units."
     own, reach = {r['name']: r['windows'] for r in data.index['records']}, []
     for i in range(len(data)):
         info, x = data.info(i), data[i]['x0'].double()
         window = Window(**info.get('windows', own[info['record']])[1])
         reach += [window.unscale(float(x.min())), window.unscale(float(x.max()))]
-    return [float(f'{v:.7g}') for v in (min(reach), max(reach))]  # as exact as float32
+    return tuple(float(f'{v:.7g}') for v in (min(reach), max(reach)))  # as exact as float32
 
 
-def usual_mask(some) -> list:  # [0, the commonest value]
-    "The window of binary targets. some: their records in the index of the cache."
+def usual_mask(
+    some: list,  # binary targets: their records in the index of the cache
+) -> tuple:  # (0, the commonest value)
+    "The window of binary targets."
     values, counts = np.unique([r['windows'][1]['hi'] for r in some], return_counts=True)
-    return [0.0, float(values[counts.argmax()])]
+    return 0.0, float(values[counts.argmax()])
+
+
+def target_middle(
+    rule: str,  # window rule of the target
+    some: list,  # records of the training in the index of the cache
+) -> tuple:  # (low, high), in units of the target
+    "The window of the target: median of the records; of masks the commonest."
+    if rule == 'binary':
+        return usual_mask(some)  # no value between two masks
+    return tuple(float(np.median([r['windows'][1][k] for r in some])) for k in ('lo', 'hi'))
 
 # %% ../nbs/use/81_train.ipynb #ec0399a4
-def source_values(data) -> dict:  # mean, spread: smallest and largest over the records
+def source_values(
+    data,  # prepared pairs of the training
+) -> dict:  # mean, spread -> (smallest, largest) over the records
     """What the scaled grey values of the training sources are like, for
     `frames.concerns_of_values`.
     """
@@ -1115,33 +1142,46 @@ def source_values(data) -> dict:  # mean, spread: smallest and largest over the 
         s = sums.setdefault(data.info(i)['record'], np.zeros(3))
         s += [y.numel(), float(y.sum()), float(y.square().sum())]
     each = np.array([(s / n, max(q / n - (s / n) ** 2, 0) ** 0.5) for n, s, q in sums.values()])
-    return {k: [float(v.min()), float(v.max())] for k, v in zip(('mean', 'spread'), each.T)}
+    return {k: (float(v.min()), float(v.max())) for k, v in zip(('mean', 'spread'), each.T)}
 
 
-def target_middle(rule, some) -> list:  # [low, high]
-    "The window of the target: median of the records; of masks the commonest."
-    if rule == 'binary':
-        return usual_mask(some)  # no value between two masks
-    return [float(np.median([r['windows'][1][k] for r in some])) for k in ('lo', 'hi')]
-
-
-def about_prompts(p, d) -> dict:
+def about_prompts(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+) -> PromptSpec:
     "What a translator has to know about the prompts."
     learnt = [r for r in d.records if r.subject in d.split['train']]
     said = [asdict(read_metadata(r.target_meta)) for r in learnt]
-    return dict(
+    return PromptSpec(
         by=p.text,
         encoder=p.encoder,
         fingerprint=d.hears.fingerprint,
-        fields=list(p.told_fields),
+        fields=tuple(p.told_fields),
         source=read_metadata(d.records[0].meta).modality or '',
         usual=typical_target(learnt),
         seen=seen_values(learnt),
-        known=sorted({k for meta in said for k, v in meta.items() if v is not None}),
+        known=tuple(sorted({k for meta in said for k, v in meta.items() if v is not None})),
     )
 
 
-def windows_of_targets(p, used, rule) -> dict:  # modality -> [low, high]
+def about_latent(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+) -> LatentSpec:
+    "What a model on latents was made of; of a prior in a folder of this machine only the name."
+    return LatentSpec(
+        prior=p.prior if not Path(p.prior).exists() else Path(p.prior).name,
+        part=p.part,
+        horizon=sizes_of(p, d)['horizon'],
+        round_trip_psnr=d.ceiling,
+    )
+
+# %% ../nbs/use/81_train.ipynb #3657f53b
+def windows_of_targets(
+    p,  # from `plan`
+    used: list,  # records of the training in the index of the cache
+    rule: str,  # window rule of the target
+) -> dict:  # modality -> (low, high)
     "A window for each of several targets."
     found = {}
     for w in p.targets:
@@ -1150,12 +1190,16 @@ def windows_of_targets(p, used, rule) -> dict:  # modality -> [low, high]
     return found
 
 
-def about_data(p, d, den) -> dict:
-    "What a translator has to know about the data: the section `data` of config.json."
-    params = d.data.index['params']
+def about_data(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+    den,  # the trained denoiser
+) -> DataSpec:
+    "What a translator has to know about the data."
+    params, several = d.data.index['params'], len(p.targets) > 1
     rule = params['windows'][1]
     used = [r for r in d.data.index['records'] if r['subject'] in d.split['train']]
-    about = dict(
+    return DataSpec(
         dataset=p.dataset,
         source=p.source or datasets[p.dataset].source,
         target=p.target or datasets[p.dataset].target,
@@ -1165,28 +1209,27 @@ def about_data(p, d, den) -> dict:
         source_window=params['windows'][0],
         target_window=target_middle(rule, used),
         target_window_rule=rule,
-        channels=d.data.index['records'][0]['channels'],
+        channels=tuple(d.data.index['records'][0]['channels']),
         steps=p.sample_steps,
         tau=p.tau,
         options=p.sampler_options,
+        text=about_prompts(p, d) if d.hears else None,
+        target_windows=windows_of_targets(p, used, rule) if several else None,
+        latent=about_latent(p, d) if den.codec is not None else None,
+        source_values=source_values(d.parts['train']),
+        **about_cut(params),
+        **about_target(d),
     )
-    if d.hears:
-        about['text'] = about_prompts(p, d)
-    if len(p.targets) > 1:
-        about['target_windows'] = windows_of_targets(p, used, rule)
-    if den.codec is not None:
-        about['latent'] = dict(
-            prior=p.prior if not Path(p.prior).exists() else Path(p.prior).name,
-            part=p.part,
-            horizon=sizes_of(p, d)['horizon'],
-            round_trip_psnr=d.ceiling,
-        )
-    about['source_values'] = source_values(d.parts['train'])
-    return {**about, **about_cut(params), **about_target(d)}
 
 # %% ../nbs/use/81_train.ipynb #c29d1611
-def about_training(p, d, env, seconds, processes) -> dict:
-    "What a model card says of the training. env: from `environment`."
+def about_training(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+    env: dict,  # from `environment`
+    seconds: float,  # that the training took
+    processes: int,  # that took part in it
+) -> dict:  # the section `training` of config.json
+    "What a model card says of the training."
     several = f'{processes} processes, ' if processes > 1 else ''
     return dict(
         recipe=asdict(recipe_of(p, p.method)),
@@ -1206,30 +1249,41 @@ def memory_used() -> float:  # GB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def last_mix(log) -> dict:
+def last_mix(
+    log,  # of the training, a DataFrame
+) -> dict:  # mix_shift, mix_spread, as far as the method has them
     "Where the mixing field stood at the end of the training."
     known = [k for k in ('mix_shift', 'mix_spread') if log[k].notna().any()]
     return {k: float(log[k].dropna().iloc[-1]) for k in known}
 
-
-def save_run(
-    p,
-    d,
-    rows,
-    found,  # from `plan`, `prepare_data`, `train_all`, `measure`
-):
-    "Write the model folder and metrics.json; the first process alone."
-    if not is_main():
-        return
-    den, model, log = rows[p.method]
-    seconds, env, about = log.attrs['seconds'], environment(), about_data(p, d, den)
-    processes = int(os.environ.get('WORLD_SIZE', p.processes))
-    training = about_training(p, d, env, seconds, processes)
-    protocol = (
+# %% ../nbs/use/81_train.ipynb #9b7fb856
+def protocol_words(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+) -> str:
+    "How the scores of a job were measured, in one line."
+    return (
         f'{len(d.split["test"])} held-out subjects, {len(d.parts["test"])} images of'
         f' {p.size} x {p.size}; scaled to [-1, 1], range 2, no mask; {p.sample_steps} steps,'
         f' {p.nfe} network calls, tau {p.tau}; mean ± std over subjects'
     )
+
+
+def save_run(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+    rows: dict,  # from `train_all`
+    found,  # from `measure`
+):
+    "Write the model folder and metrics.json; the first process alone."
+    if not is_main():
+        return
+    den, arguments, log = rows[p.method]
+    model, about = ModelSpec(**arguments), about_data(p, d, den)
+    seconds, env = log.attrs['seconds'], environment()
+    processes = int(os.environ.get('WORLD_SIZE', p.processes))
+    training = about_training(p, d, env, seconds, processes)
+    protocol = protocol_words(p, d)
     card = model_card(model, about, training, found.table.to_markdown() + f'\n\n{protocol}')
     save_model(p.run / 'model', den, model, about, training, card)
     metrics = RunReport(

@@ -49,15 +49,15 @@ def concerns_of_header(
 
 
 def concerns_of_size(
-    d,  # data section of a model: spacing in mm, size in pixels
+    d,  # DataSpec of the model: spacing in mm, size in pixels
     img,  # nibabel image in canonical orientation (RAS)
 ) -> list:  # (refuse?, text)
     "Voxels or a body of another size than the model's planes."
     out, plane = [], np.sqrt((img.affine[:3, :2] ** 2).sum(0))
-    reach = d['spacing'] * d['size']
-    far = [v for v in plane if not 0.4 <= v / d['spacing'] <= 2.5]
+    reach = d.spacing * d.size
+    far = [v for v in plane if not 0.4 <= v / d.spacing <= 2.5]
     if far:
-        words = f'voxels of {far[0]:.2g} mm in the plane; the model works at {d["spacing"]:.2g} mm'
+        words = f'voxels of {far[0]:.2g} mm in the plane; the model works at {d.spacing:.2g} mm'
         out.append((False, words))
     there = np.asarray(img.dataobj)
     there = there > there.mean()
@@ -68,24 +68,24 @@ def concerns_of_size(
             words = f'is {long:.0f} mm wide, and the model was trained on planes of {reach:.0f} mm'
             out.append((False, words))
             break
-    if not far and np.abs(plane / d['spacing'] - 1).max() > 1e-3:
+    if not far and np.abs(plane / d.spacing - 1).max() > 1e-3:
         words = (
             f'planes of {plane[0]:.3g} x {plane[1]:.3g} mm are resampled to '
-            f'{d["spacing"]:.3g} mm for the model, and back'
+            f'{d.spacing:.3g} mm for the model, and back'
         )
         out.append((None, words))
     return out
 
 # %% ../../nbs/data/36_frames.ipynb #59181ca0
 def concerns_of_values(
-    d,  # data section of a model; `source_values` has (smallest, largest) of mean and spread
+    d,  # DataSpec of the model; `source_values` has (smallest, largest) of mean and spread
     y,  # scaled slices (S, H, W), or a picture (C, H, W)
 ) -> list:  # (refuse?, text)
     "Grey values unlike those of every training subject."
     out, tissue = [], (y > -0.8).mean((-1, -2)) >= 0.05  # slices as training has them
     y = y[tissue] if tissue.any() else y
     for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
-        seen = (d.get('source_values') or {}).get(k)
+        seen = (d.source_values or {}).get(k)
         if not seen:
             continue
         slack = max(0.1, (seen[1] - seen[0]) / 2)
@@ -104,7 +104,7 @@ class Frame:
 
     name = 'the image'  # how to call the source in an error
     in_units = True  # does the answer become numbers of the target, or stay scaled?
-    d = {}  # data section of the model
+    d = None  # DataSpec of the model; None where nothing of it is asked
     grey = None  # what `cut` has scaled, (S, H, W), to be held against the training
 
     def concerns(self) -> list:  # (refuse?, text); None: no concern, but a change
@@ -192,16 +192,16 @@ class VolumeFrame(Frame):
     def __init__(
         self,
         source,  # path or nibabel image
-        d: dict,  # data section of a model
+        d,  # DataSpec of the model
         channels: int,  # of the model
         name=None,  # how to call it, unless it is a path
     ):
         "Read the volume in canonical orientation, to cut, and as it lies in the file, to restore."
         self.name = source if is_path(source) else name or self.name
-        if d.get('kind') != 'volume':
+        if d.kind != 'volume':
             raise InputError(
-                f'{self.name}: this model was trained on {d.get("kind")}s of data set '
-                f'{d.get("dataset")}, not on volumes; give it PNG or TIFF images'
+                f'{self.name}: this model was trained on {d.kind}s of data set '
+                f'{d.dataset}, not on volumes; give it PNG or TIFF images'
             )
         self.d, self.channels = d, channels
         self.img = load_volume(source)
@@ -213,12 +213,10 @@ class VolumeFrame(Frame):
 
     def cut(self) -> np.ndarray:  # (S, C, H, W), scaled; H and W at least the model's size
         "All axial slices at the model's pixel size in mm, with one window for the whole volume."
-        d, rule = self.d, self.d['source_window']
+        d, rule = self.d, self.d.source_window
         check_one_window(self.name, rule)
         window = window_of(np.asarray(self.img.dataobj), rule)
-        self.grey, self.affine = to_plane(
-            self.img, d['spacing'], d['size'], window, spline_order(rule)
-        )
+        self.grey, self.affine = to_plane(self.img, d.spacing, d.size, window, spline_order(rule))
         return np.repeat(self.grey[:, None], self.channels, 1)
 
     def names(
@@ -254,26 +252,26 @@ class VolumeFrame(Frame):
 
 # %% ../../nbs/data/36_frames.ipynb #5771696a
 def is_patch(
-    d,  # data section of a model: fit, size
+    d,  # DataSpec of the model: fit, size
     h,  # rows of the picture
     w,  # columns
 ) -> bool:
     "Does a picture go into the model as a patch of training, at full resolution?"
-    return d.get('fit', 'shrink') == 'patch' and max(h, w) <= d['size']
+    return d.fit == 'patch' and max(h, w) <= d.size
 
 
 def into_square(
-    d,  # data section of a model: fit, size, source_window
+    d,  # DataSpec of the model: fit, size, source_window
     x,  # a scaled picture (C, H, W)
 ):  # (C, size, size)
     "A picture as the square that the training would have made of it."
     if is_patch(d, *x.shape[1:]):
-        return to_patches(x, d['size'])[0]
-    return to_square(x, d['size'], spline_order(d['source_window']))
+        return to_patches(x, d.size)[0]
+    return to_square(x, d.size, spline_order(d.source_window))
 
 
 def out_of_square(
-    d,  # data section of a model
+    d,  # DataSpec of the model
     x,  # (C, size, size)
     h,  # rows of the picture
     w,  # columns
@@ -284,13 +282,13 @@ def out_of_square(
 
 
 def concerns_of_picture(
-    d,  # data section of a model
+    d,  # DataSpec of the model
     x,  # pixels (C, H, W) in units of the file
     name,  # path, or how to call it
 ) -> list:  # (refuse?, what); None: no concern, but a change
     "What speaks against a picture, and what happens to it on the way."
-    (h, w), size, out = x.shape[1:], d['size'], georeference(name, x)
-    if d.get('fit', 'shrink') == 'patch' and max(h, w) > size:
+    (h, w), size, out = x.shape[1:], d.size, georeference(name, x)
+    if d.fit == 'patch' and max(h, w) > size:
         words = (
             f'is {w} x {h} pixels, and this model was trained on patches of '
             f'{size} x {size} at full resolution; cut it into pieces of that size '
@@ -339,21 +337,19 @@ def georeference(
 def check_picture(
     x,  # pixels (C, H, W) in units of the file
     dtype,  # of the numbers in the file
-    d,  # data section of a model
+    d,  # DataSpec of the model
     name,  # how to call the picture
 ):
     "Raise InputError for a picture whose kind, channels or type the model does not take."
-    if d.get('kind') != 'image':
+    if d.kind != 'image':
         raise InputError(
             f'{name}: this model was trained on volumes of data set '
-            f'{d.get("dataset")}; '
+            f'{d.dataset}; '
             'give it NIfTI files'
         )
-    if len(x) not in (1, d['channels'][0]):
-        raise InputError(
-            f'{name}: {len(x)} channels; this model takes images of {d["channels"][0]}'
-        )
-    if d['source_window'] == 'dtype' and dtype.kind not in 'ub':
+    if len(x) not in (1, d.channels[0]):
+        raise InputError(f'{name}: {len(x)} channels; this model takes images of {d.channels[0]}')
+    if d.source_window == 'dtype' and dtype.kind not in 'ub':
         raise InputError(
             f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
             'numbers (rule dtype); give uint8 or uint16, as a file would hold them'
@@ -366,7 +362,7 @@ class PictureFrame(Frame):
     def __init__(
         self,
         loaded,  # (C, H, W) values in units of the file, and their dtype: from `load_image`
-        d: dict,  # data section of a model
+        d,  # DataSpec of the model
         channels: int,  # of the model
         name='the image',  # path, or how to call it
     ):
@@ -383,7 +379,7 @@ class PictureFrame(Frame):
         """The picture in one square, shrunk or laid into a corner as in training; one channel is
         repeated to the model's.
         """
-        scaled = window_of(self.x, self.d['source_window'], self.dtype).scale(self.x)
+        scaled = window_of(self.x, self.d.source_window, self.dtype).scale(self.x)
         self.grey = into_square(self.d, scaled)
         alone = len(self.grey) == 1
         return np.repeat(self.grey, self.channels, 0)[None] if alone else self.grey[None]
@@ -409,7 +405,7 @@ class PictureFrame(Frame):
         x,  # (C, size, size), C channels of the model
     ):  # the same, or (1, size, size)
         "The answer's channels: one, where a grey target is answered in several."
-        kept = self.d['channels'][1] == self.channels or len(x) != self.channels
+        kept = self.d.channels[1] == self.channels or len(x) != self.channels
         return x if kept else x.mean(0, keepdims=True)
 
     def restore(
@@ -480,7 +476,7 @@ class SlicesFrame(VolumeFrame):
     def __init__(
         self,
         a,  # numpy array (H, W) or (S, H, W), signed or floating point
-        d,  # data section of a model
+        d,  # DataSpec of the model
         channels,  # of the model
     ):
         "A volume is made of the slices, and everything else is as for a file."
@@ -490,7 +486,7 @@ class SlicesFrame(VolumeFrame):
                 f'floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}'
             )
         self.shape = a.shape
-        img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d['spacing'])
+        img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d.spacing)
         super().__init__(img, d, channels, 'the array')
 
     def turned(
@@ -554,20 +550,20 @@ class TensorFrame(Frame):
 # %% ../../nbs/data/36_frames.ipynb #96435555
 def frame_of_array(
     a,  # numpy array; its type says which of the two it is, see above
-    d,  # data section of a model
+    d,  # DataSpec of the model
     channels,  # of the model
 ) -> Frame:
     "The frame of a numpy array: a picture, or slices of a volume."
     if a.size == 0:
         raise InputError(f'the array is empty: shape {a.shape}')
-    if d.get('kind') == 'image' or a.dtype.kind in 'ub':
+    if d.kind == 'image' or a.dtype.kind in 'ub':
         return PictureFrame(image_of_array(a), d, channels, 'the array')
     return SlicesFrame(a, d, channels)
 
 
 def frame_of(
     source,  # path of a NIfTI, PNG or TIFF file; nibabel or PIL image; array or tensor
-    d: dict,  # data section of a model
+    d,  # DataSpec of the model
     channels: int,  # of the model
 ) -> Frame:
     "The frame of whatever a source is. Raises InputError for what cannot be translated."

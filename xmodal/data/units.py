@@ -105,10 +105,10 @@ NIFTI_TYPES = dict(
 
 
 def own_type(
-    d,  # data section of a model: kind, and target_dtype if it is known
+    d,  # DataSpec of the model: kind, and target_dtype if it is known
 ) -> str:  # as numpy names it
     "The number type of the training's targets; for volumes one that NIfTI has."
-    named = d.get('target_dtype', 'float32')
+    named = d.target_dtype or 'float32'
     try:
         kind = np.dtype(named)
     except TypeError:
@@ -118,7 +118,7 @@ def own_type(
             f'config.json: target_dtype {named!r} is no number type; copy the model again'
         )
     kind = kind.name
-    return NIFTI_TYPES.get(kind, kind) if d['kind'] == 'volume' else kind
+    return NIFTI_TYPES.get(kind, kind) if d.kind == 'volume' else kind
 
 
 def holds(
@@ -135,13 +135,13 @@ def holds(
 
 
 def label_type(
-    d,  # data section of a model
+    d,  # DataSpec of the model
     lo,  # lowest label
     hi,  # highest
 ) -> str:  # as numpy names it
     "The type of a label map: int16 in NIfTI; in images that of training, or the smallest."
     choices = ('int16', 'int32')
-    if d['kind'] == 'image':
+    if d.kind == 'image':
         choices = (own_type(d), 'uint8', 'uint16', *choices)
     return next((v for v in choices if holds(v, lo, hi)), 'float32')
 
@@ -157,13 +157,13 @@ def is_fixed(
 
 # %% ../../nbs/data/35_units.ipynb #8fe664c2
 def target_limits(
-    d,  # data section of a model; `target_reach` is what its targets reach, in their units
+    d,  # DataSpec of the model; `target_reach` is what its targets reach, in their units
     window,  # Window of the target
     rule,  # from which the window was made
     ct,  # are these Hounsfield units?
 ) -> tuple:  # (lowest, highest); None for no limit
     "Where the numbers of a target are clipped, by the table above."
-    low, high = d.get('target_reach') or (None, None)
+    low, high = d.target_reach or (None, None)
     if ct and low is None:
         return min(window.lo, -1024.0), max(window.hi, 3071.0)
     if low is None:

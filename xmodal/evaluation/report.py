@@ -521,14 +521,13 @@ def save_figure(
 
 # %% ../../nbs/evaluation/76_report.ipynb #93f4fa07
 def cut_words(
-    data: dict,  # section `data` of config.json
+    data,  # DataSpec of a model
 ) -> str:
     "How images were cut for the network, in a sentence."
-    size = data.get('size', '?')
-    if data.get('kind') == 'volume':
+    if data.kind == 'volume':
         return '**Planes** are resampled to that pixel size, and back.'
-    size = f'{size} x {size} pixels'
-    if data.get('fit') != 'patch':
+    size = f'{data.size} x {data.size} pixels'
+    if data.fit != 'patch':
         return f'**Pictures** larger than {size} are shrunk to it.'
     return (
         f'**Pictures** were cut into patches of {size} at full resolution; larger ones are '
@@ -537,10 +536,10 @@ def cut_words(
 
 
 def type_words(
-    data: dict,  # section `data` of config.json
+    data,  # DataSpec of a model
 ) -> str:
     "The number type of translations, in a sentence."
-    kind = data.get('target_dtype', 'float32')
+    kind = data.target_dtype or 'float32'
     return f'Numbers come out as {kind}, like the targets, unless these are labels or CT (int16).'
 
 # %% ../../nbs/evaluation/76_report.ipynb #08660b28
@@ -574,25 +573,24 @@ and translated all the same where it cannot.
 
 # %% ../../nbs/evaluation/76_report.ipynb #bd30fe8a
 def model_card(
-    model: dict,  # section `model` of config.json
-    data: dict,  # section `data`
-    training: dict,  # section `training`
+    model,  # ModelSpec
+    data,  # DataSpec
+    training: dict,  # section `training` of config.json
     scores: str,  # Markdown table of results, with its protocol
 ) -> str:  # Markdown
     "A model card."
     recipe = training.get('recipe', {})
-    spacing = data.get('spacing')
     return CARD.format(
-        source=data.get('source', 'source'),
-        target=data.get('target', 'target'),
-        method=model['method'],
-        dataset=data.get('dataset'),
+        source=data.source,
+        target=data.target,
+        method=model.method,
+        dataset=data.dataset,
         subjects=training.get('n_train_subjects', '?'),
         images=training.get('n_train_images', '?'),
-        size=data.get('size', '?'),
-        spacing=f' at {spacing:.3g} mm' if spacing else '',
-        source_window=data.get('source_window'),
-        target_window=data.get('target_window'),
+        size=data.size,
+        spacing=f' at {data.spacing:.3g} mm' if data.spacing else '',
+        source_window=data.source_window,
+        target_window=list(data.target_window),
         cut=cut_words(data),
         types=type_words(data),
         steps=recipe.get('steps', '?'),
