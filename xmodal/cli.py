@@ -55,15 +55,18 @@ def add_verb(
 
 # %% ../nbs/use/84_cli.ipynb #372867c7
 def job_fields() -> list:  # dataclass fields
-    "The parameters of a job, read from the source of `xmodal.train` without importing torch."
+    "The parameters of a job, read from the source of their records without importing torch."
     source = Path(find_spec('xmodal.train').origin)
-    needed = ('parameter', 'FromData', 'ByModel', 'WithTraining')
-    tree = ast.parse(source.read_text(encoding='utf-8'))
-    kinds = ast.FunctionDef, ast.ClassDef
-    tree.body = [n for n in tree.body if isinstance(n, kinds) and n.name in needed]
+    needed = dict(engine=('parameter', 'FromFiles', 'FromData'))
+    needed['train'] = 'ByNetwork', 'ByModel', 'ByTraining', 'WithTraining'
     made = dict(dataclass=dataclass, field=field, __name__='xmodal.train')
-    exec(compile(tree, str(source), 'exec'), made)
-    return [f for record in needed[1:] for f in fields(made[record])]
+    for module, names in needed.items():
+        source = Path(find_spec(f'xmodal.{module}').origin)
+        tree = ast.parse(source.read_text(encoding='utf-8'))
+        kinds = ast.FunctionDef, ast.ClassDef
+        tree.body = [n for n in tree.body if isinstance(n, kinds) and n.name in names]
+        exec(compile(tree, str(source), 'exec'), made)
+    return [f for v in ('FromData', 'ByModel', 'WithTraining') for f in fields(made[v])]
 
 # %% ../nbs/use/84_cli.ipynb #288973fe
 JOB_TOPICS = {
