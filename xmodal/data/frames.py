@@ -6,8 +6,8 @@
 __all__ = ['SPACE', 'GEO', 'MODES', 'Cutting', 'is_path', 'concerns_of_header', 'concerns_of_size', 'concerns_of_values', 'Frame',
            'copy_space', 'image_like', 'check_one_window', 'CutVolume', 'VolumeFrame', 'is_patch', 'squares_of',
            'into_square', 'out_of_square', 'concerns_of_picture', 'georeference', 'pixels_of', 'check_picture',
-           'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame',
-           'picture_frame', 'frame_of_array', 'frame_of']
+           'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame',
+           'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/36_frames.ipynb #e590af3d
 from dataclasses import dataclass
@@ -414,8 +414,8 @@ def check_picture(
         )
 
 # %% ../../nbs/data/36_frames.ipynb #ed2ca62a
-class PictureFrame(Frame):
-    "A PNG, TIFF or PIL image or its pixels: one square, and back to the pixels of the picture."
+class CutPicture(Frame):
+    "A PNG, TIFF or PIL image or its pixels, and the squares that a training set makes of it."
 
     def __init__(
         self,
@@ -436,6 +436,10 @@ class PictureFrame(Frame):
     def squares(self) -> np.ndarray:  # (n, C, size, size), scaled
         "The picture as a training set has it: shrunk into one square, or cut into patches."
         return squares_of(self.d, self.window.scale(self.x))
+
+# %% ../../nbs/data/36_frames.ipynb #0e88d223
+class PictureFrame(CutPicture):
+    "A picture: one square, and back to the pixels of the picture."
 
     def concerns(self) -> list:  # (refuse?, text)
         "Its size beside the model's square, its georeference, and its holes."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'with_tissue', 'slices_to_keep', 'shared_view', 'meeting', 'check_meeting', 'slice_window', 'scale_by_slice',
-           'windows_of', 'cutting_of', 'prepare_volume', 'squares_or_refusal', 'prepare_image']
+           'side_windows', 'cutting_of', 'prepare_volume', 'squares_or_refusal', 'prepare_image']
 
 # %% ../../nbs/data/37_records.ipynb #c96a52fb
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError
-from .frames import CutVolume, Cutting, PictureFrame
+from .frames import CutPicture, Cutting, CutVolume
 from .images import load_image, match_channels
 from .register import rigid
 from .volumes import resample
@@ -116,7 +116,7 @@ def scale_by_slice(
     return [Window(float(base.unscale(w.lo)), float(base.unscale(w.hi))) for w in own]
 
 # %% ../../nbs/data/37_records.ipynb #5942bc69
-def windows_of(
+def side_windows(
     frame,  # CutVolume, whose window has scaled the slices
     v,  # its slices (S, H, W), on the target's planes; changed in place under a rule per slice
     moved,  # (4, 4) rigid motion of the volume, mm
@@ -163,7 +163,10 @@ def prepare_volume(
     extra = {'padding': filled} if any(filled) else {}
     if p['register']:
         extra['moved_mm'] = np.round(moved, 5).tolist()
-    windows = [windows_of(y, source, moved, x0.affine), windows_of(x0, target, still, x0.affine)]
+    windows = [
+        side_windows(y, source, moved, x0.affine),
+        side_windows(x0, target, still, x0.affine),
+    ]
     keep = slices_to_keep(source, target, p)
     windows = [[w[i] for i in keep] if len(w) > 1 else w for w in windows]
     dtypes = ['float32', 'float32']
@@ -171,7 +174,7 @@ def prepare_volume(
 
 # %% ../../nbs/data/37_records.ipynb #2c2f515b
 def squares_or_refusal(
-    frame,  # PictureFrame
+    frame,  # CutPicture
 ) -> np.ndarray:  # (n, C, size, size), scaled
     "The squares of a picture; raises InputError with its path where the rule does not fit it."
     try:
@@ -186,7 +189,7 @@ def prepare_image(
 ):  # a tuple of seven, as from `prepare_volume`
     "One pair of images as scaled (n, C, size, size) source and target, and the rest of the seven."
     frames = [
-        PictureFrame(load_image(path), cutting_of(p, 'image', rule), None, path)
+        CutPicture(load_image(path), cutting_of(p, 'image', rule), None, path)
         for path, rule in zip((r.source, r.target), p['windows'])
     ]
     squares = [squares_or_refusal(f) for f in frames]
