@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = '<!-- Made from nbs/data/33_cards.ipynb by tests/make_cards.py: edit the notebook. -->\n\n'
+HEAD = '<!-- Made from nbs/data/38_cards.ipynb by tests/make_cards.py: edit the notebook. -->\n\n'
 
 
 def stale(root=ROOT) -> list:
@@ -27,7 +27,7 @@ if __name__ == '__main__':
     old = stale()
     if '--check' in sys.argv[1:]:
         sys.exit(
-            f'data/{old[0]}.md is not what nbs/data/33_cards.ipynb says: run python tests/make_cards.py'
+            f'data/{old[0]}.md is not what nbs/data/38_cards.ipynb says: run python tests/make_cards.py'
             if old
             else 0
         )

@@ -290,7 +290,7 @@ REACH = dict(target_reach=[-1000.0, 1900.0])
 )
 @pytest.mark.parametrize('source', [np.uint8, np.int16])
 def test_type_and_limits_are_those_of_the_target(base, more, dtype, lo, hi, source, tmp_path):
-    """Answers far outside the window (-5 and 5, scaled): clipped where the table of 82_translate
+    """Answers far outside the window (-5 and 5, scaled): clipped where the table of 85_translate
     says so, and nowhere else.
     """
     tr, image = echo(base, **more), base['kind'] == 'image'
