@@ -10,7 +10,7 @@ import pytest
 
 import xmodal
 import xmodal.train
-from xmodal.cli import JOB_TOPICS, commands, job_fields, main, make_parser
+from xmodal.cli import JOB_TOPICS, commands, main, make_parser
 from xmodal.options import joined
 
 ROOT = Path(__file__).parents[1]
@@ -135,11 +135,6 @@ def test_train_refuses_in_the_same_words(words, jobs):
     one = said(xmodal.train.train_command, *words.split())
     assert one == said(main, 'train', *words.split()) and one[0] == 2 and not jobs
     assert one[2].startswith('error: ') and one[2].count('\n') == 1
-
-
-def test_fields_are_those_of_a_job():
-    "They are read from the module's source, without importing it."
-    assert {f.name: f.default for f in job_fields()} == asdict(xmodal.train.Job())
 
 
 # --- did you mean?
