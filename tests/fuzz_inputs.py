@@ -44,6 +44,8 @@ import numpy as np
 import tifffile
 import torch
 from PIL import Image
+import small_model
+from small_model import TINY
 
 torch.set_num_threads(1)
 
@@ -74,21 +76,7 @@ class Seen:
 
 # ---- right inputs, made once
 
-VOLUME = dict(
-    kind='volume',
-    dataset='fuzz',
-    source='T1w',
-    target='T2w',
-    size=32,
-    spacing=3.0,
-    source_window='0:1000',
-    target_window=[0.0, 500.0],
-    target_window_rule='percentile',
-    channels=[1, 1],
-    steps=1,
-    tau='markov',
-    options={},
-)
+VOLUME = dict(small_model.VOLUME, dataset='fuzz', options={})
 IMAGE = dict(
     VOLUME,
     kind='image',
@@ -97,7 +85,6 @@ IMAGE = dict(
     target_window=[0.0, 255.0],
     target_dtype='uint8',
 )
-TINY = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
 
 
 class Pairs(torch.utils.data.Dataset):

@@ -22,6 +22,8 @@ import tifffile
 import torch
 from PIL import Image
 
+from small_model import TINY, VOLUME
+
 from xmodal import core, files
 from xmodal.data import cards
 from xmodal.training import loop as train
@@ -35,22 +37,7 @@ from xmodal.nets.build import build
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-TINY = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
-DATA = dict(
-    kind='volume',
-    dataset='test',
-    source='T1w',
-    target='T2w',
-    size=32,
-    spacing=3.0,
-    source_window='0:1000',
-    target_window=[0.0, 500.0],
-    target_window_rule='percentile',
-    channels=[1, 1],
-    steps=1,
-    tau='markov',
-    options={},
-)
+DATA = dict(VOLUME, options={})
 
 
 def said(f, *words):

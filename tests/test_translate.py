@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
 
+from small_model import VOLUME, echo
+
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_model
 from xmodal.translate import Translator
@@ -21,41 +23,6 @@ CODES = [
     for a in AXES
     for signs in __import__('itertools').product((0, 1), repeat=3)
 ]
-
-
-class Echo(torch.nn.Module):
-    "A network whose answer is the source."
-
-    config = dict(channels=1)
-
-    def forward(self, x, t, y, ctx=None):
-        return y
-
-
-def echo(size=32, spacing=3.0, **data):
-    den = build('cdtsde', 1, net=dict(ch=8, mults=(1, 2), layers=1), pred='x0')
-    den.net = Echo()
-    return Translator(
-        den.eval(),
-        dict(
-            model=dict(method='cdtsde', channels=1),
-            data=dict(
-                kind='volume',
-                dataset='test',
-                source='T1w',
-                target='T2w',
-                size=size,
-                spacing=spacing,
-                source_window='0:1000',
-                target_window=[0.0, 500.0],
-                target_window_rule='percentile',
-                channels=[1, 1],
-                steps=1,
-                tau='markov',
-                **data,
-            ),
-        ),
-    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -115,7 +82,7 @@ def test_a_translated_volume_lies_where_it_lay(
     src = nib.load(folder / 'in.nii.gz')
     with __import__('warnings').catch_warnings():
         __import__('warnings').simplefilter('ignore')
-        nib.save(echo().translate(folder / 'in.nii.gz'), folder / 'out.nii.gz')
+        nib.save(echo(VOLUME).translate(folder / 'in.nii.gz'), folder / 'out.nii.gz')
     out = nib.load(folder / 'out.nii.gz')
     assert (
         out.shape == src.shape
@@ -146,7 +113,7 @@ def model(tmp_path_factory):
         dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1)),
     )
     torch.manual_seed(0)
-    save_model(folder, build(**spec), spec, echo().data)
+    save_model(folder, build(**spec), spec, echo(VOLUME).data)
     return folder
 
 

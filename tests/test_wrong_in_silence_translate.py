@@ -15,6 +15,9 @@ import tifffile
 import torch
 from PIL import Image
 
+import small_model
+from small_model import IMAGE, TINY, echo
+
 from xmodal.core import InputError
 from xmodal.data.cache import prepare
 from xmodal.data.records import Record
@@ -26,49 +29,7 @@ from xmodal.data.units import units_note
 from xmodal.translate import Changed, Translator, target_units
 
 
-class Echo(torch.nn.Module):
-    "A network whose answer is the source."
-
-    config = dict(channels=1)
-
-    def forward(self, x, t, y, ctx=None):
-        return y
-
-
-VOLUME = dict(
-    kind='volume',
-    dataset='test',
-    source='T1w',
-    target='T2w',
-    size=32,
-    spacing=3.0,
-    source_window='0:1000',
-    target_window=[0.0, 500.0],
-    target_window_rule='percentile',
-    channels=[1, 1],
-    steps=1,
-    tau='markov',
-    target_dtype='float32',
-)
-IMAGE = dict(
-    VOLUME,
-    kind='image',
-    source_window='dtype',
-    target_window=[0.0, 255.0],
-    target_window_rule='dtype',
-    target_dtype='uint8',
-    fit='shrink',
-)
-SPEC = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
-
-
-def echo(base, channels=1, **data):
-    "A translator whose network answers with the source."
-    den = build('cdtsde', channels, net=SPEC['net'], pred='x0')
-    den.net = Echo()
-    return Translator(
-        den.eval(), dict(model=dict(method='cdtsde', channels=channels), data={**base, **data})
-    )
+VOLUME = dict(small_model.VOLUME, target_dtype='float32')
 
 
 def said(call):
@@ -156,10 +117,10 @@ def test_patches_of_volumes_are_refused(tmp_path):
     'base, lack, word', [(IMAGE, 'fit', 'taken as shrunk'), (VOLUME, 'target_dtype', 'float32')]
 )
 def test_older_model_folders_are_read_and_the_assumption_said(base, lack, word, tmp_path):
-    save_model(tmp_path / 'm', build(**SPEC), SPEC, {k: v for k, v in base.items() if k != lack})
+    save_model(tmp_path / 'm', build(**TINY), TINY, {k: v for k, v in base.items() if k != lack})
     _, words = said(lambda: Translator.from_pretrained(tmp_path / 'm', 'cpu'))
     assert len(words) == 1 and word in words[0][1]
-    save_model(tmp_path / 'n', build(**SPEC), SPEC, base)
+    save_model(tmp_path / 'n', build(**TINY), TINY, base)
     assert not said(lambda: Translator.from_pretrained(tmp_path / 'n', 'cpu'))[1]
 
 
@@ -563,7 +524,7 @@ def test_a_pipe_is_never_opened(tmp_path):
     f = scan(tmp_path / 'a.nii.gz')
     for n in ('p.nii.gz', 'out.nii.gz', 'note.json'):
         os.mkfifo(tmp_path / n)
-    save_model(tmp_path / 'm', build(**SPEC), SPEC, VOLUME)
+    save_model(tmp_path / 'm', build(**TINY), TINY, VOLUME)
     lines = [
         f'go({str(tmp_path / a)!r}, {str(tmp_path / b)!r})'
         for a, b in (

@@ -1,0 +1,50 @@
+"""What many tests begin with: the descriptions of a small model, of volumes and of images, and one
+whose network answers with its source.
+"""
+
+import torch
+
+from xmodal.nets.build import build
+from xmodal.translate import Translator
+
+TINY = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
+VOLUME = dict(
+    kind='volume',
+    dataset='test',
+    source='T1w',
+    target='T2w',
+    size=32,
+    spacing=3.0,
+    source_window='0:1000',
+    target_window=[0.0, 500.0],
+    target_window_rule='percentile',
+    channels=[1, 1],
+    steps=1,
+    tau='markov',
+)
+IMAGE = dict(
+    VOLUME,
+    kind='image',
+    source_window='dtype',
+    target_window=[0.0, 255.0],
+    target_window_rule='dtype',
+    target_dtype='uint8',
+    fit='shrink',
+)
+
+
+class Echo(torch.nn.Module):
+    "A network whose answer is the source."
+
+    config = dict(channels=1)
+
+    def forward(self, x, t, y, ctx=None):
+        return y
+
+
+def echo(base, channels=1, **data):
+    "A translator whose network answers with the source. base: VOLUME or IMAGE."
+    den = build('cdtsde', channels, net=TINY['net'], pred='x0')
+    den.net = Echo()
+    described = dict(model=dict(method='cdtsde', channels=channels), data={**base, **data})
+    return Translator(den.eval(), described)
