@@ -59,7 +59,8 @@ def same_logs(a, b, columns=('loss', 'loss_g', 'loss_d', 'r1')):
 
 SCRIPT = """
 import json, os, signal, sys, torch; torch.set_num_threads(1)
-from xmodal.training.loop import Recipe, is_main
+from xmodal.processes import is_main
+from xmodal.training.loop import Recipe
 from xmodal.training.adversarial import fit
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_tensors

@@ -423,7 +423,7 @@ def translate(
 ) -> int:
     "xmodal translate"
     from xmodal.methods import parse_options
-    from xmodal.training.loop import is_main, join_processes
+    from xmodal.processes import is_main, join_processes
     from xmodal.folders import translate_paths
     from xmodal.translate import Translator
 

@@ -27,7 +27,8 @@ from .methods import calls, get_method, recipe_for
 from .nets.build import build
 from .nets.latent import warm_start
 from .training.adversarial import fit
-from .training.loop import Recipe, map_over_processes, measure_scale, predict
+from .processes import map_over_processes
+from .training.loop import measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
 def words_of(

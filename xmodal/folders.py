@@ -26,10 +26,10 @@ from .core import first_line
 from .data.images import IMAGE_ENDINGS, NIFTI_ENDINGS
 from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
-from .methods import calls, get_method
+from .methods import calls
 from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
-from .training.loop import is_main, map_over_processes
+from .processes import is_main, map_over_processes
 from .data.units import units_note
 from .translate import Changed, path_times, sampling, target_units, resolve_prompt
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .bridge import Field
-from .core import expand, table_dtype
+from .core import table_dtype
 
 # %% ../nbs/bridges/11_mixing.ipynb #02e097b4
 def position_encoding(

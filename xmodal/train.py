@@ -74,7 +74,8 @@ from .training.model_folder import save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
-from .training.loop import NotFinite, Recipe, check_device, is_main, join_processes
+from .processes import is_main, join_processes
+from .training.loop import check_device, NotFinite, Recipe
 
 # %% ../nbs/use/84_train.ipynb #79b298cd
 @dataclass(frozen=True)

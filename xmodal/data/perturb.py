@@ -8,7 +8,6 @@ __all__ = ['perturbations', 'shift', 'slide', 'noise', 'bias', 'blur', 'Perturbe
 # %% ../../nbs/data/39_perturb.ipynb #16e3fd78
 import math
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 

@@ -9,7 +9,7 @@ __all__ = ['LETTERS', 'CALLED', 'CARD', 'git', 'environment', 'json_value', 'jso
            'cut_view', 'write_sides', 'fig_slice', 'save_figure', 'cut_words', 'type_words', 'model_card']
 
 # %% ../../nbs/evaluation/76_report.ipynb #84e86995
-import json, platform, subprocess, sys
+import json, platform, subprocess
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path

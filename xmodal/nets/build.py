@@ -9,7 +9,6 @@ __all__ = ['nets', 'unet_of', 'UNet', 'run_unet', 'find_net', 'sizes_for', 'chec
 import inspect, math
 
 import torch
-from torch import nn
 
 from ..core import InputError, mend_torchvision
 from ..denoise import Denoiser, Network, Scale, predictions

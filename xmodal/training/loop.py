@@ -6,15 +6,14 @@
 __all__ = ['PARTS_OF_STATE', 'PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer',
            'unpack_optimizer', 'checkpoints', 'RunState', 'write_tensors', 'save_checkpoint', 'read_state',
            'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
-           'poll_interval', 'predict', 'join_processes', 'is_main', 'map_over_processes', 'PairLoss', 'trainable',
-           'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of',
-           'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at',
-           'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite',
-           'finite_check', 'check_finite', 'validate']
+           'poll_interval', 'predict', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts', 'Denoising',
+           'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
+           'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
+           'same_weights', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
-import contextlib, datetime, json, math, os, shutil, signal, threading, time
-from dataclasses import asdict, dataclass, field, replace
+import contextlib, json, math, os, shutil, signal, threading, time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from ..denoise import fast, loss_per_item
 from ..methods import Method, draw, get_method, time_of
 from ..mixing import mix_stats
 from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
+from ..processes import map_over_processes
 
 # %% ../../nbs/training/61_loop.ipynb #ecb7871d
 class Draws(Dataset):
@@ -470,44 +470,6 @@ def predict(
         x = draw(method, den, y, ctx=ctx, tau=tau, seeds=seeds, **how, **options)
         out.append(x.float().cpu().numpy())
     return np.concatenate(out)
-
-# %% ../../nbs/training/61_loop.ipynb #31a1d08f
-def join_processes(
-    device=None,  # 'cpu' keeps the processes off GPUs
-):  # accelerate's PartialState, or None
-    """accelerate's state of the processes that a launcher has started, or None where this one is
-    alone.
-    """
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
-        return None
-    mend_torchvision()
-    from accelerate.state import PartialState
-
-    return PartialState(
-        cpu=str(device) == 'cpu' or not torch.accelerator.is_available(),
-        timeout=datetime.timedelta(days=1),
-    )
-
-
-def is_main() -> bool:
-    "Is this the process that prints and writes?"
-    return int(os.environ.get('RANK', 0)) == 0
-
-
-def map_over_processes(
-    n: int,  # things to do
-    f,  # f(list of numbers) -> one result per number, in that order
-) -> list:  # results of 0, 1, ..., n - 1
-    """Do n things on all processes together, each of them once; every process gets all results, so
-    every one has to call this.
-    """
-    if not (together := join_processes()):
-        return list(f(list(range(n))))
-    from accelerate.utils import gather_object
-
-    mine = list(range(together.process_index, n, together.num_processes))
-    got = dict(gather_object(list(zip(mine, f(mine))) if mine else []))
-    return [got[i] for i in range(n)]
 
 # %% ../../nbs/training/61_loop.ipynb #d2d58eb3
 class PairLoss(nn.Module):

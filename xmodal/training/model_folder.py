@@ -12,7 +12,7 @@ __all__ = ['NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'MODEL_FAUL
            'check_size', 'load_weights', 'load_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
-import dataclasses, hashlib, json, math, re
+import dataclasses, hashlib, json, re
 from dataclasses import dataclass
 from pathlib import Path
 
