@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from run_rows import execute
+from xmodal.data.layouts import datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -339,9 +340,7 @@ def test_image_folders_train_and_translate(run_name, tmp_path):
     assert r.returncode == 1 and 'not on volumes' in r.stderr and r.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize(
-    'dataset', ['phantom', 'bids', 'brats', 'pelvis', 'sentinel', 'pscde', 'csv']
-)
+@pytest.mark.parametrize('dataset', sorted(set(datasets) - {'ixi', 'folder'}))
 def test_every_layout_is_made_checked_trained_and_translated(dataset, run_name, tmp_path):
     """Made data in the layout of every data set (ixi and folder have tests of their own) goes all
     the way to a translated file.

@@ -1061,6 +1061,8 @@ def made_root(
         from xmodal.simulate.solar import write_pscde
 
         return write_pscde(here, n=4 * n, seed=seed, size=pixels)
+    if layout not in ('folder', 'csv'):
+        raise InputError(f'there are no made data in the layout of {dataset}; give its real folder')
     if not here.is_dir():
         people = bids(made_root('bids', n, seed, voxel))
         with atomic(here) as tmp:
