@@ -371,3 +371,12 @@ def test_repr_of_a_translator():
     about = tr.data
     words = ('Translator(', 'goldens/model', tr.model.method, about.source, 'cpu')
     assert all(w in text for w in (*words, about.target)) and '\n' not in text, text
+
+
+def test_an_unknown_method_is_refused_in_its_own_words():
+    "Not as an option that does not fit."
+    from xmodal.core import InputError
+    from xmodal.methods import make_bridge
+
+    with pytest.raises(InputError, match="^unknown method 'cdtsd': use one of"):
+        make_bridge('cdtsd', channels=1)

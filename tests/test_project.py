@@ -283,9 +283,34 @@ def parameters_survive(root, tmp):
     ]
 
 
-def statements(code) -> int:
-    "Statements of a piece of code: unlike lines, no formatter changes them."
-    return sum(isinstance(node, ast.stmt) for node in ast.walk(ast.parse(code)))
+def cells_have_names(root, tmp):
+    "No two cells of a notebook share their id."
+    complaints = []
+    for p in notebooks(root):
+        ids = [c.get('id') for c in load(root / p)['cells']]
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        complaints += [f'{p}: two cells have the id {i}' for i in twice]
+    return complaints
+
+
+def figures_whole(root, tmp):
+    """A figure is drawn in one cell: the notebook shows it at the end of the cell that opens it,
+    and what a later cell adds is never seen.
+    """
+    complaints = []
+    for p in notebooks(root):
+        for c in load(root / p)['cells']:
+            if c['cell_type'] != 'code':
+                continue
+            code = '\n'.join('' if re.match(r'\s*[%!]', l) else l for l in source(c).split('\n'))
+            nodes = list(ast.walk(ast.parse(code)))
+            parts = [n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript))]
+            used = {n.value.id for n in parts if isinstance(n.value, ast.Name)}
+            own = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            own |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+            if used & {'ax', 'axes', 'fig'} - own:
+                complaints.append(f'{p}: goes on with the figure of another cell: {code[:50]!r}')
+    return complaints
 
 
 def literate(root, tmp):
@@ -293,10 +318,10 @@ def literate(root, tmp):
     complaints = []
     for p in notebooks(root):
         nb, size = load(root / p), (root / p).stat().st_size
-        n = sum(map(statements, exported(nb)))
+        n = sum(bool(l.strip()) for code in exported(nb) for l in code.split('\n'))
         if words(nb) < MIN_WORDS * n:
             complaints.append(
-                f'{p}: {words(nb)} words of prose for {n} exported statements, at least'
+                f'{p}: {words(nb)} words of prose for {n} exported lines, at least'
                 f' {MIN_WORDS} for each'
             )
         if size > MAX_BYTES:
@@ -368,6 +393,8 @@ RULES = [
     papermill_ready,
     notebooks_parse,
     imports_stand_alone,
+    cells_have_names,
+    figures_whole,
     parameters_survive,
     literate,
     no_traces,
@@ -619,6 +646,21 @@ BREAKS = [
         imports_stand_alone,
         '20_x.ipynb: imports and other code',
         lambda r: write(r, '20_x.ipynb', ('code', '#| hide\nimport os\nprint(os.sep)')),
+    ),
+    (
+        cells_have_names,
+        '20_x.ipynb: two cells have the id',
+        lambda r: (
+            write(r, '20_x.ipynb', ('code', 'x = 1'), ('code', 'y = 2')),
+            edit(r / 'nbs/20_x.ipynb', '"00000001"', '"00000000"'),
+        ),
+    ),
+    (
+        figures_whole,
+        '20_x.ipynb: goes on with the figure of another cell',
+        lambda r: write(
+            r, '20_x.ipynb', ('code', 'fig, ax = made()'), ('code', "ax.set(xlabel='dB')")
+        ),
     ),
     (
         parameters_survive,

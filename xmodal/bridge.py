@@ -168,7 +168,7 @@ class Table:
     def __init__(
         self,
         values,  # 1-D, at least two values; the first is at time 0, the last at time 1
-    ):  # 1-D, at least two values
+    ):
         "Keep the values in float64."
         self.values = torch.as_tensor(np.asarray(values), dtype=torch.float64)
         self.copies = {}
@@ -334,7 +334,7 @@ class Tabulated(Bridge):
         a,  # weights of the target, 1-D
         b,  # weights of the source, as many
         c,  # standard deviations of the noise, as many
-    ):  # 1-D arrays of one length
+    ):
         "Keep the three tables; raises ValueError for different lengths."
         super().__init__()
         if not len(a) == len(b) == len(c) >= 2:

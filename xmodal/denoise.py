@@ -485,7 +485,7 @@ class Stop(Wrap):
         self,
         den,  # Estimator whose innermost is a `Denoiser`
         change=0.01,  # largest change of a pixel that is no change, in units of the image
-    ):  # largest change of a pixel that is no change
+    ):
         "Say what counts as no change."
         super().__init__(den)
         self.change = change

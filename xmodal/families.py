@@ -44,7 +44,7 @@ class ScoreBrownian(Bridge):
     def __init__(
         self,
         lam: float = 2.0,  # scale of the noise; 2 in the paper
-    ):  # scale of the noise
+    ):
         "The bridge of one noise scale."
         super().__init__()
         self.lam = lam

@@ -460,8 +460,9 @@ def make_bridge(
     **options,
 ) -> Bridge:
     "Build the bridge of a method; raises InputError for an option it does not have."
+    build = get_method(name).bridge
     try:
-        return get_method(name).bridge(channels, **options)
+        return build(channels, **options)
     except (TypeError, ValueError) as e:
         raise InputError(f'method {name}: bridge options {options} do not fit ({e})') from None
 
