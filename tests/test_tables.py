@@ -1,4 +1,4 @@
-"Lists that are written for people name every row of the table that they are a list of."
+"Lists that are written for people name every method, data set and notebook."
 
 import json
 import re
@@ -74,3 +74,9 @@ def test_a_layout_without_a_stand_in_is_refused():
 
     with pytest.raises(InputError, match='no made data in the layout of nnunet'):
         made_root('nnunet')
+
+
+def test_the_guide_has_every_notebook():
+    found = {p.stem for p in (ROOT / 'nbs').glob('*/*.ipynb') if p.parent.name != 'guide'}
+    linked = re.findall(r'/(\w+)\.ipynb\)', source('guide/notebooks'))
+    assert not found - set(linked), 'add to nbs/guide/notebooks'

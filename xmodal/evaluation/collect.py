@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core import InputError
 from ..files import atomic
-from .metrics import format_summary, formats
+from .metrics import format_summary, formats, table_of_measures
 from .report import RunReport
 
 # %% ../../nbs/evaluation/77_collect.ipynb #ce02056d
@@ -124,20 +124,8 @@ def collect(
 # %% ../../nbs/evaluation/77_collect.ipynb #227526f1
 # columns of a report, where they were measured
 REPORTED = (
-    'psnr',
-    'ssim',
-    'ms_ssim',
-    'mae',
-    'mae_hu',
-    'nmi',
-    'sharpness',
-    'dice',
-    'iou',
-    'hd95',
-    'skeleton_f1',
-    'missed',
-    'invented',
-    'both_empty',
+    *(k for k, m in table_of_measures.items() if m.reported),
+    *('dice', 'iou', 'hd95', 'skeleton_f1', 'missed', 'invented', 'both_empty'),
 )
 
 
