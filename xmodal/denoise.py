@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop']
+           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop', 'Beside', 'beside']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -245,6 +245,7 @@ class Denoiser(Parametrised):
         coefs=None,  # (a, b, c) at t if the caller has them already
         z=None,  # (B, latent) standard normal, for networks that take it
         stop=0.0,  # end the recursion of an image at a change below this; 0: never, see `Stop`
+        side=None,  # further images (B, E, *spatial), for networks that take them; see `Beside`
     ):  # x0_hat, shape and dtype of x
         "The estimate of the target; raises ValueError where a random vector is missing."
         if self.latent and z is None:
@@ -254,6 +255,7 @@ class Denoiser(Parametrised):
         coefs = coefs or self.bridge.coefs(t, y)
         c_skip, c_src, c_out, c_in = self.factors(coefs, x.dtype)
         more = dict(z=z) if self.latent else {}
+        more['side'] = side
         x0_hat, settled = torch.zeros_like(x), None
         if self.show_snr:
             more['x_r'] = (torch.atan2(coefs[0], coefs[2]) * 2 / math.pi).to(x.dtype).expand_as(x)
@@ -272,12 +274,14 @@ class Denoiser(Parametrised):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network
         coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images, as for the estimate
     ):  # shape and dtype of x
         "The twin's estimate of the noise; raises ValueError if there is no twin."
         if self.twin is None:
             return super().eps_hat(x, t, y, ctx, coefs)
         c_in = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
-        return run_net(self.precision, self.twin, *self.net_inputs(x, t, y, c_in), ctx).to(x.dtype)
+        shown = self.net_inputs(x, t, y, c_in)
+        return run_net(self.precision, self.twin, *shown, ctx, side=side).to(x.dtype)
 
 # %% ../nbs/bridges/14_denoise.ipynb #3ffd07d9
 def fast(
@@ -310,9 +314,10 @@ def run_net(
     ctx=None,  # conditioning (B, 2 or 3, dim), or None
     x_r=None,  # a third image, for networks that take one; None: not passed on
     z=None,  # (B, latent) standard normal, for networks that take it; None: not passed on
+    side=None,  # further images (B, E, *spatial), for networks that take them; None: not passed on
 ):  # (B, C, *spatial)
     "The network's answer, in the precision that was asked for."
-    more = {k: v for k, v in dict(x_r=x_r, z=z).items() if v is not None}
+    more = {k: v for k, v in dict(x_r=x_r, z=z, side=side).items() if v is not None}
     if precision == 'no':
         return net(x, t, y, ctx, **more)
     with torch.autocast(x.device.type, torch.bfloat16):
@@ -430,13 +435,21 @@ class Wrap(Estimator, nn.Module):
         "As of the denoiser inside."
         return self.den.precision
 
+    def factors(
+        self,
+        coefs,  # (a, b, c) at t
+        dtype=None,  # of the images
+    ):  # c_skip, c_src, c_out, c_in
+        "The four factors of the denoiser inside."
+        return self.den.factors(coefs, dtype)
+
     def forward(
         self,
         x,  # state (B, C, *spatial)
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
-        **more,  # coefs, z and stop of `Denoiser`
+        **more,  # coefs, z, stop and side of `Denoiser`
     ):  # x0_hat, shape of x
         "The estimate of the denoiser inside."
         return self.den(x, t, y, ctx, **more)
@@ -448,9 +461,10 @@ class Wrap(Estimator, nn.Module):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
+        **more,  # side of `Denoiser`
     ):  # shape of x
         "The noise as the denoiser inside estimates it."
-        return self.den.eps_hat(x, t, y, ctx, coefs)
+        return self.den.eps_hat(x, t, y, ctx, coefs, **more)
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
 class Clip(Wrap):
@@ -500,3 +514,47 @@ class Stop(Wrap):
     ):  # x0_hat, shape of x
         "The estimate at which every image has settled."
         return self.den(x, t, y, ctx, stop=self.change, **more)
+
+# %% ../nbs/bridges/14_denoise.ipynb #b82df55c
+class Beside(Wrap):
+    "A denoiser whose network also sees further images: neighbouring slices, other modalities."
+
+    def __init__(
+        self,
+        den,  # Estimator whose innermost network takes `side`
+        side,  # (B, E, *spatial), scaled to [-1, 1], at the place of the source
+    ):
+        "Hold the images of one batch."
+        super().__init__(den)
+        self.side = side
+
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # as of `Wrap`
+    ):  # x0_hat, shape of x
+        "The estimate of the denoiser inside, which sees the images of this batch."
+        return self.den(x, t, y, ctx, side=self.side, **more)
+
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        coefs=None,  # (a, b, c) at t, if the caller has them
+        **more,  # as of `Wrap`
+    ):  # shape of x
+        "The noise as the denoiser inside estimates it, with the images of this batch."
+        return self.den.eps_hat(x, t, y, ctx, coefs, side=self.side, **more)
+
+
+def beside(
+    den,  # Estimator
+    side,  # further images (B, E, *spatial), or None
+):  # the denoiser itself, or `Beside`
+    "A denoiser that sees these images, if there are any."
+    return den if side is None else Beside(den, side)

@@ -25,6 +25,7 @@ from .evaluation.metrics import evaluate_pairs, mae, mse, psnr, sharpness, ssim
 from .job import FromData
 from .methods import calls, get_method, recipe_for
 from .nets.build import build
+from .tiles import Tiled
 from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import map_over_processes
@@ -120,6 +121,7 @@ def prepare_pairs(
 ):  # data.cache.Slices
     "Bring all pairs onto one grid and scale, or find them in the cache."
     how = dict(slices=ask.slices, fit=ask.fit, register=ask.register, workers=workers)
+    how |= dict(context=ask.context)
     return prepare(records, ask.size, ask.spacing or None, *windows, **how)
 
 # %% ../nbs/use/82_engine.ipynb #b3ae9ac7
@@ -161,9 +163,9 @@ def few_images(
 ):  # a view of it
     "At most `limit` images of a data set, at equal distances in it."
     if not len(data):
-        return type(data)(data.folder, data.items)
+        return data.view(data.items)
     at = np.unique(np.linspace(0, len(data) - 1, limit).round().astype(int))
-    return type(data)(data.folder, data.items[at])
+    return data.view(data.items[at])
 
 
 def load_parts(
@@ -191,6 +193,7 @@ class Sampling:
     steps: object  # number of steps, or a grid of times from 1 to 0
     tau: str = 'markov'  # noise rule by name
     options: dict = field(default_factory=dict)  # of the sampler
+    tile: int = 0  # side of the crops that it was trained on; 0: whole images
 
     @property
     def nfe(self) -> int:
@@ -296,11 +299,12 @@ def translations(
 ) -> np.ndarray:  # (N, C, H, W) in about [-1, 1]
     "Translations of a data set, every process its share."
     wanted = list(range(len(data)) if items is None else items)
+    whole = Tiled(den, how.tile) if how.tile else den
     same = dict(seed=seed, device=next(den.parameters()).device, progress=progress)
 
     def my_share(at):
         mine = [wanted[k] for k in at]
-        args = den, data, how.steps, how.tau, how.method
+        args = whole, data, how.steps, how.tau, how.method
         return list(predict(*args, items=mine, **same, **how.options))
 
     return np.stack(map_over_processes(len(wanted), my_share))

@@ -34,10 +34,17 @@ class FromFiles:
         '',
         'folder, pscde: regular expression with one group that finds the subject in a file name',
     )
-    size: int = option(64, 'images are size x size pixels')
+    size: int = option(
+        64, 'images are size x size pixels; 0: as large as they are, nothing is shrunk'
+    )
     spacing: float = option(
         0.0,
-        'pixel size in mm; 0: the largest field of view divided by size',
+        "pixel size in mm; 0: the largest field of view divided by size, with size 0 the data's own",
+    )
+    patch: int = option(
+        0,
+        'train on random crops of patch x patch pixels, and translate in overlapping tiles of '
+        'that size; 0: whole images',
     )
     source_window: str = option(
         '',
@@ -52,6 +59,9 @@ class FromFiles:
 class FromData(FromFiles):
     "What is learned from."
 
+    context: int = option(
+        0, 'volumes: the network also sees so many neighbouring slices on either side'
+    )
     fit: str = option(
         'shrink',
         'images larger than size: shrink them, or cut them into patches (patch)',
@@ -181,6 +191,11 @@ class ByTraining:
         False,
         'compile the network with torch.compile: the first step takes a minute, the others less '
         'time; for GPUs and long runs',
+    )
+    drop_sources: float = option(
+        0.0,
+        'several sources (source T1w,FLAIR): the share of the training samples in which each '
+        'further source is left out, so that the model can do without it',
     )
     accumulate: int = option(
         1,

@@ -12,8 +12,8 @@ __all__ = ['BEAT', 'DEAD', 'held', 'LOWEST', 'Plan', 'print_once', 'first_alone'
            'plan_of_row', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'scores_of', 'measure',
            'shown_images', 'show_panels', 'about_cut', 'about_target', 'stored_type', 'common_type', 'target_reach',
            'usual_mask', 'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets',
-           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only',
-           'environment_of', 'free_port', 'launch', 'run', 'parser_of_jobs', 'train_command']
+           'about_beside', 'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run',
+           'train_only', 'environment_of', 'free_port', 'launch', 'run', 'parser_of_jobs', 'train_command']
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, atexit, contextlib, json, os, resource, shutil, socket, sys
@@ -30,7 +30,8 @@ from .parameters import convert, numbers
 from .options import Parser, shown_briefly
 from .show import show_grid
 from .core import first_line
-from .data.cache import is_image
+from .data.cache import BLOCK, is_image
+from .data.frames import slice_distance
 from .data.volumes import open_volume
 from .data.windows import Window
 from xmodal.engine import (
@@ -349,7 +350,10 @@ def hold(
 
 # %% ../nbs/use/84_train.ipynb #1340b6e2
 LOWEST = dict(  # parameters that are numbers, and the smallest that each may be
-    size=16,
+    size=0,
+    patch=0,
+    context=0,
+    drop_sources=0,
     steps=1,
     batch=1,
     sample_steps=1,
@@ -372,7 +376,8 @@ def shrink(
 ) -> Job:
     "Smoke: everything small enough for a minute."
     few = dict(limit=0) if p.split else dict(limit=4, made_subjects=4)
-    small = dict(size=min(p.size, 32), steps=min(p.steps, 20), batch=-(-4 // together) * together)
+    small = dict(size=min(p.size or 32, 32), patch=min(p.patch, 16))
+    small |= dict(steps=min(p.steps, 20), batch=-(-4 // together) * together)
     net = dict(ch=8, mults='1,2', layers=1, made_voxel=6.0, made_pixels=64)
     return replace(p, **few, **small, **net, val_every=10, save_every=10)
 
@@ -384,6 +389,21 @@ def check_lowest(
     for k, low in LOWEST.items():
         if getattr(p, k) < low:
             raise InputError(f'parameter {k} must be {low} or more, got {getattr(p, k)}')
+    for k in ('size', 'patch'):
+        if 0 < getattr(p, k) < 16:
+            raise InputError(f'parameter {k} must be 0 or 16 or more, got {getattr(p, k)}')
+    if p.patch > p.size > 0:
+        raise InputError(f'patch = {p.patch} is larger than the images, size = {p.size}')
+    looks = p.context or len(words_of(p.source)) > 1
+    if looks and p.m.adversarial and 'cycle' in p.method:
+        raise InputError(
+            f'{p.method} also translates back, from one target to one source; leave '
+            'context and further sources out'
+        )
+    if looks and p.backbone == 'latent':
+        raise InputError('context and several sources are for pixels, not for latents')
+    if p.patch and p.backbone == 'latent':
+        raise InputError('patch cuts images, and this run learns on latents; leave it out')
 
 # %% ../nbs/use/84_train.ipynb #4575533c
 def check_prompts(
@@ -472,7 +492,8 @@ def recipe_of(
     method: str,  # row of `methods`: the job's, or the baseline
 ) -> Recipe:
     "The recipe of a row in this job: what was asked for, else what the method says."
-    asked = {k: getattr(p, k) for k in ('steps', 'batch', 'precision', 'channels_last', 'seed')}
+    same = ('steps', 'batch', 'precision', 'channels_last', 'seed', 'patch', 'drop_sources')
+    asked = {k: getattr(p, k) for k in same}
     if p.lr:
         asked['lr'] = p.lr
     if p.ema != -1:
@@ -512,11 +533,14 @@ def plan(
 def network_sizes(
     p: Plan,  # arch, ch, mults, ...
     dim: int,  # length of an embedding; 0: no prompts
+    side: int = 0,  # channels of the images beside the source
 ) -> dict:
     "Sizes of the network."
     prompts = dict(text=dim, by=p.text) if dim else {}
+    prompts |= dict(side=side) if side else {}
     size = dict(ch=p.ch, mults=numbers(p.mults, 'mults'), layers=p.layers, attention=p.attention)
-    sizes = sizes_for(p.arch, p.size, **size, checkpointing=p.checkpointing, **prompts)
+    pixels = p.patch or p.size or BLOCK
+    sizes = sizes_for(p.arch, pixels, **size, checkpointing=p.checkpointing, **prompts)
     if p.arch != 'latent':
         return sizes
     truncated = p.method.startswith(('cdtsde', 'dossr'))
@@ -530,7 +554,9 @@ def sizes_of(
     d,  # from `prepare_data`: its encoder of prompts
 ) -> dict:
     "Sizes of the network for prepared data."
-    return network_sizes(p, d.hears.dim if d.hears else 0)
+    item = d.data[0]
+    side = len(item['side']) if 'side' in item else 0
+    return network_sizes(p, d.hears.dim if d.hears else 0, side)
 
 
 def check_backbone(
@@ -579,7 +605,8 @@ def with_network(
     if p.backbone == 'latent':
         return with_prior(p)
     # do the sizes fit? built once and thrown away
-    net = network_sizes(p, 8 if p.text != 'none' else 0)
+    looks = 1 if p.context or len(words_of(p.source)) > 1 else 0
+    net = network_sizes(p, 8 if p.text != 'none' else 0, looks)
     build(p.method, net=net, arch=p.arch, bridge=p.bridge_options, pred=p.pred or None)
     return p
 
@@ -867,12 +894,12 @@ def measure(
     "Translate the test subjects with every row and measure."
     test, bar = d.test, is_main()
     truth, source = (np.stack([test[i][k].numpy() for i in range(len(test))]) for k in ('x0', 'y'))
-    own = Sampling(p.method, p.sample_steps, p.tau, p.sampler_options)
+    own = Sampling(p.method, p.sample_steps, p.tau, p.sampler_options, p.patch)
     start = time.perf_counter()
     results = {p.method: translations(rows[p.method][0], test, own, p.seed, progress=bar)}
     spent = (time.perf_counter() - start) / len(test) * int(os.environ.get('WORLD_SIZE', 1))
     if 'regression' in rows and p.method != 'regression':
-        once = Sampling('regression', 1, 'markov')
+        once = Sampling('regression', 1, 'markov', tile=p.patch)
         den = rows['regression'][0]
         results['regression'] = translations(den, test, once, p.seed, progress=bar)
     results['identity'] = source
@@ -1047,6 +1074,20 @@ def windows_of_targets(
     return found
 
 
+def about_beside(
+    p,  # from `plan`
+    d,  # from `prepare_data`
+    used: list,  # records of the training in the index of the cache
+) -> dict:  # fields of `DataSpec`
+    "What a translator has to show the network beside the source."
+    further = d.data.further
+    found = dict(further=further, may_lack=p.drop_sources > 0) if further else {}
+    if p.context:
+        apart = [slice_distance(open_volume(r['target'])) for r in used]
+        found |= dict(context=p.context, step=float(f'{np.median(apart):.6g}'))
+    return found
+
+
 def about_data(
     p,  # from `plan`
     d,  # from `prepare_data`
@@ -1061,7 +1102,9 @@ def about_data(
         source=p.source or datasets[p.dataset].source,
         target=p.target or datasets[p.dataset].target,
         kind=d.data.index['kind'],
-        size=p.size,
+        size=params['size'],
+        tile=p.patch or None,
+        **about_beside(p, d, used),
         spacing=params['spacing'],
         source_window=params['windows'][0],
         target_window=target_middle(rule, used),
@@ -1119,9 +1162,10 @@ def protocol_words(
     d,  # from `prepare_data`
 ) -> str:
     "How the scores of a job were measured, in one line."
+    h, w = d.data.shape[-2:]
     return (
         f'{len(d.split["test"])} held-out subjects, {len(d.parts["test"])} images of'
-        f' {p.size} x {p.size}; scaled to [-1, 1], range 2, no mask; {p.sample_steps} steps,'
+        f' {h} x {w}; scaled to [-1, 1], range 2, no mask; {p.sample_steps} steps,'
         f' {p.nfe} network calls, tau {p.tau}; mean ± std over subjects'
     )
 

@@ -7,7 +7,7 @@ __all__ = ['usable_device', 'OpenedModel', 'Translator', 'in_short', 'assumed', 
            'check_counts', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
            'heard', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
            'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'Changed',
-           'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'settle_concerns', 'checked_cut', 'companion', 'further_sources', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from .core import InputError, item_seed
-from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path
+from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path, tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
+from .denoise import beside
 from .denoise import fast as faster
+from .tiles import Tiled
 from .methods import draw, get_method, make_grid
 from .metadata.context import nearby_metadata, request
 from .sample import check_grid, rules
@@ -140,10 +142,15 @@ class Translator(OpenedModel):
         noise: str = 'shared',  # by the slices of a volume; 'independent': each has its own
         mix: bool = False,  # for `maps`; makes no difference here
         force: bool = False,  # translate what does not fit the model all the same, with a warning
+        # further sources, for a model of several, in its order; None in a place: not there.
+        # Default: looked for beside a file, by their names
+        more: list = None,
+        overlap: float = 0.25,  # of the tiles of a model of patches, share of their side, 0 to 1
     ):  # the source's kind: nibabel image (volume), array (image), tensor (tensor)
         "One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target."
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, mix=mix)
         how |= dict(target=target, known=known, samples=samples, noise=noise, force=force)
+        how |= dict(more=more, overlap=overlap)
         return self.maps(source, **how)['mean']
 
     def maps(
@@ -161,6 +168,8 @@ class Translator(OpenedModel):
         # also 'mix': the source's share of the path at every time, in a further dimension
         mix: bool = False,
         force: bool = False,  # translate what does not fit the model all the same, with a warning
+        more: list = None,  # further sources, for a model of several; default: looked for
+        overlap: float = 0.25,  # of the tiles of a model of patches, share of their side
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """Translate one volume or image, with what is known about its reliability.
 
@@ -169,8 +178,8 @@ class Translator(OpenedModel):
         if noise not in ('shared', 'independent'):
             raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
-        how = SampleOptions(**how, samples=samples, mix=mix)
-        return there_and_back(self, source, known, target, noise, force, how)
+        how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap)
+        return there_and_back(self, source, known, target, noise, force, how, more)
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
 def in_short(
@@ -223,6 +232,7 @@ class SampleOptions:
     samples: int = 1  # translations of each image
     mix: bool = False  # also the share of the source along the path
     progress: bool = False  # show a bar
+    overlap: float = 0.25  # of the tiles of a model of patches, share of their side, 0 to below 1
     # of the method's sampler; what is not named here is as stored with the model
     options: dict = field(default_factory=dict)
 
@@ -255,6 +265,7 @@ def draws(
     # usual target
     ctx=None,
     label=None,  # for targets of labels: rounds scaled values to labels, see `TargetUnits.nearest`
+    side=None,  # (N, E, H, W), images beside the sources, for a model that sees them
 ) -> dict:  # mean (N, C, H, W); std, the same, if samples > 1; mix (N, T, H, W) if asked for
     """Translate scaled images, in batches; several samples are summed up as they come, so memory is
     that of one batch.
@@ -275,7 +286,9 @@ def draws(
             part = slice(i, i + how.batch)
             yb = torch.from_numpy(y[part]).to(tr.device)
             cb = None if ctx is None else ctx[part].to(tr.device)
-            out.append(summed(samples_of(tr, yb, cb, names[part], how, use, bar), label))
+            sb = None if side is None else torch.from_numpy(side[part]).to(tr.device)
+            drawn = samples_of(tr, yb, cb, names[part], how, use, bar, sb)
+            out.append(summed(drawn, label))
             if how.mix:
                 out[-1]['mix'] = shares(tr, yb, use)
     if not out:
@@ -297,12 +310,16 @@ def samples_of(
     how: SampleOptions,  # seed and number of samples
     use: dict,  # from `sampling`
     bar,  # progress bar, moved on by B for each sample
+    beside_y=None,  # (B, E, H, W) tensor of images beside the sources, on the same device
 ):  # yields (B, C, H, W) float32, one sample after the other
     "The samples of a batch."
+    tile = tile_side(tr.data)
+    den = Tiled(tr.den, tile, how.overlap, how.batch) if tile else tr.den
+    den = beside(den, beside_y)
     for k in range(how.samples):
         keys = [('slice', n) if k == 0 else ('sample', k, n) for n in names]
         seeds = [item_seed(how.seed, *v) for v in keys]
-        yield draw(tr.model.method, tr.den, y, ctx=ctx, seeds=seeds, **use).float()
+        yield draw(tr.model.method, den, y, ctx=ctx, seeds=seeds, **use).float()
         bar.update(len(y))
 
 
@@ -609,6 +626,47 @@ def checked_cut(
     return y
 
 
+def companion(
+    path,  # of the first source
+    first: str,  # its modality, as the data set names it
+    other: str,  # that of a further source
+) -> Path:  # need not exist
+    "Where a further source of the same subject would lie: the same path with the other name."
+    path = Path(path)
+    name = re.sub(rf'(?<![A-Za-z0-9]){re.escape(first)}(?![A-Za-z0-9])', other, path.name)
+    return path.with_name(name)
+
+
+def further_sources(
+    d: DataSpec,  # of the model
+    where,  # path of the first source, or None
+    more=None,  # what was given: paths or images, None for one that is not there; None: look
+) -> list:  # as `Frame.side` takes them
+    """The further sources of a model of several; those that were not given are looked for beside the
+    first. Raises InputError where one is missing that the model cannot do without.
+    """
+    count = d.further or 0
+    if more is None:
+        names = [v.strip() for v in (d.source or '').split(',')]
+        beside_it = [companion(where, names[0], v) for v in names[1:]] if where else []
+        more = [v if v.exists() and v != Path(where) else None for v in beside_it]
+        more = more if len(more) == count else [None] * count
+    if len(more) != count:
+        raise InputError(f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}')
+    lacks = [i + 2 for i, v in enumerate(more) if v is None]
+    if lacks and not d.may_lack:
+        raise InputError(
+            f'{where or "the source"}: source {lacks[0]} of {1 + count} ({d.source}) was not given '
+            'and is not beside it; give it with --more (more=[...])'
+        )
+    if lacks:
+        words = (
+            f'translated without source {", ".join(map(str, lacks))} of {1 + count} ({d.source})'
+        )
+        warnings.warn(f'{where or "the source"}: {words}', Changed)
+    return list(more)
+
+
 def there_and_back(
     tr,  # Translator
     source,  # as in `Translator.maps`
@@ -617,16 +675,19 @@ def there_and_back(
     noise,  # 'shared' or 'independent'
     force,  # translate what does not fit all the same
     how: SampleOptions,  # see there
+    more=None,  # further sources, see `further_sources`
 ) -> dict:  # name -> the source's own kind
     "Open, check, cut, draw, restore."
     d, where = tr.data, path_of(source)
+    found = further_sources(d, where, more)
     if known is None and where and d.text:
         known = nearby_metadata(where)
     ctx, units = tr.context(known, target), target_units(d, known, target)
     frame = frame_of(source, d, tr.model.channels)
     y = checked_cut(frame, known, where, force)
     label = units.label if frame.in_units else None
-    return frame.restore(draws(tr, y, how, frame.names(noise), ctx, label), units)
+    side = frame.side(found)
+    return frame.restore(draws(tr, y, how, frame.names(noise), ctx, label, side), units)
 
 # %% ../nbs/use/85_translate.ipynb #a8a8e1aa
 def target_units(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_ENDINGS', 'NIFTI_ENDINGS', 'load_image', 'no_palette', 'own_limit', 'read_png', 'check_tiff', 'read_tiff',
-           'square_box', 'thinned', 'to_square', 'from_square', 'patch_corners', 'to_patches', 'match_channels']
+           'shape_of_image', 'square_box', 'thinned', 'to_square', 'from_square', 'patch_corners', 'to_patches',
+           'match_channels']
 
 # %% ../../nbs/data/29_images.ipynb #f6c23e3e
 import contextlib
@@ -157,6 +158,26 @@ def read_tiff(
     except Exception as e:
         raise InputError(
             f'{path}: cannot be read as a TIFF image ({first_line(e)}); copy it again'
+        ) from None
+
+# %% ../../nbs/data/29_images.ipynb #328528cb
+def shape_of_image(
+    path,  # of an image file
+) -> tuple:  # (rows, columns)
+    "The size of a picture, from its header; raises InputError."
+    import tifffile
+    from PIL import Image
+
+    try:
+        if str(path).lower().endswith(('.tif', '.tiff')):
+            with tifffile.TiffFile(path) as f:
+                page = f.pages[0]
+                return page.imagelength, page.imagewidth
+        with own_limit(), Image.open(path) as im:
+            return im.height, im.width
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as an image ({first_line(e)}); copy it again'
         ) from None
 
 # %% ../../nbs/data/29_images.ipynb #23e51968

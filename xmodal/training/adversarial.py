@@ -56,6 +56,7 @@ class LossInputs:
     batch: int  # images in the batch of all processes together
     options: dict  # of the objective
     ctx: object = None  # conditioning for the network
+    side: object = None  # further images (B, E, H, W), or None
 
     def estimate(
         self,
@@ -68,6 +69,7 @@ class LossInputs:
         "x0_hat of `den`, with a fresh latent if its network takes one."
         den = den or self.den
         more = dict(z=self.noise(x.new_empty(len(x), den.latent))) if den.latent else {}
+        more |= {} if self.side is None else dict(side=self.side)
         return den(x, t, y, self.ctx if ctx is None else ctx, **more)
 
 # %% ../../nbs/training/62_adversarial.ipynb #35742163
@@ -741,8 +743,8 @@ def loss_inputs(
     """Endlessly what the losses see of one batch, each with its own time; their noise goes on where
     the last one stopped.
     """
-    keys, device, times = ('x0', 'y', 't', 'ctx'), players.acc.device, players.m.times
-    x0, y, t, ctx = (b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+    keys, device, times = ('x0', 'y', 't', 'ctx', 'side'), players.acc.device, players.m.times
+    x0, y, t, ctx, side = (b[n].to(device, non_blocking=True) if n in b else None for n in keys)
     noise = Noise(b['noise'].tolist(), device)
     same = dict(
         den=players.den,
@@ -754,7 +756,7 @@ def loss_inputs(
         options=players.o.options,
     )
     while True:
-        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, **same)
+        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, side=side, **same)
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
         new = [time_of(times, max(v, 1e-9)) for v in u]
         t = torch.tensor(new, dtype=t.dtype, device=t.device)

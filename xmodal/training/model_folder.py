@@ -226,6 +226,13 @@ class DataSpec(Section):
     source_values: dict = None
     fit: str = None  # of images: 'shrink' or 'patch'; None in older folders: shrunk
     patch: dict = None  # in words, how patches were made: size, resolution, smaller
+    # side of the random crops of the training, pixels, 8 to 16384: larger images are answered in
+    # tiles of this side; None: whole images
+    tile: int = None
+    context: int = None  # neighbouring slices seen on either side, 1 to 32; None: none
+    step: float = None  # their distance in the training, mm
+    further: int = None  # sources beside the first, 1 to 64; None: one source
+    may_lack: bool = None  # did it learn to do without a further source?
     target_dtype: str = None  # number type of the targets' files; None in older folders: float32
     target_reach: tuple = None  # (smallest, largest) value of the training's targets
     # number of steps, as text -> StoredGrid
@@ -364,10 +371,18 @@ def is_prompted(
 DATA_RULES = dict(  # key of the section data -> what it must be, and how that is told
     kind=("'volume' or 'image'", lambda v: is_text(v) and v in ('volume', 'image')),
     size=('a whole number of pixels from 1 to 16384', lambda v: is_count(v, 2**14)),
+    tile=(
+        'a whole number of pixels from 8 to 16384',
+        lambda v: v is None or is_count(v, 2**14) and v >= 8,
+    ),
     spacing=(
         'a positive number of mm, up to 1000',
         lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3,
     ),
+    context=('a whole number from 1 to 32', lambda v: v is None or is_count(v, 32)),
+    step=('a positive number of mm', lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3),
+    further=('a whole number from 1 to 64', lambda v: v is None or is_count(v, 64)),
+    may_lack=('true or false', lambda v: v is None or isinstance(v, bool)),
     source_window=('a window rule such as percentile or 0:1000', is_rule),
     target_window=('two finite numbers, the lower first', is_window),
     channels=('two whole numbers, of source and target', is_pair_of_channels),
