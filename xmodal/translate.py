@@ -686,8 +686,11 @@ def there_and_back(
     frame = frame_of(source, d, tr.model.channels)
     y = checked_cut(frame, known, where, force)
     label = units.label if frame.in_units else None
-    side = frame.side(found)
-    return frame.restore(draws(tr, y, how, frame.names(noise), ctx, label, side), units)
+    side, names = frame.side(found), frame.names(noise)
+    frame.forget()
+    got = draws(tr, y, how, names, ctx, label, side)
+    y = side = None
+    return frame.restore(got, units)
 
 # %% ../nbs/use/85_translate.ipynb #a8a8e1aa
 def target_units(

@@ -131,6 +131,9 @@ class Frame:
         "What the network sees."
         raise NotImplementedError
 
+    def forget(self):
+        "Let go of what only the way to the network needs; a large volume is not held twice."
+
     def side(
         self,
         more=(),  # further sources, as this one; None in the place of one that is not there
@@ -363,7 +366,8 @@ class VolumeFrame(CutVolume):
     def cut(self) -> np.ndarray:  # (S, C, H, W), scaled; H and W at least the model's size
         "All axial slices at the model's pixel size in mm, with one window for the whole volume."
         check_one_window(self.name, self.d.source_window)
-        return np.repeat(self.planes()[:, None], self.channels, 1)
+        planes = self.planes()[:, None]
+        return planes if self.channels == 1 else np.repeat(planes, self.channels, 1)
 
     def side(
         self,
@@ -391,6 +395,10 @@ class VolumeFrame(CutVolume):
         "Shared noise: every slice has the name 0. Independent: each its number."
         return [0] * len(self.grey) if noise == 'shared' else None
 
+    def forget(self):
+        "Let go of the voxels; the way back needs the header and the planes' affine."
+        self.img = self.grey = None
+
     def back(
         self,
         x,  # slices (S, H, W) as they were cut
@@ -407,9 +415,11 @@ class VolumeFrame(CutVolume):
     ) -> dict:  # name -> NIfTI image on the grid of the file; mix has T at the end
         "The mean of the channels at the voxels of the file, with the file's place in space."
         shape = self.like.shape
-        out = dict(mean=units.carry(got['mean'].mean(1), self.back).reshape(shape))
+        # of one channel the mean is itself, and a large volume is not copied
+        mono = lambda v: v[:, 0] if v.shape[1] == 1 else v.mean(1)
+        out = dict(mean=units.carry(mono(got['mean']), self.back).reshape(shape))
         if 'std' in got:
-            out['std'] = units.spread(self.back(got['std'].mean(1))).reshape(shape)
+            out['std'] = units.spread(self.back(mono(got['std']))).reshape(shape)
         if 'mix' in got:
             each = [self.back(x).clip(0, 1) for x in got['mix'].swapaxes(0, 1)]
             out['mix'] = np.stack(each, -1).astype(np.float32)
