@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .core import check_same_shape, expand
+from .explain import explained, passes_on
 from .sample import Estimator, as_estimator
 
 # %% ../nbs/bridges/14_denoise.ipynb #75eb31d4
@@ -151,6 +152,7 @@ def keep_older(
     return torch.where(expand(settled, new), old, new), settled
 
 # %% ../nbs/bridges/14_denoise.ipynb #17876f48
+@explained
 class Network(nn.Module):
     """net(x, t, y, ctx) -> (B, C, *spatial), t in [0, 1000]; what else may be asked of a network
     has a default here.
@@ -165,6 +167,7 @@ class Network(nn.Module):
         return None
 
 # %% ../nbs/bridges/14_denoise.ipynb #4892c997
+@explained
 class Parametrised(Estimator, nn.Module):
     "A network, what it is shown, and what its answer means."
 
@@ -233,6 +236,7 @@ class Parametrised(Estimator, nn.Module):
         return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ee17517
+@explained
 class Denoiser(Parametrised):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
 
@@ -389,6 +393,7 @@ def loss_per_item(
     return loss
 
 # %% ../nbs/bridges/14_denoise.ipynb #7b83cf82
+@explained
 class Wrap(Estimator, nn.Module):
     "A denoiser around another one; what is not said here is the inner one's."
 
@@ -430,6 +435,7 @@ class Wrap(Estimator, nn.Module):
         "As of the denoiser inside."
         return self.den.precision
 
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -453,6 +459,7 @@ class Wrap(Estimator, nn.Module):
         return self.den.eps_hat(x, t, y, ctx, coefs)
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
+@explained
 class Clip(Wrap):
     "A denoiser whose estimate is clipped to [low, high]."
 
@@ -466,6 +473,7 @@ class Clip(Wrap):
         super().__init__(den)
         self.low, self.high = low, high
 
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -478,6 +486,7 @@ class Clip(Wrap):
         return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
 
 
+@explained
 class Stop(Wrap):
     "A denoiser whose recursion ends, image by image, when an estimate hardly changes any more."
 
@@ -490,6 +499,7 @@ class Stop(Wrap):
         super().__init__(den)
         self.change = change
 
+    @passes_on(Denoiser.forward, leave_out=('stop',))
     def forward(
         self,
         x,  # state (B, C, *spatial)

@@ -25,6 +25,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from ..core import InputError, Noise, item_seed
+from ..explain import passes_on
 from xmodal.nets.discriminators import (
     PatchDiscriminator,
     ResnetTranslator,
@@ -821,6 +822,7 @@ class Adversarial(Players):
         return got | due | seen
 
 # %% ../../nbs/training/62_adversarial.ipynb #8eee4a94
+@passes_on(train, leave_out=('trainer',))
 def fit(
     den,  # Denoiser; trained in place
     data,  # dataset of dicts with 'y' and 'x0'
@@ -829,9 +831,7 @@ def fit(
     recipe,  # loop.Recipe
     model: dict = None,  # arguments of `build`, stored with the checkpoints
     objective: dict = None,  # options of the adversarial objective
-    # further arguments of `train`: origin, val, val_every, save_every, log_every, resume, workers,
-    # device, progress, options, accumulate, compile
-    **kw,
+    **kw,  # further arguments of `train`:
 ):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     """Train a method, adversarial or not; raises InputError for parameters that do not fit and
     RuntimeError for a non-finite loss.

@@ -22,10 +22,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..core import InputError, item_seed, mend_torchvision, Noise
+from ..explain import explained, passes_on
 from ..files import atomic, clear_left
 from ..core import first_line
 from ..denoise import fast, loss_per_item
-from ..methods import Method, draw, get_method, time_of
+from ..methods import Method, draw, draw_options, get_method, time_of
 from ..mixing import mix_stats
 from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
 from ..processes import map_over_processes
@@ -130,6 +131,7 @@ class StepBatches:
             yield list(range(first, first + self.batch))
 
 # %% ../../nbs/training/61_loop.ipynb #0b1bf238
+@explained
 @dataclass(frozen=True)
 class Recipe:
     "What decides a training run, apart from model and data."
@@ -145,7 +147,7 @@ class Recipe:
     ema: float = 0.0  # decay of the averaged weights; 0: none
     precision: str = 'no'  # 'no' (float32), 'bf16' or 'fp16'
     channels_last: bool = False  # memory format of the network; faster on GPUs
-    seed: int = 0
+    seed: int = 0  # of everything random
     schedule: str = 'cosine'  # 'cosine': to a tenth of the peak; 'constant'
 
     def __post_init__(self):
@@ -439,6 +441,7 @@ def poll_interval(
 PLAIN = Method('the one step on a uniform grid', None)
 
 
+@passes_on(draw_options)
 def predict(
     den,  # Denoiser (or anything `sample` takes)
     data,  # dataset of dicts with 'y'; with prompts also 'ctx', of whose versions the first is used
@@ -451,7 +454,7 @@ def predict(
     device='cpu',  # where the network is
     progress=True,  # show a bar
     items=None,  # numbers of the items that are wanted; default: all
-    **options,  # of the sampler, its grid and the row, see `methods.draw`
+    **options,  # of the sampler and its grid, as in `methods.draw`:
 ) -> np.ndarray:  # (N, C, H, W) float32
     """Sample a translation for every item of a data set, or for some; an item's noise is the same
     in both.
@@ -837,6 +840,7 @@ def keep_going(
     return 0
 
 # %% ../../nbs/training/61_loop.ipynb #586920c1
+@explained
 def train(
     den,  # Denoiser; trained in place
     data,  # dataset of dicts with 'y' and 'x0'
@@ -1070,6 +1074,7 @@ def check_finite(
         )
 
 
+@passes_on(draw_options)
 def validate(
     den,  # Denoiser
     ema,  # diffusers' EMAModel, or None
@@ -1078,7 +1083,7 @@ def validate(
     device,  # where the network is
     steps=None,  # number of steps; None: the row's
     tau=None,  # noise rule by name; None: the row's
-    **options,  # of the sampler, see `methods.draw`
+    **options,  # of the sampler and its grid, as in `methods.draw`:
 ) -> float:  # dB
     """PSNR of sampled translations of the first 16 validation images, by all processes together,
     with the averaged weights if there are any.
