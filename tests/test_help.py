@@ -2,7 +2,8 @@
 its name, and nothing that breaks where the source cannot be read.
 """
 
-import inspect, re, subprocess, sys, zipfile
+import ast, inspect, re, subprocess, sys, zipfile
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,29 @@ def test_a_package_without_readable_source_works(tmp_path):
         space := {},
     )
     assert space['f'].__doc__ == 'Says.'
+
+
+# takes any name: the caller's tensors, columns or forms; or hands on what is named in its comment
+FREE = {'check_same_shape', 'table', 'add', 'variant', 'of', 'forward', '__call__'}
+
+
+def bare_options(source) -> list:
+    "Public functions that end in **options and do not say by a decorator whose these are."
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.args.kwarg:
+            if node.name.startswith('_') and node.name != '__call__':
+                continue
+            said = any('passes_on' in ast.unparse(d) for d in node.decorator_list)
+            if not said and node.name not in FREE:
+                found.append(node.name)
+    return found
+
+
+def test_no_options_without_names():
+    # in solvers.py the table of samplers says it, after the functions
+    paths = [p for p in Path(xmodal.__path__[0]).rglob('*.py') if p.name != 'solvers.py']
+    public = {p.name: bare_options(p.read_text(encoding='utf-8')) for p in paths}
+    assert {k: v for k, v in public.items() if v} == {}
+    assert bare_options('def f(x, **kw): ...') == ['f']
+    assert bare_options('@passes_on(g)\ndef f(x, **kw): ...') == []

@@ -7,7 +7,7 @@ __all__ = ['lines_of', 'read_comments', 'comments_of', 'meanings_of', 'gathered'
            'listed', 'explain', 'explained', 'passes_on']
 
 # %% ../nbs/basics/06_explain.ipynb #8e467f46
-import inspect, linecache, tokenize
+import inspect, linecache, sys, tokenize
 from dataclasses import MISSING, fields, is_dataclass
 
 # %% ../nbs/basics/06_explain.ipynb #57681ebb
@@ -21,7 +21,7 @@ def lines_of(
         lines = linecache.getlines(code.co_filename, thing.__globals__)
         return lines[code.co_firstlineno - 1 :]
     made = next((f for f in vars(thing).values() if inspect.isfunction(f)), None)
-    module = inspect.sys.modules.get(thing.__module__)
+    module = sys.modules.get(thing.__module__)
     path = getattr(module, '__file__', None) or (made and made.__code__.co_filename)
     lines = linecache.getlines(path, vars(module)) if path and module else []
     starts = (f'class {thing.__name__}(', f'class {thing.__name__}:')

@@ -221,7 +221,7 @@ class Plain(Estimator, torch.nn.Module):
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         ctx=None,  # conditioning, or None
-        **more,  # passed on as it is
+        **more,  # coefs and z, as of a `Denoiser`; passed on as they are
     ):  # x0_hat, shape of x
         "What the callable answers."
         return self.den(x, t, y, ctx, **more)

@@ -570,7 +570,7 @@ objectives.update(
 # %% ../../nbs/training/62_adversarial.ipynb #d6494bde
 def variant(
     name,  # row of `objectives`
-    **options,  # that override the row's
+    **options,  # that override the row's, by the names it has: pair, r1_at, sign, l1, ...
 ):  # Objective
     "A row with other options."
     return replace(objectives[name], options={**objectives[name].options, **options})
@@ -861,7 +861,7 @@ class Zero(Estimator):
         t,  # not used
         y,  # not used
         ctx=None,  # not used
-        **more,  # not used
+        **more,  # coefs and z; not used
     ):  # zeros, shape of x
         "Zero, whatever is asked."
         return torch.zeros_like(x)
