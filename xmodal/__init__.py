@@ -26,14 +26,31 @@ Names to begin with (loaded when they are used; help(xmodal.Translator) explains
     draw          a translation from a bridge and a denoiser, step by step
     InputError    what is raised, in one line with a remedy, if something given is wrong
 
-Rooms (xmodal.NAME):
+Rooms (help(xmodal.bridge) lists what is in one):
 
-    bridge mixing sample denoise solvers methods    the formula, and every method as a row
-    data simulate                                   files, frames, layouts; made images
-    nets metadata                                   networks; records and prompts
-    training train experiment                       loop, one job, comparisons
-    evaluation                                      metrics, masks, protocols, reports
-    translate folders cli                           one scan, whole cohorts, the command
+    bridge               the Gaussian path from target to source: begin here to read the formula
+    mixing               how much of the source the path holds, where and when
+    sample               the one step down a grid of times, and its noise rules
+    denoise              any network as an estimate of the target
+    families             the bridges of the compared papers
+    solvers              their samplers
+    methods              every method as a row of one table: begin here to compare or add one
+    grid fields          times, and mixing fields, fitted to a number of steps
+    simulate             made brains, tumours, pelves, land and solar cells, to try things on
+    data                 files, frames, layouts of data sets, the check before a training
+    nets                 U-Nets, published networks, discriminators, latents
+    metadata             what is known about a scan, as a record and as a prompt
+    training             recipe, loop, adversarial training, model folder
+    evaluation           metrics, masks, protocols, statistics, reports
+    train job            one training with all that belongs to it: begin here to train
+    engine experiment    what trainings have in common; several methods compared
+    translate            one scan or image: begin here to use a model
+    folders              whole folders and BIDS data sets
+    cli options          the command xmodal
+    core files           errors, seeds and limits; files that are whole or absent
+    show testing         images side by side; numbers compared
+    parameters           values from notebooks and command lines, in their type
+    processes explain    one job on several processes; where this help comes from
 
 Without Python: xmodal train | translate | evaluate | report | data, each with --help.
 """

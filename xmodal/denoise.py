@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .core import check_same_shape, expand
+from .explain import explained, passes_on
 from .sample import Estimator, as_estimator
 
 # %% ../nbs/bridges/14_denoise.ipynb #75eb31d4
@@ -151,6 +152,7 @@ def keep_older(
     return torch.where(expand(settled, new), old, new), settled
 
 # %% ../nbs/bridges/14_denoise.ipynb #17876f48
+@explained
 class Network(nn.Module):
     """net(x, t, y, ctx) -> (B, C, *spatial), t in [0, 1000]; what else may be asked of a network
     has a default here.
@@ -165,6 +167,7 @@ class Network(nn.Module):
         return None
 
 # %% ../nbs/bridges/14_denoise.ipynb #4892c997
+@explained
 class Parametrised(Estimator, nn.Module):
     "A network, what it is shown, and what its answer means."
 
@@ -233,6 +236,7 @@ class Parametrised(Estimator, nn.Module):
         return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ee17517
+@explained
 class Denoiser(Parametrised):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
 
@@ -394,6 +398,7 @@ def loss_per_item(
     return loss
 
 # %% ../nbs/bridges/14_denoise.ipynb #7b83cf82
+@explained
 class Wrap(Estimator, nn.Module):
     "A denoiser around another one; what is not said here is the inner one's."
 
@@ -443,6 +448,7 @@ class Wrap(Estimator, nn.Module):
         "The four factors of the denoiser inside."
         return self.den.factors(coefs, dtype)
 
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -461,12 +467,14 @@ class Wrap(Estimator, nn.Module):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
-        **more,  # side of `Denoiser`
+        side=None,  # further images, as for the estimate
     ):  # shape of x
         "The noise as the denoiser inside estimates it."
+        more = {} if side is None else dict(side=side)
         return self.den.eps_hat(x, t, y, ctx, coefs, **more)
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
+@explained
 class Clip(Wrap):
     "A denoiser whose estimate is clipped to [low, high]."
 
@@ -480,6 +488,7 @@ class Clip(Wrap):
         super().__init__(den)
         self.low, self.high = low, high
 
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -492,6 +501,7 @@ class Clip(Wrap):
         return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
 
 
+@explained
 class Stop(Wrap):
     "A denoiser whose recursion ends, image by image, when an estimate hardly changes any more."
 
@@ -504,6 +514,7 @@ class Stop(Wrap):
         super().__init__(den)
         self.change = change
 
+    @passes_on(Denoiser.forward, leave_out=('stop',))
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -516,6 +527,7 @@ class Stop(Wrap):
         return self.den(x, t, y, ctx, stop=self.change, **more)
 
 # %% ../nbs/bridges/14_denoise.ipynb #b82df55c
+@explained
 class Beside(Wrap):
     "A denoiser whose network also sees further images: neighbouring slices, other modalities."
 
@@ -528,6 +540,7 @@ class Beside(Wrap):
         super().__init__(den)
         self.side = side
 
+    @passes_on(Denoiser.forward, leave_out=('side',))
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -546,10 +559,10 @@ class Beside(Wrap):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
-        **more,  # as of `Wrap`
+        side=None,  # not used: the images of this batch are
     ):  # shape of x
         "The noise as the denoiser inside estimates it, with the images of this batch."
-        return self.den.eps_hat(x, t, y, ctx, coefs, side=self.side, **more)
+        return self.den.eps_hat(x, t, y, ctx, coefs, side=self.side)
 
 
 def beside(

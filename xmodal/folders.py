@@ -21,6 +21,7 @@ import torch
 
 from . import __version__
 from .core import InputError
+from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
 from .data.images import IMAGE_ENDINGS, NIFTI_ENDINGS
@@ -412,6 +413,7 @@ def write_once(
         Path(tmp).write_text(text, encoding='utf-8')
 
 # %% ../nbs/use/86_folders.ipynb #d64114f0
+@explained
 @dataclass(frozen=True)
 class TranslateOptions:
     "How every file is to be translated: the words of `Translator.maps`."
@@ -740,6 +742,7 @@ def files_in(
     return f'{files[0]}{more}'
 
 
+@passes_on(TranslateOptions)
 def translate_paths(
     tr,  # Translator
     source,  # file, folder of files, or root of a BIDS data set
@@ -748,8 +751,7 @@ def translate_paths(
     labels=(),  # of participants, with bids; default: all
     overwrite=False,  # replace what is there
     progress=True,  # draw bars, and say how many files were there already
-    # the fields of `TranslateOptions`: target, steps, seed, tau, batch, samples, noise, mix, force
-    **how,
+    **how,  # how every file is translated, as in `TranslateOptions`:
 ) -> list:  # (path, what was wrong) of the files that failed; InputError if it is a single one
     "Translate a file, every NIfTI, PNG and TIFF file of a folder, or a BIDS data set."
     chosen, d = TranslateOptions(**how), tr.data

@@ -9,6 +9,7 @@ __all__ = ['defaults', 'meanings', 'FromFiles', 'FromData', 'ByNetwork', 'ByMode
 from dataclasses import asdict, dataclass, fields
 
 from .options import option, shown_briefly
+from .explain import explained
 
 # %% ../nbs/use/81_job.ipynb #dd054d7e
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ class WithTraining(ByTraining):
     smoke: bool = option(False, 'shrink everything: does it run at all? well under a minute')
 
 # %% ../nbs/use/81_job.ipynb #1b019c91
+@explained
 @dataclass(frozen=True)
 class Job(WithTraining, ByModel, FromData):
     "Parameters of one training job, those of train.ipynb."

@@ -26,6 +26,7 @@ import torch
 
 from .data.check import check as check_data
 from .core import InputError, project_root
+from .explain import explained
 from .parameters import convert, numbers
 from .options import Parser, shown_briefly
 from .show import show_grid
@@ -1281,6 +1282,7 @@ def launch(
     return replace(p, resume=True, overwrite=False)
 
 # %% ../nbs/use/84_train.ipynb #fec737b0
+@explained
 def run(
     job: Job,  # what is asked for
 ):

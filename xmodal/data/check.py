@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, item_seed
+from ..explain import passes_on
 from ..show import show_grid
 from .cache import default_spacing, is_image
 from .images import load_image
@@ -1193,10 +1194,10 @@ def look_at_all(
     return list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
 
 
+@passes_on(find_records, leave_out=('allow_unpaired',))
 def found_records(
     dataset,  # name in `layouts.datasets`
-    # arguments of find_records: root, source, target, group, n, seed, voxel, pixels, vary
-    **ask,
+    **ask,  # what is looked for, see `find_records`:
 ) -> tuple:
     "The records, and what is wrong with their pairing; InputError if there are none."
     try:
@@ -1226,10 +1227,12 @@ def judge(
 # %% ../../nbs/data/37_check.ipynb #edb27ef6
 def check_asked(
     windows,  # rules as for `prepare`, or None
-    **numbers,  # size, limit, workers: whole numbers, size 16 or more
+    size,  # pixels, a whole number of 16 or more
+    limit,  # pairs that are looked at, a whole number
+    workers,  # processes, a whole number
 ):
     "Raise InputError for numbers and window rules that are none."
-    for k, v in numbers.items():
+    for k, v in dict(size=size, limit=limit, workers=workers).items():
         least = 16 if k == 'size' else 0
         if isinstance(v, int) and v >= least:
             continue

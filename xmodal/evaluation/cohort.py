@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError
+from ..explain import passes_on
 from ..data.cache import is_image
 from ..data.images import IMAGE_ENDINGS, load_image, NIFTI_ENDINGS
 from ..data.volumes import load_volume
@@ -28,7 +29,7 @@ from ..data.windows import Window, window_of
 from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases
 from .masks import mask_protocol, measure_labels
-from .protocols import Evaluation, evaluate
+from .protocols import Evaluation, evaluate, protocol_options
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #33759405
 SUBJECT = (
@@ -693,6 +694,7 @@ def scale_words(
     return words
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #6b641296
+@passes_on(protocol_options)
 def evaluate_cases(
     cases,  # from `match`
     protocol: str = 'fixed',  # row of protocols.protocols

@@ -11,6 +11,7 @@ import inspect, math
 import torch
 
 from ..core import InputError, mend_torchvision
+from ..explain import explained, passes_on
 from ..denoise import Denoiser, Network, Scale, predictions
 from .published import DTFNet, NCSNpp, UNet256, pad_to
 from .latent import LatentUNet
@@ -58,6 +59,7 @@ def check_side(
         )
 
 # %% ../../nbs/networks/44_build.ipynb #4a78d7a1
+@explained
 class UNet(Network):
     "diffusers' UNet2DModel on concat(x, y): net(x, t, y, ctx) -> (B, channels, H, W)."
 
@@ -155,6 +157,7 @@ def find_net(
     return nets[name]
 
 
+@passes_on(UNet, leave_out=('channels',))
 def sizes_for(
     name: str,  # row of `nets`
     size: int,  # pixels of the shorter side of an image
@@ -195,6 +198,7 @@ def check_net(
         raise InputError(f'unknown prediction type {pred!r}: use one of {", ".join(predictions)}')
 
 
+@explained
 def build(
     method: str,  # row of methods.methods
     channels: int = 1,  # C of the images

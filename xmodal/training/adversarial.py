@@ -25,6 +25,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from ..core import InputError, Noise, item_seed
+from ..explain import passes_on
 from xmodal.nets.discriminators import (
     PatchDiscriminator,
     ResnetTranslator,
@@ -571,7 +572,7 @@ objectives.update(
 # %% ../../nbs/training/62_adversarial.ipynb #d6494bde
 def variant(
     name,  # row of `objectives`
-    **options,  # that override the row's
+    **options,  # that override the row's, by the names it has: pair, r1_at, sign, l1, ...
 ):  # Objective
     "A row with other options."
     return replace(objectives[name], options={**objectives[name].options, **options})
@@ -823,6 +824,7 @@ class Adversarial(Players):
         return got | due | seen
 
 # %% ../../nbs/training/62_adversarial.ipynb #8eee4a94
+@passes_on(train, leave_out=('trainer',))
 def fit(
     den,  # Denoiser; trained in place
     data,  # dataset of dicts with 'y' and 'x0'
@@ -831,9 +833,7 @@ def fit(
     recipe,  # loop.Recipe
     model: dict = None,  # arguments of `build`, stored with the checkpoints
     objective: dict = None,  # options of the adversarial objective
-    # further arguments of `train`: origin, val, val_every, save_every, log_every, resume, workers,
-    # device, progress, options, accumulate, compile
-    **kw,
+    **kw,  # further arguments of `train`:
 ):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     """Train a method, adversarial or not; raises InputError for parameters that do not fit and
     RuntimeError for a non-finite loss.
@@ -863,7 +863,7 @@ class Zero(Estimator):
         t,  # not used
         y,  # not used
         ctx=None,  # not used
-        **more,  # not used
+        **more,  # coefs and z; not used
     ):  # zeros, shape of x
         "Zero, whatever is asked."
         return torch.zeros_like(x)

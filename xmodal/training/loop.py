@@ -23,11 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..core import InputError, item_seed, mend_torchvision, Noise
+from ..explain import explained, passes_on
 from ..files import atomic, clear_left
 from ..core import first_line
 from ..denoise import beside, fast, loss_per_item
 from ..tiles import Tiled
-from ..methods import Method, draw, get_method, time_of
+from ..methods import Method, draw, draw_options, get_method, time_of
 from ..mixing import mix_stats
 from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
 from ..processes import map_over_processes
@@ -195,6 +196,7 @@ class StepBatches:
             yield list(range(first, first + self.batch))
 
 # %% ../../nbs/training/61_loop.ipynb #0b1bf238
+@explained
 @dataclass(frozen=True)
 class Recipe:
     "What decides a training run, apart from model and data."
@@ -210,7 +212,7 @@ class Recipe:
     ema: float = 0.0  # decay of the averaged weights; 0: none
     precision: str = 'no'  # 'no' (float32), 'bf16' or 'fp16'
     channels_last: bool = False  # memory format of the network; faster on GPUs
-    seed: int = 0
+    seed: int = 0  # of everything random
     schedule: str = 'cosine'  # 'cosine': to a tenth of the peak; 'constant'
     patch: int = 0  # side of the random crops that training sees, pixels; 0: whole images
     drop_sources: float = 0.0  # chance that a further source is left out of a sample
@@ -509,6 +511,7 @@ def poll_interval(
 PLAIN = Method('the one step on a uniform grid', None)
 
 
+@passes_on(draw_options)
 def predict(
     den,  # Denoiser (or anything `sample` takes)
     data,  # dataset of dicts with 'y'; with prompts also 'ctx', of whose versions the first is used
@@ -521,7 +524,7 @@ def predict(
     device='cpu',  # where the network is
     progress=True,  # show a bar
     items=None,  # numbers of the items that are wanted; default: all
-    **options,  # of the sampler, its grid and the row, see `methods.draw`
+    **options,  # of the sampler and its grid, as in `methods.draw`:
 ) -> np.ndarray:  # (N, C, H, W) float32
     """Sample a translation for every item of a data set, or for some; an item's noise is the same
     in both.
@@ -913,6 +916,7 @@ def keep_going(
     return 0
 
 # %% ../../nbs/training/61_loop.ipynb #586920c1
+@explained
 def train(
     den,  # Denoiser; trained in place
     data,  # dataset of dicts with 'y' and 'x0'
@@ -1146,6 +1150,7 @@ def check_finite(
         )
 
 
+@passes_on(draw_options)
 def validate(
     den,  # Denoiser
     ema,  # diffusers' EMAModel, or None
@@ -1155,7 +1160,7 @@ def validate(
     steps=None,  # number of steps; None: the row's
     tau=None,  # noise rule by name; None: the row's
     tile=0,  # side of the crops of the training, pixels; larger images are sampled in tiles
-    **options,  # of the sampler, see `methods.draw`
+    **options,  # of the sampler and its grid, as in `methods.draw`:
 ) -> float:  # dB
     """PSNR of sampled translations of the first 16 validation images, by all processes together,
     with the averaged weights if there are any.
@@ -1166,10 +1171,9 @@ def validate(
     den.eval()
 
     how = dict(device=device, progress=False, **options)
-    whole = Tiled(den, tile) if tile else den
 
     def some(mine):
-        answers = predict(whole, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
+        answers = predict(den, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
         truths = [np.asarray(val[i]['x0']) for i in mine]
         return [psnr_of(a[None], x0[None]) for a, x0 in zip(answers, truths)]
 
