@@ -15,7 +15,8 @@ from xmodal.methods import draw, methods
 from xmodal.mixing import SpatialMix
 from xmodal.nets.build import build
 from xmodal.sample import Estimator, Plain, sample, uniform, zero
-from xmodal.tiles import Tiled, window_shares, window_starts
+from xmodal.tiles import PLANES, SlicewiseBridge, Tiled, Views
+from xmodal.tiles import planes_for, window_shares, window_starts
 
 
 class Pixelwise(Network):
@@ -232,6 +233,121 @@ def test_refusals():
     den.net.autoencoder = lambda: object()
     with pytest.raises(InputError, match='latents'):
         Tiled(den, 16)
+
+
+# ---- views
+
+
+class OneDraw:
+    "The noise of a volume, also for its slices as a batch."
+
+    def __init__(self, seeds, device):
+        self.gen = torch.Generator(device).manual_seed(7)
+
+    def __call__(self, like):
+        vol = torch.randn(1, 9, 20, 24, generator=self.gen)
+        return vol[None] if like.ndim == 5 else vol.transpose(0, 1)
+
+
+@pytest.mark.parametrize('den', [Denoiser(Small(), Brownian()), bent()])
+def test_the_axial_view_is_the_model_slice_by_slice(den, monkeypatch):
+    monkeypatch.setattr('xmodal.sample.Noise', OneDraw)
+    den, vol = den.eval(), noise(1, 1, 9, 20, 24)
+    want = sample(den, vol[0].transpose(0, 1), uniform(3)).transpose(0, 1)[None]
+    close(sample(Views(den, ('axial',)), vol, uniform(3)), want)
+
+
+def test_a_pixelwise_network_does_not_know_from_where_it_looks():
+    vol = noise(2, 1, 9, 20, 24)
+    for den in (Denoiser(Pixelwise(), Brownian()), bent(), bent(sees_y=True)):
+        want = sample(Views(den, 'axial'), vol, uniform(3))
+        for planes in (tuple(PLANES), ('sagittal',), ('coronal', 'axial')):
+            close(sample(Views(den, planes), vol, uniform(3)), want, 1e-5)
+        close(sample(Views(den, weights=(1, 2, 3)), vol, uniform(3)), want, 1e-5)
+
+
+def test_evaluations_are_slices_times_steps():
+    net, vol = Pixelwise(), noise(1, 1, 9, 20, 24)
+    views = Views(Denoiser(net, Brownian()), batch=1)
+    sample(views, vol, uniform(2))
+    assert net.calls == 2 * views.count((9, 20, 24)) == 2 * (9 + 20 + 24)
+    views, net.calls, net.most = Views(Denoiser(net, Brownian()), batch=8), 0, 0
+    sample(views, vol, uniform(1))
+    assert (net.calls, net.most) == (2 + 3 + 3, 8)
+
+
+def test_each_plane_sees_its_slices_with_its_weight():
+    class Rows(Network):
+        def forward(self, x, t, y, ctx=None):
+            return x.cumsum(-2)
+
+    x, t = noise(2, 1, 4, 5, 6), torch.tensor([0.3, 0.6])
+    den = Denoiser(Rows(), Brownian())
+    down = dict(axial=x.cumsum(3), coronal=x.cumsum(2), sagittal=x.cumsum(2))
+    for plane, want in down.items():
+        close(Views(den, plane)(x, t, x), want)
+    got = Views(den, ('coronal', 'axial'), weights=(3, 1))(x, t, x)
+    close(got, 0.75 * down['coronal'] + 0.25 * down['axial'])
+
+
+def test_what_goes_with_a_volume_is_cut_with_it():
+    den, vol = Denoiser(Pixelwise(latent=4), Brownian()), noise(2, 1, 9, 20, 24)
+    for ctx in (None, noise(2, 3, 5, seed=2), noise(2, 4, 9, 20, 24, seed=3)):
+        want = sample(den, vol, uniform(2), ctx=ctx)
+        close(sample(Views(den), vol, uniform(2), ctx=ctx), want)
+    den = bent()
+    den.twin = Pixelwise()
+    t = torch.tensor([0.7, 0.3])
+    with torch.no_grad():
+        close(Views(den).eps_hat(vol, t, vol), Views(den, 'axial').eps_hat(vol, t, vol))
+
+
+def test_views_and_tiles_compose():
+    den, vol = bent(), noise(1, 1, 9, 20, 24)
+    want = draw('cdtsde', Views(den, 'axial'), vol, 2)
+    for both in (Views(Tiled(den, 16)), Tiled(Views(den), (4, 16, 16)), Views(Clip(den, -9, 9))):
+        close(draw('cdtsde', both, vol, 2), want, 1e-5)
+
+
+@pytest.mark.parametrize('method', methods)
+def test_a_volume_by_every_method(method):
+    made = build(method, 1, net=dict(ch=8, mults=(1,), layers=1), arch='unet').eval()
+    made.net = Pixelwise(latent=made.latent)
+    if made.two_networks:
+        made.twin = Pixelwise()
+    vol = noise(1, 1, 4, 8, 9)
+    close(draw(method, Views(made), vol, 2), draw(method, Views(made, 'axial'), vol, 2), 1e-5)
+
+
+def test_a_field_is_asked_slice_by_slice():
+    vol, t = noise(2, 1, 5, 12, 10), torch.tensor([0.7, 0.3])
+    for sees_y, slices in ((False, 1), (True, 5)):
+        flat = bent(sees_y=sees_y).bridge
+        a, b, c = (v.detach() for v in SlicewiseBridge(flat).coefs(t, vol))
+        assert a.shape[2:] == (slices, 12, 10) and c.shape == (2, 1, slices, 1, 1)
+        close(b[:, :, -1], flat.coefs(t, vol[:, :, -1])[1].detach(), 0)
+    views = Views(bent())
+    assert views.bridge is views.bridge.posterior()
+    plain = Denoiser(Pixelwise(), Brownian())
+    assert Views(plain).bridge is plain.bridge
+
+
+def test_planes_that_make_sense():
+    assert planes_for((1, 1, 1)) == (tuple(PLANES), '')
+    planes, words = planes_for((5, 0.9, 0.9))
+    assert planes == ('axial',)
+    assert 'coronal (5 x 0.9 mm)' in words and 'sagittal' in words and 'axial' not in words
+    assert planes_for((1, 5, 1))[0] == ('coronal',)
+    assert planes_for((1.6, 1.2, 1))[0] == ('axial', 'sagittal')
+    assert planes_for((9, 4, 1))[0] == ('sagittal',)
+    for planes in ('oblique', (), ('axial', 'axial')):
+        with pytest.raises(InputError, match='axial, coronal, sagittal'):
+            Views(bent(), planes)
+    for weights in ((1, 2), (1, 0, 1)):
+        with pytest.raises(ValueError, match='weights'):
+            Views(bent(), weights=weights)
+    with pytest.raises(ValueError, match='volume'):
+        Views(bent())(noise(1, 1, 8, 8), torch.ones(1), noise(1, 1, 8, 8))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('monai'), reason='MONAI is not installed')
