@@ -10,7 +10,7 @@ from xmodal.translate import Translator
 TINY = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
 VOLUME = dict(
     kind='volume',
-    dataset='test',
+    dataset='bids',
     source='T1w',
     target='T2w',
     size=32,

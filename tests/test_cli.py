@@ -2,7 +2,7 @@
 was meant, files of options, windows below zero, and a package that says what it is.
 """
 
-import contextlib, io, json, subprocess, sys, time
+import contextlib, io, json, re, shlex, subprocess, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -511,3 +511,31 @@ def test_a_misspelt_value_is_guessed_too(words, tmp_path, monkeypatch):
     code, _, err = said(main, *words.split())
     assert code in (1, 2) and NEAR[words] in err, err
     assert err.count('\n') == 1, err
+
+
+# --- commands that people copy
+
+
+def shown_commands():
+    "The lines of README and guide that begin with `xmodal`, as words."
+    root = Path(__file__).resolve().parents[1]
+    texts = [(root / 'README.md').read_text(encoding='utf-8')]
+    for path in sorted((root / 'nbs/guide').glob('*.ipynb')):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        texts += [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+    lines = [line for text in texts for line in text.splitlines()]
+    found = [re.match(r'(?:\.venv/bin/)?xmodal ([a-z].*)', line) for line in lines]
+    words = [shlex.split(m[1], comments=True) for m in found if m]
+    return [' '.join(map(shlex.quote, w)) for w in words if w[0] in commands and '|' not in w]
+
+
+@pytest.mark.parametrize('line', dict.fromkeys(shown_commands()))
+def test_a_shown_command_can_be_typed(line):
+    words = shlex.split(re.sub(r'--config \S+|--help', '', line))
+    assert make_parser().parse_args(words).command == words[0]
+
+
+def test_training_is_shown_by_command_and_notebook():
+    text = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
+    train = text[text.index('## Train') : text.index('## What was found')]
+    assert '\nxmodal train --' in train and '\npapermill nbs/train.ipynb' in train

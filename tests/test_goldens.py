@@ -432,7 +432,7 @@ def objective(name):
 # --- files
 
 VOLUME = dict(
-    dataset='test',
+    dataset='bids',
     source='T1w',
     target='T2w',
     kind='volume',

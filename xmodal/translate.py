@@ -30,8 +30,7 @@ from xmodal.training.model_folder import (
     DataSpec,
     check_data_section,
     find_model,
-    load_config,
-    load_model,
+    open_model,
     push_model,
     stored_grid,
 )
@@ -63,10 +62,11 @@ class OpenedModel:
         den,  # Denoiser
         config: dict,  # all sections of its config.json
         device='cpu',  # that `den` is on
+        checked=None,  # (ModelSpec, DataSpec) of the description, where it was checked before
     ):
         "Raises InputError for a description that cannot be translated with."
         self.den, self.config, self.device = den, config, device
-        self.model, self.data = check_data_section(config, 'config.json')
+        self.model, self.data = checked or check_data_section(config, 'config.json')
 
     def __repr__(self):
         return in_short(self)
@@ -83,10 +83,9 @@ class OpenedModel:
         "Open a model folder; raises InputError with one line if it cannot be used."
         device = usable_device(device)
         folder = find_model(folder)
-        check_data_section(load_config(folder), folder / 'config.json')
-        den, config = load_model(folder, device)
+        den, config, checked = open_model(folder, device)
         try:
-            tr = cls(faster(den, precision, channels_last, compile), config, device)
+            tr = cls(faster(den, precision, channels_last, compile), config, device, checked)
         except ValueError as e:
             raise InputError(str(e)) from None
         tr.folder = folder
