@@ -39,88 +39,92 @@ def words_of(
 
 
 def targets_of(
-    ask: FromData,  # its `target` may name several
+    request: FromData,  # its `target` may name several
 ) -> list:  # at least one name; '' for a data set that nobody knows
     "The targets that are asked for, or the one that the data set has by default."
-    usual = datasets[ask.dataset].target if ask.dataset in datasets else ''
-    return words_of(ask.target) or [usual]
+    usual = datasets[request.dataset].target if request.dataset in datasets else ''
+    return words_of(request.target) or [usual]
 
 # %% ../nbs/use/82_engine.ipynb #99a963b7
 def where_from(
-    ask: FromData,  # what is asked for
+    request: FromData,  # what is asked for
 ) -> dict:  # keywords of `find_records` and of `check`
     "Where pairs are looked for."
-    return dict(root=ask.root or None, source=ask.source or None, group=ask.group or None)
+    return dict(
+        root=request.root or None, source=request.source or None, group=request.group or None
+    )
 
 
 def made_how(
-    ask: FromData,  # what is asked for
+    request: FromData,  # what is asked for
     seed: int = 0,  # of the simulated subjects
 ) -> dict:  # keywords of `find_records` and of `check`
-    "How a made data set is asked for."
-    size = dict(voxel=ask.made_voxel, pixels=ask.made_pixels)
-    return dict(n=ask.made_subjects, seed=seed, **size)
+    "How a simulated data set is asked for."
+    size = dict(voxel=request.made_voxel, pixels=request.made_pixels)
+    return dict(n=request.made_subjects, seed=seed, **size)
 
 # %% ../nbs/use/82_engine.ipynb #5cec3826
 def records_of(
-    ask: FromData,  # what is asked for
+    request: FromData,  # what is asked for
     targets: list,  # from `targets_of`
     seed: int = 0,  # of simulated subjects
 ) -> list:  # Records of every target
     "The records of every target; of several targets, the target is part of a record's name."
-    how = dict(where_from(ask), allow_unpaired=ask.allow_unpaired, vary=ask.made_varied)
-    how |= made_how(ask, seed)
-    found = {w: find_records(ask.dataset, target=w, **how) for w in targets}
+    how = dict(where_from(request), allow_unpaired=request.allow_unpaired, vary=request.made_varied)
+    how |= made_how(request, seed)
+    found = {w: find_records(request.dataset, target=w, **how) for w in targets}
     if len(targets) == 1:
         return found[targets[0]]
     return [replace(r, name=f'{r.name}_to-{w}') for w in targets for r in found[w]]
 
 # %% ../nbs/use/82_engine.ipynb #0eb5c751
 def split_of(
-    ask: FromData,  # `split`, or `train_subjects`, `test_subjects` and `limit`
+    request: FromData,  # `split`, or `train_subjects`, `test_subjects` and `limit`
     records: list,  # from `records_of`
     seed: int = 0,  # of a split that nobody has chosen
 ) -> tuple:  # Records that take part, part -> subjects, slices per volume
     "Who trains, validates and tests: as in a paper, or as asked for. Raises InputError."
-    slices = ask.slices
-    if not ask.split:
-        chosen = dict(train_names=words_of(ask.train_subjects))
-        chosen |= dict(test_names=words_of(ask.test_subjects), limit=ask.limit)
+    slices = request.slices
+    if not request.split:
+        chosen = dict(train_names=words_of(request.train_subjects))
+        chosen |= dict(test_names=words_of(request.test_subjects), limit=request.limit)
         split = split_records(records, seed=seed, **chosen)
-    elif ask.train_subjects or ask.test_subjects or ask.limit:
+    elif request.train_subjects or request.test_subjects or request.limit:
         raise InputError(
-            f'split {ask.split!r} names the subjects already; leave train_subjects, test_subjects'
+            f'split {request.split!r} names the subjects already;'
+            ' leave train_subjects, test_subjects'
             ' and limit empty'
         )
     else:
-        records, split, n_slices = split_like(records, ask.dataset, ask.split, seed)
+        records, split, n_slices = split_like(records, request.dataset, request.split, seed)
         slices = slices or n_slices
     return [r for r in records if any(r.subject in v for v in split.values())], split, slices
 
 # %% ../nbs/use/82_engine.ipynb #75d1bb35
 def windows_of(
-    ask: FromData,  # `source_window` and `target_window`; empty: the data set's
+    request: FromData,  # `source_window` and `target_window`; empty: the data set's
     targets: list,  # from `targets_of`
 ) -> list:  # rules of source and target; None: that of the file type
     "By which rules intensities are scaled; raises InputError if the targets need different ones."
-    rules_of = {default_windows(ask.dataset, ask.source, w) for w in targets}
+    rules_of = {default_windows(request.dataset, request.source, w) for w in targets}
     if len(rules_of) > 1:
         raise InputError(
-            f'the targets {ask.target} need different intensity windows; train one model for each'
+            f'the targets {request.target} need different intensity windows;'
+            ' train one model for each'
         )
-    own = ask.source_window, ask.target_window
+    own = request.source_window, request.target_window
     return [w or v for w, v in zip(own, rules_of.pop())]
 
 
 def prepare_pairs(
-    ask: FromData,  # size, spacing, slices, fit, register
+    request: FromData,  # size, spacing, slices, fit, register
     records: list,  # those that take part
     windows: list,  # from `windows_of`
     workers: int = 0,  # processes that read
 ):  # data.cache.Slices
     "Bring all pairs onto one grid and scale, or find them in the cache."
-    how = dict(slices=ask.slices, fit=ask.fit, register=ask.register, workers=workers)
-    return prepare(records, ask.size, ask.spacing or None, *windows, **how)
+    how = dict(slices=request.slices, fit=request.fit, register=request.register, workers=workers)
+    return prepare(records, request.size, request.spacing or None, *windows, **how)
 
 # %% ../nbs/use/82_engine.ipynb #b3ae9ac7
 @dataclass(frozen=True)
@@ -167,16 +171,16 @@ def few_images(
 
 
 def load_parts(
-    ask: FromData = FromData(),  # which data, on which grid; default: simulated brains
+    request: FromData = FromData(),  # which data, on which grid; default: simulated brains
     seed: int = 0,  # of the split and of simulated subjects
     workers: int = 0,  # processes that read
     images: int = 0,  # at most so many images per part; 0: all
 ) -> Parts:
     "Find, split and prepare a data set. Raises InputError as its parts do."
-    targets = targets_of(ask)
-    records, split, slices = split_of(ask, records_of(ask, targets, seed), seed)
-    ask = replace(ask, slices=slices)
-    data = prepare_pairs(ask, records, windows_of(ask, targets), workers)
+    targets = targets_of(request)
+    records, split, slices = split_of(request, records_of(request, targets, seed), seed)
+    request = replace(request, slices=slices)
+    data = prepare_pairs(request, records, windows_of(request, targets), workers)
     parts = select_parts(data, split)
     if images:
         parts = {k: few_images(v, images) for k, v in parts.items()}

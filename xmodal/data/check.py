@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
            'small_picture', 'mask_faults', 'few_values', 'fine_picture', 'concerns_of', 'some_of', 'facts_of',
-           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'drawn_over', 'Report', 'information_matrix',
-           'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'above_strangers',
+           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'overlay_edges', 'Report', 'information_matrix',
+           'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'information_z_score',
            'find_misfits', 'report_unsure', 'measure_pairs', 'find_common', 'can_judge', 'stands_out_by', 'report_flip',
            'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy', 'with_pictures', 'shared_slices',
            'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
@@ -331,7 +331,7 @@ class Finding:
     text: str  # names the file or subject, the value, the remedy
 
 # %% ../../nbs/data/37_check.ipynb #e479ca7a
-def drawn_over(
+def overlay_edges(
     picture,  # (H, W) in [-1, 1]
     edges,  # strength of the edges (H, W), not negative
 ):
@@ -399,7 +399,7 @@ class Report:
             return None
         y, x0 = d['y'].mean(1), d['x0'].mean(1)
         edges = [np.hypot(ndimage.sobel(v, 0), ndimage.sobel(v, 1)) for v in x0]
-        over = [drawn_over(v, e) for v, e in zip(y, edges)]
+        over = [overlay_edges(v, e) for v, e in zip(y, edges)]
         return show_grid(
             [list(y), list(x0), over],
             labels=['source', 'target', 'edges of the target\non the source'],
@@ -557,7 +557,7 @@ def holds_in_parts(
     )
 
 # %% ../../nbs/data/37_check.ipynb #e294fcab
-def above_strangers(
+def information_z_score(
     k: int,  # number of the pair
     looked,  # facts of every pair, from `look`
     most=40,  # strangers to compare with
@@ -588,7 +588,7 @@ def find_misfits(
     unsure = []
     for k in np.flatnonzero(lost):
         t, d = report.table[k], looked[k]
-        t['misfit'] = above_strangers(k, looked)
+        t['misfit'] = information_z_score(k, looked)
         if t['misfit'] >= (image if is_image(d['r'].source) else volume):
             unsure.append((t['misfit'], t, d))
         else:
@@ -1196,15 +1196,15 @@ def look_at_all(
 def found_records(
     dataset,  # name in `layouts.datasets`
     # arguments of find_records: root, source, target, group, n, seed, voxel, pixels, vary
-    **ask,
+    **request,
 ) -> tuple:
     "The records, and what is wrong with their pairing; InputError if there are none."
     try:
-        return find_records(dataset, **ask), None
+        return find_records(dataset, **request), None
     except InputError as e:
         trouble = e
     try:
-        return find_records(dataset, **{**ask, 'allow_unpaired': True}), str(trouble)
+        return find_records(dataset, **{**request, 'allow_unpaired': True}), str(trouble)
     except InputError:
         raise trouble from None
 
@@ -1312,9 +1312,9 @@ def check(
     check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
     trouble = None
     if records is None:
-        ask = dict(root=root, source=source, target=target, group=group)
-        ask |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
-        records, trouble = found_records(dataset, **ask, pixels=pixels, vary=vary)
+        request = dict(root=root, source=source, target=target, group=group)
+        request |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
+        records, trouble = found_records(dataset, **request, pixels=pixels, vary=vary)
     d = datasets[dataset]
     some = f', {limit} of them looked at' if 0 < limit < len(records) else ''
     report = Report(

@@ -117,7 +117,7 @@ def collect(
     if not paths:
         raise InputError(
             f'{Path(root)}: holds no metrics.json;'
-            ' train or evaluate first (nbs/train.ipynb, xmodal evaluate)'
+            ' train or evaluate first (xmodal train, xmodal evaluate)'
         )
     return pd.DataFrame([r for p in paths for r in read_run(p)]).dropna(axis=1, how='all')
 
