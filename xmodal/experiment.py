@@ -676,7 +676,7 @@ def prompted(
 def unprompted(
     base: str,  # row whose conditioning is varied
 ) -> str:  # name of a row
-    "The row that hears nothing: for MetaDB also without SR-Net, whose loss would read the prompts."
+    "The row without prompts: for MetaDB also without SR-Net, whose loss would read the prompts."
     return 'metadb+text:none+semantic:0' if base == 'metadb' else base
 
 # %% ../nbs/use/83_experiment.ipynb #58ae360a

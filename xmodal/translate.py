@@ -384,7 +384,7 @@ def promptable_values(
     d: DataSpec,  # of a model with prompts
     meta: dict,  # metadata of a target, as a sidecar may hold it
 ) -> dict:  # field -> value
-    "What is known about a target and the model can be told: a request `resolve_prompt` accepts."
+    "Known values of a target that the model takes as a request (`resolve_prompt`)."
     return {
         k: v for k, v in asdict(read_metadata(meta)).items() if v is not None and k in promptable(d)
     }
@@ -397,7 +397,7 @@ def resolve_prompt(
 ):  # (source, target) as `Metadata`; None for a model without prompts
     """The records that the prompts are made of.
 
-    Raises InputError for a wish that could change nothing.
+    Raises InputError for a request that could change nothing.
     """
     if known is not None and not isinstance(known, dict):
         raise InputError(f'known: must be a dictionary such as dict(age=40), got {known!r}')
@@ -430,7 +430,7 @@ def check_promptable(
     d: DataSpec,  # of a model with prompts
     asked: dict,  # field -> value
 ):
-    "Raise InputError for a wish that the model cannot be told."
+    "Raise InputError for a request that the model cannot follow."
     unsupported = [k for k in asked if k not in promptable(d)]
     if unsupported:
         known = names if d.text.known is None else d.text.known
