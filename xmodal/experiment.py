@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SMOKE', 'ABOUT', 'SHOWN', 'Row', 'options_of', 'read_row', 'row_names', 'Budget', 'clock', 'peak_memory',
            'spread_over', 'by_difficulty', 'with_prompts', 'Experiment', 'row_folder', 'load_row', 'log_of',
-           'agreement', 'finished_row', 'Asked', 'measure_row', 'plan_row', 'run_row', 'untrained_rows', 'images_of',
-           'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of', 'budget_of',
-           'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
+           'agreement', 'finished_row', 'MeasureOptions', 'measure_row', 'plan_row', 'run_row', 'untrained_rows',
+           'images_of', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of',
+           'budget_of', 'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
            'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table',
            'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures',
            'mean_target', 'mark_of', 'keep_result']
@@ -320,7 +320,7 @@ def finished_row(
 
 # %% ../nbs/use/83_experiment.ipynb #24841947
 @dataclass(frozen=True)
-class Asked:
+class MeasureOptions:
     "How a row is measured."
 
     nfes: tuple = (1, 2, 5, 10)  # numbers of network evaluations, beside its own default
@@ -350,8 +350,8 @@ class Asked:
 def measure_row(
     den,  # the trained denoiser, on its device
     row: Row,  # whose sampler is used
-    asked: Asked,  # at which numbers of evaluations, which pictures are kept
-    tests: dict,  # label -> test set, from `Asked.sets`
+    asked: MeasureOptions,  # at which numbers of evaluations, which pictures are kept
+    tests: dict,  # label -> test set, from `MeasureOptions.sets`
     seed: int,  # of the noise
     folder: Path,  # where pictures.npy goes
 ):  # DataFrame: test, asked, nfe, steps, subject, image, measures, costs
@@ -395,7 +395,7 @@ def run_row(
     name: str,  # of the row, see `read_row`
     x: Experiment,  # data, budget, folder
     seed: int = 0,  # of training and sampling
-    asked: Asked = Asked(),  # how it is measured
+    asked: MeasureOptions = MeasureOptions(),  # how it is measured
 ):  # DataFrame: method, seed, test, asked, nfe, steps, subject, image, measures, costs
     """Train and measure one row, or read what was measured before.
 
@@ -449,7 +449,7 @@ def images_of(
 
 def identity_rows(
     test,  # the test set
-    tests=None,  # as in `Asked`
+    tests=None,  # as in `MeasureOptions`
     masks: bool = False,  # the target is a binary mask
 ):  # DataFrame in the columns of `run_row`
     "The source itself as the translation, in the columns of `run_row`."
@@ -457,7 +457,7 @@ def identity_rows(
 
     frames = [
         untrained_rows('identity', images_of(data, 'y'), data, masks, label)
-        for label, data in Asked(tests=tests).sets(test).items()
+        for label, data in MeasureOptions(tests=tests).sets(test).items()
     ]
     return pd.concat(frames, ignore_index=True)
 
@@ -475,7 +475,7 @@ def run_rows(
 
     for n in names:
         read_row(n)
-    asked = Asked(nfes, tests, masks, keep)
+    asked = MeasureOptions(nfes, tests, masks, keep)
     done = [identity_rows(x.parts.test, tests, masks).assign(seed=s) for s in x.seeds]
     for s in x.seeds:
         for n in names:

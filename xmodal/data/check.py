@@ -11,7 +11,7 @@ __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'be
            'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy', 'with_pictures', 'shared_slices',
            'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
            'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
-           'find_groups', 'Looked', 'look_at_all', 'found_records', 'judge', 'check_asked', 'split_to_judge',
+           'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'judge', 'check_asked', 'split_to_judge',
            'spread_records', 'look_how', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
@@ -25,7 +25,7 @@ from ..core import InputError, item_seed
 from ..show import show_grid
 from .cache import default_spacing, is_image
 from .images import load_image
-from .records import meeting
+from .records import field_overlap
 from .volumes import header_concerns, load_volume, open_volume
 from .windows import check_rule
 from .records import prepare_image, prepare_volume
@@ -261,7 +261,7 @@ def look_at_volumes(
 ) -> tuple:
     "Facts about a pair of volumes, and the target."
     ys, xs = load_volume(r.source), load_volume(r.target)
-    met = meeting(ys, xs)
+    met = field_overlap(ys, xs)
     if met < 0.5:
         raise InputError(
             f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
@@ -1160,7 +1160,7 @@ def find_groups(
         )
 
 # %% ../../nbs/data/37_check.ipynb #0994d0bb
-class Looked:
+class FactsDataset:
     "`look` as a data set, for loader processes."
 
     def __init__(
@@ -1189,7 +1189,9 @@ def look_at_all(
     from tqdm.auto import tqdm
 
     n = min(workers, len(records))
-    loader = DataLoader(Looked(records, p), batch_size=None, num_workers=n, collate_fn=not_collated)
+    loader = DataLoader(
+        FactsDataset(records, p), batch_size=None, num_workers=n, collate_fn=not_collated
+    )
     return list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
 
 
