@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .choices import unknown_word
 from .core import InputError, project_root
 from .files import atomic
 from .parameters import numbers
@@ -634,7 +635,7 @@ def known_data(
 ):
     "Raise InputError for a data set that nobody knows."
     if p.dataset not in datasets:
-        raise InputError(f'unknown data set {p.dataset!r}: use one of {", ".join(datasets)}')
+        raise InputError(unknown_word('data set', p.dataset, datasets))
     usual = datasets[p.dataset]
     p.source, p.target = p.source or usual.source, p.target or usual.target
 

@@ -16,6 +16,7 @@ from typing import Callable
 
 import torch
 
+from .choices import unknown_word
 from .core import InputError
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
@@ -432,7 +433,7 @@ def get_method(
     if isinstance(name, Method):
         return name
     if name not in methods:
-        raise InputError(f'unknown method {name!r}: use one of {", ".join(methods)}')
+        raise InputError(unknown_word('method', name, methods))
     return methods[name]
 
 
@@ -478,7 +479,7 @@ def known_options(
     "Names of the options that sampler and grid take."
     name = options.get('sampler', m.sampler)
     if name not in samplers:
-        raise InputError(f'unknown sampler {name!r}: use one of {", ".join(samplers)}')
+        raise InputError(unknown_word('sampler', name, samplers))
     of_grid = set(inspect.signature(grids[m.grid]).parameters) - {'n', 'bridge'}
     known = {*OWN, *(samplers[name].options - {'twin'}), *of_grid}
     if samplers[name].ruled:
@@ -539,7 +540,7 @@ def make_grid(
         return check_grid(grid)
     row = grid or m.grid
     if row not in grids:
-        raise InputError(f'unknown grid {row!r}: use one of {", ".join(grids)}')
+        raise InputError(unknown_word('grid', row, grids))
     takes = inspect.signature(grids[row]).parameters
     return check_grid(grids[row](steps, bridge, **{k: v for k, v in options.items() if k in takes}))
 
@@ -570,7 +571,7 @@ def draw(
         )
     rule = tau or m.tau
     if rule not in rules:
-        raise InputError(f'unknown noise rule {rule!r}: use one of {", ".join(rules)}')
+        raise InputError(unknown_word('noise rule', rule, rules))
     den = as_estimator(den)
     bridge = den.bridge.posterior()
     times = make_grid(m, bridge, steps or m.steps, grid, **options)

@@ -13,7 +13,7 @@ __all__ = ['BEAT', 'DEAD', 'held', 'LOWEST', 'Plan', 'print_once', 'first_alone'
            'shown_images', 'show_panels', 'about_cut', 'about_target', 'stored_type', 'common_type', 'target_reach',
            'usual_mask', 'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets',
            'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only',
-           'environment_of', 'free_port', 'launch', 'run', 'parser_of_jobs', 'train_command']
+           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, atexit, contextlib, json, os, resource, shutil, socket, sys
@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from .data.check import check as check_data
+from .choices import unknown_word
 from .core import InputError, project_root
 from .parameters import convert, numbers
-from .options import Parser, shown_briefly
+from .options import shown_briefly
 from .show import show_grid
 from .core import first_line
 from .data.cache import is_image
@@ -51,7 +52,7 @@ from xmodal.engine import (
     windows_of,
     words_of,
 )
-from .job import Job, defaults, meanings
+from .job import Job, defaults, parser_of_jobs, typed_values
 from .training.adversarial import share_options
 from .nets.latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior
 from .data.layouts import datasets, published
@@ -391,9 +392,7 @@ def check_prompts(
 ):
     "Do the parameters about prompts fit each other? Raises InputError."
     if p.text not in conditionings:
-        raise InputError(
-            f'unknown conditioning text = {p.text!r}: use one of {", ".join(conditionings)}'
-        )
+        raise InputError(unknown_word('conditioning text =', p.text, conditionings))
     if p.text == 'none' and (p.encoder, p.fields, p.forget) != ('record', ','.join(FIELDS), 0.5):
         raise InputError(
             'encoder, fields and forget are about prompts, and this run has none; choose how they'
@@ -408,7 +407,7 @@ def check_words(
 ):
     "Raise InputError for a noise rule that is none, or a name that is no plain folder."
     if p.tau not in rules:
-        raise InputError(f'unknown noise rule tau = {p.tau!r}: use one of {", ".join(rules)}')
+        raise InputError(unknown_word('noise rule tau =', p.tau, rules))
     if Path(p.name).name != p.name or p.name.startswith('.'):
         raise InputError(f'name must be a plain folder name under runs/, got {p.name!r}')
 
@@ -1255,35 +1254,21 @@ def run(
     save_run(p, d, rows, found)
 
 # %% ../nbs/use/84_train.ipynb #7df6ccbb
-def parser_of_jobs() -> argparse.ArgumentParser:
-    "The parameters of a job as options."
-    parser = Parser(
-        prog='python -m xmodal.train',
-        description=(
-            'Train a translator: data set in, model, figures and metrics in runs/NAME out. With'
-            ' accelerate launch -m xmodal.train on several processes.'
-        ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for k, v in defaults.items():
-        words = [f'--{k.replace("_", "-")}']
-        if '_' in k:
-            words.append(f'--{k}')
-        how = dict(default=v, metavar=type(v).__name__.upper(), help=meanings[k].replace('%', '%%'))
-        if isinstance(v, bool):
-            how |= dict(nargs='?', const=True)
-        parser.add_argument(*words, **how)
-    return parser
-
-
 def train_command(
     argv=None,  # words of the command line
 ) -> int:  # exit code
     "`python -m xmodal.train`: the parameters of train.ipynb as options."
+    return train_as_typed(parser_of_jobs().parse_args(argv))
+
+
+def train_as_typed(
+    found: argparse.Namespace,  # from a parser with the options of a job
+) -> int:  # exit code
+    "The job of a command line that is parsed already, for `xmodal train` too."
     import matplotlib
 
     matplotlib.use('Agg')
-    given = vars(parser_of_jobs().parse_args(argv))
+    given = typed_values(found)
     try:
         job = Job(**{k: convert(k, v, defaults[k]) for k, v in given.items()})
         if job.processes > 1:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .choices import unknown_word
 from .core import InputError, item_seed
 from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.units import TargetUnits, label_type, own_type, target_limits
@@ -474,7 +475,7 @@ def sampling(
     d, m = tr.data, get_method(tr.model.method)
     steps, tau = (d.steps or m.steps) if steps is None else steps, tau or d.tau or m.tau
     if tau not in rules:
-        raise InputError(f'unknown noise rule {tau!r}: use one of {", ".join(rules)}')
+        raise InputError(unknown_word('noise rule', tau, rules))
     # a grid of times instead of a number
     given = not isinstance(steps, (int, str, float)) and steps is not None
     if not given and not (isinstance(steps, int) and steps >= 1):

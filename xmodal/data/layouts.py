@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..choices import unknown_word
 from ..core import check_limit, InputError, project_root
 from ..files import atomic, check_regular, is_litter
 from ..core import first_line
@@ -1142,7 +1143,7 @@ def find_records(
 ) -> list:  # Records, sorted by name
     "Find the pairs of a data set; raises InputError with what to do."
     if dataset not in datasets:
-        raise InputError(f'unknown data set {dataset!r}: use one of {", ".join(datasets)}')
+        raise InputError(unknown_word('data set', dataset, datasets))
     d = datasets[dataset]
     check_one(dataset, root, source, target)
     if source and source == target:

@@ -14,6 +14,7 @@ from typing import Callable
 
 import numpy as np
 
+from ..choices import unknown_word
 from ..core import InputError
 from xmodal.evaluation.metrics import (
     as_image,
@@ -290,7 +291,7 @@ def find_protocol(
 ) -> tuple:  # the row, and its options with defaults filled in
     "A row of the table. InputError for an unknown name or option."
     if name not in protocols:
-        raise InputError(f'protocol: {name!r}; there are {", ".join(protocols)}')
+        raise InputError(unknown_word('protocol', name, protocols))
     row = protocols[name]
     for k in options:
         if k not in row.options:

@@ -10,6 +10,7 @@ import inspect, math
 
 import torch
 
+from ..choices import unknown_word
 from ..core import InputError, mend_torchvision
 from ..denoise import Denoiser, Network, Scale, predictions
 from .published import DTFNet, NCSNpp, UNet256, pad_to
@@ -133,7 +134,7 @@ def find_net(
 ):  # class
     "The class of network `name`; raises InputError with the list of names."
     if name not in nets:
-        raise InputError(f'unknown network {name!r}: use one of {", ".join(nets)}')
+        raise InputError(unknown_word('network', name, nets))
     return nets[name]
 
 
@@ -168,7 +169,7 @@ def check_net(
             ' state; use unet or ncsnpp'
         )
     if (pred or m.pred) not in predictions:
-        raise InputError(f'unknown prediction type {pred!r}: use one of {", ".join(predictions)}')
+        raise InputError(unknown_word('prediction type', pred, predictions))
 
 
 def build(

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from ..choices import unknown_word
 from ..core import InputError, Noise, item_seed
 from xmodal.nets.discriminators import (
     PatchDiscriminator,
@@ -735,7 +736,7 @@ def find_objective(
 ) -> Objective:
     "The row `name` with other options; raises InputError for names and options that do not exist."
     if name not in objectives:
-        raise InputError(f'unknown objective {name!r}: use one of {", ".join(objectives)}')
+        raise InputError(unknown_word('objective', name, objectives))
     o, options = objectives[name], options or {}
     for k, v in options.items():
         if k not in o.options:
