@@ -48,7 +48,7 @@ from .evaluation.statistics import compare, forest_plot
 from .methods import get_method, parse_options, steps_for
 from .denoise import predictions
 from .nets.build import find_net, sizes_for
-from .metadata.context import Told, contexts, exchanged, prompts_hash
+from .metadata.context import WithContext, contexts, exchanged, prompts_hash
 from .evaluation.report import environment, write_json
 from .nets.conditioning import conditionings
 from .training.model_folder import load_model, save_model
@@ -231,7 +231,11 @@ def with_prompts(
     if row.text == 'none' and not reads:
         return parts.train, parts.test, 0
     table = contexts(parts.records, 'record', row.fields, cache=cache)
-    return Told(parts.train, table), Told(parts.test, table), next(iter(table.values())).shape[-1]
+    return (
+        WithContext(parts.train, table),
+        WithContext(parts.test, table),
+        next(iter(table.values())).shape[-1],
+    )
 
 # %% ../nbs/use/83_experiment.ipynb #928bd68b
 @dataclass(frozen=True)
@@ -493,9 +497,9 @@ def own_and_exchanged(
     mine = [r for r in parts.records if r.subject in parts.split['test']]
 
     def both(test):
-        if not isinstance(test, Told):
+        if not isinstance(test, WithContext):
             return dict(own=test)
-        return dict(own=test, exchanged=Told(test.data, exchanged(test.table, mine, seed)))
+        return dict(own=test, exchanged=WithContext(test.data, exchanged(test.table, mine, seed)))
 
     return both
 

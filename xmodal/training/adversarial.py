@@ -842,8 +842,8 @@ def fit(
     recipe,  # loop.Recipe
     model: dict = None,  # arguments of `build`, stored with the checkpoints
     objective: dict = None,  # options of the adversarial objective
-    # further arguments of `train`: origin, val, val_every, save_every, log_every, resume, workers,
-    # device, progress, options, accumulate, compile
+    # further arguments of `train`: provenance, val, val_every, save_every, log_every, resume,
+    # workers, device, progress, options, accumulate, compile
     **kw,
 ):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     """Train a method, adversarial or not; raises InputError for parameters that do not fit and
