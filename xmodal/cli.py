@@ -275,7 +275,7 @@ class Pairs:
 
     root: str | None = option(
         None,
-        "where it lies (default data/NAME; 'made': a made data set in this layout)",
+        "where it lies (default data/NAME; 'made': a simulated data set in this layout)",
         metavar='FOLDER',
     )
     source: str | None = option(None, 'what goes in (default: that of the data set)')

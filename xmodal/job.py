@@ -29,7 +29,7 @@ class FromFiles:
 
     dataset: str = option(
         'phantom',
-        'phantom (made here), bids, ixi, brats, pelvis, sentinel, pscde, folder, csv',
+        'phantom (simulated), bids, ixi, brats, pelvis, sentinel, pscde, folder, csv',
     )
     root: str = option(
         '',
@@ -89,12 +89,12 @@ class FromData(FromFiles):
     train_subjects: str = option('', 'names separated by commas; empty: split by seed')
     test_subjects: str = option('', 'names separated by commas; empty: split by seed')
     limit: int = option(0, 'use at most this many subjects; 0: all')
-    made_subjects: int = option(12, "phantom and root 'made': number of subjects made")
+    made_subjects: int = option(12, "phantom and root 'made': number of simulated subjects")
     made_voxel: float = option(3.0, "phantom and root 'made': voxel size in mm")
-    made_pixels: int = option(128, "root 'made': size of made images")
+    made_pixels: int = option(128, "root 'made': size of simulated images")
     made_varied: bool = option(
         False,
-        'phantom, bids: every made person has echo and repetition times of their own',
+        'phantom, bids: every simulated person has their own echo and repetition times',
     )
 
 # %% ../nbs/use/81_job.ipynb #08ba9bf8
@@ -235,7 +235,7 @@ class WithTraining(ByTraining):
 @explained
 @dataclass(frozen=True)
 class Job(WithTraining, ByModel, FromData):
-    "Parameters of one training job, those of train.ipynb."
+    "Parameters of one training job, the options of `xmodal train`."
 
     __repr__ = shown_briefly
 

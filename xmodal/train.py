@@ -11,7 +11,7 @@ __all__ = ['BEAT', 'DEAD', 'held', 'LOWEST', 'Plan', 'print_once', 'first_alone'
            'JobData', 'open_latents', 'open_prompts', 'prepare_data', 'show_batch', 'start_over', 'provenance_of',
            'plan_of_row', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'scores_of', 'measure',
            'shown_images', 'show_panels', 'about_cut', 'about_target', 'stored_type', 'common_type', 'target_reach',
-           'usual_mask', 'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets',
+           'mask_window', 'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets',
            'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only',
            'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
 
@@ -39,7 +39,7 @@ from xmodal.engine import (
     Parts,
     RowPlan,
     Sampling,
-    made_how,
+    simulation_options,
     measure_images,
     prepare_pairs,
     recipe_with,
@@ -60,7 +60,7 @@ from .data.layouts import datasets, published
 from .methods import calls, get_method, parse_options
 from .evaluation.metrics import format_summary, measures, summary
 from .nets.build import build, check_net, sizes_for
-from .metadata.context import Told, contexts, prompts_hash, seen_values, typical_target
+from .metadata.context import WithContext, contexts, prompts_hash, seen_values, typical_target
 from xmodal.evaluation.report import (
     environment,
     fig_mix,
@@ -88,7 +88,7 @@ class Plan(Job):
     sampler_options: dict = field(default_factory=dict)
     bridge_options: dict = field(default_factory=dict)
     objective: dict = field(default_factory=dict)  # options of an adversarial objective
-    told_fields: tuple = ()  # what the prompts say
+    prompt_fields: tuple = ()  # what the prompts say
     arch: str = ''  # row of `nets`; the baseline gets the same network
     network: dict = None  # sizes of the pretrained network; None in pixel space
     run: Path = None  # folder under runs/
@@ -399,7 +399,7 @@ def check_prompts(
             'encoder, fields and forget are about prompts, and this run has none; choose how they'
             ' enter with text (both, target, ...)'
         )
-    if set(p.told_fields) - set(FIELDS) or not p.told_fields:
+    if set(p.prompt_fields) - set(FIELDS) or not p.prompt_fields:
         raise InputError(f'fields must be some of {", ".join(FIELDS)}, got {p.fields!r}')
 
 
@@ -451,7 +451,7 @@ def fill_in(
     }
     told = tuple(words_of(p.fields))
     own = dict(sampler_options=sampler, bridge_options=bridge, objective=objective)
-    return Plan(**asked, **own, m=m, told_fields=told)
+    return Plan(**asked, **own, m=m, prompt_fields=told)
 
 
 def find_targets(
@@ -530,7 +530,7 @@ def sizes_of(
     d,  # from `prepare_data`: its encoder of prompts
 ) -> dict:
     "Sizes of the network for prepared data."
-    return network_sizes(p, d.hears.dim if d.hears else 0)
+    return network_sizes(p, d.encoder.dim if d.encoder else 0)
 
 
 def check_backbone(
@@ -602,7 +602,7 @@ def check_pairs(
     windows: list,  # rules of source and target
 ):
     "Look at the pairs of every target; raises InputError if they are not fit to be trained on."
-    how = dict(where_from(p), **made_how(p, p.seed), limit=24 if p.smoke else 200)
+    how = dict(where_from(p), **simulation_options(p, p.seed), limit=24 if p.smoke else 200)
     how |= dict(workers=p.workers, source_window=windows[0], target_window=windows[1])
     for w in p.targets:
         mine = [r for r in records if len(p.targets) == 1 or r.name.endswith(f'_to-{w}')]
@@ -650,7 +650,7 @@ class JobData(Parts):
     "The data of a job: images, and what the network is fed with."
 
     fed: object = None  # what is trained on: the images, or their latents
-    hears: object = None  # the encoder of prompts; None: there are none
+    encoder: object = None  # the encoder of prompts; None: there are none
     codec: object = None  # the autoencoder; None in pixel space
     ceiling: float = None  # what it keeps of the targets, PSNR in dB
 
@@ -677,23 +677,23 @@ def open_latents(
 # %% ../nbs/use/84_train.ipynb #3d7dc8f1
 def open_prompts(
     p: Plan,  # encoder, fields, forget
-    records: list,  # whose metadata are told
+    records: list,  # whose metadata become prompts
 ) -> tuple:  # encoder, record name -> contexts
     "Encode the prompts of all pairs, and show one."
-    hears = find_encoder(p.encoder)
-    told = contexts(records, hears, p.told_fields, p.forget, seed=p.seed)
+    encoder = find_encoder(p.encoder)
+    table = contexts(records, encoder, p.prompt_fields, p.forget, seed=p.seed)
     r = records[0]
     prompts = [
-        describe(subset(read_metadata(meta), p.told_fields)) or 'nothing is known'
+        describe(subset(read_metadata(meta), p.prompt_fields)) or 'nothing is known'
         for meta in (r.meta, r.target_meta)
     ]
     print_once(
-        f'prompts through {p.encoder} ({hears.dim} numbers), for example\n'
+        f'prompts through {p.encoder} ({encoder.dim} numbers), for example\n'
         f'  source: {prompts[0]}\n  target: {prompts[1]}'
     )
-    return hears, told
+    return encoder, table
 
-
+# %% ../nbs/use/84_train.ipynb #8823fa95
 def prepare_data(
     p: Plan,  # what is asked for
 ) -> JobData:
@@ -705,8 +705,8 @@ def prepare_data(
         if p.backbone == 'latent':
             more = open_latents(p, data)
     if p.text != 'none':
-        more['hears'], told = open_prompts(p, records)
-        data, more['fed'] = Told(data, told), Told(more['fed'], told)
+        more['encoder'], table = open_prompts(p, records)
+        data, more['fed'] = WithContext(data, table), WithContext(more['fed'], table)
     d = JobData(records, split, data, **select_parts(data, split), **more)
     for line, v in zip(d.lines(), split.values()):
         print_once(f'{line}   {", ".join(v[:8])}{" ..." if len(v) > 8 else ""}')
@@ -747,12 +747,12 @@ def provenance_of(
     d: JobData,  # what was found
 ) -> dict:
     "What a checkpoint belongs to: another data set, split or prompt is another training."
-    origin = dict(dataset=p.dataset, source=p.source, target=p.target)
-    origin |= dict(prepared=d.data.folder.name, **d.split)
-    if d.hears:
-        told = dict(encoder=p.encoder, fields=list(p.told_fields), forget=p.forget)
-        origin |= dict(told, prompts=prompts_hash(d.data.table))
-    return origin
+    provenance = dict(dataset=p.dataset, source=p.source, target=p.target)
+    provenance |= dict(prepared=d.data.folder.name, **d.split)
+    if d.encoder:
+        about = dict(encoder=p.encoder, fields=list(p.prompt_fields), forget=p.forget)
+        provenance |= dict(about, prompts=prompts_hash(d.data.table))
+    return provenance
 
 # %% ../nbs/use/84_train.ipynb #3498c0b6
 def plan_of_row(
@@ -767,7 +767,7 @@ def plan_of_row(
     often = dict(log_every=max(1, min(20, p.steps // 20)), val_every=p.val_every)
     often |= dict(save_every=p.save_every, resume=p.resume)
     how = dict(workers=p.workers, device=p.device or None)
-    how |= dict(accumulate=p.accumulate, compile=p.compile, origin=provenance_of(p, d))
+    how |= dict(accumulate=p.accumulate, compile=p.compile, provenance=provenance_of(p, d))
     if p.arch == 'latent':
         how['prior'] = p.prior
     if method == p.method:
@@ -969,7 +969,7 @@ def target_reach(
     return tuple(float(f'{v:.7g}') for v in (min(reach), max(reach)))  # as exact as float32
 
 
-def usual_mask(
+def mask_window(
     some: list,  # binary targets: their records in the index of the cache
 ) -> tuple:  # (0, the commonest value)
     "The window of binary targets."
@@ -983,7 +983,7 @@ def target_middle(
 ) -> tuple:  # (low, high), in units of the target
     "The window of the target: median of the records; of masks the commonest."
     if rule == 'binary':
-        return usual_mask(some)  # no value between two masks
+        return mask_window(some)  # no value between two masks
     return tuple(float(np.median([r['windows'][1][k] for r in some])) for k in ('lo', 'hi'))
 
 # %% ../nbs/use/84_train.ipynb #ec0399a4
@@ -1012,8 +1012,8 @@ def about_prompts(
     return PromptSpec(
         by=p.text,
         encoder=p.encoder,
-        fingerprint=d.hears.fingerprint,
-        fields=tuple(p.told_fields),
+        fingerprint=d.encoder.fingerprint,
+        fields=tuple(p.prompt_fields),
         source=read_metadata(d.records[0].meta).modality or '',
         usual=typical_target(learnt),
         seen=seen_values(learnt),
@@ -1070,7 +1070,7 @@ def about_data(
         steps=p.sample_steps,
         tau=p.tau,
         options=p.sampler_options,
-        text=about_prompts(p, d) if d.hears else None,
+        text=about_prompts(p, d) if d.encoder else None,
         target_windows=windows_of_targets(p, used, rule) if several else None,
         latent=about_latent(p, d) if den.codec is not None else None,
         source_values=source_values(d.parts['train']),
@@ -1259,7 +1259,7 @@ def run(
 def train_command(
     argv=None,  # words of the command line
 ) -> int:  # exit code
-    "`python -m xmodal.train`: the parameters of train.ipynb as options."
+    "`python -m xmodal.train`: the parameters of a job as options."
     return train_as_typed(parser_of_jobs().parse_args(argv))
 
 

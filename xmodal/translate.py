@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['usable_device', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct', 'SampleOptions',
            'check_counts', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
-           'heard', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
-           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'Changed',
-           'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of',
+           'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source',
+           'Changed', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -384,11 +384,11 @@ def promptable(
     return {k for g in d.text.fields for k in groups[g]} & set(known)
 
 
-def heard(
+def promptable_values(
     d: DataSpec,  # of a model with prompts
     meta: dict,  # metadata of a target, as a sidecar may hold it
 ) -> dict:  # field -> value
-    "What is known about a target and the model can be told: a request `resolve_prompt` accepts."
+    "Known values of a target that the model takes as a request (`resolve_prompt`)."
     return {
         k: v for k, v in asdict(read_metadata(meta)).items() if v is not None and k in promptable(d)
     }
@@ -401,7 +401,7 @@ def resolve_prompt(
 ):  # (source, target) as `Metadata`; None for a model without prompts
     """The records that the prompts are made of.
 
-    Raises InputError for a wish that could change nothing.
+    Raises InputError for a request that could change nothing.
     """
     if known is not None and not isinstance(known, dict):
         raise InputError(f'known: must be a dictionary such as dict(age=40), got {known!r}')
@@ -434,12 +434,12 @@ def check_promptable(
     d: DataSpec,  # of a model with prompts
     asked: dict,  # field -> value
 ):
-    "Raise InputError for a wish that the model cannot be told."
-    deaf = [k for k in asked if k not in promptable(d)]
-    if deaf:
+    "Raise InputError for a request that the model cannot follow."
+    unsupported = [k for k in asked if k not in promptable(d)]
+    if unsupported:
         known = names if d.text.known is None else d.text.known
         raise InputError(
-            f'target: this model cannot be told {deaf[0]} (prompts: {d.text.by}, of'
+            f'target: this model cannot be told {unsupported[0]} (prompts: {d.text.by}, of'
             f' {", ".join(d.text.fields)}; of its training targets were known'
             f' {", ".join(known)}), so a wish for it would change nothing but'
             ' noise; leave it out'

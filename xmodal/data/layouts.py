@@ -9,7 +9,7 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_CO
            'bids', 'read_json', 'sidecar', 'cell_value', 'read_table', 'say_conflicts', 'plain_id', 'match_people',
            'ixi_people', 'ixi', 'refuse_other_years', 'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel',
            'subject_pattern', 'subject_of', 'image_files', 'cell_subject', 'pscde', 'folder', 'beside_table', 'pair_of',
-           'csv', 'DataInfo', 'default_windows', 'made_root', 'slices_to_png', 'pairs_table', 'check_one',
+           'csv', 'DataInfo', 'default_windows', 'simulated_root', 'slices_to_png', 'pairs_table', 'check_one',
            'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
@@ -934,7 +934,7 @@ class DataInfo:
 
 # %% ../../nbs/data/36_layouts.ipynb #dacc5bfa
 datasets = dict(
-    phantom=DataInfo(bids, 'T1w', 'T2w', 'made brains, written on the spot', 'needs nothing'),
+    phantom=DataInfo(bids, 'T1w', 'T2w', 'simulated brains, written on the spot', 'needs nothing'),
     bids=DataInfo(
         bids,
         'T1w',
@@ -1020,7 +1020,7 @@ def default_windows(
     return d.windows.get(source or d.source), d.windows.get(target or d.target)
 
 # %% ../../nbs/data/36_layouts.ipynb #b7734284
-def made_root(
+def simulated_root(
     dataset: str,  # name in `datasets`
     n: int = 8,  # subjects: people, patients or scenes; four solar cells for each
     seed: int = 0,  # of the simulated people, scenes or modules
@@ -1035,7 +1035,7 @@ def made_root(
     here = project_root() / 'data' / 'made' / f'{layout}-n{n}-seed{seed}-{detail}{varied}'
     if vary and layout != 'bids':
         raise InputError(
-            'made data with varied protocols exist in the layout of phantom and bids, not of'
+            'simulated data with varied protocols exist in the layout of phantom and bids, not of'
             f' {dataset}'
         )
     if layout == 'ixi':
@@ -1063,9 +1063,9 @@ def made_root(
 
         return write_pscde(here, n=4 * n, seed=seed, size=pixels)
     if layout not in ('folder', 'csv'):
-        raise InputError(f'there are no made data in the layout of {dataset}; give its real folder')
+        raise InputError(f'no simulated data in the layout of {dataset}; give its real folder')
     if not here.is_dir():
-        people = bids(made_root('bids', n, seed, voxel))
+        people = bids(simulated_root('bids', n, seed, voxel))
         with atomic(here) as tmp:
             slices_to_png(people, tmp) if layout == 'folder' else pairs_table(people, tmp)
     return here
@@ -1150,7 +1150,7 @@ def find_records(
         raise InputError(f'source and target are both {source!r}; there is nothing to translate')
     if str(root) == 'made' or (dataset == 'phantom' and not root):
         root, group = (
-            made_root(dataset, n, seed, voxel, pixels, vary),
+            simulated_root(dataset, n, seed, voxel, pixels, vary),
             group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
         )
     root = Path(root).expanduser() if root else project_root() / 'data' / dataset

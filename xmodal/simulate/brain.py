@@ -1076,19 +1076,19 @@ def bids_subject(
     name,  # of the subject, sub-001
     s: Subject,  # who
     site: str,  # see `sites`
-    ask: BidsRequest,  # what all subjects share
+    shared: BidsRequest,  # what all subjects share
 ):
     "Write one subject's scans, sidecars and lesion mask."
     import nibabel as nib
 
-    shape, affine = bids_grid(ask.voxel)
+    shape, affine = bids_grid(shared.voxel)
     frac, anat = fractions(s, shape, affine), Path(root) / name / 'anat'
     anat.mkdir(parents=True)
-    for m in ask.modalities:
+    for m in shared.modalities:
         q = protocol(site, m)
-        if ask.vary:
-            q = varied(q, item_seed(ask.seed, s.seed))
-        img = scan(s, q, shape, affine, ask.seed, ask.noise, ask.bias, frac)
+        if shared.vary:
+            q = varied(q, item_seed(shared.seed, s.seed))
+        img = scan(s, q, shape, affine, shared.seed, shared.noise, shared.bias, frac)
         nib.save(img, anat / f'{name}_{m}.nii.gz')
         dump(anat / f'{name}_{m}.json', protocol_sidecar(q))
     if s.lesions:
@@ -1162,14 +1162,14 @@ def write_bids(
         request['vary'] = True
     if already(root, request, 'phantom.json', 'phantoms'):
         return Path(root)
-    ask = BidsRequest(mods, voxel, seed, noise, bias, vary)
+    shared = BidsRequest(mods, voxel, seed, noise, bias, vary)
     with atomic(root) as tmp:
         tmp.mkdir()
         rows = []
         for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
             name = f'sub-{i + 1:03d}'
             rows.append(dict(participant_id=name, age=s.age, sex=s.sex, site=site))
-            bids_subject(tmp, name, s, site, ask)
+            bids_subject(tmp, name, s, site, shared)
         bids_about(tmp, rows, lesions)
         dump(tmp / 'phantom.json', request)
     return Path(root)

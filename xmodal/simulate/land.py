@@ -721,7 +721,7 @@ def scene(
     size: int = 512,  # pixels of 10 m per side, 32 to 2048
     region=None,  # a name in `regions`; None: drawn from the seed
 ) -> LandScene:
-    "A made landscape. Raises `InputError` for values outside the ranges."
+    "A simulated landscape. Raises `InputError` for values outside the ranges."
     from types import SimpleNamespace
 
     if not isinstance(seed, (int, np.integer)):
@@ -994,7 +994,7 @@ def write_sen12(
     patches: int = 4,  # per scene
     stride=None,  # pixels from patch to patch; None: `size`, no overlap
 ) -> Path:
-    """Write made land in the layout of SEN1-2.
+    """Write simulated land in the layout of SEN1-2.
 
     Raises `InputError` for bad parameters or an occupied folder.
     """
@@ -1015,7 +1015,7 @@ def write_sen12(
         )
     request = dict(layout='sen12', recipe=1, n=int(n), seed=int(seed), size=int(size))
     request |= dict(patches=int(patches), stride=int(stride))
-    if already(root, request, 'earth.json', 'made land'):
+    if already(root, request, 'earth.json', 'simulated land'):
         return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()

@@ -562,7 +562,7 @@ def load_config(
         clear_left(Path(folder).parent)  # after a kill it may be put back
     if not Path(folder).is_dir():
         raise InputError(
-            f'{folder}: no such model folder; train one with nbs/train.ipynb, '
+            f'{folder}: no such model folder; train one with xmodal train, '
             f'it is written to runs/NAME/model{hub_hint(folder)}'
         )
     if not path.is_file():
