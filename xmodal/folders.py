@@ -7,8 +7,8 @@ __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'companion_path'
            'what_is', 'no_file', 'holds_dicom', 'file_tasks', 'single_task', 'check_output', 'folder_tasks', 'few',
            'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
            'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
-           'digest', 'note_of', 'finished', 'digests_in', 'Common', 'translate_task', 'with_name', 'make_output',
-           'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
+           'digest', 'note_of', 'check_origin', 'finished', 'digests_in', 'Common', 'translate_task', 'with_name',
+           'make_output', 'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
            'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
@@ -522,19 +522,13 @@ def note_of(
 MAPS = ('std', 'mix')
 
 
-def finished(
-    output,  # file
+def check_origin(
+    output,  # file that is there
+    words: dict,  # its note
     settings: dict,  # from `settings_of`
     source=None,  # file that it should have been made from; None: not compared
-) -> bool:
-    """Is this output there with its maps, made as asked for? Raises InputError if it is there and
-    was made otherwise, or by somebody else.
-    """
-    if not os.path.lexists(output):
-        return False
-    if wrong := no_file(output):
-        raise InputError(wrong)
-    words = note_of(output)
+):
+    "Raise InputError for an output of somebody else, of other settings or of another source."
     if not words:
         raise InputError(
             f'{output}: exists, and nothing says that xmodal has made it; '
@@ -552,6 +546,22 @@ def finished(
             f'{output}: exists and was made from another {Path(source).name} than the '
             'one that is there now; choose another name, or use --overwrite'
         )
+
+# %% ../nbs/use/86_folders.ipynb #a77d23a0
+def finished(
+    output,  # file
+    settings: dict,  # from `settings_of`
+    source=None,  # file that it should have been made from; None: not compared
+) -> bool:
+    """Is this output there with its maps, made as asked for? Raises InputError if it is there and
+    was made otherwise, or by somebody else.
+    """
+    if not os.path.lexists(output):
+        return False
+    if wrong := no_file(output):
+        raise InputError(wrong)
+    words = note_of(output)
+    check_origin(output, words, settings, source)
     asked = [k for k, wanted in zip(MAPS, (settings['samples'] > 1, settings['mix'])) if wanted]
     if not all(companion_path(output, k).exists() for k in asked):
         return False

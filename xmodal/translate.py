@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct', 'SampleOptions',
-           'check_counts', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
-           'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of',
-           'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source',
-           'Changed', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'check_counts', 'check_answer', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares',
+           'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
+           'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
+           'concerns_of_source', 'Changed', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -250,6 +250,17 @@ def check_counts(
             raise InputError(f'{k} must be a whole number of 1 or more, got {v!r}')
 
 # %% ../nbs/use/85_translate.ipynb #3d2ce7ec
+def check_answer(
+    mean,  # translated images
+):
+    "Raise InputError for a translation that holds NaN or infinite values."
+    if not np.isfinite(mean).all():
+        raise InputError(
+            'the translation holds NaN or infinite values: the weights are damaged, '
+            'or the input is far outside what the model can take'
+        )
+
+
 def draws(
     tr,  # OpenedModel or Translator
     y,  # (N, C, H, W) scaled source images
@@ -285,11 +296,7 @@ def draws(
     if not out:
         return dict(mean=np.zeros_like(y))
     out = {k: np.concatenate([part[k] for part in out]) for k in out[0]}
-    if not np.isfinite(out['mean']).all():
-        raise InputError(
-            'the translation holds NaN or infinite values: the weights are damaged, '
-            'or the input is far outside what the model can take'
-        )
+    check_answer(out['mean'])
     return out
 
 # %% ../nbs/use/85_translate.ipynb #560ca1fc

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'SIDES', 'cache_key', 'default_spacing', 'digest_of_file', 'digest_of_index', 'cache_is_whole',
            'read_index', 'Slices', 'is_image', 'check_numbers', 'check_image_options', 'check_one_kind',
-           'padding_lines', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'record_entry',
-           'slice_entries', 'check_slice_shape', 'check_content']
+           'padding_lines', 'window_rules', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices',
+           'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -270,6 +270,19 @@ def padding_lines(
     return lines
 
 # %% ../../nbs/data/34_cache.ipynb #3081295f
+def window_rules(
+    image: bool,  # images, not volumes
+    source_window=None,  # rule of window_of; default 'percentile' for volumes, 'dtype' for images
+    target_window=None,  # the same
+) -> tuple:  # of source and target
+    "The two window rules, filled in; raises InputError for one that is none."
+    usual = 'dtype' if image else 'percentile'
+    rules = (source_window or usual, target_window or usual)
+    for rule in rules:
+        check_rule(rule)
+    return rules
+
+
 def prepare(
     records,  # from find_records
     size: int = 64,  # rows and columns
@@ -290,20 +303,11 @@ def prepare(
     check_numbers(records, size, spacing, slices, fit)
     image = is_image(records[0].source)
     check_image_options(records[0].source, image, fit, register, (source_window, target_window))
-    usual = 'dtype' if image else 'percentile'
-    rules = (source_window or usual, target_window or usual)
-    for rule in rules:
-        check_rule(rule)
+    rules = window_rules(image, source_window, target_window)
     check_one_kind(records, image)
     spacing = None if image else float(spacing or default_spacing(records, size))
-    params = dict(
-        size=size,
-        spacing=spacing,
-        windows=rules,
-        min_foreground=min_foreground,
-        fit=fit,
-        register=bool(register),
-    )
+    params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground)
+    params |= dict(fit=fit, register=bool(register))
     if slices:
         params['slices'] = slices
     folder = Path(cache or project_root() / 'data' / 'cache') / cache_key(records, params)

@@ -12,7 +12,7 @@ __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'be
            'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
            'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
            'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'judge', 'check_asked', 'split_to_judge',
-           'spread_records', 'look_how', 'check']
+           'spread_records', 'look_how', 'report_on', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
 import re
@@ -1292,6 +1292,21 @@ def look_how(
     )
 
 # %% ../../nbs/data/37_check.ipynb #baeca632
+def report_on(
+    records: list,  # all that were found
+    dataset: str,  # name in `layouts.datasets`
+    names: tuple,  # of source and target; None: the data set's
+    limit: int,  # pairs that are looked at; 0: all
+) -> Report:
+    "An empty report, whose title says what is looked at."
+    d, (source, target) = datasets[dataset], names
+    some = f', {limit} of them looked at' if 0 < limit < len(records) else ''
+    return Report(
+        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
+        f'{len({r.subject for r in records})} subjects{some}'
+    )
+
+
 def check(
     dataset: str,  # name in `layouts.datasets`
     root=None,  # as for `find_records`, like the next three
@@ -1320,12 +1335,7 @@ def check(
         request = dict(root=root, source=source, target=target, group=group)
         request |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
         records, trouble = found_records(dataset, **request, pixels=pixels, vary=vary)
-    d = datasets[dataset]
-    some = f', {limit} of them looked at' if 0 < limit < len(records) else ''
-    report = Report(
-        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
-        f'{len({r.subject for r in records})} subjects{some}'
-    )
+    report = report_on(records, dataset, (source, target), limit)
     if trouble:
         report.add('error', 'unpaired', trouble)
     split = split_to_judge(records, split, report)

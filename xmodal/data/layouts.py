@@ -9,8 +9,8 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_CO
            'bids', 'read_json', 'sidecar', 'cell_value', 'read_table', 'say_conflicts', 'plain_id', 'match_people',
            'ixi_people', 'ixi', 'refuse_other_years', 'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel',
            'subject_pattern', 'subject_of', 'image_files', 'cell_subject', 'pscde', 'folder', 'beside_table', 'pair_of',
-           'csv', 'DataInfo', 'default_windows', 'simulated_root', 'slices_to_png', 'pairs_table', 'check_one',
-           'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
+           'csv', 'DataInfo', 'default_windows', 'write_simulated', 'simulated_root', 'slices_to_png', 'pairs_table',
+           'check_one', 'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
 import glob, io, json, re
@@ -1020,24 +1020,16 @@ def default_windows(
     return d.windows.get(source or d.source), d.windows.get(target or d.target)
 
 # %% ../../nbs/data/36_layouts.ipynb #b7734284
-def simulated_root(
-    dataset: str,  # name in `datasets`
-    n: int = 8,  # subjects: people, patients or scenes; four solar cells for each
-    seed: int = 0,  # of the simulated people, scenes or modules
-    voxel: float = 3.0,  # voxel size in mm, volumes
-    pixels: int = 128,  # rows and columns, images
-    vary: bool = False,  # phantom and bids: each person has a TR and a TE of his own
-) -> Path:
-    "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
-    layout = 'bids' if dataset == 'phantom' else dataset
-    detail = f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm'
-    varied = '-varied' if vary else ''
-    here = project_root() / 'data' / 'made' / f'{layout}-n{n}-seed{seed}-{detail}{varied}'
-    if vary and layout != 'bids':
-        raise InputError(
-            'simulated data with varied protocols exist in the layout of phantom and bids, not of'
-            f' {dataset}'
-        )
+def write_simulated(
+    layout: str,  # name in `datasets`
+    here: Path,  # folder to make
+    n: int,  # subjects; four solar cells for each
+    seed: int,  # of the simulated people, scenes or modules
+    voxel: float,  # voxel size in mm, volumes
+    pixels: int,  # rows and columns, images
+    vary: bool,  # bids: each person has a TR and a TE of his own
+) -> Path:  # None: no simulator writes this layout
+    "Let the simulator of this layout write its data set."
     if layout == 'ixi':
         from xmodal.simulate.brain import write_ixi
 
@@ -1062,6 +1054,30 @@ def simulated_root(
         from xmodal.simulate.solar import write_pscde
 
         return write_pscde(here, n=4 * n, seed=seed, size=pixels)
+    return None
+
+
+def simulated_root(
+    dataset: str,  # name in `datasets`
+    n: int = 8,  # subjects: people, patients or scenes; four solar cells for each
+    seed: int = 0,  # of the simulated people, scenes or modules
+    voxel: float = 3.0,  # voxel size in mm, volumes
+    pixels: int = 128,  # rows and columns, images
+    vary: bool = False,  # phantom and bids: each person has a TR and a TE of his own
+) -> Path:
+    "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
+    layout = 'bids' if dataset == 'phantom' else dataset
+    detail = f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm'
+    varied = '-varied' if vary else ''
+    here = project_root() / 'data' / 'made' / f'{layout}-n{n}-seed{seed}-{detail}{varied}'
+    if vary and layout != 'bids':
+        raise InputError(
+            'simulated data with varied protocols exist in the layout of phantom and bids, not of'
+            f' {dataset}'
+        )
+    made = write_simulated(layout, here, n, seed, voxel, pixels, vary)
+    if made:
+        return made
     if layout not in ('folder', 'csv'):
         raise InputError(f'no simulated data in the layout of {dataset}; give its real folder')
     if not here.is_dir():

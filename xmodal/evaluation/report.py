@@ -6,8 +6,8 @@
 __all__ = ['OBJECTS', 'LETTERS', 'CALLED', 'CARD', 'git', 'environment', 'json_value', 'json_text', 'write_json',
            'parsed_metrics', 'RunReport', 'draw_field_log', 'fig_training', 'device_of', 'mixing_picture',
            'draw_mixing_curves', 'fig_mix', 'fig_panels', 'hardest', 'as_picture', 'error_maps', 'corner_bar',
-           'fig_errors', 'cut', 'view_scales', 'cut_view', 'write_sides', 'fig_slice', 'save_figure', 'cut_words',
-           'type_words', 'model_card']
+           'name_panels', 'fig_errors', 'cut', 'view_scales', 'cut_view', 'write_sides', 'fig_slice', 'save_figure',
+           'cut_words', 'type_words', 'model_card']
 
 # %% ../../nbs/evaluation/76_report.ipynb #84e86995
 import json, platform, subprocess
@@ -362,6 +362,20 @@ def corner_bar(
     fig.colorbar(drawn, cax=free.inset_axes([0.05, 0.05, 0.14, 0.9]), label='of a range of 2')
 
 # %% ../../nbs/evaluation/76_report.ipynb #95d38d34
+def name_panels(
+    axes,  # (rows, columns) of axes
+    titles,  # one for each column
+    names,  # one for each row, or for its first ones
+):
+    "Titles above the columns, names beside the rows, no ticks."
+    for ax, title in zip(axes[0], titles):
+        ax.set_title(title, fontsize=8)
+    for ax, name in zip(axes[:, 0], names):
+        ax.set_ylabel(name, fontsize=8)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+
+
 def fig_errors(
     y,  # source, one image (C, H, W) in [-1, 1]
     others: dict,  # title -> translation, likewise
@@ -395,12 +409,7 @@ def fig_errors(
             ax.imshow(as_picture(v)[crop], cmap='gray', vmin=-1, vmax=1, interpolation='nearest')
         for ax, e in zip(axes[half + r], errors):
             drawn = ax.imshow(e[crop], vmax=top, interpolation='nearest', **look)
-    for ax, title in zip(axes[0], ('source', *others, 'target')):
-        ax.set_title(title, fontsize=8)
-    for ax, name in zip(axes[:, 0], names):
-        ax.set_ylabel(name, fontsize=8)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
+    name_panels(axes, ('source', *others, 'target'), names)
     if zoom:
         for ax in axes[::half].flat:
             ax.add_patch(Rectangle((j - 0.5, i - 0.5), zoom, zoom, fill=False, ec='C1', lw=1))

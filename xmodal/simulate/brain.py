@@ -11,8 +11,8 @@ __all__ = ['AIR', 'FAT', 'MUSCLE', 'BONE', 'CSF', 'VENT', 'GM', 'DEEP', 'WM', 'L
            'airways', 'head_shares', 'voxel_sizes', 'checked_affine', 'to_world', 'sub_voxel', 'in_skull', 'fractions',
            'labels', 'bids_grid', 'volumes', 'spoiled_gradient', 'spin_echo', 'inversion_recovery', 'ScanProtocol',
            'protocol', 'signal', 'rician', 'bias_field', 'nifti', 'scan', 'people', 'protocol_sidecar', 'dump',
-           'write_table', 'varied', 'BidsRequest', 'bids_subject', 'bids_about', 'write_bids', 'tilt_matrix',
-           'ixi_grid', 'ixi_row', 'write_ixi']
+           'write_table', 'varied', 'BidsRequest', 'bids_subject', 'bids_about', 'bids_people', 'write_bids',
+           'tilt_matrix', 'ixi_grid', 'ixi_row', 'write_ixi']
 
 # %% ../../nbs/simulators/20_brain.ipynb #867ad2b3
 import csv, datetime, json, math
@@ -1131,6 +1131,22 @@ def bids_about(
 
 # %% ../../nbs/simulators/20_brain.ipynb #e2d2afd3
 # nine parameters: they are the command of a user, each a choice of its own
+def bids_people(
+    folder: Path,  # of the data set
+    crowd: list,  # (person, site) from `people`
+    ask,  # BidsRequest
+) -> list:  # rows of participants.tsv
+    "Write everybody's scans."
+    from tqdm.auto import tqdm
+
+    rows = []
+    for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
+        name = f'sub-{i + 1:03d}'
+        rows.append(dict(participant_id=name, age=s.age, sex=s.sex, site=site))
+        bids_subject(folder, name, s, site, ask)
+    return rows
+
+
 def write_bids(
     root,  # folder to make; must be new, empty, or hold this very data set
     n: int = 8,  # subjects
@@ -1147,8 +1163,6 @@ def write_bids(
 
     Raises `InputError` for bad parameters or an occupied folder.
     """
-    from tqdm.auto import tqdm
-
     mods = [modalities] if isinstance(modalities, str) else list(modalities)
     if not mods or len(set(mods)) < len(mods):
         raise InputError(f'modalities {mods}: give at least one, each once')
@@ -1165,11 +1179,7 @@ def write_bids(
     shared = BidsRequest(mods, voxel, seed, noise, bias, vary)
     with atomic(root) as tmp:
         tmp.mkdir()
-        rows = []
-        for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
-            name = f'sub-{i + 1:03d}'
-            rows.append(dict(participant_id=name, age=s.age, sex=s.sex, site=site))
-            bids_subject(tmp, name, s, site, shared)
+        rows = bids_people(tmp, crowd, shared)
         bids_about(tmp, rows, lesions)
         dump(tmp / 'phantom.json', request)
     return Path(root)

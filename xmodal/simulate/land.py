@@ -8,9 +8,9 @@ __all__ = ['PIXEL', 'CELL', 'WATER', 'FOREST', 'FIELD', 'GRASS', 'BARE', 'TOWN',
            'fractal_noise', 'stretched', 'mixed', 'chance', 'blocks', 'tiles', 'split', 'side_distance', 'course',
            'drawn', 'to_pixels', 'to_cells', 'away', 'paint_cells', 'terrain', 'river', 'sea', 'waters', 'parcels',
            'farmland', 'wilderness', 'wet', 'place_towns', 'streets', 'footprints', 'put_roofs', 'towns', 'connect',
-           'mostly_dry', 'roads', 'canopy', 'snowed', 'LandScene', 'scene', 'framed', 'shifted', 'behind', 'radiance',
-           'optical', 'sloped', 'corners', 'layover', 'backscatter', 'look_weights', 'speckle', 'sar', 'corners_of',
-           'write_patches', 'write_sen12']
+           'mostly_dry', 'roads', 'canopy', 'snowed', 'LandScene', 'check_scene', 'scene', 'framed', 'shifted',
+           'behind', 'radiance', 'optical', 'sloped', 'corners', 'layover', 'backscatter', 'look_weights', 'speckle',
+           'sar', 'corners_of', 'write_patches', 'write_sen12']
 
 # %% ../../nbs/simulators/23_land.ipynb #839e59ba
 import json, math
@@ -715,6 +715,20 @@ class LandScene:
         return to_pixels(self.ground)
 
 # %% ../../nbs/simulators/23_land.ipynb #bbc1b15c
+def check_scene(
+    seed,  # a whole number
+    season,  # 'spring', 'summer', 'fall', 'winter'
+    size,  # pixels per side, 32 to 2048
+):
+    "Raise InputError for values outside the ranges."
+    if not isinstance(seed, (int, np.integer)):
+        raise InputError(f'seed {seed!r}: give a whole number')
+    if season not in seasons:
+        raise InputError(f'season {season!r}: give one of {", ".join(seasons)}')
+    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 2048:
+        raise InputError(f'size {size!r}: give 32 to 2048 pixels')
+
+
 def scene(
     seed: int,  # the place
     season='summer',  # 'spring', 'summer', 'fall', 'winter': the same place at another time
@@ -724,12 +738,7 @@ def scene(
     "A simulated landscape. Raises `InputError` for values outside the ranges."
     from types import SimpleNamespace
 
-    if not isinstance(seed, (int, np.integer)):
-        raise InputError(f'seed {seed!r}: give a whole number')
-    if season not in seasons:
-        raise InputError(f'season {season!r}: give one of {", ".join(seasons)}')
-    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 2048:
-        raise InputError(f'size {size!r}: give 32 to 2048 pixels')
+    check_scene(seed, season, size)
 
     def rng(*what):
         return np.random.default_rng(item_seed(seed, 'earth', *what))
