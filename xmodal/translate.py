@@ -109,8 +109,7 @@ class OpenedModel:
         compile=False,  # torch.compile: slower to start, then faster
     ):  # a Translator
         "Open a model folder; raises InputError with one line if it cannot be used."
-        device = usable_device(device)
-        folder = find_model(folder)
+        device, folder = usable_device(device), find_model(folder)
         den, config, checked = open_model(folder, device)
         try:
             tr = cls(faster(den, precision, channels_last, compile), config, device, checked)
