@@ -8,7 +8,7 @@ import pytest
 
 from xmodal.cli import make_parser
 from xmodal.data.cards import cards
-from xmodal.data.layouts import datasets, made_root
+from xmodal.data.layouts import datasets, simulated_root
 from xmodal.job import meanings
 from xmodal.methods import methods
 
@@ -72,8 +72,8 @@ def test_a_forgotten_name_is_noticed():
 def test_a_layout_without_a_stand_in_is_refused():
     from xmodal.core import InputError
 
-    with pytest.raises(InputError, match='no made data in the layout of nnunet'):
-        made_root('nnunet')
+    with pytest.raises(InputError, match='no simulated data in the layout of nnunet'):
+        simulated_root('nnunet')
 
 
 def test_the_guide_has_every_notebook():

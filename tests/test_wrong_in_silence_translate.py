@@ -22,7 +22,7 @@ from xmodal.core import InputError
 from xmodal.data.cache import prepare
 from xmodal.data.records import Record
 from xmodal.data.volumes import header_concerns
-from xmodal.folders import beside_output, translate_paths
+from xmodal.folders import companion_path, translate_paths
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_model
 from xmodal.data.units import units_note
@@ -381,7 +381,7 @@ def test_a_single_picture_has_notes_and_older_folders_are_read(tmp_path):
     a, b = folder_of(tmp_path, 1)
     tr, one = echo(IMAGE), tmp_path / 'one.png'
     go(tr, a / 's0.png', one)
-    note = json.loads(beside_output(one, 'json').read_text())
+    note = json.loads(companion_path(one, 'json').read_text())
     assert (
         note['Output'] == dict(Type='uint8', Holds='values', Limits=[0, 255])
         and note['OutputDigest']

@@ -67,7 +67,7 @@ _homes = dict(
 
 
 def __getattr__(name):
-    "A name of the front door or a room, opened when it is first used."
+    "A public name or a module, imported when it is first used."
     if name in _homes:
         globals()[name] = found = vars(import_module(f'xmodal.{_homes[name]}'))[name]
         return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .choices import unknown_word
 from .core import check_same_shape, expand
 from .explain import explained, passes_on
 from .sample import Estimator, as_estimator
@@ -192,7 +193,7 @@ class Parametrised(Estimator, nn.Module):
         """
         super().__init__()
         if pred not in predictions:
-            raise ValueError(f'unknown prediction type {pred!r}: use one of {sorted(predictions)}')
+            raise ValueError(unknown_word('prediction type', pred, sorted(predictions)))
         if not (isinstance(recur, int) and recur >= 1):
             raise ValueError(f'recur must be a whole number of 1 or more, got {recur!r}')
         if show_snr and recur > 1:
@@ -381,7 +382,7 @@ def loss_per_item(
     A twin adds the loss of its noise.
     """
     if kind not in losses:
-        raise ValueError(f'unknown loss {kind!r}: use one of {", ".join(losses)}')
+        raise ValueError(unknown_word('loss', kind, losses))
     if weight not in ('x0', 'net'):
         raise ValueError(f"unknown weight {weight!r}: use 'x0' or 'net'")
     check_same_shape(x0=x0, y=y, eps=eps)

@@ -7,7 +7,8 @@ __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCL
            'dtfnet', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN', 'Method',
            'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row',
            'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'known_options', 'check_options', 'merged',
-           'make_grid', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
+           'make_grid', 'noise_rule', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
+           'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -16,6 +17,7 @@ from typing import Callable
 
 import torch
 
+from .choices import unknown_word
 from .core import InputError
 from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
@@ -458,7 +460,7 @@ def get_method(
     if isinstance(name, Method):
         return name
     if name not in methods:
-        raise InputError(f'unknown method {name!r}: use one of {", ".join(methods)}')
+        raise InputError(unknown_word('method', name, methods))
     return methods[name]
 
 
@@ -516,7 +518,7 @@ def known_options(
     "Names of the options that sampler and grid take."
     name = options.get('sampler', m.sampler)
     if name not in samplers:
-        raise InputError(f'unknown sampler {name!r}: use one of {", ".join(samplers)}')
+        raise InputError(unknown_word('sampler', name, samplers))
     of_grid = set(inspect.signature(grids[m.grid]).parameters) - {'n', 'bridge'}
     known = {*OWN, *(samplers[name].options - {'twin'}), *of_grid}
     if samplers[name].ruled:
@@ -578,11 +580,30 @@ def make_grid(
         return check_grid(grid)
     row = grid or m.grid
     if row not in grids:
-        raise InputError(f'unknown grid {row!r}: use one of {", ".join(grids)}')
+        raise InputError(unknown_word('grid', row, grids))
     takes = inspect.signature(grids[row]).parameters
     return check_grid(grids[row](steps, bridge, **{k: v for k, v in options.items() if k in takes}))
 
 # %% ../nbs/bridges/17_methods.ipynb #79e521c5
+def noise_rule(
+    method,  # row of `methods` by name, or a Method
+    tau: str,  # noise rule that is asked for; None: the row's
+    sampler: str,  # name of the sampler
+    eta=None,  # factor of the noise; None: as the rule says
+):
+    "The noise rule of a sampling; InputError for an unknown one, or a sampler without one."
+    m = get_method(method)
+    if tau and tau != m.tau and not samplers[sampler].ruled:
+        raise InputError(
+            f'the sampler {sampler!r} of {method if isinstance(method, str) else "this method"} has'
+            f' no noise rule; tau = {tau!r} would change nothing'
+        )
+    rule = tau or m.tau
+    if rule not in rules:
+        raise InputError(unknown_word('noise rule', rule, rules))
+    return rules[rule] if eta is None else scaled(rules[rule], float(eta))
+
+
 @passes_on(draw_options)
 def draw(
     method,  # row of `methods` by name, or a Method
@@ -602,18 +623,10 @@ def draw(
     options = merged(m, options)
     name = options.get('sampler', m.sampler)
     check_options(method, options)
-    if tau and tau != m.tau and not samplers[name].ruled:
-        raise InputError(
-            f'the sampler {name!r} of {method if isinstance(method, str) else "this method"} has no'
-            f' noise rule; tau = {tau!r} would change nothing'
-        )
-    rule = tau or m.tau
-    if rule not in rules:
-        raise InputError(f'unknown noise rule {rule!r}: use one of {", ".join(rules)}')
+    tau = noise_rule(method, tau, name, options.get('eta'))
     den = as_estimator(den)
     bridge = den.bridge.posterior()
     times = make_grid(m, bridge, steps or m.steps, grid, **options)
-    tau = scaled(rules[rule], float(options['eta'])) if 'eta' in options else rules[rule]
     codec, size = den.codec, y.shape[-2:]
     if codec is not None:
         if options.get('clip'):

@@ -380,7 +380,7 @@ class Solver:
 @explained
 @dataclass
 class OneStep(Solver):
-    "The step of this notebook, or the same with the estimate extrapolated from the one before."
+    "The plain step, or the same with the estimate extrapolated from the one before."
 
     order: int = 1  # 1 or 2
 

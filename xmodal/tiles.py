@@ -157,14 +157,14 @@ class InParts(Wrap):
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         ctx=None,  # conditioning by image, or pictures (B, channels, *spatial), cut like the state
-        **more,  # coefs, z and stop of `Denoiser`; a recursion then ends part by part
+        **more,  # coefs, z, side and stop of `Denoiser`; a recursion then ends part by part
     ):  # x0_hat, shape of x
         "The parts' estimates, added up."
         sides = tuple(x.shape[2:])
         if self.covers(sides):
             return self.den(x, t, y, ctx, **more)
         coefs, z = whole_coefs(self, t, y, more.pop('coefs', None)), more.pop('z', None)
-        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=coefs, z=z)
+        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=coefs, z=z, side=more.pop('side', None))
         return gather(partial(self.den, **more), self.parts(sides), self.batch, told)
 
     def eps_hat(
@@ -174,12 +174,13 @@ class InParts(Wrap):
         y,  # source, shape of x
         ctx=None,  # as for the estimate
         coefs=None,  # (a, b, c) at t of the whole picture, if the caller has them
+        side=None,  # further images of the whole picture, as for the estimate
     ):  # shape of x
         "The parts' estimates of the noise, added up."
         sides = tuple(x.shape[2:])
         if self.covers(sides):
-            return self.den.eps_hat(x, t, y, ctx, coefs)
-        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=whole_coefs(self, t, y, coefs))
+            return super().eps_hat(x, t, y, ctx, coefs, side)
+        told = dict(x=x, t=t, y=y, ctx=ctx, side=side, coefs=whole_coefs(self, t, y, coefs))
         return gather(self.den.eps_hat, self.parts(sides), self.batch, told)
 
 # %% ../nbs/networks/45_tiles.ipynb #0ffc938d

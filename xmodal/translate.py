@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
-           'heard', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
-           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'Changed',
-           'settle_concerns', 'checked_cut', 'companion', 'further_sources', 'there_and_back', 'target_units']
+           'check_counts', 'check_answer', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares',
+           'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
+           'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
+           'concerns_of_source', 'Changed', 'settle_concerns', 'checked_cut', 'companion', 'further_sources',
+           'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .choices import unknown_word
 from .core import InputError, item_seed
 from .explain import explained, passes_on
 from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path, tile_side
@@ -32,8 +34,7 @@ from xmodal.training.model_folder import (
     DataSpec,
     check_data_section,
     find_model,
-    load_config,
-    load_model,
+    open_model,
     push_model,
     stored_grid,
 )
@@ -93,10 +94,11 @@ class OpenedModel:
         den,  # Denoiser
         config: dict,  # all sections of its config.json
         device='cpu',  # that `den` is on
+        checked=None,  # (ModelSpec, DataSpec) of the description, where it was checked before
     ):
         "Raises InputError for a description that cannot be translated with."
         self.den, self.config, self.device = den, config, device
-        self.model, self.data = check_data_section(config, 'config.json')
+        self.model, self.data = checked or check_data_section(config, 'config.json')
 
     def __repr__(self):
         return in_short(self)
@@ -112,10 +114,9 @@ class OpenedModel:
     ):  # a Translator
         "Open a model folder; raises InputError with one line if it cannot be used."
         device, folder = usable_device(device), find_model(folder)
-        check_data_section(load_config(folder), folder / 'config.json')
-        den, config = load_model(folder, device)
+        den, config, checked = open_model(folder, device)
         try:
-            tr = cls(faster(den, precision, channels_last, compile), config, device)
+            tr = cls(faster(den, precision, channels_last, compile), config, device, checked)
         except ValueError as e:
             raise InputError(str(e)) from None
         tr.folder = folder
@@ -260,6 +261,17 @@ def check_counts(
             raise InputError(f'{k} must be a whole number of 1 or more, got {v!r}')
 
 # %% ../nbs/use/85_translate.ipynb #3d2ce7ec
+def check_answer(
+    mean,  # translated images
+):
+    "Raise InputError for a translation that holds NaN or infinite values."
+    if not np.isfinite(mean).all():
+        raise InputError(
+            'the translation holds NaN or infinite values: the weights are damaged, '
+            'or the input is far outside what the model can take'
+        )
+
+
 def draws(
     tr,  # OpenedModel or Translator
     y,  # (N, C, H, W) scaled source images
@@ -298,11 +310,7 @@ def draws(
     if not out:
         return dict(mean=np.zeros_like(y))
     out = {k: np.concatenate([part[k] for part in out]) for k in out[0]}
-    if not np.isfinite(out['mean']).all():
-        raise InputError(
-            'the translation holds NaN or infinite values: the weights are damaged, '
-            'or the input is far outside what the model can take'
-        )
+    check_answer(out['mean'])
     return out
 
 # %% ../nbs/use/85_translate.ipynb #560ca1fc
@@ -401,11 +409,11 @@ def promptable(
     return {k for g in d.text.fields for k in groups[g]} & set(known)
 
 
-def heard(
+def promptable_values(
     d: DataSpec,  # of a model with prompts
     meta: dict,  # metadata of a target, as a sidecar may hold it
 ) -> dict:  # field -> value
-    "What is known about a target and the model can be told: a request `resolve_prompt` accepts."
+    "Known values of a target that the model takes as a request (`resolve_prompt`)."
     return {
         k: v for k, v in asdict(read_metadata(meta)).items() if v is not None and k in promptable(d)
     }
@@ -418,7 +426,7 @@ def resolve_prompt(
 ):  # (source, target) as `Metadata`; None for a model without prompts
     """The records that the prompts are made of.
 
-    Raises InputError for a wish that could change nothing.
+    Raises InputError for a request that could change nothing.
     """
     if known is not None and not isinstance(known, dict):
         raise InputError(f'known: must be a dictionary such as dict(age=40), got {known!r}')
@@ -451,12 +459,12 @@ def check_promptable(
     d: DataSpec,  # of a model with prompts
     asked: dict,  # field -> value
 ):
-    "Raise InputError for a wish that the model cannot be told."
-    deaf = [k for k in asked if k not in promptable(d)]
-    if deaf:
+    "Raise InputError for a request that the model cannot follow."
+    unsupported = [k for k in asked if k not in promptable(d)]
+    if unsupported:
         known = names if d.text.known is None else d.text.known
         raise InputError(
-            f'target: this model cannot be told {deaf[0]} (prompts: {d.text.by}, of'
+            f'target: this model cannot be told {unsupported[0]} (prompts: {d.text.by}, of'
             f' {", ".join(d.text.fields)}; of its training targets were known'
             f' {", ".join(known)}), so a wish for it would change nothing but'
             ' noise; leave it out'
@@ -496,7 +504,7 @@ def sampling(
     d, m = tr.data, get_method(tr.model.method)
     steps, tau = (d.steps or m.steps) if steps is None else steps, tau or d.tau or m.tau
     if tau not in rules:
-        raise InputError(f'unknown noise rule {tau!r}: use one of {", ".join(rules)}')
+        raise InputError(unknown_word('noise rule', tau, rules))
     # a grid of times instead of a number
     given = not isinstance(steps, (int, str, float)) and steps is not None
     if not given and not (isinstance(steps, int) and steps >= 1):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'cache_key', 'default_spacing', 'in_plane', 'native_grid', 'digest_of_file',
            'digest_of_index', 'shapes_of', 'cache_is_whole', 'read_index', 'neighbours', 'groups_beside', 'Slices',
-           'is_image', 'check_numbers', 'check_image_options', 'check_one_kind', 'padding_lines', 'prepare', 'Prepared',
-           'build_cache', 'not_collated', 'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape',
-           'check_content']
+           'is_image', 'check_numbers', 'check_image_options', 'check_one_kind', 'padding_lines', 'window_rules',
+           'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'record_entry', 'slice_entries',
+           'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -368,6 +368,19 @@ def padding_lines(
     return lines
 
 # %% ../../nbs/data/34_cache.ipynb #3081295f
+def window_rules(
+    image: bool,  # images, not volumes
+    source_window=None,  # rule of window_of; default 'percentile' for volumes, 'dtype' for images
+    target_window=None,  # the same
+) -> tuple:  # of source and target
+    "The two window rules, filled in; raises InputError for one that is none."
+    usual = 'dtype' if image else 'percentile'
+    rules = (source_window or usual, target_window or usual)
+    for rule in rules:
+        check_rule(rule)
+    return rules
+
+
 def prepare(
     records,  # from find_records
     size: int = 64,  # rows and columns; 0: nothing is shrunk, see `native_grid`
@@ -390,24 +403,15 @@ def prepare(
     check_numbers(records, size, spacing, slices, fit)
     image = is_image(records[0].source)
     check_image_options(records[0].source, image, fit, register, (source_window, target_window))
-    usual = 'dtype' if image else 'percentile'
-    rules = (source_window or usual, target_window or usual)
-    for rule in rules:
-        check_rule(rule)
+    rules = window_rules(image, source_window, target_window)
     check_one_kind(records, image)
     if len({len(r.more_sources) for r in records}) > 1:
         raise InputError(f'{records[0].source}: all pairs need the same number of sources')
     if size == 0:
         size, spacing, fit = native_grid(records, image, spacing)
     spacing = None if image else float(spacing or default_spacing(records, size))
-    params = dict(
-        size=size,
-        spacing=spacing,
-        windows=rules,
-        min_foreground=min_foreground,
-        fit=fit,
-        register=bool(register),
-    )
+    params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground)
+    params |= dict(fit=fit, register=bool(register))
     if slices:
         params['slices'] = slices
     folder = Path(cache or project_root() / 'data' / 'cache') / cache_key(records, params)

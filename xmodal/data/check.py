@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['flips', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
            'small_picture', 'mask_faults', 'few_values', 'fine_picture', 'concerns_of', 'some_of', 'facts_of',
-           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'drawn_over', 'Report', 'information_matrix',
-           'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'above_strangers',
+           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'overlay_edges', 'Report', 'information_matrix',
+           'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'information_z_score',
            'find_misfits', 'report_unsure', 'measure_pairs', 'find_common', 'can_judge', 'stands_out_by', 'report_flip',
            'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy', 'with_pictures', 'shared_slices',
            'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
            'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
-           'find_groups', 'Looked', 'look_at_all', 'found_records', 'judge', 'check_asked', 'split_to_judge',
-           'spread_records', 'look_how', 'check']
+           'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'judge', 'check_asked', 'split_to_judge',
+           'spread_records', 'look_how', 'report_on', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
 import re
@@ -26,7 +26,7 @@ from ..explain import passes_on
 from ..show import show_grid
 from .cache import default_spacing, is_image
 from .images import load_image
-from .records import meeting
+from .frames import field_overlap
 from .volumes import header_concerns, load_volume, open_volume
 from .windows import check_rule
 from .records import prepare_image, prepare_volume
@@ -262,7 +262,7 @@ def look_at_volumes(
 ) -> tuple:
     "Facts about a pair of volumes, and the target."
     ys, xs = load_volume(r.source), load_volume(r.target)
-    met = meeting(ys, xs)
+    met = field_overlap(ys, xs)
     if met < 0.5:
         raise InputError(
             f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
@@ -332,7 +332,7 @@ class Finding:
     text: str  # names the file or subject, the value, the remedy
 
 # %% ../../nbs/data/37_check.ipynb #e479ca7a
-def drawn_over(
+def overlay_edges(
     picture,  # (H, W) in [-1, 1]
     edges,  # strength of the edges (H, W), not negative
 ):
@@ -400,7 +400,7 @@ class Report:
             return None
         y, x0 = d['y'].mean(1), d['x0'].mean(1)
         edges = [np.hypot(ndimage.sobel(v, 0), ndimage.sobel(v, 1)) for v in x0]
-        over = [drawn_over(v, e) for v, e in zip(y, edges)]
+        over = [overlay_edges(v, e) for v, e in zip(y, edges)]
         return show_grid(
             [list(y), list(x0), over],
             labels=['source', 'target', 'edges of the target\non the source'],
@@ -558,7 +558,7 @@ def holds_in_parts(
     )
 
 # %% ../../nbs/data/37_check.ipynb #e294fcab
-def above_strangers(
+def information_z_score(
     k: int,  # number of the pair
     looked,  # facts of every pair, from `look`
     most=40,  # strangers to compare with
@@ -589,7 +589,7 @@ def find_misfits(
     unsure = []
     for k in np.flatnonzero(lost):
         t, d = report.table[k], looked[k]
-        t['misfit'] = above_strangers(k, looked)
+        t['misfit'] = information_z_score(k, looked)
         if t['misfit'] >= (image if is_image(d['r'].source) else volume):
             unsure.append((t['misfit'], t, d))
         else:
@@ -1161,7 +1161,7 @@ def find_groups(
         )
 
 # %% ../../nbs/data/37_check.ipynb #0994d0bb
-class Looked:
+class FactsDataset:
     "`look` as a data set, for loader processes."
 
     def __init__(
@@ -1190,22 +1190,24 @@ def look_at_all(
     from tqdm.auto import tqdm
 
     n = min(workers, len(records))
-    loader = DataLoader(Looked(records, p), batch_size=None, num_workers=n, collate_fn=not_collated)
+    loader = DataLoader(
+        FactsDataset(records, p), batch_size=None, num_workers=n, collate_fn=not_collated
+    )
     return list(tqdm(loader, desc='looking at pairs', disable=not progress, leave=False))
 
 
 @passes_on(find_records, leave_out=('allow_unpaired',))
 def found_records(
     dataset,  # name in `layouts.datasets`
-    **ask,  # what is looked for, see `find_records`:
+    **request,  # what is looked for, see `find_records`:
 ) -> tuple:
     "The records, and what is wrong with their pairing; InputError if there are none."
     try:
-        return find_records(dataset, **ask), None
+        return find_records(dataset, **request), None
     except InputError as e:
         trouble = e
     try:
-        return find_records(dataset, **{**ask, 'allow_unpaired': True}), str(trouble)
+        return find_records(dataset, **{**request, 'allow_unpaired': True}), str(trouble)
     except InputError:
         raise trouble from None
 
@@ -1290,6 +1292,21 @@ def look_how(
     )
 
 # %% ../../nbs/data/37_check.ipynb #baeca632
+def report_on(
+    records: list,  # all that were found
+    dataset: str,  # name in `layouts.datasets`
+    names: tuple,  # of source and target; None: the data set's
+    limit: int,  # pairs that are looked at; 0: all
+) -> Report:
+    "An empty report, whose title says what is looked at."
+    d, (source, target) = datasets[dataset], names
+    some = f', {limit} of them looked at' if 0 < limit < len(records) else ''
+    return Report(
+        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
+        f'{len({r.subject for r in records})} subjects{some}'
+    )
+
+
 def check(
     dataset: str,  # name in `layouts.datasets`
     root=None,  # as for `find_records`, like the next three
@@ -1315,15 +1332,10 @@ def check(
     check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
     trouble = None
     if records is None:
-        ask = dict(root=root, source=source, target=target, group=group)
-        ask |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
-        records, trouble = found_records(dataset, **ask, pixels=pixels, vary=vary)
-    d = datasets[dataset]
-    some = f', {limit} of them looked at' if 0 < limit < len(records) else ''
-    report = Report(
-        f'{dataset} ({source or d.source} -> {target or d.target}): {len(records)} pairs of '
-        f'{len({r.subject for r in records})} subjects{some}'
-    )
+        request = dict(root=root, source=source, target=target, group=group)
+        request |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
+        records, trouble = found_records(dataset, **request, pixels=pixels, vary=vary)
+    report = report_on(records, dataset, (source, target), limit)
     if trouble:
         report.add('error', 'unpaired', trouble)
     split = split_to_judge(records, split, report)

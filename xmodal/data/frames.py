@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'ABSENT', 'GEO', 'MODES', 'Cutting', 'is_path', 'concerns_of_header', 'concerns_of_size',
-           'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view', 'meeting',
-           'slice_distance', 'stride_of', 'concerns_of_slices', 'images_beside', 'beside_slices', 'CutVolume',
-           'VolumeFrame', 'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture',
+           'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
+           'field_overlap', 'slice_distance', 'stride_of', 'concerns_of_slices', 'images_beside', 'beside_slices',
+           'CutVolume', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture',
            'georeference', 'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture',
            'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array',
            'frame_of']
@@ -226,7 +226,7 @@ def shared_view(
     return float(((ijk >= -0.5) & (ijk <= np.array(img.shape) - 0.5)).all(1).mean())
 
 
-def meeting(
+def field_overlap(
     a,  # nibabel image (its shape and affine count)
     b,  # another
 ) -> float:  # 1: one lies within the other; 0: they do not meet
@@ -383,7 +383,7 @@ class VolumeFrame(CutVolume):
                 planes.append(np.full_like(self.grey, ABSENT))
                 continue
             other = CutVolume(source, self.d, 1)
-            if meeting(other.img, self.img) < 0.5:
+            if field_overlap(other.img, self.img) < 0.5:
                 raise InputError(f'{other.name}: hardly covers {self.name}; is it the same head?')
             planes.append(other.planes_on(self, np.eye(4)))
         return beside_slices(np.stack(planes, 1), k, stride_of(self.d, self.img))

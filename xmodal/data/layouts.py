@@ -9,8 +9,8 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_CO
            'bids', 'read_json', 'sidecar', 'cell_value', 'read_table', 'say_conflicts', 'plain_id', 'match_people',
            'ixi_people', 'ixi', 'refuse_other_years', 'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel',
            'subject_pattern', 'subject_of', 'image_files', 'cell_subject', 'pscde', 'folder', 'beside_table', 'pair_of',
-           'csv', 'DataInfo', 'default_windows', 'made_root', 'slices_to_png', 'pairs_table', 'check_one',
-           'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
+           'csv', 'DataInfo', 'default_windows', 'write_simulated', 'simulated_root', 'slices_to_png', 'pairs_table',
+           'check_one', 'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
 import glob, io, json, re
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..choices import unknown_word
 from ..core import check_limit, InputError, project_root
 from ..files import atomic, check_regular, is_litter
 from ..core import first_line
@@ -933,7 +934,7 @@ class DataInfo:
 
 # %% ../../nbs/data/36_layouts.ipynb #dacc5bfa
 datasets = dict(
-    phantom=DataInfo(bids, 'T1w', 'T2w', 'made brains, written on the spot', 'needs nothing'),
+    phantom=DataInfo(bids, 'T1w', 'T2w', 'simulated brains, written on the spot', 'needs nothing'),
     bids=DataInfo(
         bids,
         'T1w',
@@ -1019,24 +1020,16 @@ def default_windows(
     return d.windows.get(source or d.source), d.windows.get(target or d.target)
 
 # %% ../../nbs/data/36_layouts.ipynb #b7734284
-def made_root(
-    dataset: str,  # name in `datasets`
-    n: int = 8,  # subjects: people, patients or scenes; four solar cells for each
-    seed: int = 0,  # of the simulated people, scenes or modules
-    voxel: float = 3.0,  # voxel size in mm, volumes
-    pixels: int = 128,  # rows and columns, images
-    vary: bool = False,  # phantom and bids: each person has a TR and a TE of his own
-) -> Path:
-    "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
-    layout = 'bids' if dataset == 'phantom' else dataset
-    detail = f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm'
-    varied = '-varied' if vary else ''
-    here = project_root() / 'data' / 'made' / f'{layout}-n{n}-seed{seed}-{detail}{varied}'
-    if vary and layout != 'bids':
-        raise InputError(
-            'made data with varied protocols exist in the layout of phantom and bids, not of'
-            f' {dataset}'
-        )
+def write_simulated(
+    layout: str,  # name in `datasets`
+    here: Path,  # folder to make
+    n: int,  # subjects; four solar cells for each
+    seed: int,  # of the simulated people, scenes or modules
+    voxel: float,  # voxel size in mm, volumes
+    pixels: int,  # rows and columns, images
+    vary: bool,  # bids: each person has a TR and a TE of his own
+) -> Path:  # None: no simulator writes this layout
+    "Let the simulator of this layout write its data set."
     if layout == 'ixi':
         from xmodal.simulate.brain import write_ixi
 
@@ -1061,10 +1054,34 @@ def made_root(
         from xmodal.simulate.solar import write_pscde
 
         return write_pscde(here, n=4 * n, seed=seed, size=pixels)
+    return None
+
+
+def simulated_root(
+    dataset: str,  # name in `datasets`
+    n: int = 8,  # subjects: people, patients or scenes; four solar cells for each
+    seed: int = 0,  # of the simulated people, scenes or modules
+    voxel: float = 3.0,  # voxel size in mm, volumes
+    pixels: int = 128,  # rows and columns, images
+    vary: bool = False,  # phantom and bids: each person has a TR and a TE of his own
+) -> Path:
+    "Make a data set in the layout of `dataset` under data/made/ (once) and return its folder."
+    layout = 'bids' if dataset == 'phantom' else dataset
+    detail = f'{pixels}px' if layout in ('sentinel', 'pscde') else f'{voxel:g}mm'
+    varied = '-varied' if vary else ''
+    here = project_root() / 'data' / 'made' / f'{layout}-n{n}-seed{seed}-{detail}{varied}'
+    if vary and layout != 'bids':
+        raise InputError(
+            'simulated data with varied protocols exist in the layout of phantom and bids, not of'
+            f' {dataset}'
+        )
+    made = write_simulated(layout, here, n, seed, voxel, pixels, vary)
+    if made:
+        return made
     if layout not in ('folder', 'csv'):
-        raise InputError(f'there are no made data in the layout of {dataset}; give its real folder')
+        raise InputError(f'no simulated data in the layout of {dataset}; give its real folder')
     if not here.is_dir():
-        people = bids(made_root('bids', n, seed, voxel))
+        people = bids(simulated_root('bids', n, seed, voxel))
         with atomic(here) as tmp:
             slices_to_png(people, tmp) if layout == 'folder' else pairs_table(people, tmp)
     return here
@@ -1142,14 +1159,14 @@ def find_records(
 ) -> list:  # Records, sorted by name
     "Find the pairs of a data set; raises InputError with what to do."
     if dataset not in datasets:
-        raise InputError(f'unknown data set {dataset!r}: use one of {", ".join(datasets)}')
+        raise InputError(unknown_word('data set', dataset, datasets))
     d = datasets[dataset]
     check_one(dataset, root, source, target)
     if source and source == target:
         raise InputError(f'source and target are both {source!r}; there is nothing to translate')
     if str(root) == 'made' or (dataset == 'phantom' and not root):
         root, group = (
-            made_root(dataset, n, seed, voxel, pixels, vary),
+            simulated_root(dataset, n, seed, voxel, pixels, vary),
             group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
         )
     root = Path(root).expanduser() if root else project_root() / 'data' / dataset

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ct_range', 'ssim7', 'mae_hu', 'protocols', 'MASK_WORDS', 'protocol_options', 'flat', 'share', 'unchanged', 'as_bytes',
            'own_mean', 'own_max', 'hounsfield', 'ct_similarity', 'ms_ssim_ct', 'Protocol', 'clipped', 'Evaluation',
-           'find_protocol', 'check_defined', 'measure_case', 'label_of', 'evaluate', 'means_of', 'side_by_side',
-           'spread']
+           'find_protocol', 'check_defined', 'measure_case', 'label_of', 'check_per', 'check_span', 'evaluate',
+           'means_of', 'side_by_side', 'spread']
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #c836ce7d
 import math, warnings
@@ -15,6 +15,7 @@ from typing import Callable
 
 import numpy as np
 
+from ..choices import unknown_word
 from ..core import InputError
 from ..explain import explained, passes_on
 from xmodal.evaluation.metrics import (
@@ -293,7 +294,7 @@ def find_protocol(
 ) -> tuple:  # the row, and its options with defaults filled in
     "A row of the table. InputError for an unknown name or option."
     if name not in protocols:
-        raise InputError(f'protocol: {name!r}; there are {", ".join(protocols)}')
+        raise InputError(unknown_word('protocol', name, protocols))
     row = protocols[name]
     for k in options:
         if k not in row.options:
@@ -390,6 +391,36 @@ protocol_options = dict(
 )
 
 # %% ../../nbs/evaluation/73_protocols.ipynb #50746438
+def check_per(
+    protocol: str,  # a key of `protocols`
+    row,  # that row
+    per: str,  # 'image' or 'volume'
+):
+    "Raise InputError for an unknown unit, or volumes under a protocol of single images."
+    if per not in ('image', 'volume'):
+        raise InputError(f"per: {per!r}; give 'image' or 'volume'")
+    if per == 'volume' and not row.volumes:
+        raise InputError(
+            f"protocol {protocol} measures single images: per='volume' is not defined for it"
+        )
+
+
+def check_span(
+    protocol: str,  # a key of `protocols`
+    span: tuple,  # (smallest, largest) value of all truths
+    data_range,  # (low, high) of the intensity scale, or R for (0, R)
+    hu,  # the Hounsfield units at its ends
+):
+    "Raise InputError for truths that cannot be CT: all together span less than 100 HU."
+    hu_span = (span[1] - span[0]) / as_range(data_range)[1] * as_range(hu)[1]
+    if hu_span < 100:
+        raise InputError(
+            f'protocol {protocol}: all truths together span {hu_span:.3g} HU'
+            f' with hu={hu} at the ends of data_range={data_range}:'
+            ' that is no CT, or the wrong scale'
+        )
+
+# %% ../../nbs/evaluation/73_protocols.ipynb #9e5002ce
 @passes_on(protocol_options)
 def evaluate(
     # iterable of (pred, truth, subject) or (pred, truth, subject, mask); images (H, W), (C, H, W)
@@ -405,12 +436,7 @@ def evaluate(
     """
     row, options = find_protocol(protocol, options)
     low, R = as_range(data_range)
-    if per not in ('image', 'volume'):
-        raise InputError(f"per: {per!r}; give 'image' or 'volume'")
-    if per == 'volume' and not row.volumes:
-        raise InputError(
-            f"protocol {protocol} measures single images: per='volume' is not defined for it"
-        )
+    check_per(protocol, row, per)
     if row.normalises:
         warnings.warn(
             f'protocol {protocol} rescales each prediction by a number taken from that prediction:'
@@ -429,13 +455,7 @@ def evaluate(
 
     rows = measure_cases(stack_volumes(cases) if per == 'volume' else cases, measure)
     if options.get('hu') is not None:
-        hu_span = (span[1] - span[0]) / R * as_range(options['hu'])[1]
-        if hu_span < 100:
-            raise InputError(
-                f'protocol {protocol}: all truths together span {hu_span:.3g} HU'
-                f' with hu={options["hu"]} at the ends of data_range={data_range}:'
-                ' that is no CT, or the wrong scale'
-            )
+        check_span(protocol, span, data_range, options['hu'])
     options = dict(data_range=(low, low + R), per=per, **options)
     label = label_of(protocol, options, masked)
     subjects, stats = by_subject(rows), summary(rows, row.over, row.ddof)

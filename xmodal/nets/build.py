@@ -10,6 +10,7 @@ import inspect, math
 
 import torch
 
+from ..choices import unknown_word
 from ..core import InputError, mend_torchvision
 from ..explain import explained, passes_on
 from ..denoise import Denoiser, Network, Scale, predictions
@@ -153,7 +154,7 @@ def find_net(
 ):  # class
     "The class of network `name`; raises InputError with the list of names."
     if name not in nets:
-        raise InputError(f'unknown network {name!r}: use one of {", ".join(nets)}')
+        raise InputError(unknown_word('network', name, nets))
     return nets[name]
 
 
@@ -195,7 +196,7 @@ def check_net(
             ' state; use unet or ncsnpp'
         )
     if (pred or m.pred) not in predictions:
-        raise InputError(f'unknown prediction type {pred!r}: use one of {", ".join(predictions)}')
+        raise InputError(unknown_word('prediction type', pred, predictions))
 
 
 @explained

@@ -296,7 +296,7 @@ class RunState:
     ema: object  # diffusers' EMAModel, or None
     recipe: object  # Recipe
     model: dict  # arguments of `build`: what was started
-    origin: dict = None  # what the data were: must agree when the run is continued
+    provenance: dict = None  # what the data were: must agree when the run is continued
     extra_networks: dict = None  # further networks by name
     scaler: object = None  # of fp16 gradients
 
@@ -331,7 +331,7 @@ def save_checkpoint(
         seconds=seconds,
         recipe=asdict(run.recipe),
         model=run.model,
-        data=run.origin or {},
+        data=run.provenance or {},
         scaler=run.scaler.state_dict() if run.scaler else {},
     )
     try:
@@ -382,10 +382,10 @@ def check_same_run(
     state: dict,  # from `read_state`; a schedule that it lacks is filled in
     recipe,  # Recipe of now
     model,  # arguments of `build` of now
-    origin,  # where the data of now come from, or None
+    provenance,  # where the data of now come from, or None
 ):
     "Raise InputError if recipe, model or data are others than those that a run was started with."
-    now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=origin or {})))
+    now = json.loads(json.dumps(dict(recipe=asdict(recipe), model=model, data=provenance or {})))
     # of checkpoints from before there was another
     state['recipe'] = dict(schedule='cosine', patch=0, drop_sources=0.0) | state['recipe']
     for part in ('recipe', 'model', 'data'):
@@ -413,7 +413,7 @@ def load_checkpoint(
         return 0, 0.0
     path = found[-1]
     state = read_state(path)
-    check_same_run(path, state, run.recipe, run.model, run.origin)
+    check_same_run(path, state, run.recipe, run.model, run.provenance)
     digest = lambda name: str(state.get('sha256', {}).get(f'{name}.safetensors', ''))
     read = lambda name: load_tensors(path / f'{name}.safetensors', digest(name))
     load_weights(run.den, path / 'model.safetensors', digest('model'))
@@ -925,7 +925,7 @@ def train(
     recipe: Recipe,  # what decides the run
     model: dict = None,  # arguments of `build`, stored with the checkpoints
     # where the data come from (source, target, split, ...): a run is continued only with the same
-    origin: dict = None,
+    provenance: dict = None,
     val=None,  # data set to sample during training; first 16 items
     val_every: int = 0,  # steps between validations; 0: only at the end
     save_every: int = 0,  # steps between checkpoints; 0: only at the end
@@ -951,7 +951,7 @@ def train(
     fast(den, channels_last=r.channels_last, compile=compile)  # precision is accelerate's affair
     same_weights(acc, den)
     ema, ckpt = make_ema(den, r), out / 'checkpoints'
-    run = RunState(den, work.opts, ema, r, model or {}, origin, work.extra_networks, acc.scaler)
+    run = RunState(den, work.opts, ema, r, model or {}, provenance, work.extra_networks, acc.scaler)
     start, spent = begin_at(acc, resume, ckpt, run)
     begun = time.perf_counter()
     log = Log(out / 'log.csv', start, work.columns) if acc.is_main_process else None

@@ -9,7 +9,8 @@ __all__ = ['NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'MODEL_FAUL
            'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_pair_of_channels', 'is_prompted', 'short',
            'refuse_value', 'check_values', 'check_agreement', 'absurd', 'check_model_section', 'save_model',
            'config_text', 'load_config', 'check_sections', 'hub_hint', 'check_data_section', 'count_weights',
-           'check_size', 'load_weights', 'load_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
+           'check_size', 'load_weights', 'load_denoiser', 'load_model', 'open_model', 'add_grid', 'stored_grid',
+           'find_model', 'push_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
 import dataclasses, hashlib, json, re
@@ -394,8 +395,8 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     target_dtype=('a type of real numbers such as uint8', is_dtype),
     target_reach=('two finite numbers, the lower first', is_range),
     fit=("'shrink' or 'patch'", lambda v: is_text(v) and v in ('shrink', 'patch')),
-    steps=('a whole number from 1 to 100000', lambda v: v is None or is_count(v, 10**5)),
-    tau=(f'one of {", ".join(rules)}', lambda v: v is None or is_text(v) and v in rules),
+    steps=('a whole number from 1 to 100000', lambda v: is_count(v, 10**5)),
+    tau=(f'one of {", ".join(rules)}', lambda v: is_text(v) and v in rules),
     options=('an object', lambda v: isinstance(v, dict)),
     source_values=(
         'names with two finite numbers each',
@@ -576,7 +577,7 @@ def load_config(
         clear_left(Path(folder).parent)  # after a kill it may be put back
     if not Path(folder).is_dir():
         raise InputError(
-            f'{folder}: no such model folder; train one with nbs/train.ipynb, '
+            f'{folder}: no such model folder; train one with xmodal train, '
             f'it is written to runs/NAME/model{hub_hint(folder)}'
         )
     if not path.is_file():
@@ -700,15 +701,16 @@ def load_weights(
     return den
 
 
-def load_model(
+def load_denoiser(
     folder,  # folder written by `save_model`
+    config: dict,  # its description, from `load_config`
+    spec: ModelSpec,  # the section `model` of it
     device='cpu',  # that the denoiser is put on
-):  # (denoiser in eval mode, all sections of config.json as JSON has them)
-    """Open a model folder; raises InputError with one line if it is incomplete, damaged or of
-    another version.
+):  # denoiser in eval mode
+    """The denoiser of a description that was read before; raises InputError if the weights are not
+    its own.
     """
-    config, path = load_config(folder), Path(folder) / 'config.json'
-    spec = ModelSpec.from_json(config['model'], path)
+    path = Path(folder) / 'config.json'
     check_size(spec, folder)
     try:
         den = spec.build()
@@ -721,7 +723,29 @@ def load_model(
     digest = config.get('weights', {}).get('sha256', '')
     if not is_text(digest):
         refuse_value(path, 'weights.sha256', 'a text', digest)
-    return load_weights(den, Path(folder) / 'model.safetensors', digest).eval().to(device), config
+    return load_weights(den, Path(folder) / 'model.safetensors', digest).eval().to(device)
+
+
+def load_model(
+    folder,  # folder written by `save_model`
+    device='cpu',  # that the denoiser is put on
+):  # (denoiser in eval mode, all sections of config.json as JSON has them)
+    """Open a model folder; raises InputError with one line if it is incomplete, damaged or of
+    another version.
+    """
+    config = load_config(folder)
+    spec = ModelSpec.from_json(config['model'], Path(folder) / 'config.json')
+    return load_denoiser(folder, config, spec, device), config
+
+# %% ../../nbs/training/60_model_folder.ipynb #17006f9c
+def open_model(
+    folder,  # folder written by `save_model`
+    device='cpu',  # that the denoiser is put on
+) -> tuple:  # denoiser, all sections of config.json, and its records (ModelSpec, DataSpec)
+    "Open a model folder to translate with; raises InputError as `load_model` does."
+    config = load_config(folder)
+    checked = check_data_section(config, Path(folder) / 'config.json')
+    return load_denoiser(folder, config, checked[0], device), config, checked
 
 # %% ../../nbs/training/60_model_folder.ipynb #7a053f9c
 def add_grid(
