@@ -250,6 +250,11 @@ def check_one_kind(
                 f'{r.source} and {r.target}: the data set mixes images and volumes; '
                 'prepare them apart'
             )
+        if r.more_sources:
+            raise InputError(
+                f'{r.source}: {r.name} has {1 + len(r.more_sources)} sources; they are found and '
+                'checked, but training takes one yet: name one source'
+            )
 
 # %% ../../nbs/data/34_cache.ipynb #978b166d
 def padding_lines(
