@@ -380,11 +380,13 @@ def test_refusals_name_what_is_read(tmp_path):
     (tmp_path / 'jpg').mkdir()
     Image.new('L', (8, 8)).save(tmp_path / 'jpg' / 's0_0.jpg')
     refused(lambda: folder(tmp_path, 'jpg', 'b'), '.jpg', '.png, .tif, .tiff')
+    root = people(tmp_path / 'bids')
     refused(
-        lambda: find_records('bids', people(tmp_path / 'bids'), 'T1w,FLAIR', 'T2w'),
-        'only one source is possible',
-        "'T1w'",
+        lambda: find_records('bids', root, 'T1w', 'FLAIR,T2w'),
+        'only one target is possible',
+        "'FLAIR'",
     )
+    refused(lambda: find_records('bids', root, 'T1w+FLAIR', 'T2w'), 'commas: T1w,FLAIR')
 
 
 # ---- data check

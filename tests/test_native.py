@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,12 +14,8 @@ from xmodal.core import InputError
 from xmodal.data.cache import native_grid, prepare
 from xmodal.data.frames import VolumeFrame
 from xmodal.data.records import Record
-from xmodal.engine import load_parts, prepare_pairs
-from xmodal.job import FromData
 from xmodal.training.loop import Draws
 from xmodal.translate import Translator
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def head(seed, contrast=1.0, shape=(24, 28, 9), zooms=(2.0, 2.0, 5.0)):
@@ -125,13 +120,8 @@ def test_neighbours_are_a_distance_not_a_number(people, tmp_path):
 def trained(people, tmp_path_factory):
     "A model of two sources, one neighbour and crops, after three steps."
     root = tmp_path_factory.mktemp('run')
-    lines = ['subject,source,source2,target'] + [
-        f'{r.subject},{r.source},{r.more_sources[0]},{r.target}' for r in people
-    ]
-    table = root / 'pairs.csv'
-    table.write_text('\n'.join(lines) + '\n')
     words = (
-        f'--dataset csv --root {table} --source T1w,FLAIR --target T2w --size 0 --patch 16 '
+        f'--dataset bids --root {people[0].source.parents[2]} --source T1w,FLAIR --target T2w --size 0 --patch 16 '
         '--context 1 --drop_sources 0.5 --steps 3 --batch 2 --ch 8 --mults 1,2 --check False '
         '--baseline False --name two --method cdtsde --sample_steps 2'
     )

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_COLUMNS', 'datasets', 'published',
-           'refuse_unpaired', 'pair_record', 'pair_up', 'check_cells', 'size_of_text', 'size_of_xlsx', 'check_table',
-           'say_once', 'text_rows', 'sheet_rows', 'cell_text', 'table_rows', 'decimal_points', 'bids_file', 'bids_mask',
-           'bids', 'read_json', 'sidecar', 'cell_value', 'read_table', 'say_conflicts', 'plain_id', 'match_people',
-           'ixi_people', 'ixi', 'refuse_other_years', 'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel',
-           'subject_pattern', 'subject_of', 'image_files', 'cell_subject', 'pscde', 'folder', 'beside_table', 'pair_of',
+           'refuse_unpaired', 'pair_record', 'pair_up', 'sources_of', 'join_sources', 'keep_whole', 'check_cells',
+           'size_of_text', 'size_of_xlsx', 'check_table', 'say_once', 'text_rows', 'sheet_rows', 'cell_text',
+           'table_rows', 'decimal_points', 'bids_file', 'bids_mask', 'bids', 'read_json', 'sidecar', 'cell_value',
+           'read_table', 'say_conflicts', 'plain_id', 'match_people', 'ixi_people', 'ixi', 'refuse_other_years',
+           'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel', 'subject_pattern', 'subject_of',
+           'image_files', 'cell_subject', 'pscde', 'folder', 'beside_table', 'pair_of', 'side_columns', 'plain_row',
            'csv', 'DataInfo', 'default_windows', 'write_simulated', 'simulated_root', 'slices_to_png', 'pairs_table',
-           'check_one', 'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
+           'check_sides', 'find_root', 'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
-import glob, io, json, re
+import contextlib, glob, io, json, re
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,50 @@ def pair_up(
         more = ' ...' if len(lone) > 8 else ''
         print(f'{len(both)} pairs; left out for want of a partner: {", ".join(lone[:8])}{more}')
     return [pair_record(n, sources[n], targets[n], what, extra.get(n, {})) for n in both]
+
+# %% ../../nbs/data/36_layouts.ipynb #e055f0c2
+def sources_of(
+    source,  # as the user calls it: T1w, or several: T1w,FLAIR
+    root=None,  # folder of the data set; a folder of this name in it is one source
+) -> tuple:  # one name or more, in the order named
+    "The sources that a text names, separated by commas; raises InputError for one named twice."
+    several = tuple(v.strip() for v in str(source or '').split(',') if v.strip())
+    if len(several) < 2 or (Path(str(root)).expanduser() / str(source)).exists():
+        return (source,)
+    twice = [v for v in several if several.count(v) > 1]
+    if twice:
+        raise InputError(f'source {source!r} names {twice[0]} twice; name each source once')
+    return several
+
+
+def join_sources(
+    records: list,  # of the first source
+    more: tuple,  # names of the further sources
+    read: callable,  # read(source=name) -> list of Record, without those who lack it
+) -> list:
+    "Records with the files of all further sources; who lacks one is left out, which is said."
+    paths = []
+    for name in more:
+        with contextlib.redirect_stdout(io.StringIO()):  # said for the first source already
+            paths.append({r.name: r.source for r in read(source=name)})
+    return keep_whole(records, more, lambda r: tuple(found.get(r.name) for found in paths))
+
+
+def keep_whole(
+    records: list,  # of the first source
+    more: tuple,  # names of the further sources
+    paths_of: callable,  # paths_of(record) -> a path, or None, for each further source
+) -> list:
+    "Records with their companions, but for those who lack one; InputError if all do."
+    found = [replace(r, more_sources=paths_of(r)) for r in records]
+    whole = [r for r in found if all(r.more_sources)]
+    names, lacking = ' or '.join(more), [r.name for r in found if not all(r.more_sources)]
+    if not whole:
+        raise InputError(f'not one of {len(records)} pairs has {" and ".join(more)} too')
+    if lacking:
+        first = f'first: {lacking[0]}'
+        print(f'{len(whole)} pairs; {len(lacking)} left out for want of {names} ({first})')
+    return whole
 
 # %% ../../nbs/data/36_layouts.ipynb #99bbf2eb
 def check_cells(
@@ -883,11 +928,47 @@ def pair_of(
         sides[1],
     )
 
+# %% ../../nbs/data/36_layouts.ipynb #d8531564
+def side_columns(
+    path,  # of the table, for the message
+    columns: list,  # of the table
+    source,  # name of one column or, with commas, of several; or what the column source shows
+    target,  # name of a column, or what the column target shows
+) -> tuple:  # columns of the sources, column of the target
+    "Which columns hold the files; raises InputError if one is lacking."
+    sources = sources_of(source or 'source')
+    if len(sources) == 1 and sources[0] not in columns:
+        sources = ('source',)
+    goal = target if target in columns else 'target'
+    for c in (*sources, goal):
+        if c not in columns:
+            raise InputError(
+                f'{path}: has no column {c!r}, only {", ".join(columns)}; the first line names '
+                f'the columns, separated by commas'
+            )
+    return sources, goal
+
+
+def plain_row(
+    row: dict,  # of a table
+    sources: tuple,  # columns of the sources
+    goal: str,  # column of the target
+) -> dict:
+    "The row with its files in the columns source and target, whatever these were called."
+    if (sources, goal) == (('source',), 'target'):
+        return row
+    rest = {k: v for k, v in row.items() if k not in (*sources, goal) or k == 'mask'}
+    rest |= dict(source=row[sources[0]], target=row[goal])
+    for side, column in (('source', sources[0]), ('target', goal)):
+        if column != side:
+            rest.setdefault(f'{side}_modality', column)
+    return rest
+
 # %% ../../nbs/data/36_layouts.ipynb #22068fb4
 def csv(
     root,  # the table, or a folder with pairs.csv
-    source=None,  # not used: the columns are called source and target
-    target=None,  # likewise
+    source=None,  # column of the source, or several with commas; default: source
+    target=None,  # column of the target; default: target
     allow_unpaired=False,  # not used: every row is a pair
     group=None,  # not used: the column subject tells
 ) -> list:
@@ -898,25 +979,22 @@ def csv(
             f'{path}: no such file; data set csv needs a table with the columns source and target'
         )
     columns, rows = table_rows(path, PAIR_COLUMNS)
-    for c in ('source', 'target'):
-        if c not in columns:
-            raise InputError(
-                f'{path}: has no column {c!r}, only {", ".join(columns)}; the first line names '
-                f'the columns, separated by commas'
-            )
-    records, seen = [], {}
+    sources, goal = side_columns(path, columns, source, target)
+    records, seen, more = [], {}, {}
     for row in rows:
-        r = pair_of(path, row)
+        r = pair_of(path, plain_row(row, sources, goal))
         if r.name in seen:
             raise InputError(
                 f'{path}, line {row[""]}: {r.name!r} is also in line {seen[r.name]}; give the '
                 f'pairs names of their own in a column name'
             )
         seen[r.name] = row['']
+        cells = [(c, row[c]) for c in sources[1:]]
+        more[r.name] = tuple(v and beside_table(path, row[''], c, v) for c, v in cells)
         records.append(r)
     if not records:
         raise InputError(f'{path}: the table has no rows')
-    return records
+    return keep_whole(records, sources[1:], lambda r: more[r.name])
 
 # %% ../../nbs/data/36_layouts.ipynb #3187aaa9
 @dataclass(frozen=True)
@@ -931,6 +1009,7 @@ class DataInfo:
     # contrast -> window rule, where the default of the file type is not right
     windows: dict = field(default_factory=dict)
     labels: tuple = ()  # values that the records' masks may have; (): any whole numbers
+    finds_all: bool = False  # its reader takes the names of several sources itself
 
 # %% ../../nbs/data/36_layouts.ipynb #dacc5bfa
 datasets = dict(
@@ -1004,20 +1083,21 @@ datasets.update(
         'target',
         'a table of pairs: source, target, subject, split',
         'give the .csv file, or the folder that holds pairs.csv, as root',
+        finds_all=True,
     ),
 )
 
 
 def default_windows(
     dataset: str,  # name in `datasets`
-    source=None,  # contrast; None: the data set's default
+    source=None,  # contrast, the first counts of several; None: the data set's default
     target=None,  # likewise
 ) -> tuple:
     """Window rules of (source, target) for a data set; None where the default of the file type is
     right.
     """
     d = datasets[dataset]
-    return d.windows.get(source or d.source), d.windows.get(target or d.target)
+    return d.windows.get(sources_of(source or d.source)[0]), d.windows.get(target or d.target)
 
 # %% ../../nbs/data/36_layouts.ipynb #b7734284
 def write_simulated(
@@ -1126,49 +1206,35 @@ def pairs_table(
     )
 
 # %% ../../nbs/data/36_layouts.ipynb #4427ebb3
-def check_one(
-    dataset,  # name in `datasets`
+def check_sides(
     root,  # as given by the user, or None
-    source,  # contrast or folder, or None
-    target,  # likewise
+    source,  # contrast or folder, several with commas; or None
+    target,  # contrast or folder, or None
 ):
-    "Raise InputError where several contrasts are named as one source or target."
+    "Raise InputError for several targets, for sources without commas, for one name on both sides."
     for what, name in (('source', source), ('target', target)):
         several = [v for v in re.split(r'[,;+ ]+', str(name or '')) if v]
         if len(several) < 2 or (Path(str(root)).expanduser() / str(name)).exists():
             continue
-        raise InputError(
-            f'{what} {name!r} names {len(several)} contrasts; only one {what} is possible today: '
-            f'give {several[0]!r}, and train a model of its own for {several[1]!r}'
-        )
+        if what == 'target':
+            raise InputError(
+                f'target {name!r} names {len(several)} contrasts; only one target is possible '
+                f'today: give {several[0]!r}, and train a model of its own for {several[1]!r}'
+            )
+        if not re.fullmatch(r'[^;+ ]+( *, *[^;+ ]+)*,?', str(name).strip()):
+            raise InputError(
+                f'source {name!r}: separate several sources by commas: {",".join(several)}'
+            )
+    if source and target in sources_of(source, root):
+        raise InputError(f'source and target are both {target!r}; there is nothing to translate')
 
-
-def find_records(
+# %% ../../nbs/data/36_layouts.ipynb #3032dd91
+def find_root(
     dataset: str,  # name in `datasets`
-    # folder (csv: or the table); default data/NAME; 'made': make and use a data set in this layout
-    root=None,
-    source=None,  # contrast, or name of a folder; default: the data set's
-    target=None,  # likewise
-    group=None,  # folder and pscde only: regular expression that finds the subject in a file name
-    allow_unpaired=False,  # leave out names that lack one of the two, instead of refusing
-    n=8,  # simulated data: subjects
-    seed=0,  # simulated data: which ones
-    voxel=3.0,  # simulated volumes: voxel size in mm
-    pixels=128,  # simulated images: rows and columns
-    vary=False,  # simulated brains: each person has a TR and a TE of his own
-) -> list:  # Records, sorted by name
-    "Find the pairs of a data set; raises InputError with what to do."
-    if dataset not in datasets:
-        raise InputError(unknown_word('data set', dataset, datasets))
+    root,  # as given by the user, or None: data/NAME
+) -> Path:
+    "The folder (csv: or table) of a data set; raises InputError with how to get it."
     d = datasets[dataset]
-    check_one(dataset, root, source, target)
-    if source and source == target:
-        raise InputError(f'source and target are both {source!r}; there is nothing to translate')
-    if str(root) == 'made' or (dataset == 'phantom' and not root):
-        root, group = (
-            simulated_root(dataset, n, seed, voxel, pixels, vary),
-            group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
-        )
     root = Path(root).expanduser() if root else project_root() / 'data' / dataset
     if not root.is_absolute() and not root.exists():
         root = project_root() / root  # a notebook's folder is not the project's
@@ -1179,9 +1245,42 @@ def find_records(
         )
     if root.is_dir() and not any(root.iterdir()):
         raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
-    return d.reader(
-        root, source or d.source, target or d.target, group=group, allow_unpaired=allow_unpaired
-    )
+    return root
+
+
+def find_records(
+    dataset: str,  # name in `datasets`
+    # folder (csv: or the table); default data/NAME; 'made': make and use a data set in this layout
+    root=None,
+    source=None,  # contrast, or name of a folder; several with commas; default: the data set's
+    target=None,  # contrast, or name of a folder; default: the data set's
+    group=None,  # image layouts: regular expression that finds the subject in a file name
+    allow_unpaired=False,  # leave out names that lack one of the two, instead of refusing
+    n=8,  # simulated data: subjects
+    seed=0,  # simulated data: which ones
+    voxel=3.0,  # simulated volumes: voxel size in mm
+    pixels=128,  # simulated images: rows and columns
+    vary=False,  # simulated brains: each person has a TR and a TE of his own
+) -> list:  # Records, sorted by name
+    "Find the pairs of a data set; raises InputError with what to do."
+    if dataset not in datasets:
+        raise InputError(unknown_word('data set', dataset, datasets))
+    check_sides(root, source, target)
+    if str(root) == 'made' or (dataset == 'phantom' and not root):
+        root, group = (
+            simulated_root(dataset, n, seed, voxel, pixels, vary),
+            group or (r'^(sub-\d+)_' if dataset == 'folder' else None),
+        )
+    d, root = datasets[dataset], find_root(dataset, root)
+    source, target = source or d.source, target or d.target
+    read = partial(d.reader, root, target=target, group=group)
+    if d.finds_all:
+        return read(source=source, allow_unpaired=allow_unpaired)
+    first, *more = sources_of(source, root)
+    records = read(source=first, allow_unpaired=allow_unpaired)
+    if not more:
+        return records
+    return join_sources(records, tuple(more), partial(read, allow_unpaired=True))
 
 # %% ../../nbs/data/36_layouts.ipynb #09546646
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Record:
     split: str = ''  # train, val or test where the data set itself says so
     # the same of the target's scan, `meta` being the source's
     target_meta: dict = field(default_factory=dict)
-    more_sources: tuple = ()  # paths of further sources, in the order in which they were named
+    more_sources: tuple = ()  # paths of further sources of this pair, in the order named
 
 # %% ../../nbs/data/33_records.ipynb #f9ee1b3c
 def with_tissue(
