@@ -297,7 +297,9 @@ def look(
     image = is_image(r.source)
     try:
         facts, xs = (look_at_images if image else look_at_volumes)(r)
-        y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.0})
+        first = replace(r, more_sources=())  # the others are looked at as pairs of their own
+        make = prepare_image if image else prepare_volume
+        y, x0, *_ = make(first, {**p, 'min_foreground': 0.0})
     except InputError as e:
         return dict(r=r, error=str(e))
     tissue = [(v > -0.8).mean(axis=(1, 2, 3)) >= 0.05 for v in (y, x0)]
