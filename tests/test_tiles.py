@@ -1,6 +1,7 @@
 "A denoiser that sees windows or slices: what it costs, and what it may not change."
 
 import importlib.util
+import sys
 
 import pytest
 import skimage.data
@@ -13,10 +14,16 @@ from xmodal.core import InputError
 from xmodal.denoise import Clip, Denoiser, Network, Stop
 from xmodal.methods import draw, methods
 from xmodal.mixing import SpatialMix
-from xmodal.nets.build import build
+from xmodal.nets.build import build, sizes_for
 from xmodal.sample import Estimator, Plain, sample, uniform, zero
 from xmodal.tiles import PLANES, SlicewiseBridge, Tiled, Views
 from xmodal.tiles import planes_for, window_shares, window_starts
+
+
+with_monai = pytest.mark.skipif(
+    not (importlib.util.find_spec('monai') and importlib.util.find_spec('einops')),
+    reason='MONAI and einops are not installed',
+)
 
 
 class Pixelwise(Network):
@@ -350,7 +357,7 @@ def test_planes_that_make_sense():
         Views(bent())(noise(1, 1, 8, 8), torch.ones(1), noise(1, 1, 8, 8))
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('monai'), reason='MONAI is not installed')
+@with_monai
 def test_the_same_as_sliding_windows_of_monai():
     from monai.inferers import sliding_window_inference
 
@@ -368,3 +375,69 @@ def test_the_same_as_sliding_windows_of_monai():
             roi_weight_map=(weight[:, None] * weight)[None, None],
         )
     close(got, want, 1e-5)
+
+
+# ---- a network of volumes
+
+
+def solid(method='bbdm', **options):
+    "A denoiser of volumes with weights that are not zero."
+    torch.manual_seed(0)
+    den = build(method, 1, net=dict(ch=8, mults=(1, 2)), arch='unet3d', **options).eval()
+    for q in (q for q in den.net.parameters() if not q.any()):
+        nn.init.normal_(q, std=0.1)
+    return den
+
+
+@with_monai
+def test_a_network_of_volumes_in_blocks():
+    den, vol = solid(), noise(1, 1, 9, 20, 24)
+    whole = sample(den, vol, uniform(2))
+    assert torch.equal(sample(Tiled(den, 24), vol, uniform(2)), whole)
+    got = sample(Tiled(den, (8, 16, 16), 0.5), vol, uniform(2))
+    assert got.shape == whole.shape and bool(got.isfinite().all())
+    assert 0 < float((got - whole).abs().mean()) < 0.5 * float(whole.std())
+
+
+@with_monai
+def test_a_network_of_volumes_learns():
+    den, y = solid('regression'), noise(1, 1, 6, 9, 10).tanh()
+    den.train()
+    opt, t, losses = torch.optim.AdamW(den.parameters(), 1e-2), torch.ones(1), []
+    for _ in range(25):
+        loss = (den(y, t, y) + y).square().mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@with_monai
+@pytest.mark.parametrize('method', methods)
+def test_each_method_serves_volumes_or_is_refused_in_one_line(method):
+    try:
+        den = solid(method)
+    except InputError as e:
+        assert '\n' not in str(e) and 'unet' in str(e)
+        assert methods[method].adversarial or method.startswith('cdtsde') or 'metadb' in method
+        return
+    vol = noise(1, 1, 4, 6, 5)
+    assert draw(method, den, vol, 2).shape == vol.shape
+
+
+@with_monai
+def test_a_network_of_volumes_refuses_pictures():
+    with pytest.raises(InputError, match='takes volumes'):
+        sample(solid(), noise(1, 1, 8, 8), uniform(1))
+    with pytest.raises(InputError, match='prompts'):
+        sizes_for('unet3d', 64, text=7)
+
+
+def test_without_monai_one_line_says_what_to_install(monkeypatch):
+    for missing in ('einops', 'monai.networks.nets'):
+        with monkeypatch.context() as m:
+            m.setitem(sys.modules, missing, None)
+            with pytest.raises(InputError, match=r'pip install "xmodal\[monai\]"') as e:
+                build('bbdm', arch='unet3d')
+            assert '\n' not in str(e.value)

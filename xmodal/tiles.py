@@ -247,7 +247,7 @@ class Tiled(InParts):
         "All windows of a picture of this size, row by row."
         return [index for index, _ in self.parts(sides)]
 
-# %% ../nbs/networks/45_tiles.ipynb #72a55f65
+# %% ../nbs/networks/45_tiles.ipynb #4ded8924
 # name of a plane -> the axis of (slice, row, column) that a slice of it lacks
 PLANES = dict(axial=0, coronal=1, sagittal=2)
 
@@ -262,7 +262,7 @@ def check_planes(
         raise InputError(f'planes must be some of {", ".join(PLANES)}, each once, got {planes}')
     return planes
 
-# %% ../nbs/networks/45_tiles.ipynb #9cc873cb
+# %% ../nbs/networks/45_tiles.ipynb #45f2a282
 def planes_for(
     zooms,  # sizes of a voxel along (slice, row, column), mm
     most: float = 1.5,  # largest ratio of the two sides of a pixel
@@ -275,7 +275,7 @@ def planes_for(
     words = f'left out, since their pixels are far from square: {", ".join(out)}' if out else ''
     return tuple(good), words
 
-# %% ../nbs/networks/45_tiles.ipynb #82117402
+# %% ../nbs/networks/45_tiles.ipynb #bf8fca8a
 class SlicewiseBridge(Bridge):
     "A bridge of pictures, for volumes: the field of every axial slice."
 
@@ -313,7 +313,7 @@ class SlicewiseBridge(Bridge):
         each = zip(*[self.inside.coefs(t, v) for v in slices])
         return tuple(v[0] if v[0].ndim == 0 else torch.stack(v, 2) for v in each)
 
-# %% ../nbs/networks/45_tiles.ipynb #b6ccc4f7
+# %% ../nbs/networks/45_tiles.ipynb #2f825acd
 class Views(InParts):
     "A denoiser of slices for a volume, asked along several axes; the estimates are averaged."
 
