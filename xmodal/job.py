@@ -17,7 +17,8 @@ class FromFiles:
 
     dataset: str = option(
         'phantom',
-        'phantom (made here), bids, ixi, brats, pelvis, sentinel, pscde, folder, csv',
+        'phantom (made here), bids, ixi, brats, pelvis, nnunet, ab, sidebyside, sentinel, pscde, '
+        'folder, csv',
     )
     root: str = option(
         '',
