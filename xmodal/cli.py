@@ -341,7 +341,11 @@ def add_check_parser(
         'is a data set fit to be trained on?',
         'Read every pair and report what is wrong with it. Exit code 1 if there are errors.',
     )
-    c.add_argument('name', help='phantom, bids, ixi, brats, pelvis, sentinel, pscde, folder or csv')
+    c.add_argument(
+        'name',
+        help='phantom, bids, ixi, brats, pelvis, nnunet, ab, sidebyside, sentinel, pscde, folder or'
+        ' csv; auto looks at the files and says which',
+    )
     add_options(c, 'pairs', Pairs)
     add_options(c, 'looking', Looking)
 
@@ -587,7 +591,8 @@ def data(
     from xmodal.data.cards import cards
     from xmodal.core import InputError
 
-    if a.task != 'list' and a.name not in cards:
+    known = (*cards, 'auto') if a.task == 'check' else cards
+    if a.task != 'list' and a.name not in known:
         raise InputError(unknown_word('data set', a.name, cards))
     return data_tasks[a.task](a)
 

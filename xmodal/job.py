@@ -29,7 +29,8 @@ class FromFiles:
 
     dataset: str = option(
         'phantom',
-        'phantom (simulated), bids, ixi, brats, pelvis, sentinel, pscde, folder, csv',
+        'phantom (simulated), bids, ixi, brats, pelvis, nnunet, ab, sidebyside, sentinel, pscde, '
+        'folder, csv',
     )
     root: str = option(
         '',

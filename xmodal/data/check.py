@@ -13,7 +13,7 @@ __all__ = ['flips', 'MOVABLE', 'quantise', 'mutual_information', 'shifted_inform
            'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
            'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'judge', 'off_grid', 'find_off_grid',
            'windows_of_more', 'check_companions', 'check_asked', 'split_to_judge', 'spread_records', 'look_how',
-           'report_on', 'check']
+           'found_layout', 'report_on', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
 import re
@@ -38,6 +38,7 @@ from .cache import not_collated
 from .records import with_tissue
 from .windows import window_of
 from .layouts import datasets, default_windows, find_records, sources_of
+from .layouts import check_command, guess_layout, what_would_do
 
 # %% ../../nbs/data/37_check.ipynb #39650b62
 def quantise(
@@ -1377,6 +1378,25 @@ def look_how(
         size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=labels
     )
 
+# %% ../../nbs/data/37_check.ipynb #762311f4
+def found_layout(
+    dataset: str,  # name in `layouts.datasets`, or auto
+    root,  # folder or table
+    source,  # as given, or None
+    target,  # the same
+) -> tuple:  # data set, source, target
+    "The layout itself, or for `auto` the one that finds pairs; raises InputError if none does."
+    if dataset != 'auto':
+        return dataset, source, target
+    root = Path(root or '.').expanduser()
+    guess = guess_layout(root)
+    if not guess:
+        raise InputError(f'{root}: no layout fits; {what_would_do(root)}')
+    name, a, b, n = guess
+    guess = name, source or a, target or b, n
+    print(f'this looks like data set {name} ({n} pairs): {check_command(root, guess)}')
+    return guess[:3]
+
 # %% ../../nbs/data/37_check.ipynb #baeca632
 def report_on(
     records: list,  # all that were found
@@ -1394,7 +1414,7 @@ def report_on(
 
 
 def check(
-    dataset: str,  # name in `layouts.datasets`
+    dataset: str,  # name in `layouts.datasets`, or auto: the layout that finds pairs
     root=None,  # as for `find_records`, like the next three
     source=None,  # contrast, or name of a folder; default: the data set's
     target=None,  # likewise
@@ -1417,6 +1437,7 @@ def check(
     "Check a data set before training on it; raises InputError only if nothing can be found at all."
     check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
     trouble = None
+    dataset, source, target = found_layout(dataset, root, source, target)
     if records is None:
         request = dict(root=root, source=source, target=target, group=group)
         request |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
