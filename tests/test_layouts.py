@@ -104,6 +104,7 @@ def test_halves_are_the_picture(tmp_path, kind, ending):
         (cases(('mr', 'ct'), 'P1/v1/{}', 'P1/v2/{}', 'P2/v1/{}'), ('mr', 'ct'), ['P1', 'P1', 'P2']),
         (cases(('a', 'b'), '{0}/p1_{0}', '{0}/p2_{0}'), ('a', 'b'), ['p1', 'p2']),
         (cases(('mri', 'ct'), '{}/p1', '{}/p2'), ('mri', 'ct'), ['p1', 'p2']),
+        (cases(('mr', 'ct'), 'ann/{}', 'bob/{}', 'tom/{}'), ('mr', 'ct'), ['ann', 'bob', 'tom']),
     ],
 )
 def test_folders_of_volumes(tmp_path, names, words, subjects):
