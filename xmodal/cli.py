@@ -56,7 +56,7 @@ def add_verb(
 # %% ../nbs/use/87_cli.ipynb #288973fe
 JOB_TOPICS = {
     'data': 'dataset root source target group size spacing source_window target_window fit'
-    ' register check allow_unpaired split slices train_subjects test_subjects limit',
+    ' register check allow_unpaired split slices plane train_subjects test_subjects limit',
     'simulated data': 'made_subjects made_voxel made_pixels made_varied',
     'model': 'method options pred net ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',

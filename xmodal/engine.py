@@ -113,14 +113,14 @@ def windows_of(
 
 
 def prepare_pairs(
-    ask: FromData,  # size, spacing, slices, fit, register
+    ask: FromData,  # size, spacing, plane, slices, fit, register
     records: list,  # those that take part
     windows: list,  # from `windows_of`
     workers: int = 0,  # processes that read
 ):  # data.cache.Slices
     "Bring all pairs onto one grid and scale, or find them in the cache."
-    how = dict(slices=ask.slices, fit=ask.fit, register=ask.register, workers=workers)
-    return prepare(records, ask.size, ask.spacing or None, *windows, **how)
+    how = dict(slices=ask.slices, fit=ask.fit, register=ask.register, plane=ask.plane)
+    return prepare(records, ask.size, ask.spacing or None, *windows, workers=workers, **how)
 
 # %% ../nbs/use/82_engine.ipynb #b3ae9ac7
 @dataclass(frozen=True)

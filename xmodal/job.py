@@ -76,6 +76,10 @@ class FromData(FromFiles):
     slices: int = option(0, 'volumes: use this many slices in the middle of each; 0: all')
     train_subjects: str = option('', 'names separated by commas; empty: split by seed')
     test_subjects: str = option('', 'names separated by commas; empty: split by seed')
+    plane: str = option(
+        'auto',
+        'volumes: axial, coronal or sagittal slices; auto: as they were taken, else axial',
+    )
     limit: int = option(0, 'use at most this many subjects; 0: all')
     made_subjects: int = option(12, "phantom and root 'made': number of subjects made")
     made_voxel: float = option(3.0, "phantom and root 'made': voxel size in mm")

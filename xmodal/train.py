@@ -1063,6 +1063,7 @@ def about_data(
         kind=d.data.index['kind'],
         size=p.size,
         spacing=params['spacing'],
+        plane=params.get('plane', 'axial'),
         source_window=params['windows'][0],
         target_window=target_middle(rule, used),
         target_window_rule=rule,

@@ -225,6 +225,7 @@ class DataSpec(Section):
     # mean, spread -> (smallest, largest) over the scaled sources of the training
     source_values: dict = None
     fit: str = None  # of images: 'shrink' or 'patch'; None in older folders: shrunk
+    plane: str = 'axial'  # of volumes: in which slices were cut; older folders: axial
     patch: dict = None  # in words, how patches were made: size, resolution, smaller
     target_dtype: str = None  # number type of the targets' files; None in older folders: float32
     target_reach: tuple = None  # (smallest, largest) value of the training's targets
@@ -379,6 +380,10 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     target_dtype=('a type of real numbers such as uint8', is_dtype),
     target_reach=('two finite numbers, the lower first', is_range),
     fit=("'shrink' or 'patch'", lambda v: is_text(v) and v in ('shrink', 'patch')),
+    plane=(
+        "'axial', 'coronal' or 'sagittal'",
+        lambda v: is_text(v) and v in ('axial', 'coronal', 'sagittal'),
+    ),
     steps=('a whole number from 1 to 100000', lambda v: v is None or is_count(v, 10**5)),
     tau=(f'one of {", ".join(rules)}', lambda v: v is None or is_text(v) and v in rules),
     options=('an object', lambda v: isinstance(v, dict)),
