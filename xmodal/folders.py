@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'beside_output', 'save_translation', 'write_result', 'Task',
-           'what_is', 'no_file', 'holds_dicom', 'file_tasks', 'single_task', 'check_output', 'folder_tasks',
-           'series_task', 'few', 'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of',
-           'bids_files', 'bids_task', 'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions',
-           'settings_of', 'notes_of', 'digest', 'note_of', 'is_series', 'remove_output', 'finished', 'digests_in',
-           'Common', 'translate_task', 'with_name', 'make_output', 'write_note', 'passed_on', 'check_foreign',
-           'check_unique', 'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
+           'what_is', 'no_file', 'file_tasks', 'single_task', 'check_output', 'folder_tasks', 'series_task', 'few',
+           'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
+           'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
+           'digest', 'note_of', 'is_series', 'remove_output', 'finished', 'digests_in', 'Common', 'translate_task',
+           'with_name', 'make_output', 'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in',
+           'translate_paths', 'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import errno, glob, hashlib, json, os, re, shutil, stat, warnings
@@ -23,7 +23,7 @@ from . import __version__
 from .core import InputError
 from .files import atomic, is_litter
 from .core import first_line
-from .data.dicom import save_dicom
+from .data.dicom import holds_dicom, save_dicom
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
 from .data.images import IMAGE_ENDINGS
 from .nets.latent import weights_fingerprint
@@ -151,15 +151,6 @@ def no_file(
         )
     kind = words.get(what_is(path))
     return f'{path}: is {kind}; remove or rename it' if kind else ''
-
-
-def holds_dicom(
-    folder,  # eight of its files are looked into
-) -> bool:
-    "Is there a DICOM file among the first files of a folder?"
-    there = (p for p in sorted(Path(folder).iterdir()) if not is_litter(p.name))
-    some = [p for p in there if what_is(p) == 'file']
-    return any(p.open('rb').read(132)[128:] == b'DICM' for p in some[:8])
 
 # %% ../nbs/use/86_folders.ipynb #191a97e6
 def file_tasks(
@@ -512,12 +503,14 @@ def digest(
     "What a file holds, in sixteen letters; of a folder or a volume of two files, what they hold."
     path, h = Path(path), hashlib.blake2b(digest_size=8)
     if path.is_dir():
-        for p in sorted(p for p in path.iterdir() if what_is(p) == 'file'):
+        inside = (p for p in path.iterdir() if what_is(p) == 'file' and not is_litter(p.name))
+        for p in sorted(inside):
             h.update(f'{p.name} {digest(p)} '.encode())
         return h.hexdigest()
     if wrong := no_file(path):
         raise InputError(wrong)
-    for p in (path, *parts_of_volume(name or path)[1:]):
+    other = parts_of_volume(path)[1:] or parts_of_volume(name or path)[1:]
+    for p in (path, *other):
         with open(p, 'rb') as f:
             hashlib.file_digest(f, lambda: h)
     return h.hexdigest()
@@ -541,7 +534,7 @@ def note_of(
             return words
     return {}
 
-
+# %% ../nbs/use/86_folders.ipynb #dbb58ea2
 MAPS = ('std', 'mix')
 
 
@@ -560,7 +553,8 @@ def remove_output(
         Path(output).unlink(missing_ok=True)
         return
     there = [p.name for p in Path(output).iterdir()]
-    other = [n for n in there if not re.fullmatch(r'IM\d{4,}\.dcm', n)]
+    ours = lambda n: is_litter(n) or re.fullmatch(r'IM\d{4,}\.dcm', n)
+    other = [n for n in there if not ours(n)]
     if there and (other or not note_of(output)):
         raise InputError(
             f'{output}: holds {few(sorted(other or there))}, and nothing says that xmodal has made '
@@ -568,7 +562,7 @@ def remove_output(
         )
     shutil.rmtree(output)
 
-
+# %% ../nbs/use/86_folders.ipynb #35091457
 def finished(
     output,  # file
     settings: dict,  # from `settings_of`

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .core import InputError, item_seed
+from .data.formats import volume_stem
 from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
@@ -547,7 +548,7 @@ def modality_beside(
     """The modality that a file's name ends in (..._T2w, ...-T1), else what its sidecar says; '' if
     neither does.
     """
-    stem = re.sub(r'\.(nii|nii\.gz)$', '', Path(path).name)
+    stem = volume_stem(Path(path).name)
     last = re.split(r'[_\-. ]', stem)[-1].casefold()
     if last in spellings['modality']:
         return spellings['modality'][last]

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DICOM_FIELDS', 'WHO', 'PLACE', 'MUST_BE_THERE', 'SOP_CLASSES', 'open_dicom', 'dicom_slices', 'has_place',
-           'check_one_series', 'slice_step', 'check_same_plane', 'check_stack', 'in_units', 'dicom_voxels',
-           'series_words', 'as_pixels', 'new_header', 'point_to_source', 'set_pixels', 'save_dicom', 'source_slices']
+           'check_one_series', 'holds_dicom', 'slice_step', 'check_same_plane', 'check_stack', 'in_units',
+           'dicom_voxels', 'series_words', 'as_pixels', 'set_kind', 'new_header', 'point_to_source', 'set_pixels',
+           'save_dicom', 'source_slices']
 
 # %% ../../nbs/data/26_dicom.ipynb #28daac0d
 import math
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from .. import __version__
 from ..core import InputError, check_limit, first_line
+from ..files import is_litter
 
 # %% ../../nbs/data/26_dicom.ipynb #528d4152
 def open_dicom(
@@ -113,6 +116,15 @@ def check_one_series(
         raise InputError(
             f'{folder}: holds {len(series)} DICOM series; put each into a folder of its own'
         )
+
+# %% ../../nbs/data/26_dicom.ipynb #07ed6c66
+def holds_dicom(
+    folder,  # eight of its files are looked into
+) -> bool:
+    "Is there a DICOM file among the first files of a folder?"
+    there = (p for p in sorted(Path(folder).iterdir()) if not is_litter(p.name))
+    some = [p for p in there if os.path.isfile(p)]
+    return any(p.open('rb').read(132)[128:] == b'DICM' for p in some[:8])
 
 # %% ../../nbs/data/26_dicom.ipynb #35d1b2cc
 def slice_step(
@@ -260,6 +272,26 @@ def as_pixels(
     return np.clip(np.round((v - low) / slope), 0, 65535).astype(np.uint16), slope, low
 
 # %% ../../nbs/data/26_dicom.ipynb #b04928ff
+def set_kind(
+    d,  # pydicom dataset of the new slice, written to
+    old,  # of the slice that it was made from
+    target: str,  # modality that was made
+):
+    "Class and modality of a synthetic image, and the fields that the class must not lack."
+    kind = old.get('Modality', 'OT')
+    if target.upper().endswith('CT'):
+        kind = 'CT'
+    elif kind == 'CT':
+        kind = 'MR'
+    d.Modality = kind
+    d.SOPClassUID = SOP_CLASSES.get(kind, old.get('SOPClassUID', SOP_CLASSES['MR']))
+    if kind == 'MR':
+        d.ScanningSequence, d.SequenceVariant, d.ScanOptions = 'RM', 'NONE', ''
+        d.MRAcquisitionType = d.RepetitionTime = d.EchoTime = d.EchoTrainLength = None
+    if kind == 'CT':
+        d.RescaleType, d.KVP, d.AcquisitionNumber = 'HU', None, None
+
+
 def new_header(
     old,  # pydicom dataset of the source's slice
     target: str,  # modality that was made
@@ -275,15 +307,7 @@ def new_header(
     for k in MUST_BE_THERE:
         if k not in d:
             setattr(d, k, '')
-    is_ct = target.upper().endswith('CT')
-    kind = 'CT' if is_ct else 'MR' if old.get('Modality') in ('CT', 'MR') else None
-    d.Modality = kind or old.get('Modality', 'OT')
-    d.SOPClassUID = SOP_CLASSES.get(kind, old.get('SOPClassUID', SOP_CLASSES['MR']))
-    if kind == 'MR':
-        d.ScanningSequence, d.SequenceVariant, d.ScanOptions = 'RM', 'NONE', ''
-        d.MRAcquisitionType = d.RepetitionTime = d.EchoTime = d.EchoTrainLength = None
-    if kind == 'CT':
-        d.RescaleType, d.KVP, d.AcquisitionNumber = 'HU', None, None
+    set_kind(d, old, target)
     d.ImageType = ['DERIVED', 'SECONDARY']
     d.SeriesDescription = series_words(target, source)
     d.SeriesNumber = int(old.get('SeriesNumber') or 0) + 1000
@@ -291,7 +315,7 @@ def new_header(
     d.ContentDate, d.ContentTime = now.strftime('%Y%m%d'), now.strftime('%H%M%S')
     return d
 
-
+# %% ../../nbs/data/26_dicom.ipynb #6617aaa3
 def point_to_source(
     d,  # pydicom dataset of the new slice, written to
     old,  # of the slice that it was made from
@@ -324,7 +348,7 @@ def set_pixels(
     d.RescaleIntercept = DSfloat(intercept, auto_format=True)
     d.PixelData = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder('<')).tobytes()
 
-
+# %% ../../nbs/data/26_dicom.ipynb #306b3d28
 def save_dicom(
     image,  # nibabel image on the grid of a series that `open_dicom` has read
     folder,  # that the files go to; it is made
@@ -348,8 +372,8 @@ def save_dicom(
         d.WindowCenter = DSfloat((low + high) / 2, auto_format=True)
         d.WindowWidth = DSfloat(max(high - low, 1e-3), auto_format=True)
         d.DerivationDescription = (
-            f'{target} made from {source} by xmodal {__version__}, not acquired, not for diagnosis; '
-            f'values are kept to {0 if slope == 1 else slope / 2:.2g}'
+            f'{target} made from {source} by xmodal {__version__}, not acquired, '
+            f'not for diagnosis; values are kept to {0 if slope == 1 else slope / 2:.2g}'
         )
         d.StudyInstanceUID = d.get('StudyInstanceUID') or study
         d.SeriesInstanceUID, d.SOPInstanceUID, d.InstanceNumber = series, generate_uid(), k

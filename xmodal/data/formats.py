@@ -197,7 +197,8 @@ def several_volumes(
     "What is said of a file that holds a series of volumes, or a single slice."
     return (
         f'{path}: {len(shape)}-D image of shape {tuple(int(n) for n in shape)}; '
-        'a 3-D volume is needed: extract one volume of a series, or stack 2-D slices'
+        'a 3-D volume is needed: extract one volume of a series (fslroi IN OUT 0 1, or '
+        'img.slicer[..., 0] in nibabel), or stack 2-D slices'
     )
 
 

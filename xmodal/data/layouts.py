@@ -8,9 +8,9 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PAIR_CO
            'say_once', 'text_rows', 'sheet_rows', 'cell_text', 'table_rows', 'decimal_points', 'bids_file', 'bids_mask',
            'bids', 'read_json', 'sidecar', 'cell_value', 'read_table', 'say_conflicts', 'plain_id', 'match_people',
            'ixi_people', 'ixi', 'refuse_other_years', 'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel',
-           'subject_pattern', 'subject_of', 'image_files', 'cell_subject', 'pscde', 'folder', 'beside_table', 'pair_of',
-           'csv', 'DataInfo', 'default_windows', 'made_root', 'slices_to_png', 'pairs_table', 'check_one',
-           'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
+           'subject_pattern', 'plain_name', 'subject_of', 'scan_files', 'image_files', 'cell_subject', 'pscde',
+           'folder', 'beside_table', 'pair_of', 'csv', 'DataInfo', 'default_windows', 'made_root', 'slices_to_png',
+           'pairs_table', 'check_one', 'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
 import glob, io, json, re
@@ -23,6 +23,7 @@ import numpy as np
 from ..core import check_limit, InputError, project_root
 from ..files import atomic, check_regular, is_litter
 from ..core import first_line
+from .formats import each_once, is_volume, volume_stem
 from .images import IMAGE_ENDINGS
 from .records import Record
 from .volumes import load_volume, to_plane
@@ -371,12 +372,12 @@ def read_json(
 
 
 def sidecar(
-    path,  # a NIfTI file; it need not exist
+    path,  # of a volume; it need not exist
 ) -> dict:
     """What the JSON files of BIDS say about a file: the one beside it, over those that it inherits
     from; {} if there are none. Raises InputError for damaged ones.
     """
-    path = Path(re.sub(r'\.nii(\.gz)?$', '', str(path)))
+    path = Path(volume_stem(path))
     *entities, suffix = path.name.split('_')
     if not path.name.startswith('sub-'):  # not BIDS: nothing is inherited
         own = Path(f'{path}.json')
@@ -711,6 +712,13 @@ def subject_pattern(
         raise InputError(f'group {group!r} is not a regular expression ({e})') from None
 
 
+def plain_name(
+    path,  # of an image or a volume
+) -> str:
+    "The name of a file without its ending; .nii.gz is one."
+    return volume_stem(path.name) if is_volume(path) else path.stem
+
+
 def subject_of(
     path,  # of an image; only its name is looked at
     pattern,  # from `subject_pattern`
@@ -720,8 +728,8 @@ def subject_of(
     InputError if it finds none.
     """
     if not pattern:
-        return path.stem
-    m = pattern.search(path.stem)
+        return plain_name(path)
+    m = pattern.search(plain_name(path))
     if not m or not m.groups() or not m[1]:
         raise InputError(
             f'{path}: group {group!r} does not find a subject in this name; it needs one group in '
@@ -730,6 +738,16 @@ def subject_of(
     return m[1]
 
 # %% ../../nbs/data/36_layouts.ipynb #2a74327f
+def scan_files(
+    folder,  # pathlib.Path
+) -> list:
+    "The volumes in a folder, where it holds no images; else its images, as `image_files`."
+    there = [q for q in sorted(folder.iterdir()) if q.is_file() and not is_litter(q.name)]
+    images = any(q.name.lower().endswith(IMAGE_ENDINGS) for q in there)
+    volumes = each_once([q for q in there if is_volume(q)])
+    return volumes if volumes and not images else image_files(folder)
+
+
 def image_files(
     folder,  # pathlib.Path
     pattern='*',  # glob below it: '*/*' for images one level down
@@ -801,7 +819,7 @@ def folder(
     group=None,  # regular expression that finds the subject in a file name
     allow_unpaired=False,  # leave out names that are in one folder only
 ) -> list:
-    "Records of two folders of PNG or TIFF files with equal names."
+    "Records of two folders of PNG, TIFF or volume files with equal names."
     root, sides = Path(root), ({}, {})
     pattern = subject_pattern(group)
     for side, want in zip(sides, (source, target)):
@@ -810,12 +828,13 @@ def folder(
                 f'{root / want}: no such folder; data set folder needs {root}/{source} and '
                 f'{root}/{target} (parameters source and target)'
             )
-        for path in image_files(root / want):
-            if path.stem in side:
+        for path in scan_files(root / want):
+            name = plain_name(path)
+            if name in side:
                 raise InputError(
-                    f'{path}: {side[path.stem][1].name} has the same name; keep one of them'
+                    f'{path}: {side[name][1].name} has the same name; keep one of them'
                 )
-            side[path.stem] = (subject_of(path, pattern, group), path, {})
+            side[name] = (subject_of(path, pattern, group), path, {})
     if not pattern and sides[0]:
         print(
             f'note: without `group` each of the {len(sides[0])} files counts as a subject of its '
@@ -994,7 +1013,7 @@ datasets.update(
         folder,
         'A',
         'B',
-        'two folders of PNG or TIFF images with equal names',
+        'two folders of PNG or TIFF images, or of volumes, with equal names',
         'give the folder that holds them as root, and their names as source and target',
     ),
     csv=DataInfo(

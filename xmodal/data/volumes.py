@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import InputError, check_limit, first_line, limit
 from .dicom import open_dicom
-from .formats import ITK_ENDINGS, open_itk
+from .formats import ITK_ENDINGS, open_itk, several_volumes
 from .windows import Window
 
 # %% ../../nbs/data/28_volumes.ipynb #13056866
@@ -220,11 +220,7 @@ def volume_shape(
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        raise InputError(
-            f'{name}: {len(img.shape)}-D image of shape {tuple(img.shape)}; '
-            'a 3-D volume is needed: extract one volume of a series (fslroi IN OUT 0 1, or '
-            'img.slicer[..., 0] in nibabel), or stack 2-D slices'
-        )
+        raise InputError(several_volumes(name, img.shape))
     if 0 in shape:
         raise InputError(f'{name}: empty volume of shape {tuple(shape)}')
     kind = img.get_data_dtype()
