@@ -153,14 +153,16 @@ def add_translate_parser(
     t.add_argument(
         'input',
         help=(
-            'a .nii, .nii.gz, .png or .tif file, '
-            'a folder of them or of one DICOM series, or a BIDS data set (--bids)'
+            'a .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz, .mgh, .img, .png or .tif file, '
+            'a DICOM series (its folder), a folder of such files or series, '
+            'or a BIDS data set (--bids)'
         ),
     )
     t.add_argument(
         'output',
         help=(
-            'file to write, or folder if the input is a folder; '
+            'file to write, or folder if the input is a folder; of a DICOM series a volume file, '
+            'or a name without ending for a new DICOM series; '
             'file names are kept, finished files are skipped, notes stand beside them (.json)'
         ),
     )

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'companion_path', 'save_translation', 'write_result', 'Task',
-           'what_is', 'no_file', 'holds_dicom', 'file_tasks', 'single_task', 'check_output', 'folder_tasks', 'few',
+           'what_is', 'no_file', 'file_tasks', 'single_task', 'check_output', 'folder_tasks', 'series_task', 'few',
            'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
            'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
-           'digest', 'note_of', 'check_origin', 'finished', 'digests_in', 'Common', 'translate_task', 'with_name',
-           'make_output', 'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
-           'translate_single', 'translate_tasks']
+           'digest', 'note_of', 'check_origin', 'finished', 'is_series', 'remove_output', 'digests_in', 'Common',
+           'translate_task', 'with_name', 'make_output', 'write_note', 'passed_on', 'check_foreign', 'check_unique',
+           'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
-import errno, glob, hashlib, json, os, stat, warnings
+import errno, glob, hashlib, json, os, re, shutil, stat, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from .core import InputError
 from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
-from .data.images import IMAGE_ENDINGS, NIFTI_ENDINGS
+from .data.dicom import holds_dicom, save_dicom
+from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
+from .data.images import IMAGE_ENDINGS
 from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
 from .methods import calls
@@ -40,7 +42,7 @@ def kind_of(
 ) -> str:
     "'volume', 'image' or '' by the ending."
     n = str(path).lower()
-    if n.endswith(NIFTI_ENDINGS):
+    if is_volume(n):
         return 'volume'
     return 'image' if n.endswith(IMAGE_ENDINGS) else ''
 
@@ -50,7 +52,7 @@ def split_ending(
 ) -> tuple:  # two texts
     "A path without its ending, and the ending."
     n = str(path)
-    k = next((e for e in (*NIFTI_ENDINGS, *IMAGE_ENDINGS) if n.lower().endswith(e)), '')
+    k = next((e for e in (*VOLUME_ENDINGS, *IMAGE_ENDINGS) if n.lower().endswith(e)), '')
     return n[: len(n) - len(k)], n[len(n) - len(k) :]
 
 
@@ -61,9 +63,11 @@ def companion_path(
     "The file for a map (std, mix) or the notes (json) beside an output."
     stem, ending = split_ending(path)
     if what == 'json':  # a.png and a.tif have their own
-        return Path(f'{stem}.json' if kind_of(path) == 'volume' else f'{path}.json')
+        return Path(f'{path}.json' if kind_of(path) == 'image' else f'{stem}.json')
     if '_desc-synth_' in Path(stem).name:  # BIDS
         return Path(f'{stem.replace("_desc-synth_", f"_desc-synth{what.title()}_")}{ending}')
+    if not ending:  # a DICOM series
+        return Path(f'{stem}_{what}.nii.gz')
     return Path(f'{stem}_{what}{ending if kind_of(path) == "volume" else ".tif"}')
 
 # %% ../nbs/use/86_folders.ipynb #4dece937
@@ -71,11 +75,12 @@ def save_translation(
     result,  # nibabel image, or array of an image
     path,  # where it is to be seen
     ready=None,  # called with the temporary path, when the bytes are there
+    names=('', ''),  # of a DICOM series: modality made, and that it was made from
 ):
-    "Write NIfTI or PNG/TIFF by the ending, atomically; ready(temporary path) before it is seen."
+    "Write a volume or PNG/TIFF by the ending, atomically; ready(temporary path) before it is seen."
     path = Path(path)
     with atomic(path) as tmp:
-        write_result(result, path, tmp)
+        write_result(result, path, tmp, names)
         if ready:
             ready(tmp)
 
@@ -84,12 +89,13 @@ def write_result(
     result,  # nibabel image, or array of an image
     path,  # whose ending decides the format
     tmp,  # where it is written
+    names=('', ''),  # of a DICOM series: modality made, and that it was made from
 ):
     "Write a translation for `path` to `tmp`."
-    import nibabel as nib
-
-    if hasattr(result, 'affine'):
-        nib.save(result, tmp)
+    if not kind_of(path):
+        save_dicom(result, tmp, *names)
+    elif hasattr(result, 'affine'):
+        write_volume(result, path, tmp)
     elif path.suffix.lower() == '.png':
         from PIL import Image
 
@@ -147,15 +153,6 @@ def no_file(
     kind = words.get(what_is(path))
     return f'{path}: is {kind}; remove or rename it' if kind else ''
 
-
-def holds_dicom(
-    folder,  # eight of its files are looked into
-) -> bool:
-    "Is there a DICOM file among the first files of a folder?"
-    there = (p for p in sorted(Path(folder).iterdir()) if not is_litter(p.name))
-    some = [p for p in there if what_is(p) == 'file']
-    return any(p.open('rb').read(132)[128:] == b'DICM' for p in some[:8])
-
 # %% ../nbs/use/86_folders.ipynb #191a97e6
 def file_tasks(
     source,  # a file, a folder of files, or of one DICOM series
@@ -176,7 +173,7 @@ def single_task(
     output,  # Path of a file, or of the folder that it goes to
 ) -> list:  # of one Task
     "The task of one file."
-    endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
+    endings = ', '.join(VOLUME_ENDINGS + IMAGE_ENDINGS)
     if output.is_dir():
         output = output / source.name
     if not kind_of(source):
@@ -192,25 +189,28 @@ def check_output(
 ):
     "Raise InputError unless an output is of this kind and not the input."
     if kind_of(output) != kind:
-        fits = ' or '.join(NIFTI_ENDINGS if kind == 'volume' else IMAGE_ENDINGS)
-        raise InputError(f'{output}: the output of {source.name} must end in {fits}')
+        fits = ' or '.join(VOLUME_ENDINGS if kind == 'volume' else IMAGE_ENDINGS)
+        series = ', or have no ending, for a new DICOM series' * source.is_dir()
+        raise InputError(f'{output}: the output of {source.name} must end in {fits}{series}')
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another name')
 
 # %% ../nbs/use/86_folders.ipynb #65137c2c
 def folder_tasks(
     source,  # Path of a folder
-    output,  # Path of a folder; of a volume file for a DICOM series
+    output,  # Path of a folder; for a DICOM series of a volume file, or of a folder for a series
 ) -> list:  # of Task
     "The tasks of a folder; of a DICOM series one."
-    there = sorted(p for p in source.iterdir() if not is_litter(p.name))
+    there = each_once(sorted(p for p in source.iterdir() if not is_litter(p.name)))
     named = [p for p in there if kind_of(p)]
     if not named and holds_dicom(source):
-        check_output(source, output, 'volume')
-        return [Task(source, output)]
+        return [series_task(source, output)]
+    series = [p for p in there if what_is(p) == 'folder' and holds_dicom(p)] if not named else []
+    if series:
+        return [series_task(p, output / p.name) for p in series]
     if not named:
         bids = '; for a BIDS data set use --bids' * (source / 'dataset_description.json').is_file()
-        endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
+        endings = ', '.join(VOLUME_ENDINGS + IMAGE_ENDINGS)
         raise InputError(f'{source}: holds no {endings} file{bids}')
     left = [p.name for p in there if p not in named and p.suffix != '.json']
     if left and is_main():
@@ -220,6 +220,19 @@ def folder_tasks(
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another folder')
     return [Task(p, output / p.name, wrong=no_file(p)) for p in named]
+
+
+def series_task(
+    source,  # Path of a folder that holds DICOM files
+    output,  # Path: of a volume file, or without ending of the folder for a new series
+) -> Task:
+    "The task of a DICOM series: to a volume file by its ending, else to a series."
+    if kind_of(output) == 'image' or re.fullmatch(r'\.[A-Za-z][A-Za-z0-9]{1,3}', output.suffix):
+        check_output(source, output, 'volume')
+    there, here = output.resolve(), source.resolve()
+    if there == here or here in there.parents:
+        raise InputError(f'{output}: is the input itself, or in it; choose another folder')
+    return Task(source, output)
 
 
 def few(
@@ -333,7 +346,7 @@ def bids_files(
         for f in root.glob(f'{p}/{pattern}/{p}_*{glob.escape(have)}.nii*')
     ]
     suffix = lambda f: split_ending(f.name)[0].split('_')[-1]
-    return sorted(f for f in found if suffix(f) == have and f.name.endswith(NIFTI_ENDINGS))
+    return sorted(f for f in found if suffix(f) == have and is_volume(f))
 
 
 def bids_task(
@@ -467,7 +480,7 @@ def notes_of(
     "The sidecar of a translated file."
     d, target = tr.data, settings['target']
     made = f'{target_of(d, target)} made from {suffix_of(d.source)} by xmodal'
-    place = dict(SpatialReference='orig') if kind_of(task.output) == 'volume' else {}
+    place = {} if kind_of(task.output) == 'image' else dict(SpatialReference='orig')
     units = units_note(target_units(d, task.known, target), settings['samples'])
     return dict(
         Description=f'{made}; not acquired, not for clinical use',
@@ -487,17 +500,22 @@ def notes_of(
 
 def digest(
     path,  # file or folder
+    name=None,  # that a temporary file will have; a second file of it lies there already
 ) -> str:  # 16 hexadecimal digits
-    "What a file holds, in sixteen letters; of a folder, what its files hold."
+    "What a file holds, in sixteen letters; of a folder or a volume of two files, what they hold."
     path, h = Path(path), hashlib.blake2b(digest_size=8)
     if path.is_dir():
-        for p in sorted(p for p in path.iterdir() if what_is(p) == 'file'):
+        inside = (p for p in path.iterdir() if what_is(p) == 'file' and not is_litter(p.name))
+        for p in sorted(inside):
             h.update(f'{p.name} {digest(p)} '.encode())
         return h.hexdigest()
     if wrong := no_file(path):
         raise InputError(wrong)
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, lambda: h).hexdigest()
+    other = parts_of_volume(path)[1:] or parts_of_volume(name or path)[1:]
+    for p in (path, *other):
+        with open(p, 'rb') as f:
+            hashlib.file_digest(f, lambda: h)
+    return h.hexdigest()
 
 # %% ../nbs/use/86_folders.ipynb #f20c1b3e
 def note_of(
@@ -556,9 +574,10 @@ def finished(
     """Is this output there with its maps, made as asked for? Raises InputError if it is there and
     was made otherwise, or by somebody else.
     """
-    if not os.path.lexists(output):
+    if not os.path.lexists(output) or is_series(output) and not any(Path(output).iterdir()):
         return False
-    if wrong := no_file(output):
+    wrong = '' if is_series(output) else no_file(output)
+    if wrong:
         raise InputError(wrong)
     words = note_of(output)
     check_origin(output, words, settings, source)
@@ -573,6 +592,34 @@ def finished(
             'or use --overwrite'
         )
     return True
+
+# %% ../nbs/use/86_folders.ipynb #dbb58ea2
+MAPS = ('std', 'mix')
+
+
+def is_series(
+    output,  # Path that is there
+) -> bool:
+    "Is an output the folder of a DICOM series? A folder with the name of a file is none."
+    return what_is(output) == 'folder' and not kind_of(output)
+
+
+def remove_output(
+    output,  # Path of a file, or of the folder of a series; it need not exist
+):
+    "Remove an old output. A folder only if xmodal has filled it, and nobody put anything else in."
+    if not is_series(output):
+        Path(output).unlink(missing_ok=True)
+        return
+    there = [p.name for p in Path(output).iterdir()]
+    ours = lambda n: is_litter(n) or re.fullmatch(r'IM\d{4,}\.dcm', n)
+    other = [n for n in there if not ours(n)]
+    if there and (other or not note_of(output)):
+        raise InputError(
+            f'{output}: holds {few(sorted(other or there))}, and nothing says that xmodal has made '
+            'it; choose another folder'
+        )
+    shutil.rmtree(output)
 
 # %% ../nbs/use/86_folders.ipynb #c75afee4
 def digests_in(
@@ -665,7 +712,7 @@ def make_output(
     for k in MAPS:
         if overwrite and k not in got:
             files[k].unlink(missing_ok=True)
-    task.output.unlink(missing_ok=True)  # not finished from here, whatever its notes say
+    remove_output(task.output)  # not finished from here, whatever its notes say
     made = [k for k in MAPS if k in got]
 
     def note(digests):
@@ -681,7 +728,8 @@ def make_output(
     save_translation(
         got['mean'],
         task.output,
-        lambda tmp: note(dict(OutputDigest=digest(tmp), MapDigests=maps)),
+        lambda tmp: note(dict(OutputDigest=digest(tmp, task.output), MapDigests=maps)),
+        (target_of(tr.data, common.chosen.target), suffix_of(tr.data.source)),
     )
     return ''
 
@@ -763,7 +811,7 @@ def translate_paths(
     progress=True,  # draw bars, and say how many files were there already
     **how,  # how every file is translated, as in `TranslateOptions`:
 ) -> list:  # (path, what was wrong) of the files that failed; InputError if it is a single one
-    "Translate a file, every NIfTI, PNG and TIFF file of a folder, or a BIDS data set."
+    "Translate a file, every volume, PNG and TIFF file or series of a folder, or a BIDS data set."
     chosen, d = TranslateOptions(**how), tr.data
     if labels and not bids:
         raise InputError('participants are chosen in a BIDS data set only; use --bids')

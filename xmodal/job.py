@@ -99,6 +99,10 @@ class FromData(FromFiles):
     slices: int = option(0, 'volumes: use this many slices in the middle of each; 0: all')
     train_subjects: str = option('', 'names separated by commas; empty: split by seed')
     test_subjects: str = option('', 'names separated by commas; empty: split by seed')
+    plane: str = option(
+        'auto',
+        'volumes: axial, coronal or sagittal slices; auto: as they were taken, else axial',
+    )
     limit: int = option(0, 'use at most this many subjects; 0: all')
     made_subjects: int = option(12, "phantom and root 'made': number of simulated subjects")
     made_voxel: float = option(3.0, "phantom and root 'made': voxel size in mm")
@@ -262,7 +266,7 @@ meanings = {f.name: f.metadata['help'] for f in fields(Job)}
 # %% ../nbs/use/81_job.ipynb #baef85e4
 JOB_TOPICS = {
     'data': 'dataset root source target group size spacing patch source_window target_window'
-    ' context fit register check allow_unpaired split slices train_subjects test_subjects limit',
+    ' context fit register check allow_unpaired split slices plane train_subjects test_subjects limit',
     'simulated data': 'made_subjects made_voxel made_pixels made_varied',
     'model': 'method options pred net ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',

@@ -844,8 +844,9 @@ def about_beside(
     "What a translator has to show the network beside the source."
     further = d.data.further
     found = dict(further=further, may_lack=p.drop_sources > 0) if further else {}
+    plane = d.data.index['params'].get('plane', 'axial')
     if p.context:
-        apart = [slice_distance(open_volume(r['target'])) for r in used]
+        apart = [slice_distance(open_volume(r['target']), plane) for r in used]
         found |= dict(context=p.context, step=float(f'{np.median(apart):.6g}'))
     return found
 
@@ -868,6 +869,7 @@ def about_data(
         tile=p.patch or None,
         **about_beside(p, d, used),
         spacing=params['spacing'],
+        plane=params.get('plane', 'axial'),
         source_window=params['windows'][0],
         target_window=target_middle(rule, used),
         target_window_rule=rule,

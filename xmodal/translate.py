@@ -21,6 +21,7 @@ import torch
 from .choices import unknown_word
 from .core import InputError, item_seed
 from .explain import explained, passes_on
+from .data.formats import volume_stem
 from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path, tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
@@ -577,7 +578,7 @@ def modality_beside(
     """The modality that a file's name ends in (..._T2w, ...-T1), else what its sidecar says; '' if
     neither does.
     """
-    stem = re.sub(r'\.(nii|nii\.gz)$', '', Path(path).name)
+    stem = volume_stem(Path(path).name)
     last = re.split(r'[_\-. ]', stem)[-1].casefold()
     if last in spellings['modality']:
         return spellings['modality'][last]

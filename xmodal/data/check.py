@@ -25,7 +25,7 @@ import numpy as np
 from ..core import InputError, item_seed
 from ..explain import passes_on
 from ..show import show_grid
-from .cache import default_spacing, is_image
+from .cache import default_spacing, is_image, target_plane
 from .images import load_image
 from .frames import field_overlap
 from .volumes import header_concerns, load_volume, open_volume
@@ -212,9 +212,10 @@ def fine_picture(
 
 def concerns_of(
     path,  # pathlib.Path of a volume, or folder of a DICOM series
+    plane: str = 'axial',  # in which slices are cut
 ) -> list:  # (cannot be right?, what)
     "What the header of a volume says against itself; DICOM is left to its reader."
-    return [] if path.is_dir() else header_concerns(open_volume(path))
+    return [] if path.is_dir() else header_concerns(open_volume(path), plane)
 
 # %% ../../nbs/data/37_check.ipynb #8aa242cd
 def some_of(
@@ -261,6 +262,7 @@ def look_at_images(
 
 def look_at_volumes(
     r,  # Record of two volumes
+    plane: str = 'axial',  # in which slices are cut
 ) -> tuple:
     "Facts about a pair of volumes, and the target."
     ys, xs = load_volume(r.source), load_volume(r.target)
@@ -278,7 +280,7 @@ def look_at_volumes(
     some = np.s_[::2, ::2, ::2]
     alike = yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
     same = alike and np.corrcoef(yv[some].ravel(), xv[some].ravel())[0, 1] > 0.9995
-    said = [(path, *found) for path in (r.source, r.target) for found in concerns_of(path)]
+    said = [(path, *found) for path in (r.source, r.target) for found in concerns_of(path, plane)]
     return dict(
         facts,
         channels=(1, 1),
@@ -297,7 +299,7 @@ def look(
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
     image = is_image(r.source)
     try:
-        facts, xs = (look_at_images if image else look_at_volumes)(r)
+        facts, xs = look_at_images(r) if image else look_at_volumes(r, p.get('plane', 'axial'))
         first = replace(r, more_sources=())  # the others are looked at as pairs of their own
         make = prepare_image if image else prepare_volume
         y, x0, *_ = make(first, {**p, 'min_foreground': 0.0})
@@ -415,7 +417,7 @@ class Report:
 # %% ../../nbs/data/37_check.ipynb #3840001c
 def information_matrix(
     looked,  # facts of every pair, from `look`
-    p,  # size and spacing in mm of the plane on which volumes are compared
+    p,  # plane, size and spacing in mm of the slices on which volumes are compared
     most=8,  # volumes: how many pairs
 ):
     """Which pairs are compared with which, and the information of source i with target j: images
@@ -433,7 +435,7 @@ def information_matrix(
     windows = [[window_of(np.asarray(v.dataobj), 'percentile') for v in side] for side in files]
     I = np.zeros((len(part),) * 2)
     for j, (x0, w) in enumerate(zip(files[1], windows[1])):
-        target, affine = to_plane(x0, p['spacing'], p['size'], w)
+        target, affine = to_plane(x0, p['spacing'], p['size'], w, plane=p.get('plane', 'axial'))
         for i, (y, v) in enumerate(zip(files[0], windows[0])):
             source = resample(
                 v.scale(np.asarray(y.dataobj, dtype=np.float32)),
@@ -1370,13 +1372,13 @@ def look_how(
         for w, v in zip(windows, default_windows(dataset, *sides))
     )
     try:
-        spacing = None if image else default_spacing(records, size)
+        plane = 'axial' if image else target_plane(records)
+        spacing = None if image else default_spacing(records, size, plane)
     except InputError:
-        spacing = 3.0
+        plane, spacing = 'axial', 3.0
     labels = datasets[dataset].labels
-    return dict(
-        size=size, spacing=spacing, windows=rules, fit='shrink', register=False, labels=labels
-    )
+    how = dict(size=size, spacing=spacing, plane=plane, windows=rules, fit='shrink')
+    return dict(how, register=False, labels=labels)
 
 # %% ../../nbs/data/37_check.ipynb #762311f4
 def found_layout(

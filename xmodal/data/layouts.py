@@ -32,7 +32,8 @@ from ..files import atomic, check_regular, is_litter
 from ..core import first_line
 from ..listing import best_two, first_table, in_words, list_files, MASKS
 from ..listing import name_and_ending, sides_by_folder, sides_by_word
-from .images import IMAGE_ENDINGS, NIFTI_ENDINGS, load_image
+from .formats import VOLUME_ENDINGS, each_once, is_volume, volume_stem
+from .images import IMAGE_ENDINGS, load_image
 from .records import Record
 from .volumes import load_volume, to_plane
 from .windows import window_of
@@ -428,12 +429,12 @@ def read_json(
 
 
 def sidecar(
-    path,  # a NIfTI file; it need not exist
+    path,  # of a volume; it need not exist
 ) -> dict:
     """What the JSON files of BIDS say about a file: the one beside it, over those that it inherits
     from; {} if there are none. Raises InputError for damaged ones.
     """
-    path = Path(re.sub(r'\.nii(\.gz)?$', '', str(path)))
+    path = Path(volume_stem(path))
     *entities, suffix = path.name.split('_')
     if not path.name.startswith('sub-'):  # not BIDS: nothing is inherited
         own = Path(f'{path}.json')
@@ -871,7 +872,7 @@ def data_files(
 ) -> list:
     "Pictures in a folder, or the volumes where it holds no pictures; InputError for others only."
     names = [q for q in sorted(folder.glob('*')) if not is_litter(q.name)]
-    volumes = [q for q in names if q.name.lower().endswith(NIFTI_ENDINGS)]
+    volumes = each_once([q for q in names if is_volume(q)])
     if volumes and not any(q.name.lower().endswith(IMAGE_ENDINGS) for q in names):
         return volumes
     return image_files(folder)
@@ -922,7 +923,7 @@ def ending_in(
     for pattern in ('*', '*/*', '*/*/*', '*/*/*/*'):
         for path in sorted(root.glob(pattern)):
             stem, ending = name_and_ending(path.name)
-            m = like.fullmatch(stem if ending in (*NIFTI_ENDINGS, *IMAGE_ENDINGS) else path.name)
+            m = like.fullmatch(stem if ending in (*VOLUME_ENDINGS, *IMAGE_ENDINGS) else path.name)
             parts = path.relative_to(root).parts
             if not m or any(map(is_litter, parts)) or not (parts[:-1] or m[1]):
                 continue
@@ -1751,7 +1752,7 @@ def candidates(
     "What the names suggest, before anything is read."
     if root.is_file() or Path('pairs.csv') in files:
         return [('csv', 'source', 'target')]
-    found, endings = by_signs(files), (*NIFTI_ENDINGS, *IMAGE_ENDINGS)
+    found, endings = by_signs(files), (*VOLUME_ENDINGS, *IMAGE_ENDINGS)
     data = [p for p in files if p.name.lower().endswith(endings)]
     data += sorted({p.parent for p in files if p.suffix.lower() in ('.dcm', '.ima')})
     for sides in (sides_by_folder(data), sides_by_word(data)):
@@ -1817,11 +1818,11 @@ def what_would_do(
         how = check_command(root, guess)
         return f'this looks like data set {guess[0]} ({guess[3]} pairs): {how}'
     files = list_files(root) if root.is_dir() else []
-    data = [p for p in files if p.name.lower().endswith((*NIFTI_ENDINGS, *IMAGE_ENDINGS))]
+    data = [p for p in files if p.name.lower().endswith((*VOLUME_ENDINGS, *IMAGE_ENDINGS))]
     data += sorted({p.parent for p in files if p.suffix.lower() in ('.dcm', '.ima')})
     head = first_table(data)
     if not head.lines:
-        read = ', '.join((*NIFTI_ENDINGS, *IMAGE_ENDINGS))
+        read = ', '.join((*VOLUME_ENDINGS, *IMAGE_ENDINGS))
         return f'the folder {in_words(root, files)}; what is read are pairs of {read} and DICOM'
     for line in head.lines:
         say_once(line)

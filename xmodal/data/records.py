@@ -26,7 +26,7 @@ class Record:
 
     subject: str  # the unit of splitting and of statistics
     name: str  # unique: subject, session, slice, ...
-    source: Path  # NIfTI, PNG, TIFF, or a folder with one DICOM series
+    source: Path  # a volume, PNG or TIFF file, or a folder with one DICOM series
     target: Path  # the same
     meta: dict = field(default_factory=dict)  # age, sex, site, sidecar values, ...
     mask: Path = None  # region or segmentation that belongs to the pair, where there is one
@@ -118,7 +118,8 @@ def cutting_of(
 ) -> Cutting:
     "How one side of a pair is cut."
     fit = p.get('fit', 'shrink')
-    return Cutting(kind, p['size'], source_window=rule, spacing=p.get('spacing'), fit=fit)
+    plane = p.get('plane', 'axial')
+    return Cutting(kind, p['size'], rule, p.get('spacing'), fit, plane)
 
 
 def further_planes(
@@ -138,7 +139,7 @@ def further_planes(
 
 def prepare_volume(
     r,  # Record of two volumes
-    p,  # parameters of `prepare`: size, spacing, windows, min_foreground, register, slices
+    p,  # parameters of `prepare`: size, spacing, plane, windows, min_foreground, register, slices
 ):  # a tuple of seven
     """One pair of volumes as slices, scaled: source (n, 1 + further sources, H, W) and target
     (n, 1, H, W); numbers of the slices kept; windows of source and of target, a list of one or one per slice; channels and types of the

@@ -23,7 +23,9 @@ import numpy as np
 from ..core import InputError
 from ..explain import passes_on
 from ..data.cache import is_image
-from ..data.images import IMAGE_ENDINGS, load_image, NIFTI_ENDINGS
+from ..data.dicom import holds_dicom
+from ..data.formats import each_once, VOLUME_ENDINGS
+from ..data.images import IMAGE_ENDINGS, load_image
 from ..data.volumes import load_volume
 from ..data.windows import Window, window_of
 from .faults import facts_beside_truth, find_faults
@@ -38,10 +40,8 @@ SUBJECT = (
     r'|Bra[Tt][Ss]1\d_[A-Za-z0-9]+_[A-Za-z0-9]+_\d+|TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}|\d+_\d+_P'
     r'|(?<![A-Za-z])(?i:case|patient|subject|subj|sub|pat|pt)[-_]?\d+)'
 )
-ENDINGS = (*NIFTI_ENDINGS, *IMAGE_ENDINGS)
-OTHER_ENDINGS = tuple(
-    '.jpg .jpeg .bmp .gif .webp .jp2 .mha .mhd .nrrd .mgz .npy .npz .dcm .h5 .mat'.split()
-)
+ENDINGS = (*VOLUME_ENDINGS, *IMAGE_ENDINGS)
+OTHER_ENDINGS = tuple('.jpg .jpeg .bmp .gif .webp .jp2 .npy .npz .dcm .h5 .mat'.split())
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #6c73c50e
 def bare(
@@ -81,13 +81,17 @@ def files_of(
     root,  # a folder (searched with everything below), or a single file
     what: str,  # what it holds, for the messages; 'std' keeps maps
 ) -> dict:
-    """Name -> path of the NIfTI, PNG and TIFF files at or below `root`, without maps beside a
-    translation; raises InputError if there are none, or a name occurs twice."""
+    """Name -> path of the volumes, PNG and TIFF files at or below `root`, without maps beside a
+    translation, and of the folders of DICOM series; raises InputError if there are none, or a
+    name occurs twice."""
     root, found = Path(root), {}
     if not root.exists():
         raise InputError(f'{root}: no such file or folder ({what})')
     every = [root] if root.is_file() else visible_files(root)
-    files = [q for q in every if q.name.lower().endswith(ENDINGS) or root.is_file()]
+    series = [d for d in sorted({q.parent for q in every}) if root.is_dir() and holds_dicom(d)]
+    every = [*series, *(q for q in every if q.parent not in series)]
+    named = lambda q: q in series or root.is_file() or q.name.lower().endswith(ENDINGS)
+    files = each_once([q for q in every if named(q)])
     there = {bare(q) for q in files}
     for p in files:
         if len(files) > 1 and what != 'std' and is_map(p, there):

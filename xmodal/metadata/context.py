@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core import InputError, item_seed
+from ..data.formats import is_volume
 from ..data.layouts import match_people, read_table, sidecar
 from .encoder import find_encoder, pair_context
 from .record import field_of, FIELDS, Metadata, read_metadata
@@ -322,7 +323,7 @@ def nearby_metadata(
     Raises InputError for damaged ones.
     """
     path = Path(path).absolute()  # not resolved: an annexed file is a link into .git
-    known = sidecar(path) if str(path).endswith(('.nii', '.nii.gz')) else {}
+    known = sidecar(path) if is_volume(path) else {}
     tables = (folder / 'participants.tsv' for folder in path.parents)
     table = next((q for q in tables if q.exists()), None)
     if not table:

@@ -226,6 +226,7 @@ class DataSpec(Section):
     # mean, spread -> (smallest, largest) over the scaled sources of the training
     source_values: dict = None
     fit: str = None  # of images: 'shrink' or 'patch'; None in older folders: shrunk
+    plane: str = 'axial'  # of volumes: in which slices were cut; older folders: axial
     patch: dict = None  # in words, how patches were made: size, resolution, smaller
     # side of the random crops of the training, pixels, 8 to 16384: larger images are answered in
     # tiles of this side; None: whole images
@@ -395,6 +396,10 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     target_dtype=('a type of real numbers such as uint8', is_dtype),
     target_reach=('two finite numbers, the lower first', is_range),
     fit=("'shrink' or 'patch'", lambda v: is_text(v) and v in ('shrink', 'patch')),
+    plane=(
+        "'axial', 'coronal' or 'sagittal'",
+        lambda v: is_text(v) and v in ('axial', 'coronal', 'sagittal'),
+    ),
     steps=('a whole number from 1 to 100000', lambda v: is_count(v, 10**5)),
     tau=(f'one of {", ".join(rules)}', lambda v: is_text(v) and v in rules),
     options=('an object', lambda v: isinstance(v, dict)),
