@@ -98,7 +98,7 @@ class FromFolder:
     "What a frame asks of a model, for a cache of `people`."
 
     kind, dataset, fit, source_window, source_values = 'volume', 'test', 'shrink', 'percentile', {}
-    tile, context, step, further = None, 2, 5.0, 1
+    tile, context, step, further, plane = None, 2, 5.0, 1, 'axial'
 
     def __init__(self, data):
         self.size, self.spacing = data.shape[-1], data.index['params']['spacing']

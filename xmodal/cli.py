@@ -100,6 +100,12 @@ class Drawing:
         'for a model with prompts: what the translation shall be, e.g. TE=120,field=3 (ms, tesla,'
         ' years, degrees)',
     )
+    more: str = option(
+        '',
+        'for a model of several sources: the further ones of one file, in its order, separated by'
+        ' commas (default: those that lie beside it under their names)',
+        metavar='FILES',
+    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,10 @@ class Machine:
     "What it runs on, and how fast."
 
     device: str | None = option(None, 'cpu, cuda, ... (default: a GPU if there is one)')
+    overlap: float = option(
+        0.25,
+        'of the tiles in which a model of crops answers larger images, as a share of their side',
+    )
     batch: int = option(8, 'slices at a time; less takes less memory')
     precision: str = option(
         'no',
@@ -394,6 +404,7 @@ def translate(
 ) -> int:
     "xmodal translate"
     from xmodal.methods import parse_options
+    from xmodal.core import InputError
     from xmodal.processes import is_main, join_processes
     from xmodal.folders import translate_paths
     from xmodal.translate import Translator
@@ -407,6 +418,8 @@ def translate(
         channels_last=a.channels_last,
         compile=a.compile,
     )
+    if a.more and Path(a.input).is_dir() and not any(Path(a.input).glob('*.dcm')):
+        raise InputError(f'--more names the sources of one file, and {a.input} is a folder')
     tr.context(target=target)  # an impossible wish is refused before the first file
     bad = translate_paths(
         tr,
@@ -420,6 +433,8 @@ def translate(
         seed=a.seed,
         tau=a.tau,
         batch=a.batch,
+        overlap=a.overlap,
+        more=[v.strip() for v in a.more.split(',') if v.strip()] or None,
         samples=a.samples,
         noise=a.noise,
         mix=a.save_mix,

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop', 'Beside', 'beside']
+           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside',
+           'beside']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -267,7 +268,7 @@ class Denoiser(Parametrised):
         for _ in range(self.recur):
             if self.recur > 1:
                 more['x_r'] = x0_hat
-            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, c_in), ctx, **more)
+            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, c_in), ctx, more)
             newer = c_skip * x + c_src * y + c_out * got.to(x.dtype)
             x0_hat, settled = keep_older(newer, x0_hat, settled, stop)
         return x0_hat
@@ -286,7 +287,7 @@ class Denoiser(Parametrised):
             return super().eps_hat(x, t, y, ctx, coefs)
         c_in = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
         shown = self.net_inputs(x, t, y, c_in)
-        return run_net(self.precision, self.twin, *shown, ctx, side=side).to(x.dtype)
+        return run_net(self.precision, self.twin, *shown, ctx, dict(side=side)).to(x.dtype)
 
 # %% ../nbs/bridges/14_denoise.ipynb #3ffd07d9
 def fast(
@@ -317,12 +318,12 @@ def run_net(
     t,  # (B,), the network's own time, about [0, 1000]
     y,  # source, shape of x
     ctx=None,  # conditioning (B, 2 or 3, dim), or None
-    x_r=None,  # a third image, for networks that take one; None: not passed on
-    z=None,  # (B, latent) standard normal, for networks that take it; None: not passed on
-    side=None,  # further images (B, E, *spatial), for networks that take them; None: not passed on
+    # x_r, a third image; z, (B, latent) standard normal; side, further images (B, E, *spatial): for
+    # networks that take them; None: not passed on
+    more: dict = {},
 ):  # (B, C, *spatial)
     "The network's answer, in the precision that was asked for."
-    more = {k: v for k, v in dict(x_r=x_r, z=z, side=side).items() if v is not None}
+    more = {k: v for k, v in more.items() if v is not None}
     if precision == 'no':
         return net(x, t, y, ctx, **more)
     with torch.autocast(x.device.type, torch.bfloat16):
@@ -400,8 +401,8 @@ def loss_per_item(
 
 # %% ../nbs/bridges/14_denoise.ipynb #7b83cf82
 @explained
-class Wrap(Estimator, nn.Module):
-    "A denoiser around another one; what is not said here is the inner one's."
+class Inside(Estimator, nn.Module):
+    "What a denoiser around another one is: as the inner one, unless it says otherwise."
 
     def __init__(
         self,
@@ -441,6 +442,11 @@ class Wrap(Estimator, nn.Module):
         "As of the denoiser inside."
         return self.den.precision
 
+# %% ../nbs/bridges/14_denoise.ipynb #b57f8833
+@explained
+class Wrap(Inside):
+    "A denoiser around another one; what is not said here is the inner one's."
+
     def factors(
         self,
         coefs,  # (a, b, c) at t
@@ -471,8 +477,7 @@ class Wrap(Estimator, nn.Module):
         side=None,  # further images, as for the estimate
     ):  # shape of x
         "The noise as the denoiser inside estimates it."
-        more = {} if side is None else dict(side=side)
-        return self.den.eps_hat(x, t, y, ctx, coefs, **more)
+        return self.den.eps_hat(x, t, y, ctx, coefs, side)
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
 @explained

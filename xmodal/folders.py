@@ -7,7 +7,7 @@ __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'companion_path'
            'what_is', 'no_file', 'file_tasks', 'single_task', 'check_output', 'folder_tasks', 'series_task', 'few',
            'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
            'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
-           'digest', 'note_of', 'check_origin', 'finished', 'is_series', 'remove_output', 'digests_in', 'Common',
+           'digest', 'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common',
            'translate_task', 'with_name', 'make_output', 'write_note', 'passed_on', 'check_foreign', 'check_unique',
            'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
 
@@ -25,6 +25,7 @@ from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
 from .data.dicom import holds_dicom, save_dicom
+from .data.frames import tile_side
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
 from .data.images import IMAGE_ENDINGS
 from .nets.latent import weights_fingerprint
@@ -436,6 +437,8 @@ class TranslateOptions:
     seed: int = 0  # of the sampling noise
     tau: str = None  # noise rule; None: the model's own
     batch: int = 8  # slices at a time
+    overlap: float = 0.25  # of the tiles of a model of crops, share of their side
+    more: list = None  # further sources of one file; None: looked for beside it
     samples: int = 1  # draws; their mean is the translation
     noise: str = 'shared'  # or 'independent': among the slices of a volume
     mix: bool = False  # also the share of the source along the path
@@ -465,6 +468,8 @@ def settings_of(
         target=chosen.target or {},
         mix=bool(chosen.mix),
     )
+    if tile_side(tr.data):
+        settings['overlap'] = chosen.overlap
     return json.loads(json.dumps(settings))
 
 # %% ../nbs/use/86_folders.ipynb #c4cc4546
@@ -574,9 +579,9 @@ def finished(
     """Is this output there with its maps, made as asked for? Raises InputError if it is there and
     was made otherwise, or by somebody else.
     """
-    if not os.path.lexists(output) or is_series(output) and not any(Path(output).iterdir()):
+    if not os.path.lexists(output) or is_series_folder(output) and not any(Path(output).iterdir()):
         return False
-    wrong = '' if is_series(output) else no_file(output)
+    wrong = '' if is_series_folder(output) else no_file(output)
     if wrong:
         raise InputError(wrong)
     words = note_of(output)
@@ -597,7 +602,7 @@ def finished(
 MAPS = ('std', 'mix')
 
 
-def is_series(
+def is_series_folder(
     output,  # Path that is there
 ) -> bool:
     "Is an output the folder of a DICOM series? A folder with the name of a file is none."
@@ -608,7 +613,7 @@ def remove_output(
     output,  # Path of a file, or of the folder of a series; it need not exist
 ):
     "Remove an old output. A folder only if xmodal has filled it, and nobody put anything else in."
-    if not is_series(output):
+    if not is_series_folder(output):
         Path(output).unlink(missing_ok=True)
         return
     there = [p.name for p in Path(output).iterdir()]

@@ -52,7 +52,8 @@ class FromFiles:
     )
     spacing: float = option(
         0.0,
-        "pixel size in mm; 0: the largest field of view divided by size, with size 0 the data's own",
+        'pixel size in mm; 0: the largest field of view divided by size, with size 0 the '
+        "data's own",
     )
     patch: int = option(
         0,
@@ -266,12 +267,14 @@ meanings = {f.name: f.metadata['help'] for f in fields(Job)}
 # %% ../nbs/use/81_job.ipynb #baef85e4
 JOB_TOPICS = {
     'data': 'dataset root source target group size spacing patch source_window target_window'
-    ' context fit register check allow_unpaired split slices plane train_subjects test_subjects limit',
+    ' context fit register check allow_unpaired split slices plane'
+    ' train_subjects test_subjects limit',
     'simulated data': 'made_subjects made_voxel made_pixels made_varied',
     'model': 'method options pred net ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch lr ema drop_sources accumulate baseline val_every save_every seed resume smoke',
+    'training': 'steps batch lr ema drop_sources accumulate baseline val_every save_every'
+    ' seed resume smoke',
     'translation': 'sample_steps tau',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',

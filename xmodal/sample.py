@@ -194,6 +194,7 @@ class Estimator:
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images (B, E, *spatial), for networks that take them
     ):  # shape of x
         "The second network's estimate of the noise; raises ValueError if there is none."
         raise ValueError('this denoiser has no second network for the noise (ABridge has)')
@@ -233,6 +234,7 @@ class Plain(Estimator, torch.nn.Module):
         y,  # source, shape of x
         ctx=None,  # conditioning, or None
         coefs=None,  # not used
+        side=None,  # not used
     ):  # shape of x
         "The callable's own estimate of the noise."
         return self.den.eps_hat(x, t, y, ctx)

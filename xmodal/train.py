@@ -23,12 +23,11 @@ import torch
 
 from .data.check import check as check_data
 from .choices import unknown_word
-from .core import InputError, project_root
+from .core import InputError, first_line, project_root
 from .explain import explained
 from .parameters import convert, numbers
 from .options import shown_briefly
 from .show import show_grid
-from .core import first_line
 from .data.cache import BLOCK, is_image
 from .data.frames import slice_distance
 from .data.volumes import open_volume
@@ -70,13 +69,13 @@ from xmodal.evaluation.report import (
 )
 from .sample import rules
 from .nets.conditioning import conditionings
+from .training.loop import check_device, NotFinite, Recipe
 from .training.model_folder import save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
 from .processes import is_main, join_processes
 from .run_folder import check_name, hold, release, what_is_there
-from .training.loop import check_device, NotFinite, Recipe
 
 # %% ../nbs/use/84_train.ipynb #79b298cd
 @dataclass(frozen=True)

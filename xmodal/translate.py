@@ -7,7 +7,7 @@ __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_sh
            'check_counts', 'check_answer', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares',
            'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
            'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
-           'concerns_of_source', 'Changed', 'settle_concerns', 'checked_cut', 'companion', 'further_sources',
+           'concerns_of_source', 'companion', 'further_sources', 'Changed', 'settle_concerns', 'checked_cut',
            'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
@@ -607,6 +607,47 @@ def concerns_of_source(
         known = {**known, 'modality': modality_beside(where)}
     return [*concerns_of_modality(d, known), *frame.concerns()]
 
+# %% ../nbs/use/85_translate.ipynb #996320d6
+def companion(
+    path,  # of the first source
+    first: str,  # its modality, as the data set names it
+    other: str,  # that of a further source
+) -> Path:  # need not exist
+    "Where a further source of the same subject would lie: the same path with the other name."
+    path = Path(path)
+    name = re.sub(rf'(?<![A-Za-z0-9]){re.escape(first)}(?![A-Za-z0-9])', other, path.name)
+    return path.with_name(name)
+
+
+def further_sources(
+    d: DataSpec,  # of the model
+    where,  # path of the first source, or None
+    more=None,  # what was given: paths or images, None for one that is not there; None: look
+) -> list:  # as `Frame.side` takes them
+    """The further sources of a model of several; those that were not given are looked for beside
+    the first. Raises InputError where one is missing that the model cannot do without.
+    """
+    count = d.further or 0
+    if more is None:
+        names = [v.strip() for v in (d.source or '').split(',')]
+        beside_it = [companion(where, names[0], v) for v in names[1:]] if where else []
+        more = [v if v.exists() and v != Path(where) else None for v in beside_it]
+        more = more if len(more) == count else [None] * count
+    if len(more) != count:
+        raise InputError(f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}')
+    lacks = [i + 2 for i, v in enumerate(more) if v is None]
+    if lacks and not d.may_lack:
+        raise InputError(
+            f'{where or "the source"}: source {lacks[0]} of {1 + count} ({d.source}) was not given '
+            'and is not beside it; give it with --more (more=[...])'
+        )
+    if lacks:
+        words = (
+            f'translated without source {", ".join(map(str, lacks))} of {1 + count} ({d.source})'
+        )
+        warnings.warn(f'{where or "the source"}: {words}', Changed)
+    return list(more)
+
 # %% ../nbs/use/85_translate.ipynb #6a70ee43
 class Changed(UserWarning):
     "What the way through the model does to a file; no doubt about the answer."
@@ -638,47 +679,6 @@ def checked_cut(
     if frame.grey is not None:
         settle_concerns(concerns_of_values(d, frame.grey), frame.name, force)
     return y
-
-
-def companion(
-    path,  # of the first source
-    first: str,  # its modality, as the data set names it
-    other: str,  # that of a further source
-) -> Path:  # need not exist
-    "Where a further source of the same subject would lie: the same path with the other name."
-    path = Path(path)
-    name = re.sub(rf'(?<![A-Za-z0-9]){re.escape(first)}(?![A-Za-z0-9])', other, path.name)
-    return path.with_name(name)
-
-
-def further_sources(
-    d: DataSpec,  # of the model
-    where,  # path of the first source, or None
-    more=None,  # what was given: paths or images, None for one that is not there; None: look
-) -> list:  # as `Frame.side` takes them
-    """The further sources of a model of several; those that were not given are looked for beside the
-    first. Raises InputError where one is missing that the model cannot do without.
-    """
-    count = d.further or 0
-    if more is None:
-        names = [v.strip() for v in (d.source or '').split(',')]
-        beside_it = [companion(where, names[0], v) for v in names[1:]] if where else []
-        more = [v if v.exists() and v != Path(where) else None for v in beside_it]
-        more = more if len(more) == count else [None] * count
-    if len(more) != count:
-        raise InputError(f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}')
-    lacks = [i + 2 for i, v in enumerate(more) if v is None]
-    if lacks and not d.may_lack:
-        raise InputError(
-            f'{where or "the source"}: source {lacks[0]} of {1 + count} ({d.source}) was not given '
-            'and is not beside it; give it with --more (more=[...])'
-        )
-    if lacks:
-        words = (
-            f'translated without source {", ".join(map(str, lacks))} of {1 + count} ({d.source})'
-        )
-        warnings.warn(f'{where or "the source"}: {words}', Changed)
-    return list(more)
 
 
 def there_and_back(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'cache_key', 'default_spacing', 'target_plane', 'in_plane', 'native_grid',
            'digest_of_file', 'digest_of_index', 'shapes_of', 'cache_is_whole', 'read_index', 'neighbours',
-           'groups_beside', 'Slices', 'is_image', 'check_numbers', 'check_image_options', 'check_one_kind',
-           'padding_lines', 'window_rules', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices',
-           'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
+           'groups_beside', 'item_beside', 'Slices', 'is_image', 'check_numbers', 'check_image_options',
+           'check_one_kind', 'padding_lines', 'window_rules', 'later_params', 'prepare', 'Prepared', 'build_cache',
+           'not_collated', 'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -220,6 +220,17 @@ def groups_beside(
         owners += [source for source in every if offset or source]
     return [[i for i, o in enumerate(owners) if o == s] for s in range(1, 1 + further)]
 
+# %% ../../nbs/data/34_cache.ipynb #75b8518f
+def item_beside(
+    data,  # Slices: its array of sources, further, context
+    i: int,  # number in the cache
+) -> dict:  # side (E, H, W), and groups: which of its channels belong to which further source
+    "What stands beside slice i, as part of its item."
+    numbers = data.beside[i] if data.context else [i]
+    seen = images_beside([data.maps[0][j] for j in numbers], data.channels)
+    groups = groups_beside(data.channels, data.further, data.context)
+    return dict(side=torch.from_numpy(seen), groups=groups)
+
 # %% ../../nbs/data/34_cache.ipynb #b14cc958
 class Slices(Dataset):
     """Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the
@@ -260,21 +271,9 @@ class Slices(Dataset):
                 for n in ('source', 'target')
             ]
         i, c = int(self.items[k]), self.channels
-        item = dict(
-            y=torch.from_numpy(self.maps[0][i, :c].copy()),
-            x0=torch.from_numpy(self.maps[1][i].copy()),
-            i=i,
-        )
-        if self.further or self.context:
-            numbers = self.beside[i] if self.context else [i]
-            item['side'] = torch.from_numpy(images_beside([self.maps[0][j] for j in numbers], c))
-            item['groups'] = self.groups
-        return item
-
-    @property
-    def groups(self) -> list:  # of lists of numbers, one list per further source
-        "Which channels of `side` belong to which further source."
-        return groups_beside(self.channels, self.further, self.context)
+        y, x0 = self.maps[0][i, :c].copy(), self.maps[1][i].copy()
+        item = dict(y=torch.from_numpy(y), x0=torch.from_numpy(x0), i=i)
+        return item | (item_beside(self, i) if self.further or self.context else {})
 
     def view(
         self,
@@ -359,13 +358,15 @@ def check_one_kind(
     records,  # Records
     image,  # is the first of them one of images?
 ):
-    "Raise InputError if some records are images and others volumes."
+    "Raise InputError if some records are images and others volumes, or have more sources."
     for r in records:
         if is_image(r.source) != image or is_image(r.target) != image:
             raise InputError(
                 f'{r.source} and {r.target}: the data set mixes images and volumes; '
                 'prepare them apart'
             )
+    if len({len(r.more_sources) for r in records}) > 1:
+        raise InputError(f'{records[0].source}: all pairs need the same number of sources')
 
 # %% ../../nbs/data/34_cache.ipynb #978b166d
 def padding_lines(
@@ -399,6 +400,18 @@ def window_rules(
     return rules
 
 
+def later_params(
+    slices: int,  # how many per volume; 0: all
+    plane: str,  # in which slices are cut
+) -> dict:
+    "Parameters that came later: named only where they were asked for, so that old caches fit."
+    found = dict(slices=slices) if slices else {}
+    if plane != 'axial':
+        print(f'note: slices are cut in the {plane} plane')
+        found['plane'] = plane
+    return found
+
+
 def prepare(
     records,  # from find_records
     size: int = 64,  # rows and columns; 0: nothing is shrunk, see `native_grid`
@@ -424,19 +437,13 @@ def prepare(
     check_image_options(records[0].source, image, fit, register, (source_window, target_window))
     rules = window_rules(image, source_window, target_window)
     check_one_kind(records, image)
-    if len({len(r.more_sources) for r in records}) > 1:
-        raise InputError(f'{records[0].source}: all pairs need the same number of sources')
     plane = 'axial' if image else target_plane(records, plane)
     if size == 0:
         size, spacing, fit = native_grid(records, image, spacing, plane)
     spacing = None if image else float(spacing or default_spacing(records, size, plane))
     params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground)
     params |= dict(fit=fit, register=bool(register))
-    if slices:
-        params['slices'] = slices
-    if plane != 'axial':
-        params['plane'] = plane
-        print(f'note: slices are cut in the {plane} plane')
+    params |= later_params(slices, plane)
     folder = Path(cache or project_root() / 'data' / 'cache') / cache_key(records, params)
     if not cache_is_whole(folder):
         if folder.exists():

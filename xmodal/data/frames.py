@@ -6,10 +6,10 @@
 __all__ = ['SPACE', 'ABSENT', 'GEO', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header', 'concerns_of_size',
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
            'field_overlap', 'slice_distance', 'stride_of', 'concerns_of_slices', 'images_beside', 'beside_slices',
-           'CutVolume', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture',
-           'georeference', 'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture',
-           'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array',
-           'frame_of']
+           'CutVolume', 'volumes_beside', 'pictures_beside', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network',
+           'from_network', 'concerns_of_picture', 'georeference', 'pixels_of', 'check_picture', 'CutPicture',
+           'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame',
+           'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 from dataclasses import dataclass
@@ -372,6 +372,44 @@ class CutVolume(Frame):
         place = moved @ self.img.affine
         return resample(scaled, place, other.affine, other.grey.shape, fill=-1.0, order=order)
 
+# %% ../../nbs/data/31_frames.ipynb #1f89fd58
+def volumes_beside(
+    frame,  # VolumeFrame whose planes were cut
+    more,  # further volumes: paths or nibabel images; None for one that is not there
+):  # (S, E, H, W), scaled, or None
+    "Neighbouring slices and further sources of a volume; raises InputError for another head."
+    context = frame.d.context or 0
+    if not (more or context):
+        return None
+    planes = [frame.grey]
+    for source in more:
+        if source is None:
+            planes.append(np.full_like(frame.grey, ABSENT))
+            continue
+        other = CutVolume(source, frame.d, 1)
+        if field_overlap(other.img, frame.img) < 0.5:
+            raise InputError(f'{other.name}: hardly covers {frame.name}; is it the same head?')
+        planes.append(other.planes_on(frame, np.eye(4)))
+    return beside_slices(np.stack(planes, 1), context, stride_of(frame.d, frame.img))
+
+
+def pictures_beside(
+    frame,  # PictureFrame
+    more,  # further pictures: paths; None for one that is not there
+):  # (1, E, H, W), scaled, or None
+    "The further sources of a picture; raises InputError for one of another size."
+    seen = [] if not more else frame.cut()[0]
+    found = []
+    for path in more:
+        if path is None:
+            found.append(np.full_like(seen, ABSENT))
+            continue
+        other = PictureFrame(load_image(path), frame.d, frame.channels, path)
+        if other.x.shape[1:] != frame.x.shape[1:]:
+            raise InputError(f'{path}: another size than {frame.name}; sources lie on each other')
+        found.append(other.cut()[0])
+    return np.concatenate(found)[None] if found else None
+
 # %% ../../nbs/data/31_frames.ipynb #ab70be28
 class VolumeFrame(CutVolume):
     "A volume: slices on the model's planes, and back to the voxels of the file."
@@ -395,19 +433,7 @@ class VolumeFrame(CutVolume):
         more=(),  # further volumes: paths or nibabel images; None for one that is not there
     ):  # (S, E, H, W), scaled, or None
         "Neighbouring slices and further sources, on the planes that were cut."
-        k = self.d.context or 0
-        if not (more or k):
-            return None
-        planes = [self.grey]
-        for source in more:
-            if source is None:
-                planes.append(np.full_like(self.grey, ABSENT))
-                continue
-            other = CutVolume(source, self.d, 1)
-            if field_overlap(other.img, self.img) < 0.5:
-                raise InputError(f'{other.name}: hardly covers {self.name}; is it the same head?')
-            planes.append(other.planes_on(self, np.eye(4)))
-        return beside_slices(np.stack(planes, 1), k, stride_of(self.d, self.img))
+        return volumes_beside(self, more)
 
     def names(
         self,
@@ -606,21 +632,7 @@ class PictureFrame(CutPicture):
         more=(),  # further pictures: paths; None for one that is not there
     ):  # (1, E, H, W), scaled, or None
         "Further sources, laid out as this one."
-        if not more:
-            return None
-        seen = self.cut()[0]
-        found = [np.full_like(seen, ABSENT) if v is None else self.like_this(v) for v in more]
-        return np.concatenate(found)[None]
-
-    def like_this(
-        self,
-        path,  # of a further picture
-    ) -> np.ndarray:  # (C, H, W), scaled
-        "Another picture of the same size as the network sees this one."
-        other = PictureFrame(load_image(path), self.d, self.channels, path)
-        if other.x.shape[1:] != self.x.shape[1:]:
-            raise InputError(f'{path}: another size than {self.name}; sources lie on each other')
-        return other.cut()[0]
+        return pictures_beside(self, more)
 
     def names(
         self,

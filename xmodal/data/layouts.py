@@ -13,7 +13,7 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PARTS',
            'is_series', 'ending_in', 'name_subjects', 'by_word', 'folder', 'part_folders', 'split_of_parts', 'ab',
            'save_half', 'halves', 'sidebyside', 'nnunet_about', 'nnunet_channel', 'nnunet_part', 'nnunet',
            'beside_table', 'pair_of', 'side_columns', 'plain_row', 'csv', 'DataInfo', 'default_windows',
-           'write_simulated', 'simulated_root', 'derived_from_brains', 'slices_to_png', 'pairs_table', 'part_of',
+           'write_simulated', 'simulated_root', 'derived_from_brains', 'slices_to_png', 'pairs_table', 'simulated_part',
            'channels_to_nnunet', 'slices_by_part', 'slices_side_by_side', 'check_sides', 'read_all', 'by_signs',
            'candidates', 'is_wide', 'guess_layout', 'check_command', 'what_would_do', 'find_root', 'find_records',
            'Published', 'split_like', 'own_split', 'split_by_pairs']
@@ -1601,7 +1601,7 @@ def pairs_table(
     )
 
 # %% ../../nbs/data/36_layouts.ipynb #e6a29a17
-def part_of(
+def simulated_part(
     i: int,  # number of a record
     n: int,  # how many there are
 ) -> str:  # train, val or test
@@ -1620,7 +1620,7 @@ def channels_to_nnunet(
     for part in ('imagesTr', 'imagesTs', 'labelsTr', 'labelsTs'):
         (root / part).mkdir(parents=True, exist_ok=True)
     for i, r in enumerate(records):
-        part = 'Ts' if part_of(i, len(records)) == 'test' else 'Tr'
+        part = 'Ts' if simulated_part(i, len(records)) == 'test' else 'Tr'
         for k, path in enumerate((r.source, r.target)):
             copy = root / f'images{part}' / f'{r.name}_{k:04d}.nii.gz'
             copy.write_bytes(path.read_bytes())
@@ -1638,7 +1638,7 @@ def slices_by_part(
     for i, r in enumerate(records):
         slices_to_png([r], root)
         for side in 'AB':
-            into = Path(root) / f'{part_of(i, len(records))}{side}'
+            into = Path(root) / f'{simulated_part(i, len(records))}{side}'
             into.mkdir(exist_ok=True)
             for path in (Path(root) / side).iterdir():
                 path.rename(into / path.name)

@@ -142,8 +142,8 @@ def prepare_volume(
     p,  # parameters of `prepare`: size, spacing, plane, windows, min_foreground, register, slices
 ):  # a tuple of seven
     """One pair of volumes as slices, scaled: source (n, 1 + further sources, H, W) and target
-    (n, 1, H, W); numbers of the slices kept; windows of source and of target, a list of one or one per slice; channels and types of the
-    files; extras for the index.
+    (n, 1, H, W); numbers of the slices kept; windows of source and of target, a list of one or one
+    per slice; channels and types of the files; extras for the index.
     """
     y, x0 = (
         CutVolume(path, cutting_of(p, 'volume', rule), 1)

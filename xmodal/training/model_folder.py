@@ -249,11 +249,12 @@ class DataSpec(Section):
     ):  # DataSpec
         "Read a section; raises InputError for what is missing, impossible or contradictory."
         check_values(table, path)
-        inner = dict(text=PromptSpec, latent=LatentSpec)
         own = {k: tuples(v) if k not in ('options', 'patch') else v for k, v in table.items()}
+        inner = dict(text=PromptSpec, latent=LatentSpec)
         own |= {k: kind.of(own[k]) for k, kind in inner.items() if own.get(k) is not None}
-        own['grids'] = {k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()}
-        found = cls.of(own)
+        found = cls.of(
+            own | dict(grids={k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()})
+        )
         check_agreement(found, path)
         return found
 
