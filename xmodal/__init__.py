@@ -31,12 +31,12 @@ Rooms (help(xmodal.bridge) lists what is in one):
     bridge               the Gaussian path from target to source: begin here to read the formula
     mixing               how much of the source the path holds, where and when
     sample               the one step down a grid of times, and its noise rules
-    denoise              any network as an estimate of the target
+    denoise tiles        any network as an estimate of the target; in windows, or from many views
     families             the bridges of the compared papers
     solvers              their samplers
     methods              every method as a row of one table: begin here to compare or add one
     grid fields          times, and mixing fields, fitted to a number of steps
-    simulate             made brains, tumours, pelves, land and solar cells, to try things on
+    simulate             simulated brains, tumours, pelves, land and solar cells, to try things on
     data                 files, frames, layouts of data sets, the check before a training
     nets                 U-Nets, published networks, discriminators, latents
     metadata             what is known about a scan, as a record and as a prompt
@@ -46,8 +46,10 @@ Rooms (help(xmodal.bridge) lists what is in one):
     engine experiment    what trainings have in common; several methods compared
     translate            one scan or image: begin here to use a model
     folders              whole folders and BIDS data sets
+    run_folder           the folder of a training: a name used once, one training at a time
     cli options          the command xmodal
     core files           errors, seeds and limits; files that are whole or absent
+    listing choices      what lies in a folder; what was meant by a misspelt word
     show testing         images side by side; numbers compared
     parameters           values from notebooks and command lines, in their type
     processes explain    one job on several processes; where this help comes from

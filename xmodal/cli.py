@@ -421,25 +421,11 @@ def translate(
     if a.more and Path(a.input).is_dir() and not any(Path(a.input).glob('*.dcm')):
         raise InputError(f'--more names the sources of one file, and {a.input} is a folder')
     tr.context(target=target)  # an impossible wish is refused before the first file
-    bad = translate_paths(
-        tr,
-        a.input,
-        a.output,
-        bids=a.bids,
-        labels=a.participant_label,
-        overwrite=a.overwrite,
-        target=target or None,
-        steps=a.steps,
-        seed=a.seed,
-        tau=a.tau,
-        batch=a.batch,
-        overlap=a.overlap,
-        more=[v.strip() for v in a.more.split(',') if v.strip()] or None,
-        samples=a.samples,
-        noise=a.noise,
-        mix=a.save_mix,
-        force=a.force,
-    )
+    same = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'samples', 'noise')
+    how = {k: getattr(a, k) for k in (*same, 'force')}
+    how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
+    how |= dict(more=[v.strip() for v in a.more.split(',') if v.strip()] or None)
+    bad = translate_paths(tr, a.input, a.output, **how)
     if is_main():
         for _, why in bad:
             print(f'xmodal: not translated: {why}', file=sys.stderr)

@@ -399,7 +399,7 @@ def window_rules(
         check_rule(rule)
     return rules
 
-
+# %% ../../nbs/data/34_cache.ipynb #d5b2e8f3
 def later_params(
     slices: int,  # how many per volume; 0: all
     plane: str,  # in which slices are cut
@@ -415,8 +415,7 @@ def later_params(
 def prepare(
     records,  # from find_records
     size: int = 64,  # rows and columns; 0: nothing is shrunk, see `native_grid`
-    # mm per pixel; default: the largest field of view fills `size`; size 0: the data's median
-    spacing: float = None,
+    spacing: float = None,  # mm per pixel; default: the largest field fills `size`; 0: data's own
     source_window=None,  # rule of window_of; default 'percentile' for volumes, 'dtype' for images
     target_window=None,  # the same
     min_foreground=0.05,  # least share of pixels above -0.8 in both images of a slice, 0 to 1
@@ -429,9 +428,7 @@ def prepare(
     progress=True,  # show a bar
     plane='auto',  # volumes: axial, coronal or sagittal slices; auto: that of thick slices
 ) -> Slices:
-    """Prepared slices of all records, from the cache if it is there; raises InputError naming the
-    first bad file.
-    """
+    "Prepared slices of all records, from the cache if there; InputError names the first bad file."
     check_numbers(records, size, spacing, slices, fit)
     image = is_image(records[0].source)
     check_image_options(records[0].source, image, fit, register, (source_window, target_window))
