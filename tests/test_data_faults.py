@@ -565,7 +565,7 @@ def test_contrasts_without_direction_accuse_nobody(tmp_path):
             'error',
             'pixdim',
         ),
-        ((6, 1, 1), lambda img: None, 'warning', 'sagittal'),
+        ((6, 3, 3), lambda img: None, 'warning', 'sagittal'),
     ],
 )
 def test_what_a_header_says_against_itself_is_said(tmp_path, zooms, harm, level, words):
