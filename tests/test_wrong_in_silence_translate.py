@@ -627,7 +627,7 @@ def test_a_dicom_series_is_one_volume(tmp_path):
     with pytest.raises(InputError, match='made from another s'):
         go(tr, tmp_path / 's', tmp_path / 'o.nii.gz')
     with pytest.raises(InputError, match='must end in .nii'):
-        go(tr, tmp_path / 's', tmp_path / 'folder')
+        go(tr, tmp_path / 's', tmp_path / 'x.dcm')
 
 
 @pytest.mark.parametrize(
@@ -645,10 +645,10 @@ def test_one_output_that_cannot_be_written(number, stops, tmp_path, monkeypatch)
     a, b = folder_of(tmp_path)
     save, code = folders.save_translation, getattr(errno, number)
 
-    def refuses(result, path, ready=None):
+    def refuses(result, path, ready=None, names=()):
         if path.name == 's0.png':
             raise OSError(code, os.strerror(code), str(path))
-        save(result, path, ready)
+        save(result, path, ready, names)
 
     monkeypatch.setattr(folders, 'save_translation', refuses)
     if not stops:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DICOM_FIELDS', 'WHO', 'PLACE', 'MUST_BE_THERE', 'SOP_CLASSES', 'open_dicom', 'dicom_slices', 'has_place',
-           'check_one_series', 'holds_dicom', 'slice_step', 'check_same_plane', 'check_stack', 'in_units',
-           'dicom_voxels', 'series_words', 'as_pixels', 'set_kind', 'new_header', 'point_to_source', 'set_pixels',
-           'save_dicom', 'source_slices']
+           'check_one_series', 'starts_as_dicom', 'holds_dicom', 'slice_step', 'check_same_plane', 'check_stack',
+           'in_units', 'dicom_voxels', 'series_words', 'as_pixels', 'set_kind', 'new_header', 'point_to_source',
+           'set_pixels', 'save_dicom', 'source_slices']
 
 # %% ../../nbs/data/26_dicom.ipynb #28daac0d
 import math
@@ -118,13 +118,21 @@ def check_one_series(
         )
 
 # %% ../../nbs/data/26_dicom.ipynb #07ed6c66
+def starts_as_dicom(
+    path,  # of a file
+) -> bool:
+    "Does a file begin as DICOM files do?"
+    with open(path, 'rb') as f:
+        return f.read(132)[128:] == b'DICM'
+
+
 def holds_dicom(
     folder,  # eight of its files are looked into
 ) -> bool:
     "Is there a DICOM file among the first files of a folder?"
     there = (p for p in sorted(Path(folder).iterdir()) if not is_litter(p.name))
     some = [p for p in there if os.path.isfile(p)]
-    return any(p.open('rb').read(132)[128:] == b'DICM' for p in some[:8])
+    return any(starts_as_dicom(p) for p in some[:8])
 
 # %% ../../nbs/data/26_dicom.ipynb #35d1b2cc
 def slice_step(
