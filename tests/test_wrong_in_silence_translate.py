@@ -19,6 +19,7 @@ import small_model
 from small_model import IMAGE, TINY, echo
 
 from xmodal.core import InputError
+from xmodal.data import images
 from xmodal.data.cache import prepare
 from xmodal.data.records import Record
 from xmodal.data.volumes import header_concerns
@@ -558,10 +559,11 @@ def go(a, b):
 # --- georeference, DICOM
 
 
-def test_a_georeference_is_left_with_a_word(tmp_path):
-    """Said once for a folder, kept in every note; pixels of the file's own nodata value are no
+def test_a_georeference_is_left_with_a_word(tmp_path, monkeypatch):
+    """Without the extra `geo`. Said once for a folder, kept in every note; pixels of the file's own nodata value are no
     measurements.
     """
+    monkeypatch.setattr(images.importlib.util, 'find_spec', lambda name: None)
     tags = [(33550, 'd', 3, (10.0, 10.0, 0.0)), (42113, 's', 0, '-9999')]
     rng = np.random.default_rng(0)
     (tmp_path / 'in').mkdir()

@@ -6,8 +6,8 @@
 __all__ = ['usable_device', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct', 'SampleOptions',
            'check_counts', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
            'heard', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
-           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'Changed',
-           'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'settle_concerns',
+           'checked_cut', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .core import InputError, item_seed
-from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path
+from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
 from .denoise import fast as faster
@@ -577,10 +577,6 @@ def concerns_of_source(
     return [*concerns_of_modality(d, known), *frame.concerns()]
 
 # %% ../nbs/use/85_translate.ipynb #6a70ee43
-class Changed(UserWarning):
-    "What the way through the model does to a file; no doubt about the answer."
-
-
 def settle_concerns(
     concerns: list,  # (refuse?, text); None: no concern but a change
     name,  # of the source
