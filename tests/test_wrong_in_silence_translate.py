@@ -307,9 +307,11 @@ def test_floating_point_is_the_file_or_refused(tmp_path):
     want = tr.translate(tmp_path / 'a.tif')
     for same in (a.astype('f4'), Image.fromarray(a.astype('f4'))):
         assert np.array_equal(tr.translate(same), want)
-    for wrong in (np.zeros((3, 5, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4), complex)):
-        with pytest.raises(InputError, match=r'\(H, W\) or \(H, W, 3\)'):
+    for wrong in (np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4), complex)):
+        with pytest.raises(InputError, match=r'\(H, W\) or \(H, W, C\)'):
             tr.translate(wrong)
+    with pytest.raises(InputError, match='4 channels; this model takes images of 1'):
+        tr.translate(np.zeros((3, 5, 4)))
 
 
 @pytest.mark.parametrize('mode', ['P', 'PA', 'LA', 'RGBA', 'CMYK', 'HSV', 'YCbCr', 'LAB', 'RGBa'])

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'beside_output', 'save_translation', 'Placed', 'with_place',
-           'write_result', 'Task', 'what_is', 'no_file', 'holds_dicom', 'file_tasks', 'single_task', 'check_output',
-           'folder_tasks', 'few', 'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of',
-           'bids_files', 'bids_task', 'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions',
-           'settings_of', 'notes_of', 'digest', 'note_of', 'finished', 'digests_in', 'Common', 'translate_task',
-           'with_name', 'make_output', 'write_maps', 'say_place', 'write_note', 'passed_on', 'check_foreign',
-           'check_unique', 'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
+           'write_result', 'write_tiff', 'Task', 'what_is', 'no_file', 'holds_dicom', 'file_tasks', 'name_of_output',
+           'ending_for', 'single_task', 'check_output', 'folder_tasks', 'few', 'suffix_of', 'target_of', 'bids_output',
+           'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task', 'describe_derivative',
+           'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of', 'digest', 'note_of',
+           'finished', 'digests_in', 'Common', 'translate_task', 'with_name', 'make_output', 'write_maps', 'say_place',
+           'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
+           'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import errno, glob, hashlib, json, os, stat, warnings
@@ -23,7 +24,8 @@ from . import __version__
 from .core import InputError
 from .files import atomic, is_litter
 from .core import first_line
-from .data.images import IMAGE_ENDINGS, NIFTI_ENDINGS, is_tiff, write_geotiff
+from .data.images import IMAGE_ENDINGS, NIFTI_ENDINGS, WRITTEN_ENDINGS
+from .data.images import JPEG_ENDINGS, is_tiff, write_geotiff
 from .nets.latent import weights_fingerprint
 from .data.layouts import read_json
 from .methods import calls
@@ -31,7 +33,7 @@ from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
 from .processes import is_main, map_over_processes
 from .data.frames import Changed
-from .data.units import units_note
+from .data.units import own_type, units_note
 from .translate import path_times, sampling, target_units, resolve_prompt
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
@@ -126,9 +128,19 @@ def write_result(
             raise InputError(f'{path}: {kind} results{colour} cannot be saved as PNG; use .tif')
         Image.fromarray(result).save(tmp)
     else:
-        import tifffile
+        write_tiff(tmp, result)
 
-        tifffile.imwrite(tmp, result)
+
+def write_tiff(
+    path,  # where the file is written
+    x,  # (H, W), (H, W, C), or (T, H, W) of the shares along a path
+):
+    "Write a TIFF; the channels of a picture that is not RGB are samples of one page."
+    import tifffile
+
+    bands = x.ndim == 3 and x.shape[-1] != 3 and x.shape[-1] < min(x.shape[:2])
+    how = dict(photometric='minisblack', planarconfig='contig') if bands else {}
+    tifffile.imwrite(path, x, **how)
 
 # %% ../nbs/use/86_folders.ipynb #979a8f6f
 @dataclass
@@ -186,6 +198,7 @@ def holds_dicom(
 def file_tasks(
     source,  # a file, a folder of files, or of one DICOM series
     output,  # file or folder
+    ending='.png',  # of translations of JPEG files, where no name is given
 ) -> list:  # of Task
     "A single file, a DICOM series, or all files of a folder; raises InputError."
     source, output = Path(source), Path(output)
@@ -194,17 +207,37 @@ def file_tasks(
         raise InputError(f'{source}: no such file or folder')
     if kind == 'other':
         raise InputError(f'{source}: is a pipe or a device; give a file')
-    return single_task(source, output) if kind == 'file' else folder_tasks(source, output)
+    make = single_task if kind == 'file' else folder_tasks
+    return make(source, output, ending)
+
+
+def name_of_output(
+    source,  # Path of a file
+    ending: str,  # of translations of JPEG files
+) -> str:
+    "The name of a translation: its source's, but for JPEG, which would lose what was made."
+    jpeg = source.suffix.lower() in JPEG_ENDINGS
+    return source.stem + ending if jpeg else source.name
+
+
+def ending_for(
+    d,  # DataSpec of the model
+) -> str:
+    "The ending under which what the model makes of a JPEG is kept without loss."
+    labels = d.target_window_rule == 'binary' or d.target_window_rule.startswith('labels:')
+    eight = d.kind == 'image' and (labels or own_type(d) == 'uint8')
+    return '.png' if eight and d.channels[1] in (1, 3) else '.tif'
 
 
 def single_task(
     source,  # Path of a file
     output,  # Path of a file, or of the folder that it goes to
+    ending: str,  # of translations of JPEG files
 ) -> list:  # of one Task
     "The task of one file."
     endings = ', '.join(NIFTI_ENDINGS + IMAGE_ENDINGS)
     if output.is_dir():
-        output = output / source.name
+        output = output / name_of_output(source, ending)
     if not kind_of(source):
         raise InputError(f'{source}: not a {endings} file')
     check_output(source, output, kind_of(source))
@@ -217,8 +250,8 @@ def check_output(
     kind: str,  # 'volume' or 'image'
 ):
     "Raise InputError unless an output is of this kind and not the input."
-    if kind_of(output) != kind:
-        fits = ' or '.join(NIFTI_ENDINGS if kind == 'volume' else IMAGE_ENDINGS)
+    if kind_of(output) != kind or output.suffix.lower() in JPEG_ENDINGS:
+        fits = ' or '.join(NIFTI_ENDINGS if kind == 'volume' else WRITTEN_ENDINGS)
         raise InputError(f'{output}: the output of {source.name} must end in {fits}')
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another name')
@@ -227,6 +260,7 @@ def check_output(
 def folder_tasks(
     source,  # Path of a folder
     output,  # Path of a folder; of a volume file for a DICOM series
+    ending: str,  # of translations of JPEG files
 ) -> list:  # of Task
     "The tasks of a folder; of a DICOM series one."
     there = sorted(p for p in source.iterdir() if not is_litter(p.name))
@@ -245,7 +279,7 @@ def folder_tasks(
         raise InputError(f'{output}: is a file; a folder is translated into a folder')
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another folder')
-    return [Task(p, output / p.name, wrong=no_file(p)) for p in named]
+    return [Task(p, output / name_of_output(p, ending), wrong=no_file(p)) for p in named]
 
 
 def few(
@@ -802,7 +836,7 @@ def translate_paths(
     if bids:
         tasks = bids_tasks(source, output, d, labels, chosen.target)
     else:
-        tasks = file_tasks(source, output)
+        tasks = file_tasks(source, output, ending_for(d))
     single = not bids and tasks[0].source == Path(source)  # a file, or one DICOM series
     bars = progress and (single or len(tasks) < 4)
     settings = settings_of(tr, chosen)

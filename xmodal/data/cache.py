@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'SIDES', 'cache_key', 'default_spacing', 'digest_of_file', 'digest_of_index', 'cache_is_whole',
            'read_index', 'Slices', 'is_image', 'check_numbers', 'check_image_options', 'check_one_kind',
-           'padding_lines', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'record_entry',
-           'slice_entries', 'check_slice_shape', 'check_content']
+           'padding_lines', 'reading_lines', 'channel_lines', 'prepare', 'Prepared', 'build_cache', 'not_collated',
+           'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -269,6 +269,31 @@ def padding_lines(
         )
     return lines
 
+# %% ../../nbs/data/34_cache.ipynb #f58c97d7
+def reading_lines(
+    infos,  # records of a cache's index
+) -> list:  # lines of text; [] if nothing was done to any file
+    "What was done to pictures when they were read: a line for each thing."
+    found = {}
+    for info in infos:
+        for path, words in zip((info['source'], info['target']), info.get('said', ())):
+            for text in words:
+                found.setdefault(text, []).append(path)
+    more = lambda paths: f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+    return [f'note: {paths[0]}{more(paths)}: {text}' for text, paths in found.items()]
+
+
+def channel_lines(
+    infos,  # records of a cache's index
+) -> list:  # lines of text; [] for grey and colour pictures
+    "How the channels of source and target are brought together, if they are not those of pictures."
+    c = infos[0]['channels']
+    if set(c) <= {1, 3}:
+        return []
+    few = 'source' if c[0] < c[1] else 'target'
+    words = f'; the {few} is repeated in turn to {max(c)}' if c[0] != c[1] else ''
+    return [f'note: source of {c[0]} and target of {c[1]} channels, one window for all{words}']
+
 # %% ../../nbs/data/34_cache.ipynb #3081295f
 def prepare(
     records,  # from find_records
@@ -312,7 +337,8 @@ def prepare(
             print(f'{folder}: the prepared slices are damaged; they are made again')
         build_cache(folder, records, params, image, workers, progress)
     ready = Slices(folder)
-    for line in padding_lines(ready.index['records']):
+    infos = ready.index['records']
+    for line in (*padding_lines(infos), *reading_lines(infos), *channel_lines(infos)):
         print(line)
     return ready
 

@@ -156,7 +156,7 @@ def mask_faults(
     """
     try:
         if is_image(r.mask):
-            values = load_image(r.mask)[0]
+            values = load_image(r.mask, 'labels')[0]
             same = values.shape[1:] == target.shape[1:]
         else:
             m = load_volume(r.mask, constant=True)
@@ -246,14 +246,16 @@ def facts_of(
 # %% ../../nbs/data/37_check.ipynb #a8b1f0d8
 def look_at_images(
     r,  # Record of two images
+    rules: tuple,  # window rules of source and target
 ) -> tuple:
     "Facts about a pair of images, and the target's array."
-    (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
+    said, paths = ([], []), (r.source, r.target)
+    (ys, yd), (xs, xd) = (load_image(*v) for v in zip(paths, rules, said))
     facts = facts_of((ys, xs), (yd, xd))
     facts['saturated'] = facts['saturated'][0], 0.0  # a target may well be drawn in full white
-    return dict(
-        facts, channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), overlap=1.0, concerns=[]
-    ), xs
+    concerns = [(path, False, text) for path, words in zip(paths, said) for text in words]
+    kinds = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)))
+    return dict(facts, **kinds, overlap=1.0, concerns=concerns), xs
 
 
 def look_at_volumes(
@@ -294,7 +296,7 @@ def look(
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
     image = is_image(r.source)
     try:
-        facts, xs = (look_at_images if image else look_at_volumes)(r)
+        facts, xs = look_at_images(r, p['windows']) if image else look_at_volumes(r)
         y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.0})
     except InputError as e:
         return dict(r=r, error=str(e))

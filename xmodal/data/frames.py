@@ -19,8 +19,15 @@ import numpy as np
 import torch
 
 from ..core import InputError
-from .images import GEO, IMAGE_ENDINGS, from_square, geo_tags, has_rasterio
-from .images import load_image, place_on_earth, square_box, to_patches
+from xmodal.data.images import (
+    GEO,
+    IMAGE_ENDINGS,
+    fold_channels,
+    from_square,
+    geo_tags,
+    has_rasterio,
+)
+from .images import load_image, match_channels, place_on_earth, square_box, to_patches
 from .images import to_square
 from .volumes import from_plane, header_concerns, load_volume, open_volume, resample
 from .volumes import to_plane
@@ -430,9 +437,10 @@ class CutPicture(Frame):
         d,  # DataSpec of the model, or Cutting
         channels: int,  # of the model
         name='the image',  # path, or how to call it
+        said=(),  # what was done to the picture when it was read, in words
     ):
         "Nothing is checked here; `frame_of` does."
-        self.x, self.dtype = loaded
+        (self.x, self.dtype), self.said = loaded, list(said)
         self.d, self.channels, self.name = d, channels, name
 
     @cached_property
@@ -450,15 +458,15 @@ class PictureFrame(CutPicture):
 
     def concerns(self) -> list:  # (refuse?, text)
         "Its size beside the model's square, its georeference, and its holes."
-        return concerns_of_picture(self.d, self.x, self.name)
+        read = [(None, words) for words in self.said]
+        return [*read, *concerns_of_picture(self.d, self.x, self.name)]
 
     def cut(self) -> np.ndarray:  # (1, C, size, size), scaled
-        """The picture in one square, shrunk or laid into a corner as in training; one channel is
-        repeated to the model's.
+        """The picture in one square, shrunk or laid into a corner as in training; channels are
+        repeated in turn to the model's.
         """
         self.grey = into_square(self.d, self.window.scale(self.x))
-        alone = len(self.grey) == 1
-        return np.repeat(self.grey, self.channels, 0)[None] if alone else self.grey[None]
+        return match_channels(self.grey, self.channels, self.name)[None]
 
     def names(
         self,
@@ -479,10 +487,9 @@ class PictureFrame(CutPicture):
     def reduced(
         self,
         x,  # (C, size, size), C channels of the model
-    ):  # the same, or (1, size, size)
-        "The answer's channels: one, where a grey target is answered in several."
-        kept = self.d.channels[1] == self.channels or len(x) != self.channels
-        return x if kept else x.mean(0, keepdims=True)
+    ):  # the same, or as many channels as the target has
+        "The answer's channels: the target's, where they were repeated to the model's."
+        return fold_channels(x, self.d.channels[1]) if len(x) == self.channels else x
 
     def restore(
         self,
@@ -531,14 +538,14 @@ def image_of_picture(
 
 
 def image_of_array(
-    a,  # (H, W), (H, W, 1) or (H, W, 3), real numbers
+    a,  # (H, W) or (H, W, C), C at most 64, real numbers
 ) -> tuple:  # (C, H, W) float32 in its own numbers, and their dtype
     "What `load_image` gives for a file with these pixels."
     a = a.astype(a.dtype.newbyteorder('='))
-    fits = a.ndim == 2 or a.ndim == 3 and a.shape[-1] in (1, 3)
+    fits = a.ndim == 2 or a.ndim == 3 and a.shape[-1] <= 64
     if a.dtype.kind not in 'biuf' or not fits:
         raise InputError(
-            'an array for a model of images must be real numbers (H, W) or (H, W, 3), '
+            'an array for a model of images must be real numbers (H, W) or (H, W, C), '
             f'got {a.dtype} {a.shape}'
         )
     if not np.isfinite(a).all():
@@ -639,10 +646,11 @@ def picture_frame(
     d,  # DataSpec of the model
     channels,  # of the model
     name='the image',  # path, or how to call it
+    said=(),  # what was done to the picture when it was read, in words
 ) -> PictureFrame:
     "The frame of a picture that the model takes; raises InputError for others."
     check_picture(*loaded, d, name)
-    return PictureFrame(loaded, d, channels, name)
+    return PictureFrame(loaded, d, channels, name, said)
 
 
 def frame_of_array(
@@ -665,7 +673,8 @@ def frame_of(
 ) -> Frame:
     "The frame of whatever a source is. Raises InputError for what cannot be translated."
     if is_path(source) and str(source).lower().endswith(IMAGE_ENDINGS):
-        return picture_frame(load_image(source), d, channels, source)
+        said = []
+        return picture_frame(load_image(source, d.source_window, said), d, channels, source, said)
     if is_path(source) or hasattr(source, 'affine') and hasattr(source, 'get_fdata'):
         return VolumeFrame(source, d, channels)
     if hasattr(source, 'getbands'):

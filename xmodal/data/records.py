@@ -188,10 +188,11 @@ def prepare_image(
     p,  # parameters of `prepare`: size, windows, fit
 ):  # a tuple of seven, as from `prepare_volume`
     "One pair of images as scaled (n, C, size, size) source and target, and the rest of the seven."
-    frames = [
-        CutPicture(load_image(path), cutting_of(p, 'image', rule), None, path)
-        for path, rule in zip((r.source, r.target), p['windows'])
-    ]
+    frames = []
+    for path, rule in zip((r.source, r.target), p['windows']):
+        said = []
+        loaded = load_image(path, rule, said)
+        frames.append(CutPicture(loaded, cutting_of(p, 'image', rule), None, path, said))
     squares = [squares_or_refusal(f) for f in frames]
     (h, w), (h0, w0) = (f.x.shape[1:] for f in frames)
     if (h, w) != (h0, w0):
@@ -206,5 +207,7 @@ def prepare_image(
     )
     filled = [padding_shares(f.x, f.window.pad) for f in frames]
     extra = {'padding': filled} if any(filled) else {}
+    if any(f.said for f in frames):
+        extra['said'] = [f.said for f in frames]
     windows, dtypes = [[f.window] for f in frames], [str(f.dtype) for f in frames]
     return y, x0, list(range(len(y))), windows, native, dtypes, extra
