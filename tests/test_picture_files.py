@@ -5,16 +5,22 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from xmodal.core import InputError
 from xmodal.data import images
-from xmodal.data.cache import prepare
+from xmodal.data.cache import prepare, without_holes
 from xmodal.data.check import check
 from xmodal.data.images import load_image
 from xmodal.data.layouts import find_records
+from xmodal.engine import measure_images
 from xmodal.folders import translate_paths
-from small_model import IMAGE, echo
+from xmodal.methods import get_method, methods
+from xmodal.nets.build import build
+from xmodal.training.adversarial import LossInputs
+from xmodal.training.loop import PairLoss, psnr_of
+from small_model import IMAGE, TINY, echo
 from test_wrong_in_silence_translate import said
 
 rng = np.random.default_rng(0)
@@ -116,7 +122,8 @@ def bands(*powers, low=0, high=1, dtype='f4'):
 
     def write(z, path):
         x = np.stack([low + (high - low) * z**k for k in powers], -1).astype(dtype)
-        tifffile.imwrite(f'{path}.tif', x, photometric='minisblack', planarconfig='contig')
+        how = dict(photometric='minisblack', planarconfig='contig') if len(powers) > 1 else {}
+        tifffile.imwrite(f'{path}.tif', x.squeeze(), **how)
 
     return write
 
@@ -253,3 +260,151 @@ def test_deep_colour_is_read_by_an_extra_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(InputError, match=r"16-bit colour PNG.*pip install 'xmodal\[geo\]'"):
         load_image(tmp_path / 'a.png')
+
+
+# --- case 06: what was not measured
+
+
+def holed(powers, rows, **more):
+    "A writer of TIFF files whose first rows are NaN."
+    write = bands(*powers, **more)
+
+    def torn(z, path):
+        write(np.where(np.arange(len(z))[:, None] < rows, np.nan, z), path)
+
+    return torn
+
+
+def test_pairs_with_holes_say_where_both_were_measured(tmp_path):
+    pairs(tmp_path, holed([1], 3, low=-25, high=0), holed([2], 6))
+    how = dict(source_window='-25:0', target_window='0:1')
+    data = prepared(tmp_path, **how)
+    item = data[0]
+    assert not item['valid'][0, :6].any() and item['valid'][0, 6:].all()
+    assert (item['x0'][:, :6] == -1).all() and (item['y'][:, :3] == -1).all()
+    assert item['y'].isfinite().all() and (item['y'][:, 3:6] != -1).any()
+    assert check('folder', tmp_path, 'a', 'b', progress=False, **how).ok
+    z = np.full((1, 64, 64), 0.25, 'f4')
+    z[:, :7] = np.nan
+    small = images.to_square(z, 32)
+    assert np.isnan(small[:, :3]).all() and np.allclose(small[:, 4:], 0.25)
+
+
+def test_a_set_without_holes_is_as_it_was(tmp_path):
+    pairs(tmp_path, grey, grey)
+    data = prepared(tmp_path)
+    assert set(data[0]) == {'y', 'x0', 'i'} and 'holes' not in data.index
+
+
+def batch(hidden):
+    "A batch for the losses; `hidden` fills what the mask hides of targets, for `without_holes`."
+    gen = torch.Generator().manual_seed(0)
+    x0, y = torch.rand(2, 2, 1, 16, 16, generator=gen) * 2 - 1
+    x0[..., :5] = float('nan')
+    items = [without_holes(dict(y=a, x0=b)) for a, b in zip(y, x0)]
+    b = {k: torch.stack([v[k] for v in items]) for k in items[0]}
+    b['x0'][..., :5] = hidden
+    t = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    return dict(b, t=t, noise=torch.tensor([1, 2]), n=torch.tensor([0, 1]))
+
+
+class Steep(torch.nn.Module):
+    "A network whose answer at a pixel is a number of its own: gradients show where a loss looks."
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1, 16, 16))
+
+    def forward(self, x, t, y, ctx=None, **more):
+        return 0 * x + self.w
+
+
+PLAIN_ROWS = [k for k, m in methods.items() if not m.adversarial]
+
+
+@pytest.mark.parametrize('name', PLAIN_ROWS)
+def test_no_loss_sees_what_was_not_measured(name):
+    "Every method that is not adversarial: no gradient under the mask, and one outside of it."
+    m = get_method(name)
+    den = build(name, 1, net=TINY['net'])
+    den.net, den.twin = Steep(), Steep() if den.two_networks else None
+    b = batch(-1.0)
+    eps = torch.randn(b['x0'].shape, generator=torch.Generator().manual_seed(1))
+    loss = PairLoss(den, m.loss, m.weight)(b['x0'], b['y'], b['t'], eps, valid=b['valid'])
+    loss.backward()
+    assert loss.isfinite()
+    for net in filter(None, (den.net, den.twin)):
+        assert (net.w.grad[..., :5] == 0).all() and (net.w.grad[..., 5:] != 0).any()
+
+
+def test_an_adversarial_estimate_is_the_filler_where_nothing_was_measured():
+    b = batch(-1.0)
+    s = LossInputs(
+        echo(IMAGE).den, None, None, b['x0'], b['y'], b['t'], None, 4, None, 2, {},
+        valid=b['valid'],
+    )  # fmt: skip
+    got = s.estimate(b['x0'], b['t'], b['y'])
+    assert (got[..., :5] == -1).all() and (got[..., 5:] == b['y'][..., 5:]).all()
+
+
+def test_no_metric_sees_what_was_not_measured(tmp_path):
+    pairs(tmp_path, grey, holed([1], 6))
+    data = prepared(tmp_path, target_window='0:1')
+    truth = np.stack([data[i]['x0'].numpy() for i in range(len(data))])
+    made = truth + 0.1
+    other = made.copy()
+    other[:, :, :6] = rng.random(other[:, :, :6].shape)
+    a, b = (measure_images(v, data) for v in (made, other))
+    np.testing.assert_array_equal(a.drop(columns='subject'), b.drop(columns='subject'))
+    np.testing.assert_allclose(a['mae'], 0.05, atol=1e-6)
+    assert abs(psnr_of(made[:1], truth[:1], data[0]['valid']) - 10 * np.log10(400)) < 1e-4
+
+
+@pytest.mark.parametrize('kind, empty', [('float32', np.nan), ('uint16', 0), ('int16', -9999)])
+def test_holes_come_out_as_holes(tmp_path, kind, empty):
+    rasterio = pytest.importorskip('rasterio')
+    scene(tmp_path / 'a.tif', nodata=-9999 if kind == 'int16' else None)
+    with rasterio.open(tmp_path / 'a.tif', 'r+') as f:
+        x = f.read()
+        x[:, :4], x[:, 5, 5] = -9999 if kind == 'int16' else np.nan, 0
+        f.write(x)
+    translate_paths(
+        floats(target_dtype=kind), tmp_path / 'a.tif', tmp_path / 'b.tif', progress=False
+    )
+    with rasterio.open(tmp_path / 'b.tif') as f:
+        got, mask, tag = f.read(1), f.read_masks(1), f.nodata
+    np.testing.assert_array_equal(got[:4], np.full((4, 16), empty, kind))
+    assert np.array_equal(tag, empty, equal_nan=True)
+    assert not mask[:4].any() and mask[4:].all()
+    assert got[5, 5] == (1 if kind == 'uint16' else 0)
+
+
+def test_holes_of_labels_take_no_class(tmp_path):
+    x = np.full((16, 16), 0.1, 'f4')
+    x[:4] = np.nan
+    tifffile.imwrite(tmp_path / 'a.tif', x)
+    how = dict(source_window='0:1', target_window_rule='labels:0:3', target_window=[0.0, 3.0])
+    got, words = said(lambda: echo(IMAGE, **how).translate(tmp_path / 'a.tif'))
+    assert (got[:4] == 255).all() and (got[4:] == 0).all()
+    assert any('come out as 255' in t for _, t in words)
+    how |= dict(target_window_rule='labels:0:255', target_window=[0.0, 255.0])
+    with pytest.raises(InputError, match='no number left'):
+        echo(IMAGE, **how).translate(tmp_path / 'a.tif')
+
+
+def test_transparent_pixels_were_not_measured(tmp_path):
+    x = np.full((8, 8, 4), 255, 'u1')
+    x[:2, :, 3] = 0
+    Image.fromarray(x).save(tmp_path / 'a.png')
+    got = load_image(tmp_path / 'a.png', holes=True)[0]
+    assert got.shape == (3, 8, 8) and np.isnan(got[:, :2]).all() and (got[:, 2:] == 255).all()
+    with pytest.raises(InputError, match='NaN'):
+        load_image(tmp_path / 'a.png')
+
+
+def test_infinite_values_stay_refused(tmp_path):
+    x = np.ones((8, 8), 'f4')
+    x[0, 0] = np.inf
+    tifffile.imwrite(tmp_path / 'a.tif', x)
+    with pytest.raises(InputError, match='NaN or infinite'):
+        load_image(tmp_path / 'a.tif', holes=True)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'SIDES', 'cache_key', 'default_spacing', 'digest_of_file', 'digest_of_index', 'cache_is_whole',
-           'read_index', 'Slices', 'is_image', 'check_numbers', 'check_image_options', 'check_one_kind',
-           'padding_lines', 'reading_lines', 'channel_lines', 'prepare', 'Prepared', 'build_cache', 'not_collated',
-           'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
+           'read_index', 'without_holes', 'Slices', 'is_image', 'check_numbers', 'check_image_options',
+           'check_one_kind', 'padding_lines', 'reading_lines', 'channel_lines', 'prepare', 'Prepared', 'build_cache',
+           'not_collated', 'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -129,10 +129,19 @@ def read_index(
         raise InputError(f'{folder}: the cache is damaged; delete the folder, it is made again')
     return index
 
+# %% ../../nbs/data/34_cache.ipynb #36c0aeaa
+def without_holes(
+    item: dict,  # y and x0 (C, H, W), NaN where nothing was measured
+) -> dict:  # the same with -1 there, and valid (1, H, W)
+    "A pair without NaN, and where both of its sides were measured."
+    y, x0 = item['y'], item['x0']
+    valid = (y + x0).isfinite().all(0, keepdim=True)
+    return dict(item, y=y.nan_to_num(nan=-1.0), x0=torch.where(valid, x0, -1.0), valid=valid)
+
 # %% ../../nbs/data/34_cache.ipynb #b14cc958
 class Slices(Dataset):
     """Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the
-    number in the cache.
+    number in the cache; of a set with holes also valid (1, H, W), False where nothing was measured.
     """
 
     def __init__(
@@ -162,11 +171,12 @@ class Slices(Dataset):
                 for n in ('source', 'target')
             ]
         i = int(self.items[k])
-        return dict(
+        item = dict(
             y=torch.from_numpy(self.maps[0][i].copy()),
             x0=torch.from_numpy(self.maps[1][i].copy()),
             i=i,
         )
+        return without_holes(item) if self.index.get('holes') else item
 
     def select(
         self,
@@ -412,7 +422,7 @@ def write_slices(
     loader,  # yields what preparing each record returned, in their order, or its InputError
 ):
     "Write the files of a cache folder; raises InputError on the first bad record."
-    rows, infos, shape, first, reach = [], [], None, None, [np.inf, -np.inf]
+    rows, infos, shape, first, reach, holes = [], [], None, None, [np.inf, -np.inf], False
     folder = Path(folder)
     with open(folder / 'source.f32', 'wb') as fy, open(folder / 'target.f32', 'wb') as fx:
         for r, got in zip(records, loader):
@@ -424,7 +434,8 @@ def write_slices(
                 continue
             check_slice_shape(r, y.shape[1:], first, shape, image)
             shape, first = y.shape[1:], first or r.source
-            reach = [min(reach[0], x0.min()), max(reach[1], x0.max())]
+            holes = holes or bool(np.isnan(y).any() or np.isnan(x0).any())
+            reach = [min(reach[0], np.nanmin(x0)), max(reach[1], np.nanmax(x0))]
             fy.write(np.ascontiguousarray(y, np.float32))
             fx.write(np.ascontiguousarray(x0, np.float32))
             rows += slice_entries(r, kept, windows)
@@ -437,6 +448,7 @@ def write_slices(
         records=infos,
         slices=rows,
     )
+    index |= {'holes': True} if holes else {}
     index['digests'] = {n: digest_of_file(folder / f'{n}.f32') for n in SIDES}
     index['digest'] = digest_of_index(json.loads(json.dumps(index)))
     (folder / 'index.json').write_text(json.dumps(index), encoding='utf-8')

@@ -250,8 +250,8 @@ def look_at_images(
 ) -> tuple:
     "Facts about a pair of images, and the target's array."
     said, paths = ([], []), (r.source, r.target)
-    (ys, yd), (xs, xd) = (load_image(*v) for v in zip(paths, rules, said))
-    facts = facts_of((ys, xs), (yd, xd))
+    (ys, yd), (xs, xd) = (load_image(*v, True) for v in zip(paths, rules, said))
+    facts = facts_of([v[np.isfinite(v)] for v in (ys, xs)], (yd, xd))
     facts['saturated'] = facts['saturated'][0], 0.0  # a target may well be drawn in full white
     concerns = [(path, False, text) for path, words in zip(paths, said) for text in words]
     kinds = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)))
@@ -300,6 +300,7 @@ def look(
         y, x0, *_ = (prepare_image if image else prepare_volume)(r, {**p, 'min_foreground': 0.0})
     except InputError as e:
         return dict(r=r, error=str(e))
+    y, x0 = (np.nan_to_num(v, nan=-1.0) for v in (y, x0))  # what was not measured
     tissue = [(v > -0.8).mean(axis=(1, 2, 3)) >= 0.05 for v in (y, x0)]
     either, both = tissue[0] | tissue[1], np.flatnonzero(tissue[0] & tissue[1])
     facts['lonely'] = 0.0 if image else float((tissue[0] != tissue[1]).sum() / max(1, either.sum()))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SPACE', 'MODES', 'Cutting', 'is_path', 'concerns_of_header', 'concerns_of_size', 'concerns_of_values', 'Frame',
            'copy_space', 'image_like', 'check_one_window', 'CutVolume', 'VolumeFrame', 'is_patch', 'squares_of',
-           'into_square', 'out_of_square', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'pixels_of',
-           'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices',
-           'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
+           'into_square', 'out_of_square', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for',
+           'check_room', 'hollow', 'settle_nodata', 'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame',
+           'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame',
+           'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 import warnings
@@ -347,7 +348,7 @@ def concerns_of_picture(
     name,  # path, or how to call it
 ) -> list:  # (refuse?, what); None: no concern, but a change
     "What speaks against a picture, and what happens to it on the way."
-    (h, w), size, out = x.shape[1:], d.size, georeference(name, x)
+    (h, w), size, out = x.shape[1:], d.size, georeference(name)
     if d.fit == 'patch' and max(h, w) > size:
         words = (
             f'is {w} x {h} pixels, and this model was trained on patches of '
@@ -363,23 +364,16 @@ def concerns_of_picture(
 # %% ../../nbs/data/31_frames.ipynb #9e407dee
 def georeference(
     path,  # of a file; of anything else there is nothing to say
-    x,  # its pixels
 ) -> list:  # as `concerns_of_picture`
-    "What the georeference of a TIFF file loses, and pixels of its nodata value."
+    "What the georeference of a TIFF file loses without the extra `geo`."
     tags = geo_tags(path)
     if not tags:
         return []
-    names, out = ', '.join(GEO[k] for k in sorted(tags)), []
-    if not has_rasterio():
-        words = f"its georeference ({names}) is not carried over: pip install 'xmodal[geo]' does it"
-        out.append((None, words))
-    try:
-        holes = int((x == np.float32(tags[42113])).sum()) if 42113 in tags else 0
-    except ValueError:
-        holes = 0
-    if holes:
-        out.append((True, f'{holes} pixels hold its nodata value {tags[42113]}; fill or crop them'))
-    return out
+    names = ', '.join(GEO[k] for k in sorted(tags))
+    if has_rasterio():
+        return []
+    words = f"its georeference ({names}) is not carried over: pip install 'xmodal[geo]' does it"
+    return [(None, words)]
 
 # %% ../../nbs/data/31_frames.ipynb #836a3a00
 class Changed(UserWarning):
@@ -397,6 +391,69 @@ def can_hold(
         except (ValueError, OverflowError):
             return False
     return bool(kept == value) or (np.dtype(dtype).kind == 'f' and np.isnan(value))
+
+# %% ../../nbs/data/31_frames.ipynb #077b4300
+def nodata_for(
+    units,  # TargetUnits of the answer
+    nodata: float,  # the source's value for "not measured", or None
+    holes: bool,  # are there such pixels?
+) -> float:  # the answer's value, or None if it needs none
+    'The number that stands for "not measured" in an answer.'
+    kind, labels = np.dtype(units.dtype), units.kind != 'values'
+    free = not labels or nodata is None or not units.lo <= nodata <= units.hi
+    if nodata is not None and free and can_hold(kind, nodata):
+        return nodata
+    if not holes:
+        return None
+    if kind.kind == 'f':
+        return float('nan')
+    return np.iinfo(kind).max if labels else 0
+
+
+def check_room(
+    units,  # TargetUnits of the answer
+    name,  # of the source
+):
+    "Raise InputError if a label map has no number left for what was not measured."
+    kind = np.dtype(units.dtype)
+    full = kind.kind not in 'fiu' or kind.kind in 'iu' and units.hi == np.iinfo(kind).max
+    if units.kind != 'values' and full:
+        raise InputError(
+            f'{name}: has pixels that were not measured, and {kind} has no number left for them '
+            f'beside the labels up to {units.hi:g}; fill or crop them'
+        )
+
+
+def hollow(
+    x,  # (H, W) or (H, W, C), changed in place
+    holes,  # (H, W), True where nothing was measured
+    empty: float,  # number that stands for it
+) -> np.ndarray:  # x
+    'Put the number for "not measured" into holes, and nowhere else.'
+    if x.dtype.kind in 'iu':
+        top = empty == np.iinfo(x.dtype).max
+        x[x == empty] = empty - 1 if top else empty + 1
+    x[holes] = empty
+    return x
+
+# %% ../../nbs/data/31_frames.ipynb #97b147e4
+def settle_nodata(
+    place,  # Place of the source, or None
+    units,  # TargetUnits of the answer
+    holes,  # (H, W), True where nothing was measured
+    name,  # of the source
+) -> float:  # as `nodata_for`
+    'The number for "not measured" in an answer, and a word about it where it is another.'
+    nodata = place.nodata if place else None
+    if holes.any():
+        check_room(units, name)
+    empty = nodata_for(units, nodata, holes.any())
+    if nodata is not None and empty != nodata and not np.isnan(nodata):
+        lost = f'its nodata value {nodata:g} is not carried over'
+        warnings.warn(f'{name}: {lost}, {units.dtype} has no such number to spare', Changed)
+    if holes.any():
+        warnings.warn(f'{name}: pixels that were not measured come out as {empty:g}', Changed)
+    return empty
 
 # %% ../../nbs/data/31_frames.ipynb #41923d11
 def pixels_of(
@@ -445,8 +502,14 @@ class CutPicture(Frame):
 
     @cached_property
     def window(self) -> Window:
-        "The window of all pixels."
-        return window_of(self.x, self.d.source_window, self.dtype)
+        "The window of all pixels that were measured."
+        values = self.x[np.isfinite(self.x)] if self.holes.any() else self.x
+        return window_of(values, self.d.source_window, self.dtype)
+
+    @cached_property
+    def holes(self) -> np.ndarray:  # (H, W), True where a channel was not measured
+        "Pixels that are NaN."
+        return np.isnan(self.x).any(0)
 
     def squares(self) -> np.ndarray:  # (n, C, size, size), scaled
         "The picture as a training set has it: shrunk into one square, or cut into patches."
@@ -466,6 +529,7 @@ class PictureFrame(CutPicture):
         repeated in turn to the model's.
         """
         self.grey = into_square(self.d, self.window.scale(self.x))
+        self.grey = np.nan_to_num(self.grey, copy=False, nan=-1.0)
         return match_channels(self.grey, self.channels, self.name)[None]
 
     def names(
@@ -503,21 +567,20 @@ class PictureFrame(CutPicture):
         if 'mix' in got:
             each = [self.back(x[None])[0].clip(0, 1) for x in got['mix'][0]]
             out['mix'] = np.stack(each).astype(np.float32)
-        place = place_on_earth(self.name)
-        return dict(out, place=self.placed(place, units)) if place else out
+        return self.with_holes(out, units)
 
-    def placed(
+    def with_holes(
         self,
-        place,  # Place of the source
+        out: dict,  # name -> array, see `restore`
         units,  # TargetUnits
-    ):  # Place of the answer
-        "The same place; without its nodata value, which is said, where the target's type has none."
-        if place.nodata is None or can_hold(units.dtype, place.nodata):
-            return place
-        words = f'its nodata value {place.nodata:g} is not carried over'
-        words += f', {units.dtype} has no such number'
-        warnings.warn(f'{self.name}: {words}', Changed)
-        return replace(place, nodata=None)
+    ) -> dict:  # the same, and the place on earth
+        "The answers without what the source has not measured, and their place on earth."
+        place = place_on_earth(self.name)
+        empty = settle_nodata(place, units, self.holes, self.name)
+        if self.holes.any():
+            out['mean'] = hollow(out['mean'], self.holes, empty)
+            out |= {k: hollow(v, self.holes, np.nan) for k, v in out.items() if k == 'std'}
+        return dict(out, place=replace(place, nodata=empty)) if place else out
 
 # %% ../../nbs/data/31_frames.ipynb #d0541c3f
 MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')  # grey or RGB, in PIL
@@ -674,7 +737,9 @@ def frame_of(
     "The frame of whatever a source is. Raises InputError for what cannot be translated."
     if is_path(source) and str(source).lower().endswith(IMAGE_ENDINGS):
         said = []
-        return picture_frame(load_image(source, d.source_window, said), d, channels, source, said)
+        return picture_frame(
+            load_image(source, d.source_window, said, True), d, channels, source, said
+        )
     if is_path(source) or hasattr(source, 'affine') and hasattr(source, 'get_fdata'):
         return VolumeFrame(source, d, channels)
     if hasattr(source, 'getbands'):

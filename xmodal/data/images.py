@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WRITTEN_ENDINGS', 'NIFTI_ENDINGS', 'JPEG_ENDINGS', 'TIFF_ENDINGS', 'IMAGE_ENDINGS', 'PNG_MODES', 'GEO', 'load_image',
-           'hide_by_alpha', 'no_palette', 'is_tiff', 'has_rasterio', 'own_limit', 'is_deep_colour', 'check_png',
-           'read_deep', 'read_png', 'read_jpeg', 'check_tiff', 'bands_last', 'split_alpha', 'read_tiff', 'unpacked',
-           'square_box', 'thinned', 'to_square', 'from_square', 'patch_corners', 'to_patches', 'match_channels',
-           'fold_channels', 'geo_tags', 'Place', 'place_on_earth', 'write_geotiff']
+           'hide_nodata', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff', 'has_rasterio', 'own_limit',
+           'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg', 'check_tiff', 'bands_last',
+           'split_alpha', 'read_tiff', 'unpacked', 'square_box', 'thinned', 'shrunk', 'to_square', 'from_square',
+           'patch_corners', 'to_patches', 'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth',
+           'write_geotiff']
 
 # %% ../../nbs/data/29_images.ipynb #f6c23e3e
 import contextlib
@@ -33,6 +34,7 @@ def load_image(
     path,  # of a .png, .tif, .tiff, .jpg or .jpeg file
     rule=None,  # window rule; labels:... and binary read the numbers of a palette as they are
     said=None,  # list; what was done to the picture is added to it, in words
+    holes=False,  # may pixels be NaN, which count as not measured? so do those of a nodata value
 ):  # (C, H, W) float32 in file units, and the file's dtype
     "Read a PNG, TIFF or JPEG file; raises InputError."
     path, said = Path(path), [] if said is None else said
@@ -57,9 +59,40 @@ def load_image(
     x = np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32)
     if alpha is not None:
         hide_by_alpha(path, x, alpha, said)
-    if not np.isfinite(x).all():
-        raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
+    if holes:
+        hide_nodata(path, x, said)
+    refuse_values(path, x, holes)
     return x, a.dtype
+
+# %% ../../nbs/data/29_images.ipynb #1fbe981a
+def hide_nodata(
+    path,  # of the file
+    x,  # (C, H, W) float32, changed in place
+    said: list,  # what was found is added to it
+):
+    "Pixels that hold a TIFF's own nodata value become NaN; those that are NaN are said."
+    try:
+        nodata = np.float32(geo_tags(path).get(42113, np.nan))
+    except ValueError:
+        nodata = np.float32(np.nan)
+    missing = x == nodata
+    if missing.any():
+        x[missing] = np.nan
+        said.append(f'pixels of its nodata value {nodata:g} count as not measured')
+    elif np.isnan(x).any() and not said:
+        said.append('pixels that are NaN count as not measured')
+
+
+def refuse_values(
+    path,  # of the file, for the message
+    x,  # (C, H, W) float32
+    holes: bool,  # may values be NaN?
+):
+    "Raise InputError for infinite values, and for NaN where none may be or nothing else is."
+    if np.isinf(x).any() or not holes and np.isnan(x).any():
+        raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
+    if np.isnan(x).all(1).all():
+        raise InputError(f'{path}: no pixel is measured, all are NaN or nodata')
 
 
 def hide_by_alpha(
@@ -343,23 +376,37 @@ def thinned(
     return x.reshape(len(x), h // k, k, w // k, k).mean((2, 4))
 
 
+def shrunk(
+    x,  # (C, H, W) array; NaN: not measured
+    h: int,  # rows that are wanted
+    w: int,  # columns
+    order: int,  # of the splines; 0: nearest neighbour
+) -> np.ndarray:  # (C, h, w)
+    "A picture with fewer pixels; each is the mean of what was measured, NaN if most was not."
+    from skimage.transform import resize
+
+    if (h, w) == x.shape[1:]:
+        return x
+    how = dict(order=order, anti_aliasing=order > 0)
+    there = np.isfinite(x)
+    if there.all():
+        return resize(x, (len(x), h, w), **how)
+    share = resize(there.astype(np.float32), (len(x), h, w), **how)
+    total = resize(np.where(there, x, np.float32(0)), (len(x), h, w), **how)
+    return np.where(share >= 0.5, total / share.clip(0.5), np.nan)
+
+
 def to_square(
     x,  # (C, H, W) scaled image
     size: int,  # rows and columns of the square
     order=1,  # of the splines; 0: nearest neighbour, for labels
 ) -> np.ndarray:  # (C, size, size), float32
     "A picture in a square: shrunk evenly if it is larger, then padded with -1."
-    from skimage.transform import resize
-
     top, left, h, w = square_box(*x.shape[1:], size)
     out = np.full((len(x), size, size), -1.0, dtype=np.float32)
     if order:
         x = thinned(x, size)
-    out[:, top : top + h, left : left + w] = (
-        x
-        if (h, w) == x.shape[1:]
-        else resize(x, (len(x), h, w), order=order, anti_aliasing=order > 0)
-    )
+    out[:, top : top + h, left : left + w] = shrunk(x, h, w, order)
     return out
 
 

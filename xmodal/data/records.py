@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'with_tissue', 'slices_to_keep', 'shared_view', 'meeting', 'check_meeting', 'slice_window', 'scale_by_slice',
-           'side_windows', 'cutting_of', 'prepare_volume', 'squares_or_refusal', 'prepare_image']
+           'side_windows', 'cutting_of', 'prepare_volume', 'squares_or_refusal', 'measured_share', 'prepare_image']
 
 # %% ../../nbs/data/33_records.ipynb #c96a52fb
 from dataclasses import dataclass, field
@@ -183,6 +183,14 @@ def squares_or_refusal(
         raise InputError(f'{frame.name}: {e}') from None
 
 
+def measured_share(
+    y,  # (C, H, W), NaN where nothing was measured
+    x0,  # the same
+) -> float:  # 0 to 1
+    "Share of the pixels at which both sides of a pair were measured."
+    return float(np.isfinite(y).all(0)[np.isfinite(x0).all(0)].sum() / y[0].size)
+
+
 def prepare_image(
     r,  # Record of two images
     p,  # parameters of `prepare`: size, windows, fit
@@ -191,7 +199,7 @@ def prepare_image(
     frames = []
     for path, rule in zip((r.source, r.target), p['windows']):
         said = []
-        loaded = load_image(path, rule, said)
+        loaded = load_image(path, rule, said, True)
         frames.append(CutPicture(loaded, cutting_of(p, 'image', rule), None, path, said))
     squares = [squares_or_refusal(f) for f in frames]
     (h, w), (h0, w0) = (f.x.shape[1:] for f in frames)
@@ -209,5 +217,7 @@ def prepare_image(
     extra = {'padding': filled} if any(filled) else {}
     if any(f.said for f in frames):
         extra['said'] = [f.said for f in frames]
+    keep = [k for k, v in enumerate(zip(y, x0)) if measured_share(*v) >= 0.05]
+    y, x0 = (v if len(keep) == len(v) else v[keep] for v in (y, x0))
     windows, dtypes = [[f.window] for f in frames], [str(f.dtype) for f in frames]
-    return y, x0, list(range(len(y))), windows, native, dtypes, extra
+    return y, x0, keep, windows, native, dtypes, extra

@@ -32,7 +32,7 @@ from xmodal.nets.discriminators import (
     halvings,
 )
 from ..bridge import diffuse
-from ..denoise import Denoiser, l1
+from ..denoise import Denoiser, Ignoring, l1
 from ..nets.published import DTFNet
 from ..methods import draw, get_method, make_bridge, split_options, time_of
 from ..sample import Estimator, rules, step
@@ -56,6 +56,7 @@ class LossInputs:
     batch: int  # images in the batch of all processes together
     options: dict  # of the objective
     ctx: object = None  # conditioning for the network
+    valid: torch.Tensor = None  # (B, 1, H, W), False where nothing was measured; None: all was
 
     def estimate(
         self,
@@ -67,6 +68,8 @@ class LossInputs:
     ):  # shape of x
         "x0_hat of `den`, with a fresh latent if its network takes one."
         den = den or self.den
+        if self.valid is not None:
+            den = Ignoring(den, self.valid)
         more = dict(z=self.noise(x.new_empty(len(x), den.latent))) if den.latent else {}
         return den(x, t, y, self.ctx if ctx is None else ctx, **more)
 
@@ -741,8 +744,8 @@ def loss_inputs(
     """Endlessly what the losses see of one batch, each with its own time; their noise goes on where
     the last one stopped.
     """
-    keys, device, times = ('x0', 'y', 't', 'ctx'), players.acc.device, players.m.times
-    x0, y, t, ctx = (b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+    keys, device, times = ('x0', 'y', 't', 'ctx', 'valid'), players.acc.device, players.m.times
+    x0, y, t, ctx, valid = (b[n].to(device, non_blocking=True) if n in b else None for n in keys)
     noise = Noise(b['noise'].tolist(), device)
     same = dict(
         den=players.den,
@@ -754,7 +757,7 @@ def loss_inputs(
         options=players.o.options,
     )
     while True:
-        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, **same)
+        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, valid=valid, **same)
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
         new = [time_of(times, max(v, 1e-9)) for v in u]
         t = torch.tensor(new, dtype=t.dtype, device=t.device)

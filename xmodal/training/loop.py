@@ -6,10 +6,11 @@
 __all__ = ['PARTS_OF_STATE', 'PLAIN', 'Draws', 'measure_scale', 'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer',
            'unpack_optimizer', 'checkpoints', 'RunState', 'write_tensors', 'save_checkpoint', 'read_state',
            'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
-           'poll_interval', 'predict', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'in_parts', 'Denoising',
-           'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
-           'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
-           'same_weights', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'poll_interval', 'predict', 'PairLoss', 'trainable', 'param_groups', 'as_latents', 'tensors_of',
+           'refuse_holes', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training',
+           'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares',
+           'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite', 'finite_check',
+           'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, os, shutil, signal, threading, time
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..core import InputError, item_seed, mend_torchvision, Noise
 from ..files import atomic, clear_left
 from ..core import first_line
-from ..denoise import fast, loss_per_item
+from ..denoise import Ignoring, fast, loss_per_item
 from ..methods import Method, draw, get_method, time_of
 from ..mixing import mix_stats
 from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
@@ -65,7 +66,7 @@ class Draws(Dataset):
     def __getitem__(
         self,
         n,  # number of the sample, from 0 on
-    ):  # y, x0, t, noise, n, and ctx and x0_std where the data have them
+    ):  # y, x0, t, noise, n, and ctx, valid and x0_std where the data have them
         "The sample: image, time and noise seed."
         item, rng = self.data[self.index(n)], np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
@@ -79,6 +80,8 @@ class Draws(Dataset):
         if 'ctx' in item:  # one of the versions of the prompts
             rng = np.random.default_rng(item_seed(self.seed, 'prompt', n))
             out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
+        if 'valid' in item:  # not all pixels were measured
+            out['valid'] = item['valid']
         if 'x0_std' in item:  # latents: the target is drawn from its Gaussian
             out['x0_std'] = item['x0_std']
         return out
@@ -493,9 +496,11 @@ class PairLoss(nn.Module):
         eps,  # standard normal noise, shape of x0
         z=None,  # (B, latent) standard normal, or None
         ctx=None,  # prompts (B, 3, dim), or None
+        valid=None,  # (B, 1, H, W), False where nothing was measured; None: all was
     ):  # 0-d
         "Mean of the images' losses."
-        return loss_per_item(self.den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
+        den = self.den if valid is None else Ignoring(self.den, valid, eps)
+        return loss_per_item(den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
 # %% ../../nbs/training/61_loop.ipynb #adfc34e2
 def trainable(
@@ -533,6 +538,27 @@ def as_latents(
     return x0 + std.to(x0.device, non_blocking=True) * noise(x0), y
 
 # %% ../../nbs/training/61_loop.ipynb #4cb0cc8a
+def tensors_of(
+    b: dict,  # batch
+    device,  # where they shall be
+) -> tuple:  # x0, y, t, ctx and valid; None for what the batch has not
+    "What the loss of a batch needs, on a device."
+    keys = ('x0', 'y', 't', 'ctx', 'valid')
+    return tuple(b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+
+
+def refuse_holes(
+    den,  # Denoiser
+    b: dict,  # batch
+):
+    "Raise InputError for pixels that were not measured, where the network works on latents."
+    if den.codec is not None and 'valid' in b:
+        raise InputError(
+            'prior: pictures with pixels that were not measured (NaN, nodata) have no latents; '
+            'leave the prior out, or crop them'
+        )
+
+
 def in_parts(
     b: dict,  # dict of tensors with the batch first
     n: int,  # number of parts
@@ -575,14 +601,14 @@ class Denoising:
     ):  # 0-d
         "Mean loss of a batch."
         acc = self.acc
-        x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
+        x0, y, t, ctx, valid = tensors_of(b, acc.device)
         noise = Noise(b['noise'].tolist(), acc.device)
+        refuse_holes(self.den, b)
         x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
         eps = noise(x0)
         z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
-        ctx = b['ctx'].to(acc.device, non_blocking=True) if 'ctx' in b else None
         with acc.autocast():
-            return self.loss_fn(x0, y, t, eps, z, ctx)
+            return self.loss_fn(x0, y, t, eps, z, ctx, valid)
 
     def step(
         self,
@@ -710,8 +736,12 @@ def read_log(
 def psnr_of(
     pred,  # images (N, C, H, W) in [-1, 1], numpy
     truth,  # same shape
+    valid=None,  # (1, H, W), False where nothing was measured; None: all was
 ):  # dB
     "Mean PSNR over images for the range [-1, 1], in dB."
+    if valid is not None:
+        at = np.broadcast_to(valid, pred.shape[1:])
+        pred, truth = pred[:, at], truth[:, at]
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
     return float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-12))))
 
@@ -1092,8 +1122,9 @@ def validate(
 
     def some(mine):
         answers = predict(den, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
-        truths = [np.asarray(val[i]['x0']) for i in mine]
-        return [psnr_of(a[None], x0[None]) for a, x0 in zip(answers, truths)]
+        items = (val[i] for i in mine)
+        truths = [(np.asarray(v['x0'])[None], v.get('valid')) for v in items]
+        return [psnr_of(a[None], *truth) for a, truth in zip(answers, truths)]
 
     got = float(np.mean(map_over_processes(min(16, len(val)), some)))
     den.train()
