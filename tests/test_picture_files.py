@@ -408,3 +408,34 @@ def test_infinite_values_stay_refused(tmp_path):
     tifffile.imwrite(tmp_path / 'a.tif', x)
     with pytest.raises(InputError, match='NaN or infinite'):
         load_image(tmp_path / 'a.tif', holes=True)
+
+
+# --- case 22: the value of pixels that nobody has labelled
+
+
+def labelled(z, path):
+    m = np.digitize(z, [0.4, 0.6, 0.8]).astype('u1')
+    m[:2] = 255
+    Image.fromarray(m).save(f'{path}.png')
+
+
+def test_a_label_map_is_recognised_with_its_ignore_value(tmp_path):
+    pairs(tmp_path, grey, labelled)
+    report = check('folder', tmp_path, 'a', 'b', progress=False)
+    (text,) = [f.text for f in report.errors if f.what == 'labels']
+    assert 'looks like a label map' in text and 'target_window labels:0:3;' in text
+    assert 'labels:0:3:255' in text
+    how = dict(progress=False, target_window='labels:0:3:255')
+    assert check('folder', tmp_path, 'a', 'b', **how).ok
+
+
+def test_an_ignore_value_is_no_label(tmp_path):
+    pairs(tmp_path, grey, labelled)
+    data = prepared(tmp_path, target_window='labels:0:3:255')
+    assert not data[0]['valid'][0, :2].any() and data[0]['valid'][0, 2:].all()
+    levels = np.unique(np.stack([d['x0'].numpy()[:, 2:] for d in data]).round(4))
+    np.testing.assert_allclose(levels, [-1, -1 / 3, 1 / 3, 1], atol=1e-4)
+    with pytest.raises(InputError, match='labels must be whole numbers from 0 to 3'):
+        prepared(tmp_path, target_window='labels:0:3')
+    with pytest.raises(InputError, match='the ignore value 2 is one of the labels'):
+        prepared(tmp_path, target_window='labels:0:3:2')

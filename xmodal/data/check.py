@@ -1072,8 +1072,8 @@ def find_labels(
         )
         if ignored:
             words += (
-                f'; {ignored:g} looks like an ignore value, which is not supported yet: '
-                'give those pixels a class of their own or leave such files out'
+                f'; {ignored:g} looks like an ignore value: with {suggested}:{ignored:g} '
+                'no loss and no metric looks at such pixels'
             )
         hard = k == 1 and len(classes) > 2 and rule in ('dtype', 'percentile')
         report.add('error' if hard else 'warning', 'labels', words)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WRITTEN_ENDINGS', 'NIFTI_ENDINGS', 'JPEG_ENDINGS', 'TIFF_ENDINGS', 'IMAGE_ENDINGS', 'PNG_MODES', 'GEO', 'load_image',
-           'hide_nodata', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff', 'has_rasterio', 'own_limit',
-           'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg', 'check_tiff', 'bands_last',
+           'hide_nodata', 'hide_ignored', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff', 'has_rasterio',
+           'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg', 'check_tiff', 'bands_last',
            'split_alpha', 'read_tiff', 'unpacked', 'square_box', 'thinned', 'shrunk', 'to_square', 'from_square',
            'patch_corners', 'to_patches', 'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth',
            'write_geotiff']
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, check_limit, first_line
+from .windows import ignored_value
 
 # %% ../../nbs/data/29_images.ipynb #2cb550bb
 WRITTEN_ENDINGS, NIFTI_ENDINGS = ('.png', '.tif', '.tiff'), ('.nii.gz', '.nii')
@@ -61,6 +62,7 @@ def load_image(
         hide_by_alpha(path, x, alpha, said)
     if holes:
         hide_nodata(path, x, said)
+        hide_ignored(x, ignored_value(rule), said)
     refuse_values(path, x, holes)
     return x, a.dtype
 
@@ -81,6 +83,18 @@ def hide_nodata(
         said.append(f'pixels of its nodata value {nodata:g} count as not measured')
     elif np.isnan(x).any() and not said:
         said.append('pixels that are NaN count as not measured')
+
+
+def hide_ignored(
+    x,  # (C, H, W) float32, changed in place
+    ignored: float,  # value of pixels that nobody has labelled, or None
+    said: list,  # what was found is added to it
+):
+    "Pixels of the ignore value of a rule of labels become NaN."
+    missing = x == (np.nan if ignored is None else np.float32(ignored))
+    if missing.any():
+        x[missing] = np.nan
+        said.append(f'pixels of the ignore value {ignored:g} count as not measured')
 
 
 def refuse_values(
