@@ -284,6 +284,8 @@ def test_pairs_with_holes_say_where_both_were_measured(tmp_path):
     assert (item['x0'][:, :6] == -1).all() and (item['y'][:, :3] == -1).all()
     assert item['y'].isfinite().all() and (item['y'][:, 3:6] != -1).any()
     assert check('folder', tmp_path, 'a', 'b', progress=False, **how).ok
+    torn = without_holes(dict(y=item['x0'] * torch.nan, x0=item['y']))
+    assert (torn['x0'] == -1).all()  # nothing of a target without its source
     z = np.full((1, 64, 64), 0.25, 'f4')
     z[:, :7] = np.nan
     small = images.to_square(z, 32)
@@ -357,7 +359,7 @@ def test_no_metric_sees_what_was_not_measured(tmp_path):
     a, b = (measure_images(v, data) for v in (made, other))
     np.testing.assert_array_equal(a.drop(columns='subject'), b.drop(columns='subject'))
     np.testing.assert_allclose(a['mae'], 0.05, atol=1e-6)
-    assert abs(psnr_of(made[:1], truth[:1], data[0]['valid']) - 10 * np.log10(400)) < 1e-4
+    assert abs(psnr_of(other[:1], truth[:1], data[0]['valid']) - 10 * np.log10(400)) < 1e-4
 
 
 @pytest.mark.parametrize('kind, empty', [('float32', np.nan), ('uint16', 0), ('int16', -9999)])
