@@ -27,7 +27,8 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={
-        k: cfg[f'{k}_requirements'].split() for k in ('dev', 'dicom', 'docs', 'geo', 'register')
+        k: cfg[f'{k}_requirements'].split()
+        for k in ('dev', 'dicom', 'docs', 'geo', 'itk', 'monai', 'register')
     },
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),

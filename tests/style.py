@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path(__file__).with_name('style.json')
 COLUMNS = 100  # longest line
 STATEMENTS = 40  # most statements of an exported cell
-FUNCTION = 40  # most lines of a function, signature and docstring not counted
+FUNCTION = 40  # most lines of a function, signature and docstring included
 PARAMETERS = 8  # most parameters of a function
 SHOWN = 1500  # most characters of a shown check cell
 LINES = 60  # most lines of an exported cell
@@ -159,12 +159,9 @@ def guesses(tree) -> int:
     return found
 
 
-def body_lines(function) -> int:
-    "Lines of a function below its signature and docstring."
-    body = function.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-        body = body[1:] or body
-    return body[-1].end_lineno - body[0].lineno + 1
+def function_lines(function) -> int:
+    "Lines of a function from its `def` to its last one, as a stranger counts them."
+    return function.end_lineno - function.lineno + 1
 
 
 def parameters(function) -> int:
@@ -187,7 +184,8 @@ def count_modules(root, add):
                 add('function outside a class that takes self', module, outside)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                add(f'function over {FUNCTION} lines', module, body_lines(node) > FUNCTION)
+                place = f'{module} {node.name}'
+                add(f'function over {FUNCTION} lines', place, function_lines(node) > FUNCTION)
                 add(f'function over {PARAMETERS} parameters', module, parameters(node) > PARAMETERS)
     for name, where in homes.items():
         add('one name in several modules', f'{name}: {" ".join(sorted(where))}', len(where) > 1)

@@ -2,15 +2,17 @@
 was meant, files of options, windows below zero, and a package that says what it is.
 """
 
-import contextlib, io, json, subprocess, sys, time
+import contextlib, io, json, pkgutil, re, shlex, subprocess, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import xmodal
 import xmodal.train
-from xmodal.cli import JOB_TOPICS, commands, main, make_parser
+from xmodal.cli import commands, main, make_parser
+from xmodal.job import JOB_TOPICS, NOISE_RULES
 from xmodal.options import joined
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +102,7 @@ def test_groups_defaults_and_choices():
         assert f.default == '' or f'(default: {f.default})' in together, f.name
     _, translate, _ = said(main, 'translate', '--help')
     assert all(f'\n{topic}:\n' in translate for topic in ('translation', 'machine', 'files'))
-    assert '--tau {zero,markov,vp}' in translate and '(default: 8)' in translate
+    assert '--tau {zero,markov,vp,half}' in translate and '(default: 8)' in translate
 
 
 # --- xmodal train is python -m xmodal.train
@@ -128,6 +130,104 @@ def test_every_parameter_arrives(jobs):
     want['processes'] = 1  # others are for notebooks
     words = [f'--{k.replace("_", "-")}={v}' for k, v in want.items()]
     assert said(main, 'train', *words)[0] == 0 and asdict(jobs[0]) == want
+
+
+def help_of(run, *words):
+    "A help text from its first group on; the usage and the description name the command."
+    code, out, _ = said(run, *words, '--help')
+    assert code == 0
+    return out[out.index('\ndata:\n') :]
+
+
+def test_train_has_one_parser():
+    "Both names have the same options, in the same groups, with the same words."
+    assert help_of(main, 'train') == help_of(xmodal.train.train_command)
+
+
+def test_python_m_train_reads_a_file(tmp_path, jobs):
+    file = tmp_path / 'job.yaml'
+    file.write_text('steps: 5\ncheck: false\nsmoke: true\nmults: [1, 2]\n')
+    words = ('--config', file, '--seed', 3, '--no-smoke')
+    assert said(xmodal.train.train_command, *words)[0] == 0
+    assert said(main, 'train', *words)[0] == 0
+    want = xmodal.train.Job(steps=5, check=False, mults='1,2', seed=3)
+    assert jobs == [want, want]
+
+
+def test_train_parses_once(jobs, monkeypatch):
+    "The words of `xmodal train` are not put together and read a second time."
+    from xmodal.options import Parser
+
+    read, once = [], Parser.parse_args
+    monkeypatch.setattr(Parser, 'parse_args', lambda *a, **k: read.append(a) or once(*a, **k))
+    assert said(main, 'train', '--steps', 7)[0] == 0 and len(read) == len(jobs) == 1
+
+
+OFF = [
+    '--no-baseline',
+    '--baseline False',
+    '--baseline=false',
+    '--no_baseline',
+    '--no-baseline True',
+]
+
+
+@pytest.mark.parametrize('words', OFF)
+def test_a_switch_of_a_job_has_two_spellings(words, jobs):
+    for run in (xmodal.train.train_command, lambda w: main(['train', *w])):
+        assert said(run, *words.split())[0] == 0 and not jobs.pop().baseline
+
+
+SWITCHED = {'': False, '--force': True, '--force True': True, '--force=true': True}
+SWITCHED |= {'--force False': False, '--no-force': False, '--force --no-force': False}
+SWITCHED |= {'--no-force False': True, '--force --force=False': False}
+
+
+@pytest.mark.parametrize('place', ['{} m i o', 'm i {} o', 'm i o {}'])
+@pytest.mark.parametrize('words', SWITCHED)
+def test_a_switch_has_two_spellings(words, place):
+    found = make_parser().parse_args(['translate', *place.format(words).split()])
+    assert found.force == SWITCHED[words]
+    assert (found.model, found.input, found.output) == ('m', 'i', 'o')
+
+
+def test_a_switch_is_true_or_false():
+    code, _, err = said(main, 'translate', 'm', 'i', 'o', '--force=maybe')
+    assert code == 2 and err.endswith("argument --force: must be True or False, got 'maybe'\n")
+
+
+def test_noise_rules_are_those_of_the_step(jobs):
+    "`--tau`, a training and config.json know the same words."
+    from xmodal.sample import rules
+    from xmodal.training.model_folder import DATA_RULES
+
+    assert NOISE_RULES == tuple(rules) and all(map(DATA_RULES['tau'][1], rules))
+    for rule in rules:
+        assert make_parser().parse_args(['translate', 'm', 'i', 'o', '--tau', rule]).tau == rule
+        assert said(main, 'train', '--tau', rule)[0] == 0 and jobs.pop().tau == rule
+
+
+# --- an unknown option
+
+LOST = {
+    'translate --stpes 5': '--stpes 5',
+    'translate --stpes 5 m i o': '--stpes 5',
+    'translate m i o extra': 'extra',
+    'data check bids --taget T2w': '--taget T2w',
+    'data get ixi --onyl x': '--onyl x',
+    'data info ixi --stpes': '--stpes',
+    'train --stpes 5': '--stpes 5',
+}
+
+
+@pytest.mark.parametrize('words', LOST)
+def test_the_verb_answers_for_its_options(words):
+    "Its own usage stands above, and no complaint about what is missing comes first."
+    code, _, err = said(main, *words.split())
+    verb = ' '.join(words.split()[: 2 if words.startswith('data') else 1])
+    assert code == 2 and err.startswith(f'usage: xmodal {verb} '), err
+    assert err.endswith(f'xmodal {verb}: error: unrecognized arguments: {LOST[words]}\n'), err
+    assert ('--stpes' in words and 'info' not in words) <= ('did you mean --steps?' in err)
 
 
 @pytest.mark.parametrize('words', ['--smoke maybe', '--steps many', '--processes 2'])
@@ -336,9 +436,10 @@ def test_names_are_loaded_when_used():
     assert "has no attribute 'Translater'" in fresh('xmodal.Translater')
 
 
-def test_help_fits_on_a_screen():
+def test_help_fits_on_two_screens():
     lines = xmodal.__doc__.splitlines()
-    assert len(lines) <= 32 and max(map(len, lines)) <= 100
+    first = xmodal.__doc__.split('Rooms (')[0].splitlines()
+    assert len(first) <= 24 and len(lines) <= 48 and max(map(len, lines)) <= 100
     shown = fresh('help(xmodal)')
     assert all(f'    {name} ' in shown for name in xmodal._homes)
     assert 'class Translator' not in shown  # that is help(xmodal.Translator)
@@ -347,9 +448,11 @@ def test_help_fits_on_a_screen():
 def test_every_name_and_room_of_the_help_exists():
     for name in xmodal._homes:
         assert getattr(xmodal, name).__doc__, name
-    rooms = xmodal.__doc__.split('Rooms (xmodal.NAME):')[1].split('Without Python')[0]
+    rooms = xmodal.__doc__.split('is in one):')[1].split('Without Python')[0]
     named = [w for line in rooms.split('\n') for w in line.strip().split('    ')[0].split()]
-    assert len(named) > 10 and all(vars(getattr(xmodal, w))['__name__'] for w in named)
+    assert all(vars(getattr(xmodal, w))['__name__'] for w in named)
+    there = {m.name for m in pkgutil.iter_modules(xmodal.__path__) if m.name[0] != '_'}
+    assert sorted(named) == sorted(there)
 
 
 def test_version_is_that_of_the_settings():
@@ -378,5 +481,64 @@ def test_an_unknown_method_is_refused_in_its_own_words():
     from xmodal.core import InputError
     from xmodal.methods import make_bridge
 
-    with pytest.raises(InputError, match="^unknown method 'cdtsd': use one of"):
+    with pytest.raises(InputError, match="^unknown method 'cdtsd': did you mean 'cdtsde'?"):
         make_bridge('cdtsd', channels=1)
+    with pytest.raises(InputError, match="^unknown method 'magic': use one of cdtsde, "):
+        make_bridge('magic', channels=1)
+
+
+NEAR = {
+    'train --method cdtsd': "unknown method 'cdtsd': did you mean 'cdtsde'? If not, use one of ",
+    'train --dataset bid': "unknown data set 'bid': did you mean 'bids'? If not, use one of ",
+    'train --net unet25': "unknown network 'unet25': did you mean 'unet256'? If not, use one of ",
+    'train --tau markv': "unknown noise rule tau = 'markv': did you mean 'markov'? If not, ",
+    'train --text bth': "unknown conditioning text = 'bth': did you mean 'both'? If not, ",
+    'train --method cdtsde --pred ep': "unknown prediction type 'ep': did you mean 'eps'? If not,",
+    'data info phantm': "unknown data set 'phantm': did you mean 'phantom'? If not, use one of ",
+    'data check bid': "unknown data set 'bid': did you mean 'bids'? If not, use one of ",
+    'evaluate pred truth --window percentil': "unknown window rule 'percentil': did you mean 'percenti",
+    'evaluate pred truth --protocol sythrad': "unknown protocol 'sythrad': did you mean 'synthrad'? ",
+}
+
+
+@pytest.mark.parametrize('words', NEAR)
+def test_a_misspelt_value_is_guessed_too(words, tmp_path, monkeypatch):
+    "Whatever is chosen from a list: the nearest word, and then all there are."
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for k, folder in enumerate(('pred', 'truth')):
+        (tmp_path / folder).mkdir()
+        pixels = np.arange(256, dtype=np.uint8).reshape(16, 16) // (k + 1)
+        Image.fromarray(pixels).save(tmp_path / folder / 'a.png')
+    code, _, err = said(main, *words.split())
+    assert code in (1, 2) and NEAR[words] in err, err
+    assert err.count('\n') == 1, err
+
+
+# --- commands that people copy
+
+
+def shown_commands():
+    "The lines of README and guide that begin with `xmodal`, as words."
+    root = Path(__file__).resolve().parents[1]
+    texts = [(root / 'README.md').read_text(encoding='utf-8')]
+    for path in sorted((root / 'nbs/guide').glob('*.ipynb')):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        texts += [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+    lines = [line for text in texts for line in text.splitlines()]
+    found = [re.match(r'(?:\.venv/bin/)?xmodal ([a-z].*)', line) for line in lines]
+    words = [shlex.split(m[1], comments=True) for m in found if m]
+    return [' '.join(map(shlex.quote, w)) for w in words if w[0] in commands and '|' not in w]
+
+
+@pytest.mark.parametrize('line', dict.fromkeys(shown_commands()))
+def test_a_shown_command_can_be_typed(line):
+    words = shlex.split(re.sub(r'--config \S+|--help', '', line))
+    assert make_parser().parse_args(words).command == words[0]
+
+
+def test_training_is_shown_by_command_and_notebook():
+    text = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
+    train = text[text.index('## Train') : text.index('## What was found')]
+    assert '\nxmodal train --' in train and '\npapermill nbs/train.ipynb' in train

@@ -380,11 +380,13 @@ def test_refusals_name_what_is_read(tmp_path):
     (tmp_path / 'bmp').mkdir()
     Image.new('L', (8, 8)).save(tmp_path / 'bmp' / 's0_0.bmp')
     refused(lambda: folder(tmp_path, 'bmp', 'b'), '.bmp', '.png, .tif, .tiff, .jpg')
+    root = people(tmp_path / 'bids')
     refused(
-        lambda: find_records('bids', people(tmp_path / 'bids'), 'T1w,FLAIR', 'T2w'),
-        'only one source is possible',
-        "'T1w'",
+        lambda: find_records('bids', root, 'T1w', 'FLAIR,T2w'),
+        'only one target is possible',
+        "'FLAIR'",
     )
+    refused(lambda: find_records('bids', root, 'T1w+FLAIR', 'T2w'), 'commas: T1w,FLAIR')
 
 
 # ---- data check
@@ -565,7 +567,7 @@ def test_contrasts_without_direction_accuse_nobody(tmp_path):
             'error',
             'pixdim',
         ),
-        ((6, 1, 1), lambda img: None, 'warning', 'sagittal'),
+        ((6, 3, 3), lambda img: None, 'warning', 'sagittal'),
     ],
 )
 def test_what_a_header_says_against_itself_is_said(tmp_path, zooms, harm, level, words):
@@ -573,7 +575,8 @@ def test_what_a_header_says_against_itself_is_said(tmp_path, zooms, harm, level,
     said.
     """
     root = people(tmp_path)
-    for path in root.rglob('*.nii.gz'):
+    # whole data sets in another plane are cut in it: only sources lie across here
+    for path in root.rglob('*_T1w.nii.gz' if words == 'sagittal' else '*.nii.gz'):
         img = nib.Nifti1Image(
             np.asarray(nib.load(path).dataobj), np.diag([*map(float, zooms), 1.0])
         )

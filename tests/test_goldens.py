@@ -1068,6 +1068,28 @@ def refused_command(name):
 # --- comparing and keeping
 
 
+# --- measures
+
+
+def window_rule(rule):
+    "Both ends of the window of one skewed image, in its own units."
+    w = window_of(np.linspace(0, 30, 4001) ** 2, rule)
+    return dict(low=w.lo, high=w.hi)
+
+
+def line_masks(off):
+    "`xmodal evaluate --masks` without a tolerance, for a line that lies beside the true one."
+    folder = work() / f'line_masks_{off}'
+    for name, row in (('pred', 8 + off), ('truth', 8)):
+        mask = np.zeros((24, 24), np.uint8)
+        mask[row, 3:21] = 255
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(folder / name / 'a_01.png')
+    words = ['evaluate', folder / 'pred', folder / 'truth', '--masks']
+    code, said, err = command(xmodal_main, *words)
+    return dict(code=code, said=tidy(said), err=tidy(err))
+
+
 @contextlib.contextmanager
 def quiet():
     "No bars, no warnings, no figures that stay open; the place of a warning's text is kept."
@@ -1118,6 +1140,8 @@ def catalogue() -> dict:
         (module_help, (XMODAL, TRAIN)),
         (refusal, REFUSALS),
         (refused_command, REFUSED),
+        (window_rule, ('percentile', 'minmax')),
+        (line_masks, (2, 3)),  # within the usual tolerance of 2, and beyond
     ):
         for n in choices:
             found[f'{what.__name__}/{n}'] = functools.partial(what, n)

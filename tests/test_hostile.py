@@ -226,6 +226,8 @@ WRONG += [
     ('data', 'text', {'by': 'both'}),
     ('data', 'text', [1]),
     ('data', 'source', 5),
+    ('data', 'steps', None),
+    ('data', 'tau', None),
 ]
 WRONG += [('model', 'method', v) for v in (5, ['cdtsde'], 'magic', None)]
 WRONG += [('data', 'fit', v) for v in ('Patch', 'patches', None, 7, NAN, [], {}, True)]
@@ -275,7 +277,44 @@ def test_config_says_nonsense(model, tmp_path, part, key, value):
     )
     if part == 'data':
         assert key in text, text
+    if part == 'data' and key in ('steps', 'tau'):
+        assert f'data.{key} must be ' in text and f'got {value!r}' in text, text
     assert len(text) < 700
+
+
+def test_a_description_is_read_and_checked_once(model, monkeypatch):
+    from xmodal.translate import Translator
+
+    calls = []
+
+    def counted(where, name):
+        once = getattr(where, name)
+        count = lambda *a: (calls.append((where.__name__, name)), once(*a))[1]
+        monkeypatch.setattr(where, name, count)
+
+    counted(store.json, 'loads')
+    for record in (store.ModelSpec, store.DataSpec):
+        counted(record, 'from_json')
+    assert Translator.from_pretrained(model, 'cpu').data.size == DATA['size']
+    names = ['loads', 'from_json', 'from_json']
+    assert sorted(n for _, n in calls) == sorted(names), calls
+
+
+METRICS = dict(scores={}, protocol='fixed', split=dict(test=['a']), parameters={}, environment={})
+
+
+@pytest.mark.parametrize('value', [None, 5, [1]])
+@pytest.mark.parametrize('key', ['scores', 'split', 'parameters', 'environment'])
+def test_metrics_that_hold_nothing(tmp_path, key, value):
+    "A key that is absent was not said; one that is there and holds nothing is damaged."
+    from xmodal.evaluation.collect import read_run
+
+    path = tmp_path / 'metrics.json'
+    path.write_text(json.dumps(METRICS))
+    assert read_run(path) == []
+    path.write_text(json.dumps({**METRICS, key: value}))
+    text = said(lambda: read_run(path), 'metrics.json')
+    assert f'{key} must be an object, got {json.dumps(value)}' in text, text
 
 
 @pytest.mark.parametrize(

@@ -406,10 +406,10 @@ def test_the_split_of_a_paper(run_name):
 
 def test_a_faulty_data_set_stops_before_training(run_name, tmp_path):
     "A pair whose target lies 24 mm off is an error of the check; `check False` goes on."
-    from xmodal.data.layouts import made_root
+    from xmodal.data.layouts import simulated_root
 
     root = tmp_path / 'bids'
-    shutil.copytree(made_root('bids', 6, 0, 4.0), root)
+    shutil.copytree(simulated_root('bids', 6, 0, 4.0), root)
     bad = sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[1]
     img = nib.load(bad)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
@@ -443,10 +443,10 @@ def test_data_check_names_the_faulty_file(tmp_path):
     """The command: exit code 1, the file and a picture for a shifted pair; exit code 0 for clean
     data.
     """
-    from xmodal.data.layouts import made_root
+    from xmodal.data.layouts import simulated_root
 
     root = tmp_path / 'bids'
-    shutil.copytree(made_root('bids', 6, 0, 4.0), root)
+    shutil.copytree(simulated_root('bids', 6, 0, 4.0), root)
     bad = sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[1]
     img = nib.load(bad)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
@@ -470,7 +470,9 @@ def test_data_check_names_the_faulty_file(tmp_path):
         and bad.name in r.stdout
         and (tmp_path / 'worst.png').stat().st_size > 5000
     )
-    assert xmodal('data', 'check', 'bids', '--root', made_root('bids', 6, 0, 4.0)).returncode == 0
+    assert (
+        xmodal('data', 'check', 'bids', '--root', simulated_root('bids', 6, 0, 4.0)).returncode == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -505,10 +507,10 @@ def test_wrong_parameters_are_named(parameters, words, run_name):
 
 
 def test_damaged_subject_is_named_and_leaves_nothing(tmp_path, run_name):
-    from xmodal.data.layouts import made_root
+    from xmodal.data.layouts import simulated_root
 
     root = tmp_path / 'bids'
-    shutil.copytree(made_root('bids', 4, 0, 6.0), root)
+    shutil.copytree(simulated_root('bids', 4, 0, 6.0), root)
     bad = sorted(root.glob('sub-*/anat/*_T1w.nii.gz'))[1]
     bad.write_bytes(bad.read_bytes()[:-200])
     caches = (

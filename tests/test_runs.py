@@ -12,16 +12,8 @@ import pytest
 
 from test_main_job import ROOT, papermill, run_name  # noqa: F401  (run_name is a fixture)
 from test_scale import launched
-from xmodal.train import (
-    Job,
-    check_name,
-    owner_of,
-    plan,
-    release,
-    take,
-    train_command,
-    what_is_there,
-)
+from xmodal.run_folder import check_name, owner_of, release, take, what_is_there
+from xmodal.train import Job, plan, train_command
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 SMALL = [
@@ -125,7 +117,7 @@ def test_a_smoke_run_never_takes_the_name_of_a_real_one(capsys):
 
 HOLD = """
 import sys, time
-from xmodal.train import take
+from xmodal.run_folder import take
 take(sys.argv[1])
 print('taken', flush=True)
 time.sleep(120)
@@ -219,8 +211,8 @@ def test_a_training_on_two_processes_is_refused_as_one(run_name, tmp_path):
     words = [*SMALL, '--name', run_name, '--batch', '4', '--device', 'cpu']
     script = tmp_path / 'late.py'  # the plan finds nobody: the other training begins after it
     script.write_text(
-        'import sys\nimport xmodal.train as j\nj.owner_of = lambda run:'
-        f' {{}}\nsys.exit(j.train_command({words!r}))\n'
+        'import sys\nimport xmodal.run_folder as folder\nimport xmodal.train as j\n'
+        f'folder.owner_of = lambda run: {{}}\nsys.exit(j.train_command({words!r}))\n'
     )
     take(run)
     try:
@@ -237,7 +229,7 @@ def test_a_training_on_two_processes_is_refused_as_one(run_name, tmp_path):
 
 def test_another_machines_lock_lives_by_its_signs_of_life(tmp_path):
     "A shared disk: no kernel's lock reaches us, only the file and its age."
-    import xmodal.train as j
+    import xmodal.run_folder as j
 
     lock = tmp_path / '.lock'
     lock.write_text(json.dumps(dict(pid=7, host='node12', machine='other', since='now')))
@@ -253,7 +245,7 @@ def test_a_disk_without_locks_goes_by_the_file(tmp_path, monkeypatch):
     """Where the kernel's lock is refused, an owner counts as alive until its signs of life end,
     also on this machine.
     """
-    import xmodal.train as j
+    import xmodal.run_folder as j
 
     monkeypatch.setattr(j, 'try_flock', lambda f: None)
     lock = tmp_path / '.lock'
@@ -266,7 +258,7 @@ def test_a_disk_without_locks_goes_by_the_file(tmp_path, monkeypatch):
 
 
 def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
-    import xmodal.train as j
+    import xmodal.run_folder as j
 
     monkeypatch.setattr(j, 'BEAT', 0.05)
     take(tmp_path)

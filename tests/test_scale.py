@@ -255,7 +255,7 @@ PARAMETER = re.compile(  # comments above, name, value, comment beside
 
 def test_the_parameters_are_those_of_the_notebook():
     "The parameters cell of train.ipynb and the fields of Job: names, order, defaults, meanings."
-    from xmodal.train import defaults, meanings
+    from xmodal.job import defaults, meanings
 
     cells = json.loads((ROOT / 'nbs' / 'train.ipynb').read_text())['cells']
     (cell,) = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]

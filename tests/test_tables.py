@@ -8,7 +8,7 @@ import pytest
 
 from xmodal.cli import make_parser
 from xmodal.data.cards import cards
-from xmodal.data.layouts import datasets, made_root
+from xmodal.data.layouts import datasets, simulated_root
 from xmodal.job import meanings
 from xmodal.methods import methods
 
@@ -53,7 +53,7 @@ def test_help_of_check_names_every_layout(capsys):
     'where, text',
     [
         ('help of --dataset, nbs/use/81_job', meanings['dataset']),
-        ('nbs/train', lines(source('train'), 'dataset = ')),
+        ('nbs/train', lines(source('train'), '# phantom')),
         ('nbs/guide/data', lines(source('guide/data'), 'xmodal data list')),
     ],
 )
@@ -72,8 +72,8 @@ def test_a_forgotten_name_is_noticed():
 def test_a_layout_without_a_stand_in_is_refused():
     from xmodal.core import InputError
 
-    with pytest.raises(InputError, match='no made data in the layout of nnunet'):
-        made_root('nnunet')
+    with pytest.raises(InputError, match='no simulated data in the layout of oasis'):
+        simulated_root('oasis')
 
 
 def test_the_guide_has_every_notebook():

@@ -199,10 +199,10 @@ def test_killed_between_a_map_and_its_output(model, tmp_path, monkeypatch):
     tr, out = Translator.from_pretrained(model), tmp_path / 'out.nii.gz'
     source, write = scan(tmp_path / 'in.nii.gz'), folders.save_translation
 
-    def dies(result, path, ready=None):
+    def dies(result, path, ready=None, names=()):
         if path == out:
             raise KeyboardInterrupt
-        write(result, path, ready)
+        write(result, path, ready, names)
 
     monkeypatch.setattr(folders, 'save_translation', dies)
     with pytest.raises(KeyboardInterrupt):

@@ -23,7 +23,7 @@ from xmodal.data import images
 from xmodal.data.cache import prepare
 from xmodal.data.records import Record
 from xmodal.data.volumes import header_concerns
-from xmodal.folders import beside_output, translate_paths
+from xmodal.folders import companion_path, translate_paths
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_model
 from xmodal.data.units import units_note
@@ -384,7 +384,7 @@ def test_a_single_picture_has_notes_and_older_folders_are_read(tmp_path):
     a, b = folder_of(tmp_path, 1)
     tr, one = echo(IMAGE), tmp_path / 'one.png'
     go(tr, a / 's0.png', one)
-    note = json.loads(beside_output(one, 'json').read_text())
+    note = json.loads(companion_path(one, 'json').read_text())
     assert (
         note['Output'] == dict(Type='uint8', Holds='values', Limits=[0, 255])
         and note['OutputDigest']
@@ -632,7 +632,7 @@ def test_a_dicom_series_is_one_volume(tmp_path):
     with pytest.raises(InputError, match='made from another s'):
         go(tr, tmp_path / 's', tmp_path / 'o.nii.gz')
     with pytest.raises(InputError, match='must end in .nii'):
-        go(tr, tmp_path / 's', tmp_path / 'folder')
+        go(tr, tmp_path / 's', tmp_path / 'x.dcm')
 
 
 @pytest.mark.parametrize(
@@ -650,10 +650,10 @@ def test_one_output_that_cannot_be_written(number, stops, tmp_path, monkeypatch)
     a, b = folder_of(tmp_path)
     save, code = folders.save_translation, getattr(errno, number)
 
-    def refuses(result, path, ready=None):
+    def refuses(result, path, ready=None, names=()):
         if path.name == 's0.png':
             raise OSError(code, os.strerror(code), str(path))
-        save(result, path, ready)
+        save(result, path, ready, names)
 
     monkeypatch.setattr(folders, 'save_translation', refuses)
     if not stops:

@@ -26,14 +26,33 @@ Names to begin with (loaded when they are used; help(xmodal.Translator) explains
     draw          a translation from a bridge and a denoiser, step by step
     InputError    what is raised, in one line with a remedy, if something given is wrong
 
-Rooms (xmodal.NAME):
+Rooms (help(xmodal.bridge) lists what is in one):
 
-    bridge mixing sample denoise solvers methods    the formula, and every method as a row
-    data simulate                                   files, frames, layouts; made images
-    nets metadata                                   networks; records and prompts
-    training train experiment                       loop, one job, comparisons
-    evaluation                                      metrics, masks, protocols, reports
-    translate folders cli                           one scan, whole cohorts, the command
+    bridge               the Gaussian path from target to source: begin here to read the formula
+    mixing               how much of the source the path holds, where and when
+    sample               the one step down a grid of times, and its noise rules
+    denoise tiles        any network as an estimate of the target; in windows, or from many views
+    families             the bridges of the compared papers
+    solvers              their samplers
+    methods              every method as a row of one table: begin here to compare or add one
+    grid fields          times, and mixing fields, fitted to a number of steps
+    simulate             simulated brains, tumours, pelves, land and solar cells, to try things on
+    data                 files, frames, layouts of data sets, the check before a training
+    nets                 U-Nets, published networks, discriminators, latents
+    metadata             what is known about a scan, as a record and as a prompt
+    training             recipe, loop, adversarial training, model folder
+    evaluation           metrics, masks, protocols, statistics, reports
+    train job            one training with all that belongs to it: begin here to train
+    engine experiment    what trainings have in common; several methods compared
+    translate            one scan or image: begin here to use a model
+    folders              whole folders and BIDS data sets
+    run_folder           the folder of a training: a name used once, one training at a time
+    cli options          the command xmodal
+    core files           errors, seeds and limits; files that are whole or absent
+    listing choices      what lies in a folder; what was meant by a misspelt word
+    show testing         images side by side; numbers compared
+    parameters           values from notebooks and command lines, in their type
+    processes explain    one job on several processes; where this help comes from
 
 Without Python: xmodal train | translate | evaluate | report | data, each with --help.
 """
@@ -50,7 +69,7 @@ _homes = dict(
 
 
 def __getattr__(name):
-    "A name of the front door or a room, opened when it is first used."
+    "A public name or a module, imported when it is first used."
     if name in _homes:
         globals()[name] = found = vars(import_module(f'xmodal.{_homes[name]}'))[name]
         return found

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .core import check_same_shape, expand, table_dtype
+from .explain import explained
 
 # %% ../nbs/bridges/10_bridge.ipynb #da1787ee
 class Coefs(list):
@@ -22,6 +23,7 @@ class Coefs(list):
     steps = None
 
 # %% ../nbs/bridges/10_bridge.ipynb #4841b059
+@explained
 class KeptCoefs(nn.Module):
     "The coefficients along a grid, kept for the next call. Subclasses give `coefs` and `mix`."
 
@@ -60,6 +62,7 @@ class KeptCoefs(nn.Module):
         return super().train(mode)
 
 # %% ../nbs/bridges/10_bridge.ipynb #0bd30374
+@explained
 class Bridge(KeptCoefs):
     """A Gaussian path x_t = a x0 + b y + c eps. Subclasses give `coefs`; everything else that may
     be asked of a bridge has a default here.
@@ -113,6 +116,7 @@ class Bridge(KeptCoefs):
         return expand(t.to(y.device, table_dtype(y.device)), y)
 
 # %% ../nbs/bridges/10_bridge.ipynb #aa9e3a59
+@explained
 def diffuse(
     bridge,  # a Bridge
     x0,  # target (B, C, *spatial)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Wrap', 'Clip', 'Stop', 'Ignoring']
+           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside',
+           'beside', 'Ignoring']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .choices import unknown_word
 from .core import check_same_shape, expand
+from .explain import explained, passes_on
 from .sample import Estimator, as_estimator
 
 # %% ../nbs/bridges/14_denoise.ipynb #75eb31d4
@@ -151,6 +154,7 @@ def keep_older(
     return torch.where(expand(settled, new), old, new), settled
 
 # %% ../nbs/bridges/14_denoise.ipynb #17876f48
+@explained
 class Network(nn.Module):
     """net(x, t, y, ctx) -> (B, C, *spatial), t in [0, 1000]; what else may be asked of a network
     has a default here.
@@ -165,6 +169,7 @@ class Network(nn.Module):
         return None
 
 # %% ../nbs/bridges/14_denoise.ipynb #4892c997
+@explained
 class Parametrised(Estimator, nn.Module):
     "A network, what it is shown, and what its answer means."
 
@@ -189,7 +194,7 @@ class Parametrised(Estimator, nn.Module):
         """
         super().__init__()
         if pred not in predictions:
-            raise ValueError(f'unknown prediction type {pred!r}: use one of {sorted(predictions)}')
+            raise ValueError(unknown_word('prediction type', pred, sorted(predictions)))
         if not (isinstance(recur, int) and recur >= 1):
             raise ValueError(f'recur must be a whole number of 1 or more, got {recur!r}')
         if show_snr and recur > 1:
@@ -233,6 +238,7 @@ class Parametrised(Estimator, nn.Module):
         return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ee17517
+@explained
 class Denoiser(Parametrised):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
 
@@ -245,6 +251,7 @@ class Denoiser(Parametrised):
         coefs=None,  # (a, b, c) at t if the caller has them already
         z=None,  # (B, latent) standard normal, for networks that take it
         stop=0.0,  # end the recursion of an image at a change below this; 0: never, see `Stop`
+        side=None,  # further images (B, E, *spatial), for networks that take them; see `Beside`
     ):  # x0_hat, shape and dtype of x
         "The estimate of the target; raises ValueError where a random vector is missing."
         if self.latent and z is None:
@@ -254,13 +261,14 @@ class Denoiser(Parametrised):
         coefs = coefs or self.bridge.coefs(t, y)
         c_skip, c_src, c_out, c_in = self.factors(coefs, x.dtype)
         more = dict(z=z) if self.latent else {}
+        more['side'] = side
         x0_hat, settled = torch.zeros_like(x), None
         if self.show_snr:
             more['x_r'] = (torch.atan2(coefs[0], coefs[2]) * 2 / math.pi).to(x.dtype).expand_as(x)
         for _ in range(self.recur):
             if self.recur > 1:
                 more['x_r'] = x0_hat
-            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, c_in), ctx, **more)
+            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, c_in), ctx, more)
             newer = c_skip * x + c_src * y + c_out * got.to(x.dtype)
             x0_hat, settled = keep_older(newer, x0_hat, settled, stop)
         return x0_hat
@@ -272,12 +280,14 @@ class Denoiser(Parametrised):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network
         coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images, as for the estimate
     ):  # shape and dtype of x
         "The twin's estimate of the noise; raises ValueError if there is no twin."
         if self.twin is None:
             return super().eps_hat(x, t, y, ctx, coefs)
         c_in = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
-        return run_net(self.precision, self.twin, *self.net_inputs(x, t, y, c_in), ctx).to(x.dtype)
+        shown = self.net_inputs(x, t, y, c_in)
+        return run_net(self.precision, self.twin, *shown, ctx, dict(side=side)).to(x.dtype)
 
 # %% ../nbs/bridges/14_denoise.ipynb #3ffd07d9
 def fast(
@@ -308,11 +318,12 @@ def run_net(
     t,  # (B,), the network's own time, about [0, 1000]
     y,  # source, shape of x
     ctx=None,  # conditioning (B, 2 or 3, dim), or None
-    x_r=None,  # a third image, for networks that take one; None: not passed on
-    z=None,  # (B, latent) standard normal, for networks that take it; None: not passed on
+    # x_r, a third image; z, (B, latent) standard normal; side, further images (B, E, *spatial): for
+    # networks that take them; None: not passed on
+    more: dict = {},
 ):  # (B, C, *spatial)
     "The network's answer, in the precision that was asked for."
-    more = {k: v for k, v in dict(x_r=x_r, z=z).items() if v is not None}
+    more = {k: v for k, v in more.items() if v is not None}
     if precision == 'no':
         return net(x, t, y, ctx, **more)
     with torch.autocast(x.device.type, torch.bfloat16):
@@ -372,7 +383,7 @@ def loss_per_item(
     A twin adds the loss of its noise.
     """
     if kind not in losses:
-        raise ValueError(f'unknown loss {kind!r}: use one of {", ".join(losses)}')
+        raise ValueError(unknown_word('loss', kind, losses))
     if weight not in ('x0', 'net'):
         raise ValueError(f"unknown weight {weight!r}: use 'x0' or 'net'")
     check_same_shape(x0=x0, y=y, eps=eps)
@@ -389,8 +400,9 @@ def loss_per_item(
     return loss
 
 # %% ../nbs/bridges/14_denoise.ipynb #7b83cf82
-class Wrap(Estimator, nn.Module):
-    "A denoiser around another one; what is not said here is the inner one's."
+@explained
+class Inside(Estimator, nn.Module):
+    "What a denoiser around another one is: as the inner one, unless it says otherwise."
 
     def __init__(
         self,
@@ -430,13 +442,27 @@ class Wrap(Estimator, nn.Module):
         "As of the denoiser inside."
         return self.den.precision
 
+# %% ../nbs/bridges/14_denoise.ipynb #b57f8833
+@explained
+class Wrap(Inside):
+    "A denoiser around another one; what is not said here is the inner one's."
+
+    def factors(
+        self,
+        coefs,  # (a, b, c) at t
+        dtype=None,  # of the images
+    ):  # c_skip, c_src, c_out, c_in
+        "The four factors of the denoiser inside."
+        return self.den.factors(coefs, dtype)
+
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
-        **more,  # coefs, z and stop of `Denoiser`
+        **more,  # coefs, z, stop and side of `Denoiser`
     ):  # x0_hat, shape of x
         "The estimate of the denoiser inside."
         return self.den(x, t, y, ctx, **more)
@@ -448,11 +474,13 @@ class Wrap(Estimator, nn.Module):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images, as for the estimate
     ):  # shape of x
         "The noise as the denoiser inside estimates it."
-        return self.den.eps_hat(x, t, y, ctx, coefs)
+        return self.den.eps_hat(x, t, y, ctx, coefs, side)
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
+@explained
 class Clip(Wrap):
     "A denoiser whose estimate is clipped to [low, high]."
 
@@ -466,6 +494,7 @@ class Clip(Wrap):
         super().__init__(den)
         self.low, self.high = low, high
 
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -478,6 +507,7 @@ class Clip(Wrap):
         return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
 
 
+@explained
 class Stop(Wrap):
     "A denoiser whose recursion ends, image by image, when an estimate hardly changes any more."
 
@@ -490,6 +520,7 @@ class Stop(Wrap):
         super().__init__(den)
         self.change = change
 
+    @passes_on(Denoiser.forward, leave_out=('stop',))
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -501,7 +532,54 @@ class Stop(Wrap):
         "The estimate at which every image has settled."
         return self.den(x, t, y, ctx, stop=self.change, **more)
 
+# %% ../nbs/bridges/14_denoise.ipynb #b82df55c
+@explained
+class Beside(Wrap):
+    "A denoiser whose network also sees further images: neighbouring slices, other modalities."
+
+    def __init__(
+        self,
+        den,  # Estimator whose innermost network takes `side`
+        side,  # (B, E, *spatial), scaled to [-1, 1], at the place of the source
+    ):
+        "Hold the images of one batch."
+        super().__init__(den)
+        self.side = side
+
+    @passes_on(Denoiser.forward, leave_out=('side',))
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # as of `Wrap`
+    ):  # x0_hat, shape of x
+        "The estimate of the denoiser inside, which sees the images of this batch."
+        return self.den(x, t, y, ctx, side=self.side, **more)
+
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # not used: the images of this batch are
+    ):  # shape of x
+        "The noise as the denoiser inside estimates it, with the images of this batch."
+        return self.den.eps_hat(x, t, y, ctx, coefs, side=self.side)
+
+
+def beside(
+    den,  # Estimator
+    side,  # further images (B, E, *spatial), or None
+):  # the denoiser itself, or `Beside`
+    "A denoiser that sees these images, if there are any."
+    return den if side is None else Beside(den, side)
+
 # %% ../nbs/bridges/14_denoise.ipynb #f7f302fb
+@explained
 class Ignoring(Wrap):
     "A denoiser whose errors do not count where nothing was measured."
 
@@ -516,13 +594,14 @@ class Ignoring(Wrap):
         super().__init__(den)
         self.valid, self.eps, self.fill = valid, eps, fill
 
+    @passes_on(Denoiser.forward)
     def forward(
         self,
         x,  # state (B, C, *spatial)
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
-        **more,  # as of `Wrap`
+        **more,  # coefs, z, stop and side of `Denoiser`
     ):  # x0_hat, shape of x
         "The estimate, and the filler where nothing was measured."
         return torch.where(self.valid, self.den(x, t, y, ctx, **more), self.fill)
@@ -542,6 +621,7 @@ class Ignoring(Wrap):
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images, as for the estimate
     ):  # shape of x
         "The noise that is estimated, and the true one where nothing was measured."
-        return torch.where(self.valid, self.den.eps_hat(x, t, y, ctx, coefs), self.eps)
+        return torch.where(self.valid, self.den.eps_hat(x, t, y, ctx, coefs, side), self.eps)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SMOKE', 'ABOUT', 'SHOWN', 'Row', 'options_of', 'read_row', 'row_names', 'Budget', 'clock', 'peak_memory',
            'spread_over', 'by_difficulty', 'with_prompts', 'Experiment', 'row_folder', 'load_row', 'log_of',
-           'agreement', 'finished_row', 'Asked', 'measure_row', 'plan_row', 'run_row', 'untrained_rows', 'images_of',
-           'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of', 'budget_of',
-           'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
+           'agreement', 'finished_row', 'MeasureOptions', 'measure_row', 'plan_row', 'run_row', 'untrained_rows',
+           'images_of', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of',
+           'budget_of', 'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
            'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table',
            'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures',
            'mean_target', 'mark_of', 'keep_result']
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .choices import unknown_word
 from .core import InputError, project_root
 from .files import atomic
 from .parameters import numbers
@@ -47,7 +48,7 @@ from .evaluation.statistics import compare, forest_plot
 from .methods import get_method, parse_options, steps_for
 from .denoise import predictions
 from .nets.build import find_net, sizes_for
-from .metadata.context import Told, contexts, exchanged, prompts_hash
+from .metadata.context import WithContext, contexts, exchanged, prompts_hash
 from .evaluation.report import environment, write_json
 from .nets.conditioning import conditionings
 from .training.model_folder import load_model, save_model
@@ -230,7 +231,11 @@ def with_prompts(
     if row.text == 'none' and not reads:
         return parts.train, parts.test, 0
     table = contexts(parts.records, 'record', row.fields, cache=cache)
-    return Told(parts.train, table), Told(parts.test, table), next(iter(table.values())).shape[-1]
+    return (
+        WithContext(parts.train, table),
+        WithContext(parts.test, table),
+        next(iter(table.values())).shape[-1],
+    )
 
 # %% ../nbs/use/83_experiment.ipynb #928bd68b
 @dataclass(frozen=True)
@@ -320,7 +325,7 @@ def finished_row(
 
 # %% ../nbs/use/83_experiment.ipynb #24841947
 @dataclass(frozen=True)
-class Asked:
+class MeasureOptions:
     "How a row is measured."
 
     nfes: tuple = (1, 2, 5, 10)  # numbers of network evaluations, beside its own default
@@ -350,8 +355,8 @@ class Asked:
 def measure_row(
     den,  # the trained denoiser, on its device
     row: Row,  # whose sampler is used
-    asked: Asked,  # at which numbers of evaluations, which pictures are kept
-    tests: dict,  # label -> test set, from `Asked.sets`
+    asked: MeasureOptions,  # at which numbers of evaluations, which pictures are kept
+    tests: dict,  # label -> test set, from `MeasureOptions.sets`
     seed: int,  # of the noise
     folder: Path,  # where pictures.npy goes
 ):  # DataFrame: test, asked, nfe, steps, subject, image, measures, costs
@@ -395,7 +400,7 @@ def run_row(
     name: str,  # of the row, see `read_row`
     x: Experiment,  # data, budget, folder
     seed: int = 0,  # of training and sampling
-    asked: Asked = Asked(),  # how it is measured
+    asked: MeasureOptions = MeasureOptions(),  # how it is measured
 ):  # DataFrame: method, seed, test, asked, nfe, steps, subject, image, measures, costs
     """Train and measure one row, or read what was measured before.
 
@@ -449,7 +454,7 @@ def images_of(
 
 def identity_rows(
     test,  # the test set
-    tests=None,  # as in `Asked`
+    tests=None,  # as in `MeasureOptions`
     masks: bool = False,  # the target is a binary mask
 ):  # DataFrame in the columns of `run_row`
     "The source itself as the translation, in the columns of `run_row`."
@@ -457,7 +462,7 @@ def identity_rows(
 
     frames = [
         untrained_rows('identity', images_of(data, 'y'), data, masks, label)
-        for label, data in Asked(tests=tests).sets(test).items()
+        for label, data in MeasureOptions(tests=tests).sets(test).items()
     ]
     return pd.concat(frames, ignore_index=True)
 
@@ -475,7 +480,7 @@ def run_rows(
 
     for n in names:
         read_row(n)
-    asked = Asked(nfes, tests, masks, keep)
+    asked = MeasureOptions(nfes, tests, masks, keep)
     done = [identity_rows(x.parts.test, tests, masks).assign(seed=s) for s in x.seeds]
     for s in x.seeds:
         for n in names:
@@ -492,9 +497,9 @@ def own_and_exchanged(
     mine = [r for r in parts.records if r.subject in parts.split['test']]
 
     def both(test):
-        if not isinstance(test, Told):
+        if not isinstance(test, WithContext):
             return dict(own=test)
-        return dict(own=test, exchanged=Told(test.data, exchanged(test.table, mine, seed)))
+        return dict(own=test, exchanged=WithContext(test.data, exchanged(test.table, mine, seed)))
 
     return both
 
@@ -634,7 +639,7 @@ def known_data(
 ):
     "Raise InputError for a data set that nobody knows."
     if p.dataset not in datasets:
-        raise InputError(f'unknown data set {p.dataset!r}: use one of {", ".join(datasets)}')
+        raise InputError(unknown_word('data set', p.dataset, datasets))
     usual = datasets[p.dataset]
     p.source, p.target = p.source or usual.source, p.target or usual.target
 
@@ -676,7 +681,7 @@ def prompted(
 def unprompted(
     base: str,  # row whose conditioning is varied
 ) -> str:  # name of a row
-    "The row that hears nothing: for MetaDB also without SR-Net, whose loss would read the prompts."
+    "The row without prompts: for MetaDB also without SR-Net, whose loss would read the prompts."
     return 'metadb+text:none+semantic:0' if base == 'metadb' else base
 
 # %% ../nbs/use/83_experiment.ipynb #58ae360a

@@ -13,6 +13,7 @@ import torch
 
 from .bridge import Bridge, Tabulated
 from .core import table_dtype
+from .explain import explained
 
 # %% ../nbs/bridges/15_families.ipynb #1057f803
 def before(
@@ -60,6 +61,7 @@ class ScoreBrownian(Bridge):
         return left, t, self.lam * left * (-left.clamp(min=1e-300).log()).sqrt()
 
 # %% ../nbs/bridges/15_families.ipynb #0d3802ea
+@explained
 class DDBM(Bridge):
     """Denoising diffusion bridge (Zhou et al., ICLR 2024).
 

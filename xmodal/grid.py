@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['objectives', 'snr', 'error_ladder', 'step_costs', 'grid_bound', 'shortest_grid', 'psnr_objective', 'metric_of',
-           'grid_of', 'best_by_search', 'fit_grid']
+           'grid_of', 'best_by_search', 'grid_of_bound', 'fit_grid']
 
 # %% ../nbs/bridges/18_grid.ipynb #8dc5283e
 import math
@@ -173,6 +173,22 @@ def best_by_search(
     return grid_of(min(tried, key=tried.get))
 
 # %% ../nbs/bridges/18_grid.ipynb #dda98bec
+def grid_of_bound(
+    den,  # Estimator with a `bridge`
+    x0,  # targets of validation (B, C, *spatial)
+    y,  # their sources, same shape
+    nfe: int,  # network calls, two or more
+    ladder,  # falling times to choose from, float64
+    seed=0,  # of the noise
+    batch: int = 16,  # pairs at a time
+    ctx=None,  # conditioning of every pair, or None
+):  # (nfe + 1,) grid from 1 to 0
+    "The grid whose steps along a ladder of times cost least in the bound."
+    costs = step_costs(*error_ladder(den, x0, y, ladder, seed, batch, ctx)).cpu()
+    picks = shortest_grid(costs, nfe)
+    return check_grid(torch.cat([ladder[picks[:-1]], torch.zeros(1, dtype=torch.float64)]))
+
+
 def fit_grid(
     den,  # Estimator with a `bridge`
     x0,  # targets of validation (B, C, *spatial)
@@ -199,10 +215,8 @@ def fit_grid(
     if nfe == 1:
         return uniform(1)
     if objective == 'bound':
-        times = torch.linspace(1, t_end, candidates, dtype=torch.float64)
-        costs = step_costs(*error_ladder(den, x0, y, times, seed, batch, ctx)).cpu()
-        picks = shortest_grid(costs, nfe)
-        return check_grid(torch.cat([times[picks[:-1]], torch.zeros(1, dtype=torch.float64)]))
+        ladder = torch.linspace(1, t_end, candidates, dtype=torch.float64)
+        return grid_of_bound(den, x0, y, nfe, ladder, seed, batch, ctx)
     sampler = sampler or partial(sample, order=order)
 
     def loss(grid):

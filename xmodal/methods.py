@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
-           'dtfnet', 'PIXELS', 'LATENTS', 'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge',
-           'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'get_method', 'recipe_for',
-           'make_bridge', 'known_options', 'check_options', 'merged', 'make_grid', 'draw', 'calls', 'most_steps',
-           'steps_for', 'time_of', 'parse_options', 'split_options']
+           'dtfnet', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN', 'Method',
+           'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row',
+           'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'known_options', 'check_options', 'merged',
+           'make_grid', 'noise_rule', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
+           'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -16,16 +17,19 @@ from typing import Callable
 
 import torch
 
+from .choices import unknown_word
 from .core import InputError
+from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop, losses, predictions
 from .families import DDBM, NoiseFlow, ScoreBrownian, SoftPrior
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
-from .solvers import grids, samplers
+from .solvers import grids, karras, samplers, solver_options
 
 # %% ../nbs/bridges/17_methods.ipynb #7b78917a
+@explained
 @dataclass(frozen=True)
 class Method:
     "One row of the table of methods."
@@ -57,36 +61,40 @@ class Method:
     text: str = ''
 
 # %% ../nbs/bridges/17_methods.ipynb #3ab9d7f8
+@passes_on(SpatialMix)
 def cdtsde_bridge(
     channels,  # C of the images
     base='cosine',  # base step: 'cosine', 'linear' or 'released'
     keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
-    **mix,  # of SpatialMix: pe, squash, eps, sees_y, monotone, tanh, clamp
+    **mix,  # of the field, see `SpatialMix`:
 ):  # CDTSDE
     "CDTSDE with the dynamic field."
     return CDTSDE(SpatialMix(channels, **mix), base=base, keep=keep)
 
 
+@passes_on(ChannelMix)
 def channel_bridge(
     channels,  # C of the images
     base='cosine',  # base step: 'cosine', 'linear' or 'released'
     keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
-    **mix,  # of ChannelMix: degree, eps, clamp
+    **mix,  # of the field, see `ChannelMix`:
 ):  # CDTSDE
     "CDTSDE with one polynomial per channel."
     return CDTSDE(ChannelMix(channels, **mix), base=base, keep=keep)
 
 
+@passes_on(FixedMix)
 def fixed_bridge(
     channels,  # C of the images; a fixed schedule does not need it
     base='cosine',  # base step: 'cosine', 'linear' or 'released'
     keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
-    **mix,  # of FixedMix: power, squash, eps
+    **mix,  # of the field, see `FixedMix`:
 ):  # CDTSDE
     "CDTSDE with a fixed schedule."
     return CDTSDE(FixedMix(**mix), base=base, keep=keep)
 
 
+@passes_on(SpatialMix)
 def released_bridge(
     channels,  # C of the images
     base='released',  # base step: 'cosine', 'linear' or 'released'
@@ -198,17 +206,19 @@ HEUN = dict(
 )
 
 
+@passes_on(DDBM, leave_out=('kind',))
 def vp_bridge(
     channels,  # C of the images; not needed
-    **kw,  # of DDBM: u_max, u_min, beta_d, beta_min
+    **kw,  # of the process, see `DDBM`:
 ):  # DDBM
     "DDBM's variance-preserving bridge."
     return DDBM('vp', **kw)
 
 
+@passes_on(DDBM, leave_out=('kind', 'beta_d', 'beta_min'))
 def ve_bridge(
     channels,  # C of the images; not needed
-    **kw,  # of DDBM: u_max, u_min
+    **kw,  # of the process, see `DDBM`:
 ):  # DDBM
     "DDBM's variance-exploding bridge."
     return DDBM('ve', **kw)
@@ -424,7 +434,25 @@ methods.update(
     ),
 )
 
+# %% ../nbs/bridges/17_methods.ipynb #d5551d97
+bridge_parts = dict(
+    cdtsde=(cdtsde_bridge, SpatialMix),
+    cdtsde_channel=(channel_bridge, ChannelMix),
+    cdtsde_linear=(fixed_bridge, FixedMix),
+    diffusion=VP,
+    bbdm=bbdm,
+    abridge=Brownian,
+    abridge_score=ScoreBrownian,
+    ddbm_vp=DDBM,
+    i2sb=i2sb,
+    ddpm=ddpm,
+    selfrdb=soft_prior,
+    syndiff=big_steps,
+)
+bridge_options = gathered(bridge_parts, leave_out=('channels', 'mix', 'kind', 'n'))
+
 # %% ../nbs/bridges/17_methods.ipynb #7563db30
+@explained
 def get_method(
     name,  # row of `methods`, or a Method, which is returned as it is
 ) -> Method:
@@ -432,7 +460,7 @@ def get_method(
     if isinstance(name, Method):
         return name
     if name not in methods:
-        raise InputError(f'unknown method {name!r}: use one of {", ".join(methods)}')
+        raise InputError(unknown_word('method', name, methods))
     return methods[name]
 
 
@@ -442,6 +470,7 @@ PIXELS = dict(lr=1e-3, ema=0.99)
 LATENTS = dict(lr=5e-5, mix_lr=10.0, ema=0.0, warmup=0, schedule='constant')
 
 
+@explained
 def recipe_for(
     method,  # row of `methods` by name, or a Method
     backbone='pixel',  # 'pixel' or 'latent'
@@ -453,11 +482,11 @@ def recipe_for(
     return {**PIXELS, **m.recipe}
 
 
+@passes_on(bridge_options)
 def make_bridge(
     name: str,  # row of `methods`
     channels: int,  # C of the images
-    # of the bridge: parameters of the function in column `bridge`, see 'Bridges of the table'
-    **options,
+    **options,  # of the bridge, those of the method's row:
 ) -> Bridge:
     "Build the bridge of a method; raises InputError for an option it does not have."
     build = get_method(name).bridge
@@ -465,6 +494,17 @@ def make_bridge(
         return build(channels, **options)
     except (TypeError, ValueError) as e:
         raise InputError(f'method {name}: bridge options {options} do not fit ({e})') from None
+
+# %% ../nbs/bridges/17_methods.ipynb #19269919
+draw_options = dict(
+    clip='True: every estimate is kept in [-1, 1]; not for networks on latents',
+    start="'source': begin at the source itself; 'marginal': at a draw of the bridge's end",
+    sampler="another row of `samplers` than the method's own",
+    eta='share of the noise rule, in [0, 1]; 0: no noise (samplers that ask a rule)',
+    stop='end a recursion at a change below this; 0: never (selfrdb, metadb)',
+    **solver_options,
+    **gathered(dict(karras=karras), leave_out=('n', 'bridge')),
+)
 
 # %% ../nbs/bridges/17_methods.ipynb #cba00e5e
 # of `draw` itself, beside `eta` (noise rules) and `stop` (recursions)
@@ -478,7 +518,7 @@ def known_options(
     "Names of the options that sampler and grid take."
     name = options.get('sampler', m.sampler)
     if name not in samplers:
-        raise InputError(f'unknown sampler {name!r}: use one of {", ".join(samplers)}')
+        raise InputError(unknown_word('sampler', name, samplers))
     of_grid = set(inspect.signature(grids[m.grid]).parameters) - {'n', 'bridge'}
     known = {*OWN, *(samplers[name].options - {'twin'}), *of_grid}
     if samplers[name].ruled:
@@ -527,23 +567,44 @@ def merged(
     return {**own, **options}
 
 
+@passes_on(karras, leave_out=('n',))
 def make_grid(
     m,  # a Method
     bridge,  # its bridge, for grids that follow a table or a clock
     steps,  # number of steps
     grid=None,  # another row of `grids`, or falling times; None: the row's
-    **options,  # of the grid ('karras': rho); others are ignored
+    **options,  # of the grid karras; others are ignored
 ):  # (steps + 1,) falling times, float64
     "The grid of a row for a number of steps; raises InputError for an unknown one."
     if grid is not None and not isinstance(grid, str):
         return check_grid(grid)
     row = grid or m.grid
     if row not in grids:
-        raise InputError(f'unknown grid {row!r}: use one of {", ".join(grids)}')
+        raise InputError(unknown_word('grid', row, grids))
     takes = inspect.signature(grids[row]).parameters
     return check_grid(grids[row](steps, bridge, **{k: v for k, v in options.items() if k in takes}))
 
 # %% ../nbs/bridges/17_methods.ipynb #79e521c5
+def noise_rule(
+    method,  # row of `methods` by name, or a Method
+    tau: str,  # noise rule that is asked for; None: the row's
+    sampler: str,  # name of the sampler
+    eta=None,  # factor of the noise; None: as the rule says
+):
+    "The noise rule of a sampling; InputError for an unknown one, or a sampler without one."
+    m = get_method(method)
+    if tau and tau != m.tau and not samplers[sampler].ruled:
+        raise InputError(
+            f'the sampler {sampler!r} of {method if isinstance(method, str) else "this method"} has'
+            f' no noise rule; tau = {tau!r} would change nothing'
+        )
+    rule = tau or m.tau
+    if rule not in rules:
+        raise InputError(unknown_word('noise rule', rule, rules))
+    return rules[rule] if eta is None else scaled(rules[rule], float(eta))
+
+
+@passes_on(draw_options)
 def draw(
     method,  # row of `methods` by name, or a Method
     den,  # Denoiser
@@ -555,26 +616,17 @@ def draw(
     grid=None,  # row of `grids`, or falling times; default: the row's
     out='x0_hat',  # 'x0_hat': the last estimate; 'state': the state at the end of the grid
     callback=None,  # called after each step with dict(i, t, s, x, x0_hat)
-    # of the sampler and its grid, and eta, clip, start, stop, sampler; `known_options` lists them
-    **options,
+    **options,  # of the sampler and its grid; `known_options` says which a method takes:
 ):  # (B, C, *spatial)
     "Draw a translation the way the method does; raises InputError for options it does not have."
     m = get_method(method)
     options = merged(m, options)
     name = options.get('sampler', m.sampler)
     check_options(method, options)
-    if tau and tau != m.tau and not samplers[name].ruled:
-        raise InputError(
-            f'the sampler {name!r} of {method if isinstance(method, str) else "this method"} has no'
-            f' noise rule; tau = {tau!r} would change nothing'
-        )
-    rule = tau or m.tau
-    if rule not in rules:
-        raise InputError(f'unknown noise rule {rule!r}: use one of {", ".join(rules)}')
+    tau = noise_rule(method, tau, name, options.get('eta'))
     den = as_estimator(den)
     bridge = den.bridge.posterior()
     times = make_grid(m, bridge, steps or m.steps, grid, **options)
-    tau = scaled(rules[rule], float(options['eta'])) if 'eta' in options else rules[rule]
     codec, size = den.codec, y.shape[-2:]
     if codec is not None:
         if options.get('clip'):
@@ -594,6 +646,7 @@ def draw(
     return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/bridges/17_methods.ipynb #83f9af15
+@passes_on(draw_options)
 def calls(
     method,  # row of `methods` by name, or a Method
     steps: int,  # number of steps
@@ -615,6 +668,7 @@ def most_steps(
     return m.times if isinstance(m.times, int) else math.inf
 
 
+@passes_on(draw_options)
 def steps_for(
     method,  # row of `methods` by name, or a Method
     nfe: int,  # network evaluations that may be spent

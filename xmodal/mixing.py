@@ -14,6 +14,7 @@ from torch import nn
 
 from .bridge import Field
 from .core import table_dtype
+from .explain import explained
 
 # %% ../nbs/bridges/11_mixing.ipynb #02e097b4
 def position_encoding(
@@ -65,6 +66,7 @@ def finish(
     return mix
 
 # %% ../nbs/bridges/11_mixing.ipynb #9e25cb04
+@explained
 class FixedMix(Field):
     """A field without parameters: u = lam**power in every pixel, squashed or not.
 
@@ -111,6 +113,7 @@ def field_net(
     return net
 
 # %% ../nbs/bridges/11_mixing.ipynb #213fdbbb
+@explained
 class SpatialMix(Field):
     """CDTSDE's dynamic field: a small network bends the base step per pixel and channel (Eq. 2, 3,
     14).
@@ -175,6 +178,7 @@ class SpatialMix(Field):
         return finish(interpolate(lam, g), lam, self.squash, self.eps, self.clamp)
 
 # %% ../nbs/bridges/11_mixing.ipynb #c03acc6e
+@explained
 class ChannelMix(Field):
     "One polynomial of the base step per channel, the same in every pixel (CDTSDE 6.13)."
 

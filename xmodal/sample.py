@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 
 from .core import check_same_shape, Noise, table_dtype
+from .explain import explained
 
 # %% ../nbs/bridges/12_sample.ipynb #4509c9b3
 def step_factors(
@@ -174,6 +175,7 @@ def check_grid(
     return grid
 
 # %% ../nbs/bridges/12_sample.ipynb #234c8a59
+@explained
 class Estimator:
     """Anything that estimates the target. Subclasses have a `bridge` and are called as
     den(x, t, y, ctx) -> x0_hat; what else may be asked of them has a default here.
@@ -192,6 +194,7 @@ class Estimator:
         y,  # source, shape of x
         ctx=None,  # conditioning for the network, or None
         coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images (B, E, *spatial), for networks that take them
     ):  # shape of x
         "The second network's estimate of the noise; raises ValueError if there is none."
         raise ValueError('this denoiser has no second network for the noise (ABridge has)')
@@ -219,7 +222,7 @@ class Plain(Estimator, torch.nn.Module):
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         ctx=None,  # conditioning, or None
-        **more,  # passed on as it is
+        **more,  # coefs and z, as of a `Denoiser`; passed on as they are
     ):  # x0_hat, shape of x
         "What the callable answers."
         return self.den(x, t, y, ctx, **more)
@@ -231,6 +234,7 @@ class Plain(Estimator, torch.nn.Module):
         y,  # source, shape of x
         ctx=None,  # conditioning, or None
         coefs=None,  # not used
+        side=None,  # not used
     ):  # shape of x
         "The callable's own estimate of the noise."
         return self.den.eps_hat(x, t, y, ctx)
@@ -262,6 +266,7 @@ def estimate(
     return den(x, t.expand(len(y)), y, ctx, **more)
 
 # %% ../nbs/bridges/12_sample.ipynb #4e2fa7d7
+@explained
 class Walk:
     "What stays the same on the way from source to target."
 
@@ -306,6 +311,7 @@ class Walk:
         return self.at.steps[1]
 
 # %% ../nbs/bridges/12_sample.ipynb #f8a8708c
+@explained
 class Now:
     "One step of a walk: where it stands, where it goes, and what a solver may ask for."
 
@@ -353,6 +359,7 @@ class Now:
         return k * self.x + k_x0 * x0_hat + k_y * self.y + tau * z
 
 # %% ../nbs/bridges/12_sample.ipynb #ea5fc4f9
+@explained
 class Solver:
     "A sampler's step, solver(now) -> (x_s, x0_hat), with its price. Subclasses give `__call__`."
 
@@ -372,9 +379,10 @@ class Solver:
         "Raise InputError for a walk that this solver cannot take."
 
 
+@explained
 @dataclass
 class OneStep(Solver):
-    "The step of this notebook, or the same with the estimate extrapolated from the one before."
+    "The plain step, or the same with the estimate extrapolated from the one before."
 
     order: int = 1  # 1 or 2
 
@@ -396,6 +404,7 @@ class OneStep(Solver):
         return now.move(best, now.noise()), x0_hat
 
 # %% ../nbs/bridges/12_sample.ipynb #7c13b8e0
+@explained
 @torch.no_grad()
 def sample(
     den,  # Estimator: den(x, t, y, ctx) -> x0_hat; its `bridge` is used unless one is given

@@ -13,6 +13,7 @@ import urllib.error, urllib.request, zipfile, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..choices import unknown_word
 from ..core import check_limit, InputError
 from ..files import atomic
 from ..core import first_line
@@ -454,7 +455,7 @@ def get(
     allowed.
     """
     if name not in cards:
-        raise InputError(f'unknown data set {name!r}: use one of {", ".join(cards)}')
+        raise InputError(unknown_word('data set', name, cards))
     card = cards[name]
     if not card.remote:
         raise InputError(

@@ -6,9 +6,9 @@
 __all__ = ['WRITTEN_ENDINGS', 'NIFTI_ENDINGS', 'JPEG_ENDINGS', 'TIFF_ENDINGS', 'IMAGE_ENDINGS', 'PNG_MODES', 'GEO', 'load_image',
            'hide_nodata', 'hide_ignored', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff', 'has_rasterio',
            'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg', 'check_tiff', 'bands_last',
-           'split_alpha', 'read_tiff', 'unpacked', 'square_box', 'thinned', 'shrunk', 'to_square', 'from_square',
-           'patch_corners', 'to_patches', 'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth',
-           'write_geotiff']
+           'split_alpha', 'read_tiff', 'unpacked', 'shape_of_image', 'square_box', 'thinned', 'shrunk', 'to_square',
+           'from_square', 'patch_corners', 'to_patches', 'match_channels', 'fold_channels', 'geo_tags', 'Place',
+           'place_on_earth', 'write_geotiff']
 
 # %% ../../nbs/data/29_images.ipynb #f6c23e3e
 import contextlib
@@ -363,6 +363,26 @@ def unpacked(
             return read_deep(path, 'GTiff')
         raise InputError(
             f"{path}: {first_line(e)}; pip install 'xmodal[geo]', which reads it"
+        ) from None
+
+# %% ../../nbs/data/29_images.ipynb #328528cb
+def shape_of_image(
+    path,  # of an image file
+) -> tuple:  # (rows, columns)
+    "The size of a picture, from its header; raises InputError."
+    import tifffile
+    from PIL import Image
+
+    try:
+        if str(path).lower().endswith(('.tif', '.tiff')):
+            with tifffile.TiffFile(path) as f:
+                page = f.pages[0]
+                return page.imagelength, page.imagewidth
+        with own_limit(), Image.open(path) as im:
+            return im.height, im.width
+    except Exception as e:
+        raise InputError(
+            f'{path}: cannot be read as an image ({first_line(e)}); copy it again'
         ) from None
 
 # %% ../../nbs/data/29_images.ipynb #23e51968

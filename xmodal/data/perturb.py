@@ -11,6 +11,7 @@ import math
 import torch
 from torch.utils.data import Dataset
 
+from ..choices import unknown_word
 from ..core import InputError, item_seed
 
 # %% ../../nbs/data/39_perturb.ipynb #712d0844
@@ -108,9 +109,7 @@ class Perturbed(Dataset):
     ):
         "Nothing is read yet; every image is perturbed when it is asked for."
         if kind not in perturbations:
-            raise InputError(
-                f'unknown perturbation {kind!r}: use one of {", ".join(perturbations)}'
-            )
+            raise InputError(unknown_word('perturbation', kind, perturbations))
         if (
             isinstance(amount, str)
             or not math.isfinite(amount)

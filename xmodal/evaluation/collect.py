@@ -117,7 +117,7 @@ def collect(
     if not paths:
         raise InputError(
             f'{Path(root)}: holds no metrics.json;'
-            ' train or evaluate first (nbs/train.ipynb, xmodal evaluate)'
+            ' train or evaluate first (xmodal train, xmodal evaluate)'
         )
     return pd.DataFrame([r for p in paths for r in read_run(p)]).dropna(axis=1, how='all')
 
@@ -294,6 +294,7 @@ def fig_cost(
 ):  # the figure
     "Quality against NFE, seconds per image and peak memory; None if no row has a cost."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     costs = ('nfe', 'seconds_per_image', 'memory_gb')
     have = [k for k in costs if k in table and table[k].notna().sum()]
@@ -306,8 +307,13 @@ def fig_cost(
     for ax, k in zip(axes[0], have):
         draw_runs(ax, table, k, metric)
         ax.set(xlabel=COSTS[k], ylabel=f'{metric}{unit}')
-        ax.margins(0.12)
-        if k != 'memory_gb':
+        ax.margins(x=0.2, y=0.12)
+        if k == 'memory_gb':
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+        else:
             ax.set_xscale('log')
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter('{x:g}')
+            ax.xaxis.set_minor_locator(NullLocator())
     explain_marks(axes[0, 0], table)
     return fig

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['scales', 'Facts', 'small', 'distinct_values', 'spread_of', 'facts_beside_truth', 'some_names', 'find_equal',
            'find_few_values', 'relation', 'other_scale', 'factor_text', 'find_scale', 'has_picture', 'placed',
-           'usual_one', 'flip_lines', 'shift_words', 'shift_lines', 'find_place', 'pairs_information', 'swapped_of',
-           'find_swapped', 'above', 'local_agreement', 'find_contrast', 'find_faults']
+           'majority_value', 'flip_lines', 'shift_words', 'shift_lines', 'find_place', 'pairs_information',
+           'swapped_of', 'find_swapped', 'above', 'local_agreement', 'find_contrast', 'find_faults']
 
 # %% ../../nbs/evaluation/70_faults.ipynb #18325ca7
 from dataclasses import dataclass, replace
@@ -318,7 +318,7 @@ def placed(
     )
 
 # %% ../../nbs/evaluation/70_faults.ipynb #39a7f280
-def usual_one(
+def majority_value(
     values,  # of files, such as the name of a flip; None counts as a value
     most=0.5,  # share, 0 to 1, that the winner must exceed
 ):
@@ -335,7 +335,7 @@ def flip_lines(
     turned,  # (n,) boolean: which of them are flipped
 ) -> tuple:
     "Lines about flips, and the one of the whole cohort or None; turned: which files are flipped."
-    flip = usual_one([t['flip'] if o else None for t, o in zip(table, turned)])
+    flip = majority_value([t['flip'] if o else None for t, o in zip(table, turned)])
     if flip:
         own = np.array([t['own'] for t in table])[turned]
         more = np.array([t['more'] for t in table])[turned]
@@ -369,7 +369,7 @@ def shift_lines(
     moved,  # (n,) boolean: which of them are shifted
 ) -> tuple:
     "Lines about shifts, and the one of the whole cohort or None; moved: which files are shifted."
-    step = usual_one([t['shift'] if o else None for t, o in zip(table, moved)])
+    step = majority_value([t['shift'] if o else None for t, o in zip(table, moved)])
     if step:
         k = [t['shift'] for t in table].index(step)
         line = (

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ssim_reach', 'ms_weights', 'GMS_C', 'table_of_measures', 'measures', 'all_measures', 'formats', 'as_array',
            'as_image', 'is_finite', 'as_range', 'as_mask', 'check_pair', 'mae', 'mse', 'psnr', 'local_mean',
-           'check_window', 'from_black', 'ssim_parts', 'ssim_map', 'ssim', 'halve', 'ms_scales', 'scale_means',
-           'ms_product', 'ms_ssim', 'bin_numbers', 'nmi', 'gradient_size', 'sharpness', 'high_pass', 'hf_power',
-           'prewitt', 'gmsd', 'edges', 'read_weights', 'fill', 'as_rgb', 'lpips_net', 'lpips', 'frechet', 'inception',
-           'feature_rows', 'fid', 'Measure', 'measure_all', 'in_step', 'measure_cases', 'evaluate_pairs', 'one_plane',
-           'stack_masks', 'stack_volumes', 'by_subject', 'summary', 'format_summary']
+           'check_window', 'from_black', 'ssim_parts', 'ssim_map', 'ssim', 'halve', 'ms_scales', 'check_scales',
+           'scale_means', 'ms_product', 'ms_ssim', 'bin_numbers', 'nmi', 'gradient_size', 'sharpness', 'high_pass',
+           'hf_power', 'prewitt', 'gmsd', 'edges', 'read_weights', 'fill', 'as_rgb', 'lpips_net', 'lpips', 'frechet',
+           'inception', 'feature_rows', 'fid', 'Measure', 'measure_all', 'in_step', 'measure_cases', 'evaluate_pairs',
+           'one_plane', 'stack_masks', 'stack_volumes', 'by_subject', 'summary', 'format_summary']
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #58db00b9
 import functools, itertools, math, warnings
@@ -289,6 +289,26 @@ def ms_scales(
     return max(n for n in range(1, len(ms_weights) + 1) if shortest // 2 ** (n - 1) >= size)
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #f48ba09e
+def check_scales(
+    scales,  # how many are asked for; None: as many as fit
+    shape: tuple,  # of the images
+    window: str,  # a key of `ssim_reach`
+    dims: int,  # axes the window spans
+) -> int:
+    "How many scales are used; InputError for more than fit, a warning if fewer than 5 fit."
+    most = ms_scales(shape, window, dims)
+    if scales is not None and scales not in range(1, most + 1):
+        raise InputError(
+            f'scales: {scales!r}; shape {shape} holds 1 to {most} with the window {window!r}'
+        )
+    if scales is None and most < 5:
+        warnings.warn(
+            f'MS-SSIM: images of {shape[-dims:]} hold {most} of 5 scales;'
+            f' compare only values of {most} scales'
+        )
+    return scales or most
+
+
 def scale_means(
     pred,  # (H, W), (C, H, W) or (S, H, W)
     truth,  # same shape
@@ -303,20 +323,11 @@ def scale_means(
     Raises InputError (see `check_pair`, `check_window`).
     """
     p, t, R, m = check_pair(pred, truth, data_range, mask)
-    most = ms_scales(p.shape, window, dims)
-    if scales is not None and scales not in range(1, most + 1):
-        raise InputError(
-            f'scales: {scales!r}; shape {p.shape} holds 1 to {most} with the window {window!r}'
-        )
-    if scales is None and most < 5:
-        warnings.warn(
-            f'MS-SSIM: images of {p.shape[-dims:]} hold {most} of 5 scales;'
-            f' compare only values of {most} scales'
-        )
+    count = check_scales(scales, p.shape, window, dims)
     p, t = from_black(p, t, data_range)
     w, r, means = m.astype(float), ssim_reach[window], []
     inner = (Ellipsis,) + (slice(r, -r),) * dims
-    for j in range(scales or most):
+    for j in range(count):
         if j:
             p, t, w = (halve(a, dims) for a in (p, t, w))
         total = w[inner].sum()

@@ -18,6 +18,7 @@ from dataclasses import fields as dataclass_fields
 import numpy as np
 
 from ..core import InputError
+from ..explain import explained, passes_on
 from ..data.layouts import ixi_scanners
 
 # %% ../../nbs/metadata/50_record.ipynb #05te7ca1
@@ -160,6 +161,7 @@ def tidy(
     return s.lower() if name == 'region' else s
 
 # %% ../../nbs/metadata/50_record.ipynb #11te7ca1
+@explained
 @dataclass(frozen=True)
 class Metadata:
     "What is known about one image; None: not known. Raises InputError for impossible values."
@@ -396,11 +398,12 @@ def split_maker(
     return found
 
 
+@passes_on(Metadata)
 def read_metadata(
     # a record's dictionary: BIDS sidecar, participants.tsv, IXI, CSV, or the names of Metadata (ms,
     # tesla)
     meta: dict,
-    **more,  # further values under the same names; they win
+    **more,  # further values, under the same names or those of `Metadata`; they win:
 ) -> Metadata:
     """What a dictionary of any layout says.
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from ..choices import unknown_word
+
 # %% ../../nbs/networks/40_conditioning.ipynb #fb01a606
 # which prompts a TANorm listens to
 SIDES = dict(source=(True, False), target=(False, True), both=(True, True))
@@ -29,7 +31,7 @@ class TANorm(nn.Module):
         "Maps from the prompts to gains and offsets; raises ValueError for an unknown side."
         super().__init__()
         if by not in SIDES:
-            raise ValueError(f'unknown conditioning {by!r}: use one of {", ".join(SIDES)}')
+            raise ValueError(unknown_word('conditioning', by, SIDES))
         if not 0 < floor < 1:
             raise ValueError(f'floor must lie between 0 and 1, got {floor}')
         self.floor, (s, t) = floor, SIDES[by]
@@ -143,7 +145,7 @@ def listen(
     from diffusers.models.resnet import ResnetBlock2D
 
     if by not in conditionings[1:]:
-        raise ValueError(f'unknown conditioning {by!r}: use one of {", ".join(conditionings)}')
+        raise ValueError(unknown_word('conditioning', by, conditionings))
     for name, child in list(module.named_children()):
         if isinstance(child, ResnetBlock2D):
             (

@@ -11,8 +11,8 @@ __all__ = ['AIR', 'FAT', 'MUSCLE', 'BONE', 'CSF', 'VENT', 'GM', 'DEEP', 'WM', 'L
            'airways', 'head_shares', 'voxel_sizes', 'checked_affine', 'to_world', 'sub_voxel', 'in_skull', 'fractions',
            'labels', 'bids_grid', 'volumes', 'spoiled_gradient', 'spin_echo', 'inversion_recovery', 'ScanProtocol',
            'protocol', 'signal', 'rician', 'bias_field', 'nifti', 'scan', 'people', 'protocol_sidecar', 'dump',
-           'write_table', 'varied', 'BidsRequest', 'bids_subject', 'bids_about', 'write_bids', 'tilt_matrix',
-           'ixi_grid', 'ixi_row', 'write_ixi']
+           'write_table', 'varied', 'BidsRequest', 'bids_subject', 'bids_about', 'bids_people', 'write_bids',
+           'tilt_matrix', 'ixi_grid', 'ixi_row', 'write_ixi']
 
 # %% ../../nbs/simulators/20_brain.ipynb #867ad2b3
 import csv, datetime, json, math
@@ -1076,19 +1076,19 @@ def bids_subject(
     name,  # of the subject, sub-001
     s: Subject,  # who
     site: str,  # see `sites`
-    ask: BidsRequest,  # what all subjects share
+    shared: BidsRequest,  # what all subjects share
 ):
     "Write one subject's scans, sidecars and lesion mask."
     import nibabel as nib
 
-    shape, affine = bids_grid(ask.voxel)
+    shape, affine = bids_grid(shared.voxel)
     frac, anat = fractions(s, shape, affine), Path(root) / name / 'anat'
     anat.mkdir(parents=True)
-    for m in ask.modalities:
+    for m in shared.modalities:
         q = protocol(site, m)
-        if ask.vary:
-            q = varied(q, item_seed(ask.seed, s.seed))
-        img = scan(s, q, shape, affine, ask.seed, ask.noise, ask.bias, frac)
+        if shared.vary:
+            q = varied(q, item_seed(shared.seed, s.seed))
+        img = scan(s, q, shape, affine, shared.seed, shared.noise, shared.bias, frac)
         nib.save(img, anat / f'{name}_{m}.nii.gz')
         dump(anat / f'{name}_{m}.json', protocol_sidecar(q))
     if s.lesions:
@@ -1131,6 +1131,22 @@ def bids_about(
 
 # %% ../../nbs/simulators/20_brain.ipynb #e2d2afd3
 # nine parameters: they are the command of a user, each a choice of its own
+def bids_people(
+    folder: Path,  # of the data set
+    crowd: list,  # (person, site) from `people`
+    ask,  # BidsRequest
+) -> list:  # rows of participants.tsv
+    "Write everybody's scans."
+    from tqdm.auto import tqdm
+
+    rows = []
+    for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
+        name = f'sub-{i + 1:03d}'
+        rows.append(dict(participant_id=name, age=s.age, sex=s.sex, site=site))
+        bids_subject(folder, name, s, site, ask)
+    return rows
+
+
 def write_bids(
     root,  # folder to make; must be new, empty, or hold this very data set
     n: int = 8,  # subjects
@@ -1147,8 +1163,6 @@ def write_bids(
 
     Raises `InputError` for bad parameters or an occupied folder.
     """
-    from tqdm.auto import tqdm
-
     mods = [modalities] if isinstance(modalities, str) else list(modalities)
     if not mods or len(set(mods)) < len(mods):
         raise InputError(f'modalities {mods}: give at least one, each once')
@@ -1162,14 +1176,10 @@ def write_bids(
         request['vary'] = True
     if already(root, request, 'phantom.json', 'phantoms'):
         return Path(root)
-    ask = BidsRequest(mods, voxel, seed, noise, bias, vary)
+    shared = BidsRequest(mods, voxel, seed, noise, bias, vary)
     with atomic(root) as tmp:
         tmp.mkdir()
-        rows = []
-        for i, (s, site) in enumerate(tqdm(crowd, desc='phantoms')):
-            name = f'sub-{i + 1:03d}'
-            rows.append(dict(participant_id=name, age=s.age, sex=s.sex, site=site))
-            bids_subject(tmp, name, s, site, ask)
+        rows = bids_people(tmp, crowd, shared)
         bids_about(tmp, rows, lesions)
         dump(tmp / 'phantom.json', request)
     return Path(root)

@@ -8,9 +8,9 @@ __all__ = ['PIXEL', 'CELL', 'WATER', 'FOREST', 'FIELD', 'GRASS', 'BARE', 'TOWN',
            'fractal_noise', 'stretched', 'mixed', 'chance', 'blocks', 'tiles', 'split', 'side_distance', 'course',
            'drawn', 'to_pixels', 'to_cells', 'away', 'paint_cells', 'terrain', 'river', 'sea', 'waters', 'parcels',
            'farmland', 'wilderness', 'wet', 'place_towns', 'streets', 'footprints', 'put_roofs', 'towns', 'connect',
-           'mostly_dry', 'roads', 'canopy', 'snowed', 'LandScene', 'scene', 'framed', 'shifted', 'behind', 'radiance',
-           'optical', 'sloped', 'corners', 'layover', 'backscatter', 'look_weights', 'speckle', 'sar', 'corners_of',
-           'write_patches', 'write_sen12']
+           'mostly_dry', 'roads', 'canopy', 'snowed', 'LandScene', 'check_scene', 'scene', 'framed', 'shifted',
+           'behind', 'radiance', 'optical', 'sloped', 'corners', 'layover', 'backscatter', 'look_weights', 'speckle',
+           'sar', 'corners_of', 'write_patches', 'write_sen12']
 
 # %% ../../nbs/simulators/23_land.ipynb #839e59ba
 import json, math
@@ -715,21 +715,30 @@ class LandScene:
         return to_pixels(self.ground)
 
 # %% ../../nbs/simulators/23_land.ipynb #bbc1b15c
-def scene(
-    seed: int,  # the place
-    season='summer',  # 'spring', 'summer', 'fall', 'winter': the same place at another time
-    size: int = 512,  # pixels of 10 m per side, 32 to 2048
-    region=None,  # a name in `regions`; None: drawn from the seed
-) -> LandScene:
-    "A made landscape. Raises `InputError` for values outside the ranges."
-    from types import SimpleNamespace
-
+def check_scene(
+    seed,  # a whole number
+    season,  # 'spring', 'summer', 'fall', 'winter'
+    size,  # pixels per side, 32 to 2048
+):
+    "Raise InputError for values outside the ranges."
     if not isinstance(seed, (int, np.integer)):
         raise InputError(f'seed {seed!r}: give a whole number')
     if season not in seasons:
         raise InputError(f'season {season!r}: give one of {", ".join(seasons)}')
     if not isinstance(size, (int, np.integer)) or not 32 <= size <= 2048:
         raise InputError(f'size {size!r}: give 32 to 2048 pixels')
+
+
+def scene(
+    seed: int,  # the place
+    season='summer',  # 'spring', 'summer', 'fall', 'winter': the same place at another time
+    size: int = 512,  # pixels of 10 m per side, 32 to 2048
+    region=None,  # a name in `regions`; None: drawn from the seed
+) -> LandScene:
+    "A simulated landscape. Raises `InputError` for values outside the ranges."
+    from types import SimpleNamespace
+
+    check_scene(seed, season, size)
 
     def rng(*what):
         return np.random.default_rng(item_seed(seed, 'earth', *what))
@@ -994,7 +1003,7 @@ def write_sen12(
     patches: int = 4,  # per scene
     stride=None,  # pixels from patch to patch; None: `size`, no overlap
 ) -> Path:
-    """Write made land in the layout of SEN1-2.
+    """Write simulated land in the layout of SEN1-2.
 
     Raises `InputError` for bad parameters or an occupied folder.
     """
@@ -1015,7 +1024,7 @@ def write_sen12(
         )
     request = dict(layout='sen12', recipe=1, n=int(n), seed=int(seed), size=int(size))
     request |= dict(patches=int(patches), stride=int(stride))
-    if already(root, request, 'earth.json', 'made land'):
+    if already(root, request, 'earth.json', 'simulated land'):
         return Path(root)
     with atomic(root) as tmp:
         tmp.mkdir()

@@ -678,7 +678,7 @@ def write_pscde(
     seed: int = 0,  # of the whole data set
     size: int = 512,  # pixels, 64 to 512
 ) -> Path:
-    """Write made polycrystalline cells as image, mask, edge and label PNGs in train, val and test.
+    """Write simulated polycrystalline cells as image, mask, edge and label PNGs, split in three.
 
     Raises `InputError` for bad values or an occupied folder.
     """
@@ -692,7 +692,7 @@ def write_pscde(
     if not whole(size, 64) or size > GRID:
         raise InputError(f'size {size!r}: cells are drawn with {GRID} pixels, give 64 to {GRID}')
     request = dict(layout='pscde', recipe=1, n=int(n), seed=int(seed), size=int(size))
-    if already(root, request, 'cells.json', 'made cells'):
+    if already(root, request, 'cells.json', 'simulated cells'):
         return root
     with atomic(root) as tmp:
         for side in ('image', 'mask', 'edge', 'label'):

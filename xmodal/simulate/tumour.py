@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['commissure', 'NEC', 'ENH', 'OEDEMA', 'BLOOD', 'kinds', 'box', 'cerebral', 'pericallosal', 'basilar', 'inner_veins',
            'tumour_t1', 'tumour_t2', 'tumour_density', 'relaxivity', 'concentration', 'contrasts', 'brats_grid',
-           'upright', 'Glioma', 'seat', 'pushed', 'tumour_distances', 'paths', 'along', 'glioma', 'add_vessels',
+           'upright', 'Glioma', 'tumour_site', 'pushed', 'tumour_distances', 'paths', 'along', 'glioma', 'add_vessels',
            'add_oedema', 'tumour_shares', 'near_skull', 'tumour_fractions', 'brain_mask', 'segmentation', 'TumourMap',
            'tumour_map', 'brats_signal', 'uptake', 'brats_scan', 'write_brats']
 
@@ -102,7 +102,7 @@ class Glioma:
     arrival: np.ndarray | None = None
 
 
-def seat(
+def tumour_site(
     geo: Anatomy,  # parameters of the person
     rng,  # numpy Generator
 ) -> np.ndarray:  # (3,) mm
@@ -200,7 +200,7 @@ def glioma(
     radii = rng.uniform(11, 23) * np.exp(rng.normal(0, 0.16, 3))
     t = Glioma(
         geo,
-        seat(geo, rng),
+        tumour_site(geo, rng),
         radii.clip(9, 27).astype(np.float32),
         (rng.uniform(-90, 90), rng.uniform(-40, 40)),
         rim=rng.uniform(2.2, 5.0),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRANSLATED', 'CYCLED', 'STEP', 'SUMMED', 'adam_rate', 'steps_judged', 'objectives', 'CHOICES', 'WHOLE', 'LossInputs',
-           'Objective', 'says_real', 'says_made', 'gradient_penalty', 'make_image', 'patch_discriminator', 'patches',
+           'Objective', 'real_loss', 'fake_loss', 'gradient_penalty', 'make_image', 'patch_discriminator', 'patches',
            'pix2pix_discriminator', 'pix2pix_generator', 'reverse_bridge', 'take_step', 'make_step', 'real_pair',
            'time_discriminator', 'step_discriminator', 'step_penalty', 'step_generator', 'cycle_discriminators',
            'cycle_helpers', 'make_cycle', 'cycle_discriminator', 'cycle_penalty', 'cycle_generator', 'sobel',
@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from ..choices import unknown_word
 from ..core import InputError, Noise, item_seed
+from ..explain import passes_on
 from xmodal.nets.discriminators import (
     PatchDiscriminator,
     ResnetTranslator,
@@ -37,7 +39,7 @@ from ..nets.published import DTFNet
 from ..methods import draw, get_method, make_bridge, split_options, time_of
 from ..sample import Estimator, rules, step
 from ..nets.conditioning import SRNet, semantic_loss
-from .loop import lr_at, param_groups, same_weights, train
+from .loop import lr_at, param_groups, same_weights, tensors_of, train
 
 # %% ../../nbs/training/62_adversarial.ipynb #55e258c1
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LossInputs:
     batch: int  # images in the batch of all processes together
     options: dict  # of the objective
     ctx: object = None  # conditioning for the network
+    side: object = None  # further images (B, E, H, W), or None
     valid: torch.Tensor = None  # (B, 1, H, W), False where nothing was measured; None: all was
 
     def estimate(
@@ -71,40 +74,41 @@ class LossInputs:
         if self.valid is not None:
             den = Ignoring(den, self.valid)
         more = dict(z=self.noise(x.new_empty(len(x), den.latent))) if den.latent else {}
+        more |= {} if self.side is None else dict(side=self.side)
         return den(x, t, y, self.ctx if ctx is None else ctx, **more)
 
 # %% ../../nbs/training/62_adversarial.ipynb #35742163
 @dataclass(frozen=True)
 class Objective:
-    "One adversarial method: what is made, and the two losses."
+    "One adversarial method: what is generated, and the two losses."
 
     about: str
     discriminators: Callable  # (channels, ch, size, options) -> dict name -> discriminator
     make: Callable  # LossInputs -> dict of tensors
-    discriminator: Callable  # (LossInputs, made) -> loss
-    generator: Callable  # (LossInputs, made) -> (loss, L1 of the estimate)
-    # (LossInputs, made) -> gradient penalty, at every options['r1_every']-th step
+    discriminator: Callable  # (LossInputs, generated) -> loss
+    generator: Callable  # (LossInputs, generated) -> (loss, L1 of the estimate)
+    # (LossInputs, generated) -> gradient penalty, at every options['r1_every']-th step
     penalty: Callable = None
     helpers: Callable = None  # (den, options) -> dict name -> network
     fresh: bool = True  # the generator's step makes anew
     rate: float = 1.0  # discriminators' learning rate over the generator's
     optimiser: str = 'adam'  # 'adam' or 'rmsprop'
     clip: float = 0.0  # discriminators' weights are clipped to +-clip; 0: not
-    watch: Callable = None  # (LossInputs, made) -> dict of further numbers for the log
+    watch: Callable = None  # (LossInputs, generated) -> dict of further numbers for the log
     options: dict = field(default_factory=dict)  # named choices with their defaults
 
 # %% ../../nbs/training/62_adversarial.ipynb #24e9345d
-def says_real(
+def real_loss(
     logits,  # a discriminator's answers, any shape
 ):  # scalar
     "The logistic loss of answers that should be `real`."
     return nnf.softplus(-logits).mean()
 
 
-def says_made(
+def fake_loss(
     logits,  # a discriminator's answers, any shape
 ):  # scalar
-    "The logistic loss of answers that should be `made`."
+    "The logistic loss of answers that should be `generated`."
     return nnf.softplus(logits).mean()
 
 # %% ../../nbs/training/62_adversarial.ipynb #4d58fac4
@@ -155,19 +159,19 @@ def patches(
 
 def pix2pix_discriminator(
     s,  # LossInputs
-    made,  # dict with 'image'
+    generated,  # dict with 'image'
 ):  # 0-d
     "The logistic loss, halved as in the paper."
-    return (says_real(patches(s, s.x0)) + says_made(patches(s, made['image']))) / 2
+    return (real_loss(patches(s, s.x0)) + fake_loss(patches(s, generated['image']))) / 2
 
 
 def pix2pix_generator(
     s,  # LossInputs
-    made,  # dict with 'image'
+    generated,  # dict with 'image'
 ):  # loss and L1, 0-d each
     "The adversarial term and the weighted L1; and the L1 alone."
-    rec = l1(made['image'], s.x0).mean()
-    return says_real(patches(s, made['image'])) + s.options['l1'] * rec, rec
+    rec = l1(generated['image'], s.x0).mean()
+    return real_loss(patches(s, generated['image'])) + s.options['l1'] * rec, rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #e5ad0496
 def reverse_bridge(
@@ -204,11 +208,11 @@ def make_step(
 
 def real_pair(
     s,  # LossInputs
-    made,  # dict with 'x_t'
+    generated,  # dict with 'x_t'
 ):  # (x_s, x_t)
     "A real x_s for the same x_t; or, as in SelfRDB's release, a pair of independent draws."
     if s.options['pair'] == 'markov':
-        return take_step(s, made['x_t'], s.x0, s.y, s.t, s.noise(s.x0)), made['x_t']
+        return take_step(s, generated['x_t'], s.x0, s.y, s.t, s.noise(s.x0)), generated['x_t']
     if s.options['pair'] != 'independent':
         raise InputError(f"pair must be 'markov' or 'independent', got {s.options['pair']!r}")
     at = lambda t: diffuse(s.den.bridge, s.x0, s.y, t, s.noise(s.x0))
@@ -227,37 +231,39 @@ def time_discriminator(
 
 def step_discriminator(
     s,  # LossInputs
-    made,  # dict with x_t and x_s; gets 'real', the pair the penalty looks at
+    generated,  # dict with x_t and x_s; gets 'real', the pair the penalty looks at
 ):  # 0-d
-    "The logistic loss of a real and a made step from the same state."
-    x_s, x_t = real_pair(s, made)
-    made['real'] = (x_s, x_t)  # the penalty looks at the same pair
+    "The logistic loss of a real and a generated step from the same state."
+    x_s, x_t = real_pair(s, generated)
+    generated['real'] = (x_s, x_t)  # the penalty looks at the same pair
     judge = s.discriminators['step']
-    return says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s'], made['x_t'], s.t))
+    return real_loss(judge(x_s, x_t, s.t)) + fake_loss(
+        judge(generated['x_s'], generated['x_t'], s.t)
+    )
 
 
 def step_penalty(
     s,  # LossInputs
-    made,  # dict with 'real'
+    generated,  # dict with 'real'
 ):  # 0-d
     "R1 at the real pair; a discriminator with an answer per patch is averaged over its patches."
 
     def judge(x_s, x_t):
         return s.discriminators['step'](x_s, x_t, s.t).reshape(len(x_s), -1).mean(1)
 
-    return gradient_penalty(judge, *made['real'], s.options['gamma'], s.options['r1_at'])
+    return gradient_penalty(judge, *generated['real'], s.options['gamma'], s.options['r1_at'])
 
 
 def step_generator(
     s,  # LossInputs
-    made,  # dict with x_t, x0_hat, x_s
+    generated,  # dict with x_t, x0_hat, x_s
 ):  # loss and L1, 0-d each
     "The adversarial term and the L1 of the estimate, as mean or sum; and its mean alone."
-    rec = l1(made['x0_hat'], s.x0).mean()
+    rec = l1(generated['x0_hat'], s.x0).mean()
     if s.options['reduction'] not in ('mean', 'sum'):
         raise InputError(f"reduction must be 'mean' or 'sum', got {s.options['reduction']!r}")
     whole = s.batch * s.x0[0].numel() if s.options['reduction'] == 'sum' else 1
-    fooled = says_real(s.discriminators['step'](made['x_s'], made['x_t'], s.t))
+    fooled = real_loss(s.discriminators['step'](generated['x_s'], generated['x_t'], s.t))
     return s.options['adversarial'] * fooled + s.options['l1'] * whole * rec, rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #4bb3c732
@@ -286,23 +292,23 @@ def cycle_helpers(
     )
 
 # %% ../../nbs/training/62_adversarial.ipynb #5e88777d
-TRANSLATED = {'': 'made_x', '_y': 'made_y'}
+TRANSLATED = {'': 'fake_x', '_y': 'fake_y'}
 CYCLED = {'': 'cycle_x', '_y': 'cycle_y'}
 
 
 def make_cycle(
     s,  # LossInputs
 ):  # dict; names that end in '_y' belong to the other direction
-    "Steps in both directions with made sources; translations; cycles."
+    "Steps in both directions with generated sources; translations; cycles."
     h = s.helpers
-    made_y, made_x = h['to_y'](s.x0), h['to_x'](s.y)
-    out = dict(made_y=made_y, made_x=made_x, cycle_x=h['to_x'](made_y), cycle_y=h['to_y'](made_x))
+    fake_y, fake_x = h['to_y'](s.x0), h['to_x'](s.y)
+    out = dict(fake_y=fake_y, fake_x=fake_x, cycle_x=h['to_x'](fake_y), cycle_y=h['to_y'](fake_x))
     back = Denoiser(h['back'], s.den.bridge, s.den.pred)
     # the other direction: the prompts change places
     ctx_back = None if s.ctx is None else s.ctx[:, [1, 0, 2]]
     for k, den, x, src, ctx in (
-        ('', s.den, s.x0, made_y, None),
-        ('_y', back, s.y, made_x, ctx_back),
+        ('', s.den, s.x0, fake_y, None),
+        ('_y', back, s.y, fake_x, ctx_back),
     ):
         x_t = diffuse(s.den.bridge, x, src.detach(), s.t, s.noise(x))
         x0_hat = s.estimate(x_t, s.t, src, den, ctx)
@@ -313,30 +319,34 @@ def make_cycle(
 # %% ../../nbs/training/62_adversarial.ipynb #ae59b585
 def cycle_discriminator(
     s,  # LossInputs
-    made,  # from `make_cycle`; gets 'real', the pairs the penalty looks at
+    generated,  # from `make_cycle`; gets 'real', the pairs the penalty looks at
 ):  # 0-d
     "The logistic losses of steps and of translations, in both directions."
-    loss, made['real'] = 0.0, {}
-    for k, x, src in (('', s.x0, made['made_y']), ('_y', s.y, made['made_x'])):
+    loss, generated['real'] = 0.0, {}
+    for k, x, src in (('', s.x0, generated['fake_y']), ('_y', s.y, generated['fake_x'])):
         x_t, judge, patch = (
-            made['x_t' + k],
+            generated['x_t' + k],
             s.discriminators['step' + k],
             s.discriminators['patch' + k],
         )
         x_s = take_step(s, x_t, x, src, s.t, s.noise(x))
-        made['real'][k] = (x_s, x_t)
-        loss = loss + says_real(judge(x_s, x_t, s.t)) + says_made(judge(made['x_s' + k], x_t, s.t))
-        loss = loss + says_real(patch(x)) + says_made(patch(made[TRANSLATED[k]]))
+        generated['real'][k] = (x_s, x_t)
+        loss = (
+            loss
+            + real_loss(judge(x_s, x_t, s.t))
+            + fake_loss(judge(generated['x_s' + k], x_t, s.t))
+        )
+        loss = loss + real_loss(patch(x)) + fake_loss(patch(generated[TRANSLATED[k]]))
     return loss
 
 
 def cycle_penalty(
     s,  # LossInputs
-    made,  # dict with 'real'
+    generated,  # dict with 'real'
 ):  # 0-d
     "R1 of the two discriminators of steps."
     total = 0
-    for k, pair in made['real'].items():
+    for k, pair in generated['real'].items():
         judge = lambda x_s, x_t: s.discriminators['step' + k](x_s, x_t, s.t)
         total = total + gradient_penalty(judge, *pair, s.options['gamma'], s.options['r1_at'])
     return total
@@ -344,16 +354,18 @@ def cycle_penalty(
 
 def cycle_generator(
     s,  # LossInputs
-    made,  # from `make_cycle`
+    generated,  # from `make_cycle`
 ):  # loss and L1, 0-d each
     "The adversarial terms and the weighted L1 of estimates and cycles; and the L1 of the estimate."
     loss = 0.0
     for k, x in (('', s.x0), ('_y', s.y)):
-        loss = loss + says_real(s.discriminators['step' + k](made['x_s' + k], made['x_t' + k], s.t))
-        loss = loss + says_real(s.discriminators['patch' + k](made[TRANSLATED[k]]))
-        there = l1(made['x0_hat' + k], x).mean()
-        loss = loss + s.options['l1'] * (there + l1(made[CYCLED[k]], x).mean())
-    return loss, l1(made['x0_hat'], s.x0).mean()
+        loss = loss + real_loss(
+            s.discriminators['step' + k](generated['x_s' + k], generated['x_t' + k], s.t)
+        )
+        loss = loss + real_loss(s.discriminators['patch' + k](generated[TRANSLATED[k]]))
+        there = l1(generated['x0_hat' + k], x).mean()
+        loss = loss + s.options['l1'] * (there + l1(generated[CYCLED[k]], x).mean())
+    return loss, l1(generated['x0_hat'], s.x0).mean()
 
 # %% ../../nbs/training/62_adversarial.ipynb #96eb39b3
 def sobel(
@@ -404,23 +416,23 @@ def make_parts(
 
 def dtfnet_critic(
     s,  # LossInputs
-    made,  # dict with 'image'
+    generated,  # dict with 'image'
 ):  # 0-d
     "Wasserstein's difference of means, or with the sign of the release."
     sign = dict(right=1.0, released=-1.0)[s.options['sign']]
-    return -patches(s, s.x0).mean() + sign * patches(s, made['image']).mean()
+    return -patches(s, s.x0).mean() + sign * patches(s, generated['image']).mean()
 
 
 def dtfnet_generator(
     s,  # LossInputs
-    made,  # from `make_parts`
+    generated,  # from `make_parts`
 ):  # loss and L1, 0-d each
     "L1, structural similarity, texture where there is one, and the critic; and the L1 alone."
-    o, image = s.options, made['image']
+    o, image = s.options, generated['image']
     rec = l1(image, s.x0).mean()
     loss = o['l1'] * rec + o['ssim'] * (1 - ssim_of_batch(image, s.x0, o['ssim_range']))
-    if 'texture' in made:
-        loss = loss + nnf.huber_loss(made['texture'], sobel(s.x0))
+    if 'texture' in generated:
+        loss = loss + nnf.huber_loss(generated['texture'], sobel(s.x0))
     shown = image.detach() if o['detached'] else image
     return loss - patches(s, shown).mean(), rec
 
@@ -454,25 +466,29 @@ def metadb_helpers(
 
 def metadb_generator(
     s,  # LossInputs
-    made,  # from `make_step`; gets 'semantic'
+    generated,  # from `make_step`; gets 'semantic'
 ):  # loss and L1, 0-d each
     "The loss of judged steps, and how badly the prompt is read off the estimate; and the L1 alone."
-    loss, rec = step_generator(s, made)
+    loss, rec = step_generator(s, generated)
     if 'recover' not in s.helpers:
         return loss, rec
-    made['semantic'] = semantic_loss(s.helpers['recover'](s.ctx, made['x0_hat']), s.ctx).mean()
-    return loss + s.options['semantic'] * made['semantic'], rec
+    generated['semantic'] = semantic_loss(
+        s.helpers['recover'](s.ctx, generated['x0_hat']), s.ctx
+    ).mean()
+    return loss + s.options['semantic'] * generated['semantic'], rec
 
 
 def metadb_watch(
     s,  # LossInputs
-    made,  # as `metadb_generator` left it
+    generated,  # as `metadb_generator` left it
 ):  # dict of 0-d tensors
     "The semantic loss, and what it is when the estimates are exchanged within the batch."
     if 'recover' not in s.helpers:
         return {}
-    read = s.helpers['recover'](s.ctx, made['x0_hat'].roll(1, 0))
-    return dict(semantic=made['semantic'].detach(), exchanged=semantic_loss(read, s.ctx).mean())
+    read = s.helpers['recover'](s.ctx, generated['x0_hat'].roll(1, 0))
+    return dict(
+        semantic=generated['semantic'].detach(), exchanged=semantic_loss(read, s.ctx).mean()
+    )
 
 # %% ../../nbs/training/62_adversarial.ipynb #e00a7255
 STEP = dict(
@@ -572,7 +588,7 @@ objectives.update(
 # %% ../../nbs/training/62_adversarial.ipynb #d6494bde
 def variant(
     name,  # row of `objectives`
-    **options,  # that override the row's
+    **options,  # that override the row's, by the names it has: pair, r1_at, sign, l1, ...
 ):  # Objective
     "A row with other options."
     return replace(objectives[name], options={**objectives[name].options, **options})
@@ -726,7 +742,7 @@ def find_objective(
 ) -> Objective:
     "The row `name` with other options; raises InputError for names and options that do not exist."
     if name not in objectives:
-        raise InputError(f'unknown objective {name!r}: use one of {", ".join(objectives)}')
+        raise InputError(unknown_word('objective', name, objectives))
     o, options = objectives[name], options or {}
     for k, v in options.items():
         if k not in o.options:
@@ -744,8 +760,8 @@ def loss_inputs(
     """Endlessly what the losses see of one batch, each with its own time; their noise goes on where
     the last one stopped.
     """
-    keys, device, times = ('x0', 'y', 't', 'ctx', 'valid'), players.acc.device, players.m.times
-    x0, y, t, ctx, valid = (b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+    device, times = players.acc.device, players.m.times
+    x0, y, t, ctx, side, valid = tensors_of(b, device)
     noise = Noise(b['noise'].tolist(), device)
     same = dict(
         den=players.den,
@@ -757,7 +773,7 @@ def loss_inputs(
         options=players.o.options,
     )
     while True:
-        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, valid=valid, **same)
+        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, side=side, valid=valid, **same)
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
         new = [time_of(times, max(v, 1e-9)) for v in u]
         t = torch.tensor(new, dtype=t.dtype, device=t.device)
@@ -771,16 +787,16 @@ class Adversarial(Players):
     def discriminator_step(
         self,
         s,  # LossInputs
-        made,  # what the objective's `make` gave
+        generated,  # what the objective's `make` gave
         k,  # number of the step
     ):
-        "Update the discriminators on what was made; returns their loss and the penalty where due."
+        "Update the discriminators on generated images; returns their loss and the penalty if due."
         self.discriminators.requires_grad_(True)
-        made = {n: v.detach() for n, v in made.items()}
+        generated = {n: v.detach() for n, v in generated.items()}
         with self.acc.autocast():
-            loss = self.o.discriminator(s, made)
+            loss = self.o.discriminator(s, generated)
         due = self.o.penalty and k % self.o.options['r1_every'] == 0
-        r1 = self.o.penalty(s, made) if due else None
+        r1 = self.o.penalty(s, generated) if due else None
         self.update(loss if r1 is None else loss + r1, 'optim_critics', k)
         if self.o.clip:
             clip_weights(self.discriminators, self.o.clip)
@@ -789,16 +805,16 @@ class Adversarial(Players):
     def generator_step(
         self,
         s,  # LossInputs
-        made,  # what the objective's `make` gave
+        generated,  # what the objective's `make` gave
         k,  # number of the step
     ):  # its loss, the L1 of the estimate, the gradient norm, and what is watched
         "Update the generator against frozen discriminators."
         self.discriminators.requires_grad_(False)
         with self.acc.autocast():
-            loss, rec = self.o.generator(s, made)
+            loss, rec = self.o.generator(s, generated)
         # before the update: both numbers by the same weights
         with torch.no_grad(), self.acc.autocast():
-            seen = self.o.watch(s, made) if self.o.watch else {}
+            seen = self.o.watch(s, generated) if self.o.watch else {}
         norm = self.update(loss, 'optim', k)
         return loss.detach(), rec.detach(), norm, seen
 
@@ -812,18 +828,19 @@ class Adversarial(Players):
         inputs = loss_inputs(self, b)
         s = next(inputs)
         with torch.set_grad_enabled(not self.o.fresh), self.acc.autocast():
-            made = self.o.make(s)
-        loss_d, r1 = self.discriminator_step(s, made, k)
+            generated = self.o.make(s)
+        loss_d, r1 = self.discriminator_step(s, generated, k)
         if self.o.fresh:
             s = next(inputs)
             with self.acc.autocast():
-                made = self.o.make(s)
-        loss_g, rec, norm, seen = self.generator_step(s, made, k)
+                generated = self.o.make(s)
+        loss_g, rec, norm, seen = self.generator_step(s, generated, k)
         got = dict(loss=rec, loss_g=loss_g, loss_d=loss_d, grad_norm=norm)
         due = {} if r1 is None else dict(r1=r1)
         return got | due | seen
 
 # %% ../../nbs/training/62_adversarial.ipynb #8eee4a94
+@passes_on(train, leave_out=('trainer',))
 def fit(
     den,  # Denoiser; trained in place
     data,  # dataset of dicts with 'y' and 'x0'
@@ -832,9 +849,7 @@ def fit(
     recipe,  # loop.Recipe
     model: dict = None,  # arguments of `build`, stored with the checkpoints
     objective: dict = None,  # options of the adversarial objective
-    # further arguments of `train`: origin, val, val_every, save_every, log_every, resume, workers,
-    # device, progress, options, accumulate, compile
-    **kw,
+    **kw,  # further arguments of `train`:
 ):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     """Train a method, adversarial or not; raises InputError for parameters that do not fit and
     RuntimeError for a non-finite loss.
@@ -864,7 +879,7 @@ class Zero(Estimator):
         t,  # not used
         y,  # not used
         ctx=None,  # not used
-        **more,  # not used
+        **more,  # coefs and z; not used
     ):  # zeros, shape of x
         "Zero, whatever is asked."
         return torch.zeros_like(x)

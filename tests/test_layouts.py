@@ -1,0 +1,168 @@
+"Layouts of other programs are read, and a folder that no layout fits gets a table that would do."
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xmodal.core import InputError, project_root
+from xmodal.data.check import check
+from xmodal.data.images import load_image
+from xmodal.data.layouts import find_records, guess_layout, say_once
+from xmodal.data.split import split_records
+
+from test_sources import people, save, scene
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    "Every test hears what is said once a process."
+    say_once.cache_clear()
+
+
+def volumes(root, *names):
+    "A small volume under each of the names."
+    for k, name in enumerate(names):
+        save(root / f'{name}.nii.gz', scene(k, 16, 16, 4))
+    return root
+
+
+def pictures(root, *names, shape=(16, 16)):
+    "A small grey picture under each of the names."
+    for k, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((scene(k, *shape) * 255).astype(np.uint8)).save(root / f'{name}.png')
+    return root
+
+
+def cases(words, *names):
+    "Every name with every word at its {}."
+    return [name.format(w) for name in names for w in words]
+
+
+def test_nnunet_with_a_table_and_without(tmp_path):
+    part = cases(('0000', '0001'), 'imagesTr/a_{}', 'imagesTr/b_{}', 'imagesTs/c_{}')
+    root = volumes(tmp_path, *part, 'labelsTr/a', 'labelsTr/b')
+    found = find_records('nnunet', root)
+    assert [(r.name, r.split, bool(r.mask)) for r in found] == [
+        ('a', 'train', True),
+        ('b', 'train', True),
+        ('c', 'test', False),
+    ]
+    (root / 'dataset.json').write_text(json.dumps(dict(channel_names={'0': 'CT', '1': 'PET'})))
+    for words in (('PET', 'CT'), ('1', '0'), ('0001', '0000')):
+        r = find_records('nnunet', root, *words)[0]
+        assert (r.source.name, r.target.name) == ('a_0001.nii.gz', 'a_0000.nii.gz')
+        assert (r.meta['modality'], r.target_meta['modality']) == ('PET', 'CT')
+    r = find_records('nnunet', root, 'CT,PET', 'labels', allow_unpaired=True)[0]
+    assert (r.target.parent.name, r.more_sources[0].name) == ('labelsTr', 'a_0001.nii.gz')
+    with pytest.raises(InputError, match=r'0 \(CT\), 1 \(PET\), none called .T1.'):
+        find_records('nnunet', root, 'T1', 'CT')
+
+
+@pytest.mark.parametrize('way', ['{0}{1}', '{0}/{1}', '{1}/{0}', '{0}_{1}'])
+def test_pairs_in_the_folders_of_cyclegan(tmp_path, way):
+    names = [f'{way.format(p, s)}/{n}' for p, n in (('train', '1'), ('test', '1')) for s in 'AB']
+    found = find_records('ab', pictures(tmp_path, *names))
+    assert [(r.name, r.split) for r in found] == [('test_1', 'test'), ('train_1', 'train')]
+    assert guess_layout(tmp_path) == ('ab', 'A', 'B', 2)
+
+
+def test_pictures_without_pairs_are_refused(tmp_path):
+    pictures(tmp_path, 'trainA/horse1', 'trainA/horse2', 'trainB/zebra1')
+    with pytest.raises(InputError, match='without pairs, as for CycleGAN'):
+        find_records('ab', tmp_path)
+
+
+@pytest.mark.parametrize('kind, ending', [(np.uint8, '.png'), (np.uint16, '.tif')])
+def test_halves_are_the_picture(tmp_path, kind, ending):
+    whole = (scene(0, 8, 16) * np.iinfo(kind).max).astype(kind)
+    for part in ('train', 'test'):
+        (tmp_path / part).mkdir()
+        Image.fromarray(whole).save(tmp_path / part / '1.png')
+    r = find_records('sidebyside', tmp_path, 'B', 'A')[0]
+    assert r.source.suffix == ending and r.source.is_relative_to(project_root() / 'data')
+    (right, dtype), (left, _) = load_image(r.source), load_image(r.target)
+    assert dtype == kind and np.array_equal(np.concatenate([left, right], 2)[0], whole)
+    Image.fromarray(whole[::-1]).save(tmp_path / 'test' / '1.png')  # newer
+    again = find_records('sidebyside', tmp_path, 'B', 'A')[0]
+    assert np.array_equal(load_image(again.source)[0], right[:, ::-1])
+    split = split_records(find_records('sidebyside', tmp_path))
+    assert (split['train'], split['test']) == (['train_1'], ['test_1'])
+
+
+@pytest.mark.parametrize(
+    'names, words, subjects',
+    [
+        (cases(('T1', 'T2'), 'p1_{}', 'p2_{}'), ('T1', 'T2'), ['p1', 'p2']),
+        (cases(('mr', 'ct'), '1BA1/{}', '1BA2/{}'), ('mr', 'ct'), ['1BA1', '1BA2']),
+        (cases(('mr', 'ct'), 'x/1BA1/{}', 'y/1PA1/{}'), ('mr', 'ct'), ['1BA1', '1PA1']),
+        (cases(('t1n', 't2w'), 'G-1/G-1-{}', 'G-2/G-2-{}'), ('t1n', 't2w'), ['G-1', 'G-2']),
+        (cases(('mr', 'ct'), 'P1/v1/{}', 'P1/v2/{}', 'P2/v1/{}'), ('mr', 'ct'), ['P1', 'P1', 'P2']),
+        (cases(('a', 'b'), '{0}/p1_{0}', '{0}/p2_{0}'), ('a', 'b'), ['p1', 'p2']),
+        (cases(('mri', 'ct'), '{}/p1', '{}/p2'), ('mri', 'ct'), ['p1', 'p2']),
+        (cases(('mr', 'ct'), 'ann/{}', 'bob/{}', 'tom/{}'), ('mr', 'ct'), ['ann', 'bob', 'tom']),
+    ],
+)
+def test_folders_of_volumes(tmp_path, names, words, subjects):
+    found = find_records('folder', volumes(tmp_path, *names), *words)
+    assert [r.subject for r in found] == subjects
+    assert guess_layout(tmp_path) == ('folder', *words, len(found))
+
+
+def test_a_mask_beside_the_pair(tmp_path):
+    volumes(tmp_path, *cases(('mr', 'ct', 'mask'), '1BA1/{}', '1BA2/{}'))
+    assert [r.mask.name for r in find_records('folder', tmp_path, 'mr', 'ct')] == [
+        'mask.nii.gz'
+    ] * 2
+    assert find_records('folder', tmp_path, 'mr', 'mask')[0].mask is None
+
+
+def test_several_sources_by_the_ends_of_names(tmp_path):
+    volumes(tmp_path, *cases(('T1', 'FLAIR', 'T2'), 'p1_{}', 'p2_{}'), 'p3_T1', 'p3_T2')
+    found = find_records('folder', tmp_path, 'T1,FLAIR', 'T2')
+    assert [r.more_sources[0].name for r in found] == ['p1_FLAIR.nii.gz', 'p2_FLAIR.nii.gz']
+
+
+def test_the_refusal_names_the_layout_that_fits(tmp_path):
+    with pytest.raises(InputError) as e:
+        find_records('folder', people(tmp_path))
+    said = f'xmodal data check bids --root {tmp_path} --source T1w --target T2w'
+    assert str(e.value).endswith(f'this looks like data set bids (4 pairs): {said}')
+    assert '\n' not in str(e.value)
+
+
+def test_a_table_for_these_very_files(tmp_path, capsys):
+    volumes(tmp_path, 'T1_case1', 'T1_case2', 'x_01_of_t2', 'x_02_of_t2')
+    with pytest.raises(InputError, match='4 .nii.gz .*begins as printed .paired by their numbers'):
+        find_records('bids', tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        'source,target,subject',
+        'T1_case1.nii.gz,x_01_of_t2.nii.gz,1',
+        'T1_case2.nii.gz,x_02_of_t2.nii.gz,2',
+    ]
+    (tmp_path / 'pairs.csv').write_text('\n'.join(lines) + '\n')
+    assert len(find_records('csv', tmp_path)) == 2  # what was printed does
+
+
+@pytest.mark.parametrize('names, word', [((), 'no files'), (('a.npy', 'b.mat'), '1 .mat')])
+def test_nothing_that_can_be_read(tmp_path, names, word):
+    (tmp_path / 'x').mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f'{word}.*what is read are pairs of .nii.gz'):
+        find_records('folder', tmp_path)
+
+
+def test_check_auto(tmp_path, capsys):
+    report = check('auto', people(tmp_path), 'T1w', 'T2w', progress=False)
+    assert report.ok and report.about.startswith('bids (T1w -> T2w): 4 pairs')
+    said = f'xmodal data check bids --root {tmp_path} --source T1w --target T2w'
+    assert said in capsys.readouterr().out
+    words = ['data', 'check', 'auto', '--root', str(tmp_path), '--target', 'T2w']
+    r = subprocess.run([sys.executable, '-m', 'xmodal.cli', *words], capture_output=True, text=True)
+    assert 'looks like data set bids (4 pairs)' in r.stdout, r.stderr

@@ -1,0 +1,156 @@
+"Native resolution: crops, neighbouring slices and further sources, the same in training and use."
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from xmodal.core import InputError
+from xmodal.data.cache import native_grid, prepare
+from xmodal.data.frames import VolumeFrame
+from xmodal.data.records import Record
+from xmodal.training.loop import Draws
+from xmodal.translate import Translator
+
+
+def head(seed, contrast=1.0, shape=(24, 28, 9), zooms=(2.0, 2.0, 5.0)):
+    "A smooth volume in an ellipse, as a nibabel image."
+    rng = np.random.default_rng(seed)
+    z = gaussian_filter(rng.normal(size=shape), 2)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing='ij'))
+    inside = (grid**2).sum(0) < 1.2
+    values = np.clip(300 + 2000 * z, 1, None) ** contrast * inside
+    affine = np.diag([*zooms, 1.0])
+    affine[:3, 3] = -np.array(shape) * zooms / 2
+    return nib.Nifti1Image(values.astype(np.float32), affine)
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory):
+    "Records of four people with a source, a further source and a target."
+    folder, records = tmp_path_factory.mktemp('people'), []
+    for k in range(4):
+        paths = {}
+        for name, contrast in dict(T1w=1.0, FLAIR=0.8, T2w=0.9).items():
+            paths[name] = folder / f'sub-{k}' / 'anat' / f'sub-{k}_{name}.nii.gz'
+            paths[name].parent.mkdir(parents=True, exist_ok=True)
+            nib.save(head(k, contrast), paths[name])
+        more = (paths['FLAIR'],)
+        records.append(
+            Record(f'sub-{k}', f'sub-{k}', paths['T1w'], paths['T2w'], more_sources=more)
+        )
+    return records
+
+
+def test_native_grid_takes_voxels_over_as_they_are(people, tmp_path):
+    data = prepare(people, 0, cache=tmp_path, progress=False)
+    assert data.index['params']['spacing'] == 2.0
+    assert data.shape[2:] == (32, 32)  # 28 voxels, rounded up to a multiple of 8
+    truth = np.asarray(nib.as_closest_canonical(nib.load(people[0].target)).dataobj)
+    item, window = data[0], data.index['records'][0]['windows'][1]
+    scaled = 2 * (truth - window['lo']) / (window['hi'] - window['lo']) - 1
+    own = scaled[:, :, data.info(0)['slice']].clip(-1.5, 1.5)[::-1, ::-1].T
+    got = item['x0'][0].numpy()
+    rows, columns = (np.flatnonzero((got > -1).any(a)) for a in (1, 0))
+    kept = got[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    mine = own[(own > -1).any(1)][:, (own > -1).any(0)]
+    np.testing.assert_allclose(kept, mine, atol=1e-4)  # not one voxel is interpolated
+
+
+def test_pictures_are_not_shrunk(tmp_path):
+    for k in range(2):
+        Image.fromarray(np.full((40 + 9 * k, 61), 90, np.uint8)).save(tmp_path / f's{k}.png')
+    records = [Record(f's{k}', f's{k}', *[tmp_path / f's{k}.png'] * 2) for k in range(2)]
+    assert native_grid(records, image=True) == (64, None, 'patch')
+
+
+def test_crops_hang_on_the_number_of_the_sample(people, tmp_path):
+    data = prepare(people, 0, cache=tmp_path, progress=False)
+    draws, again = (Draws(data, seed=3, patch=16) for _ in range(2))
+    forward = [draws[n]['y'] for n in range(12)]
+    backward = [again[n]['y'] for n in reversed(range(12))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forward, backward))
+    assert {tuple(v.shape) for v in forward} == {(1, 16, 16)}
+    assert not torch.equal(draws[0]['y'], draws[len(data)]['y'])
+    pair = draws[5]
+    assert torch.equal(Draws(data, seed=3)[5]['t'], pair['t'])  # a crop changes nothing else
+
+
+def test_what_stands_beside_a_slice_is_the_same_in_training_and_use(people, tmp_path):
+    data = prepare(people, 0, cache=tmp_path, context=2, min_foreground=0.0, progress=False)
+    spec = FromFolder(data)
+    frame = VolumeFrame(people[1].source, spec, 1)
+    y = frame.cut()
+    side = frame.side([people[1].more_sources[0]])
+    mine = [k for k in range(len(data)) if data.info(k)['subject'] == 'sub-1']
+    assert len(mine) == len(y) and side.shape[1] == 2 * 5 - 1
+    for k, seen, beside in zip(mine, y, side):
+        np.testing.assert_allclose(data[k]['y'], seen, atol=1e-5)
+        np.testing.assert_allclose(data[k]['side'], beside, atol=1e-5)
+
+
+class FromFolder:
+    "What a frame asks of a model, for a cache of `people`."
+
+    kind, dataset, fit, source_window, source_values = 'volume', 'test', 'shrink', 'percentile', {}
+    tile, context, step, further, plane = None, 2, 5.0, 1, 'axial'
+
+    def __init__(self, data):
+        self.size, self.spacing = data.shape[-1], data.index['params']['spacing']
+
+
+def test_neighbours_are_a_distance_not_a_number(people, tmp_path):
+    data = prepare(people, 0, cache=tmp_path, progress=False)
+    spec = FromFolder(data)
+    fine = VolumeFrame(head(0, shape=(24, 28, 18), zooms=(2, 2, 2.5)), spec, 1)
+    assert any('every 2th' in words for _, words in fine.concerns())
+    fine.cut()
+    below = fine.side([fine.source])[9, 0]  # two neighbours below: 10 mm, four slices
+    np.testing.assert_array_equal(below, fine.grey[5])
+    coarse = VolumeFrame(head(0, zooms=(2, 2, 9.0)), spec, 1)
+    assert any('farther away' in words for _, words in coarse.concerns())
+
+
+@pytest.fixture(scope='module')
+def trained(people, tmp_path_factory):
+    "A model of two sources, one neighbour and crops, after three steps."
+    root = tmp_path_factory.mktemp('run')
+    words = (
+        f'--dataset bids --root {people[0].source.parents[2]} --source T1w,FLAIR --target T2w --size 0 --patch 16 '
+        '--context 1 --drop_sources 0.5 --steps 3 --batch 2 --ch 8 --mults 1,2 --check False '
+        '--baseline False --name two --method cdtsde --sample_steps 2'
+    )
+    done = subprocess.run(
+        [sys.executable, '-m', 'xmodal.train', *words.split()],
+        cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root / 'runs' / 'two' / 'model'
+
+
+def test_a_model_of_two_sources_finds_the_second_beside_the_first(people, trained):
+    tr = Translator.from_pretrained(trained, 'cpu')
+    assert (tr.data.tile, tr.data.context, tr.data.further, tr.data.step) == (16, 1, 1, 5.0)
+    path, second = people[3].source, people[3].more_sources[0]
+    found = tr.translate(path, batch=3)
+    given = tr.translate(path, more=[second])
+    np.testing.assert_array_equal(found.dataobj, given.dataobj)
+    with pytest.warns(UserWarning, match='without source 2'):
+        alone = tr.translate(path, more=[None])
+    assert np.abs(np.asarray(alone.dataobj) - np.asarray(given.dataobj)).max() > 0
+    with pytest.raises(InputError, match='takes 2 sources'):
+        tr.translate(path, more=[second, second])
+
+
+def test_a_missing_source_is_refused_unless_it_was_learned(people, trained, tmp_path):
+    tr = Translator.from_pretrained(trained, 'cpu')
+    object.__setattr__(tr.data, 'may_lack', False)
+    lonely = tmp_path / 'sub-9_T1w.nii.gz'
+    nib.save(head(9), lonely)
+    with pytest.raises(InputError, match='source 2 of 2'):
+        tr.translate(lonely)
