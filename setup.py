@@ -28,7 +28,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={
         k: cfg[f'{k}_requirements'].split()
-        for k in ('dev', 'dicom', 'docs', 'itk', 'monai', 'register')
+        for k in ('dev', 'dicom', 'docs', 'geo', 'itk', 'monai', 'register')
     },
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),

@@ -377,9 +377,9 @@ def test_a_sidecar_of_another_editor(tmp_path):
 
 def test_refusals_name_what_is_read(tmp_path):
     pictures(tmp_path)
-    (tmp_path / 'jpg').mkdir()
-    Image.new('L', (8, 8)).save(tmp_path / 'jpg' / 's0_0.jpg')
-    refused(lambda: folder(tmp_path, 'jpg', 'b'), '.jpg', '.png, .tif, .tiff')
+    (tmp_path / 'bmp').mkdir()
+    Image.new('L', (8, 8)).save(tmp_path / 'bmp' / 's0_0.bmp')
+    refused(lambda: folder(tmp_path, 'bmp', 'b'), '.bmp', '.png, .tif, .tiff, .jpg')
     root = people(tmp_path / 'bids')
     refused(
         lambda: find_records('bids', root, 'T1w', 'FLAIR,T2w'),

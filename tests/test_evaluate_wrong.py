@@ -452,14 +452,16 @@ def test_hidden_files_do_not_count(tmp_path, capsys):
     code, numbers, notes, _ = here(capsys, 'evaluate', tmp_path / 'p', tmp_path / 't')
     assert code == 0 and 'psnr' in numbers
     for d in 'pt':
-        (tmp_path / d / 'sub-90.jpg').write_bytes(b'')
+        (tmp_path / d / 'sub-90.bmp').write_bytes(b'')
     code, _, notes, _ = here(capsys, 'evaluate', tmp_path / 'p', tmp_path / 't')
     assert code == 0 and any('1 files of kinds that are not read' in n for n in notes), notes
 
 
 def painted(root):
     grey(root)
-    Image.open(root / 'p' / 'sub-00_1.png').convert('RGBA').save(root / 'p' / 'sub-00_1.png')
+    im = Image.open(root / 'p' / 'sub-00_1.png').convert('RGBA')
+    im.putalpha(0)
+    im.save(root / 'p' / 'sub-00_1.png')
 
 
 def palette(root):
@@ -495,7 +497,7 @@ def many(v, a, i):
 
 
 REFUSED = dict(
-    rgba=(painted, 'RGBA'),
+    rgba=(painted, 'alpha'),
     palette=(palette, 'palette'),
     mixed=(mixed, 'images and volumes'),
     order=(exchanged, 'translations first'),

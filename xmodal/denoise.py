@@ -6,7 +6,7 @@
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
            'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
            'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside',
-           'beside']
+           'beside', 'Ignoring']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -577,3 +577,51 @@ def beside(
 ):  # the denoiser itself, or `Beside`
     "A denoiser that sees these images, if there are any."
     return den if side is None else Beside(den, side)
+
+# %% ../nbs/bridges/14_denoise.ipynb #f7f302fb
+@explained
+class Ignoring(Wrap):
+    "A denoiser whose errors do not count where nothing was measured."
+
+    def __init__(
+        self,
+        den,  # Estimator
+        valid,  # (B, 1, *spatial), False where nothing was measured
+        eps=None,  # noise of the loss (B, C, *spatial), for a second network; None: there is none
+        fill=-1.0,  # what the target holds there
+    ):
+        "Say where."
+        super().__init__(den)
+        self.valid, self.eps, self.fill = valid, eps, fill
+
+    @passes_on(Denoiser.forward)
+    def forward(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        **more,  # coefs, z, stop and side of `Denoiser`
+    ):  # x0_hat, shape of x
+        "The estimate, and the filler where nothing was measured."
+        return torch.where(self.valid, self.den(x, t, y, ctx, **more), self.fill)
+
+    def factors(
+        self,
+        coefs,  # (a, b, c) at t
+        dtype=None,  # of the images; None: as the coefficients
+    ):  # c_skip, c_src, c_out, c_in
+        "As of the denoiser inside."
+        return self.den.factors(coefs, dtype)
+
+    def eps_hat(
+        self,
+        x,  # state (B, C, *spatial)
+        t,  # times (B,) in [0, 1]
+        y,  # source, shape of x
+        ctx=None,  # conditioning for the network, or None
+        coefs=None,  # (a, b, c) at t, if the caller has them
+        side=None,  # further images, as for the estimate
+    ):  # shape of x
+        "The noise that is estimated, and the true one where nothing was measured."
+        return torch.where(self.valid, self.den.eps_hat(x, t, y, ctx, coefs, side), self.eps)

@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'MASK_MEASURES', 'words_of', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of',
            'windows_of', 'prepare_pairs', 'Parts', 'select_parts', 'few_images', 'load_parts', 'Sampling',
            'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'Trained', 'train_row', 'translations',
-           'measure_images']
+           'measured_pixels', 'measure_images']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 from dataclasses import dataclass, field, replace
@@ -328,6 +328,13 @@ MASK_MEASURES = (
 )
 
 
+def measured_pixels(
+    item: dict,  # of a test set
+):  # (H, W) boolean; None: all pixels
+    "Where both sides of a pair were measured."
+    return item['valid'][0].numpy() if 'valid' in item else None
+
+
 def measure_images(
     pred,  # (N, C, H, W)
     data,  # the test set: items with 'x0', `subjects`
@@ -335,8 +342,12 @@ def measure_images(
     measures: dict = MEASURES,  # name -> function of prediction, truth, range and mask
 ):  # DataFrame: subject, image, psnr, ssim, mse, mae, sharpness, ...
     "Measure translations against the targets of a test set."
-    truth, subjects = [data[i]['x0'].numpy() for i in range(len(data))], list(data.subjects)
-    rows = evaluate_pairs(list(pred), truth, subjects, (-1, 1), measures=measures)
+    items, subjects = [data[i] for i in range(len(data))], list(data.subjects)
+    truth = [v['x0'].numpy() for v in items]
+    valid = [measured_pixels(v) for v in items]
+    if any(v is not None for v in valid):  # what lies under the mask changes no window of SSIM
+        pred = [np.where(m, p, x) for m, p, x in zip(valid, pred, truth)]
+    rows = evaluate_pairs(list(pred), truth, subjects, (-1, 1), valid, measures=measures)
     if not masks:
         return rows
     found = evaluate_masks(

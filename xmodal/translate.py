@@ -7,8 +7,8 @@ __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_sh
            'check_counts', 'check_answer', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares',
            'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
            'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
-           'concerns_of_source', 'companion', 'further_sources', 'Changed', 'settle_concerns', 'checked_cut',
-           'there_and_back', 'target_units']
+           'concerns_of_source', 'companion', 'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back',
+           'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -22,7 +22,8 @@ from .choices import unknown_word
 from .core import InputError, item_seed
 from .explain import explained, passes_on
 from .data.formats import volume_stem
-from .data.frames import VolumeFrame, concerns_of_values, frame_of, is_path, tile_side
+from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_path
+from .data.frames import tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
 from .denoise import beside
@@ -649,10 +650,6 @@ def further_sources(
     return list(more)
 
 # %% ../nbs/use/85_translate.ipynb #6a70ee43
-class Changed(UserWarning):
-    "What the way through the model does to a file; no doubt about the answer."
-
-
 def settle_concerns(
     concerns: list,  # (refuse?, text); None: no concern but a change
     name,  # of the source

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'cache_key', 'default_spacing', 'target_plane', 'in_plane', 'native_grid',
-           'digest_of_file', 'digest_of_index', 'shapes_of', 'cache_is_whole', 'read_index', 'neighbours',
-           'groups_beside', 'item_beside', 'Slices', 'is_image', 'check_numbers', 'check_image_options',
-           'check_one_kind', 'padding_lines', 'window_rules', 'later_params', 'prepare', 'Prepared', 'build_cache',
-           'not_collated', 'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
+           'digest_of_file', 'digest_of_index', 'shapes_of', 'cache_is_whole', 'read_index', 'without_holes',
+           'neighbours', 'groups_beside', 'item_beside', 'Slices', 'is_image', 'check_numbers', 'check_image_options',
+           'check_one_kind', 'padding_lines', 'reading_lines', 'channel_lines', 'window_rules', 'later_params',
+           'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'record_entry', 'slice_entries',
+           'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -191,6 +192,16 @@ def read_index(
         raise InputError(f'{folder}: the cache is damaged; delete the folder, it is made again')
     return index
 
+# %% ../../nbs/data/34_cache.ipynb #36c0aeaa
+def without_holes(
+    item: dict,  # y and x0 (C, H, W), and side if there is one; NaN where nothing was measured
+) -> dict:  # the same with -1 there, and valid (1, H, W)
+    "A pair without NaN, and where both of its sides were measured."
+    y, x0 = item['y'], item['x0']
+    valid = (y + x0).isfinite().all(0, keepdim=True)
+    seen = {k: item[k].nan_to_num(nan=-1.0) for k in ('y', 'side') if k in item}
+    return dict(item, **seen, x0=torch.where(valid, x0, -1.0), valid=valid)
+
 # %% ../../nbs/data/34_cache.ipynb #95dc1d80
 def neighbours(
     slices: list,  # of dicts with record and slice, as in the index of a cache
@@ -225,7 +236,9 @@ def item_beside(
     data,  # Slices: its array of sources, further, context
     i: int,  # number in the cache
 ) -> dict:  # side (E, H, W), and groups: which of its channels belong to which further source
-    "What stands beside slice i, as part of its item."
+    "What stands beside slice i, as part of its item; nothing where there is nothing."
+    if not (data.further or data.context):
+        return {}
     numbers = data.beside[i] if data.context else [i]
     seen = images_beside([data.maps[0][j] for j in numbers], data.channels)
     groups = groups_beside(data.channels, data.further, data.context)
@@ -235,7 +248,7 @@ def item_beside(
 class Slices(Dataset):
     """Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the
     number in the cache; with several sources or neighbouring slices also side (E, H, W), the
-    images beside y.
+    images beside y; of a set with holes also valid (1, H, W), False where nothing was measured.
     """
 
     def __init__(
@@ -272,8 +285,8 @@ class Slices(Dataset):
             ]
         i, c = int(self.items[k]), self.channels
         y, x0 = self.maps[0][i, :c].copy(), self.maps[1][i].copy()
-        item = dict(y=torch.from_numpy(y), x0=torch.from_numpy(x0), i=i)
-        return item | (item_beside(self, i) if self.further or self.context else {})
+        item = dict(y=torch.from_numpy(y), x0=torch.from_numpy(x0), i=i) | item_beside(self, i)
+        return without_holes(item) if self.index.get('holes') else item
 
     def view(
         self,
@@ -386,6 +399,32 @@ def padding_lines(
         )
     return lines
 
+# %% ../../nbs/data/34_cache.ipynb #f58c97d7
+def reading_lines(
+    infos,  # records of a cache's index
+) -> list:  # lines of text; [] if nothing was done to any file
+    "What was done to pictures when they were read: a line for each thing."
+    found = {}
+    for info in infos:
+        pair = zip((info['source'], info['target']), info.get('said', ()))
+        for path, words in (*pair, *info.get('said_beside', {}).items()):
+            for text in words:
+                found.setdefault(text, []).append(path)
+    more = lambda paths: f' and {len(paths) - 1} more' if len(paths) > 1 else ''
+    return [f'note: {paths[0]}{more(paths)}: {text}' for text, paths in found.items()]
+
+
+def channel_lines(
+    infos,  # records of a cache's index
+) -> list:  # lines of text; [] for grey and colour pictures
+    "How the channels of source and target are brought together, if they are not those of pictures."
+    c = infos[0]['channels']
+    if set(c) <= {1, 3}:
+        return []
+    few = 'source' if c[0] < c[1] else 'target'
+    words = f'; the {few} is repeated in turn to {max(c)}' if c[0] != c[1] else ''
+    return [f'note: source of {c[0]} and target of {c[1]} channels, one window for all{words}']
+
 # %% ../../nbs/data/34_cache.ipynb #3081295f
 def window_rules(
     image: bool,  # images, not volumes
@@ -447,7 +486,8 @@ def prepare(
             print(f'{folder}: the prepared slices are damaged; they are made again')
         build_cache(folder, records, params, image, workers, progress)
     ready = Slices(folder, context=context)
-    for line in padding_lines(ready.index['records']):
+    infos = ready.index['records']
+    for line in (*padding_lines(infos), *reading_lines(infos), *channel_lines(infos)):
         print(line)
     return ready
 
@@ -521,7 +561,7 @@ def write_slices(
     loader,  # yields what preparing each record returned, in their order, or its InputError
 ):
     "Write the files of a cache folder; raises InputError on the first bad record."
-    rows, infos, shape, first, reach = [], [], None, None, [np.inf, -np.inf]
+    rows, infos, shape, first, reach, holes = [], [], None, None, [np.inf, -np.inf], False
     folder = Path(folder)
     with open(folder / 'source.f32', 'wb') as fy, open(folder / 'target.f32', 'wb') as fx:
         for r, got in zip(records, loader):
@@ -533,7 +573,8 @@ def write_slices(
                 continue
             check_slice_shape(r, x0.shape[1:], first, shape, image)
             shape, first = x0.shape[1:], first or r.source
-            reach = [min(reach[0], x0.min()), max(reach[1], x0.max())]
+            holes = holes or bool(np.isnan(y).any() or np.isnan(x0).any())
+            reach = [min(reach[0], np.nanmin(x0)), max(reach[1], np.nanmax(x0))]
             fy.write(np.ascontiguousarray(y, np.float32))
             fx.write(np.ascontiguousarray(x0, np.float32))
             rows += slice_entries(r, kept, windows)
@@ -548,6 +589,7 @@ def write_slices(
     )
     if records[0].more_sources:
         index['further'] = len(records[0].more_sources)
+    index |= {'holes': True} if holes else {}
     index['digests'] = {n: digest_of_file(folder / f'{n}.f32') for n in SIDES}
     index['digest'] = digest_of_index(json.loads(json.dumps(index)))
     (folder / 'index.json').write_text(json.dumps(index), encoding='utf-8')

@@ -159,7 +159,7 @@ def mask_faults(
     """
     try:
         if is_image(r.mask):
-            values = load_image(r.mask)[0]
+            values = load_image(r.mask, 'labels')[0]
             same = values.shape[1:] == target.shape[1:]
         else:
             m = load_volume(r.mask, constant=True)
@@ -250,14 +250,16 @@ def facts_of(
 # %% ../../nbs/data/37_check.ipynb #a8b1f0d8
 def look_at_images(
     r,  # Record of two images
+    rules: tuple,  # window rules of source and target
 ) -> tuple:
     "Facts about a pair of images, and the target's array."
-    (ys, yd), (xs, xd) = load_image(r.source), load_image(r.target)
-    facts = facts_of((ys, xs), (yd, xd))
+    said, paths = ([], []), (r.source, r.target)
+    (ys, yd), (xs, xd) = (load_image(*v, True) for v in zip(paths, rules, said))
+    facts = facts_of([v[np.isfinite(v)] for v in (ys, xs)], (yd, xd))
     facts['saturated'] = facts['saturated'][0], 0.0  # a target may well be drawn in full white
-    return dict(
-        facts, channels=(len(ys), len(xs)), depth=(str(yd), str(xd)), overlap=1.0, concerns=[]
-    ), xs
+    concerns = [(path, False, text) for path, words in zip(paths, said) for text in words]
+    kinds = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)))
+    return dict(facts, **kinds, overlap=1.0, concerns=concerns), xs
 
 
 def look_at_volumes(
@@ -299,12 +301,14 @@ def look(
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
     image = is_image(r.source)
     try:
-        facts, xs = look_at_images(r) if image else look_at_volumes(r, p.get('plane', 'axial'))
+        plane = p.get('plane', 'axial')
+        facts, xs = look_at_images(r, p['windows']) if image else look_at_volumes(r, plane)
         first = replace(r, more_sources=())  # the others are looked at as pairs of their own
         make = prepare_image if image else prepare_volume
         y, x0, *_ = make(first, {**p, 'min_foreground': 0.0})
     except InputError as e:
         return dict(r=r, error=str(e))
+    y, x0 = (np.nan_to_num(v, nan=-1.0) for v in (y, x0))  # what was not measured
     tissue = [(v > -0.8).mean(axis=(1, 2, 3)) >= 0.05 for v in (y, x0)]
     either, both = tissue[0] | tissue[1], np.flatnonzero(tissue[0] & tissue[1])
     facts['lonely'] = 0.0 if image else float((tissue[0] != tissue[1]).sum() / max(1, either.sum()))
@@ -1076,8 +1080,8 @@ def find_labels(
         )
         if ignored:
             words += (
-                f'; {ignored:g} looks like an ignore value, which is not supported yet: '
-                'give those pixels a class of their own or leave such files out'
+                f'; {ignored:g} looks like an ignore value: with {suggested}:{ignored:g} '
+                'no loss and no metric looks at such pixels'
             )
         hard = k == 1 and len(classes) > 2 and rule in ('dtype', 'percentile')
         report.add('error' if hard else 'warning', 'labels', words)

@@ -795,7 +795,7 @@ def image_files(
     folder,  # pathlib.Path
     pattern='*',  # glob below it: '*/*' for images one level down
 ) -> list:
-    "PNG and TIFF files in a folder, without litter; InputError if it holds others only."
+    "PNG, TIFF and JPEG files in a folder, without litter; InputError if it holds others only."
     found = [
         q
         for q in sorted(folder.glob(pattern))
@@ -807,7 +807,7 @@ def image_files(
         raise InputError(
             f'{folder}: holds {", ".join(others[:4])} files; images are read from '
             f'{", ".join(IMAGE_ENDINGS)}: '
-            'convert them without loss (JPEG to PNG), or use data set bids or csv for volumes'
+            'convert them without loss, or use data set bids or csv for volumes'
         )
     return images
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Record', 'with_tissue', 'slices_to_keep', 'check_field_overlap', 'slice_window', 'scale_by_slice', 'side_windows',
-           'cutting_of', 'further_planes', 'prepare_volume', 'squares_or_refusal', 'further_squares', 'prepare_image']
+           'cutting_of', 'further_planes', 'prepare_volume', 'squares_or_refusal', 'picture_of', 'measured_share',
+           'further_squares', 'prepare_image']
 
 # %% ../../nbs/data/33_records.ipynb #c96a52fb
 from dataclasses import dataclass, field, replace
@@ -180,16 +181,37 @@ def squares_or_refusal(
         raise InputError(f'{frame.name}: {e}') from None
 
 
+def picture_of(
+    path,  # of an image
+    rule,  # its window rule
+    p,  # parameters of `prepare`
+) -> CutPicture:
+    "An image as it is read for training: what was not measured is NaN."
+    said = []
+    loaded = load_image(path, rule, said, True)
+    return CutPicture(loaded, cutting_of(p, 'image', rule), None, path, said)
+
+
+def measured_share(
+    y,  # (C, H, W), NaN where nothing was measured
+    x0,  # the same
+) -> float:  # 0 to 1
+    "Share of the pixels at which both sides of a pair were measured."
+    return float(np.isfinite(y).all(0)[np.isfinite(x0).all(0)].sum() / y[0].size)
+
+# %% ../../nbs/data/33_records.ipynb #83c65bc2
 def further_squares(
     r,  # Record of two images
     p,  # parameters of `prepare`
     channels: int,  # of the pair
     shape: tuple,  # (rows, columns) of the pair
+    said: dict,  # path -> what was done to the file, in words; is added to
 ) -> list:  # (n, C, size, size) for every further source
     "The further sources of a pair of images as squares."
     found = []
     for path in r.more_sources:
-        frame = CutPicture(load_image(path), cutting_of(p, 'image', p['windows'][0]), None, path)
+        frame = picture_of(path, p['windows'][0], p)
+        said |= {str(path): frame.said} if frame.said else {}
         if frame.x.shape[1:] != shape:
             raise InputError(
                 f'{path}: {" x ".join(map(str, frame.x.shape[1:]))} pixels, but {r.source} has '
@@ -199,16 +221,13 @@ def further_squares(
         found.append(np.stack([match_channels(v, channels, path) for v in squares]))
     return found
 
-
+# %% ../../nbs/data/33_records.ipynb #62c0769e
 def prepare_image(
     r,  # Record of two images
     p,  # parameters of `prepare`: size, windows, fit
 ):  # a tuple of seven, as from `prepare_volume`
     "One pair of images as scaled (n, C, size, size) source and target, and the rest of the seven."
-    frames = [
-        CutPicture(load_image(path), cutting_of(p, 'image', rule), None, path)
-        for path, rule in zip((r.source, r.target), p['windows'])
-    ]
+    frames = [picture_of(*v, p) for v in zip((r.source, r.target), p['windows'])]
     squares = [squares_or_refusal(f) for f in frames]
     (h, w), (h0, w0) = (f.x.shape[1:] for f in frames)
     if (h, w) != (h0, w0):
@@ -221,8 +240,14 @@ def prepare_image(
         np.stack([match_channels(v, max(native), f.name) for v in x])
         for x, f in zip(squares, frames)
     )
-    y = np.concatenate([y, *further_squares(r, p, max(native), (h, w))], 1)
+    said = {}
+    keep = [k for k, v in enumerate(zip(y, x0)) if measured_share(*v) >= 0.05]
+    y = np.concatenate([y, *further_squares(r, p, max(native), (h, w), said)], 1)
+    y, x0 = (v if len(keep) == len(v) else v[keep] for v in (y, x0))
     filled = [padding_shares(f.x, f.window.pad) for f in frames]
     extra = {'padding': filled} if any(filled) else {}
+    if any(f.said for f in frames):
+        extra['said'] = [f.said for f in frames]
+    extra |= {'said_beside': said} if said else {}
     windows, dtypes = [[f.window] for f in frames], [str(f.dtype) for f in frames]
-    return y, x0, list(range(len(y))), windows, native, dtypes, extra
+    return y, x0, keep, windows, native, dtypes, extra

@@ -34,12 +34,12 @@ from xmodal.nets.discriminators import (
     halvings,
 )
 from ..bridge import diffuse
-from ..denoise import Denoiser, l1
+from ..denoise import Denoiser, Ignoring, l1
 from ..nets.published import DTFNet
 from ..methods import draw, get_method, make_bridge, split_options, time_of
 from ..sample import Estimator, rules, step
 from ..nets.conditioning import SRNet, semantic_loss
-from .loop import lr_at, param_groups, same_weights, train
+from .loop import lr_at, param_groups, same_weights, tensors_of, train
 
 # %% ../../nbs/training/62_adversarial.ipynb #55e258c1
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class LossInputs:
     options: dict  # of the objective
     ctx: object = None  # conditioning for the network
     side: object = None  # further images (B, E, H, W), or None
+    valid: torch.Tensor = None  # (B, 1, H, W), False where nothing was measured; None: all was
 
     def estimate(
         self,
@@ -70,6 +71,8 @@ class LossInputs:
     ):  # shape of x
         "x0_hat of `den`, with a fresh latent if its network takes one."
         den = den or self.den
+        if self.valid is not None:
+            den = Ignoring(den, self.valid)
         more = dict(z=self.noise(x.new_empty(len(x), den.latent))) if den.latent else {}
         more |= {} if self.side is None else dict(side=self.side)
         return den(x, t, y, self.ctx if ctx is None else ctx, **more)
@@ -757,8 +760,8 @@ def loss_inputs(
     """Endlessly what the losses see of one batch, each with its own time; their noise goes on where
     the last one stopped.
     """
-    keys, device, times = ('x0', 'y', 't', 'ctx', 'side'), players.acc.device, players.m.times
-    x0, y, t, ctx, side = (b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+    device, times = players.acc.device, players.m.times
+    x0, y, t, ctx, side, valid = tensors_of(b, device)
     noise = Noise(b['noise'].tolist(), device)
     same = dict(
         den=players.den,
@@ -770,7 +773,7 @@ def loss_inputs(
         options=players.o.options,
     )
     while True:
-        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, side=side, **same)
+        yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, side=side, valid=valid, **same)
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
         new = [time_of(times, max(v, 1e-9)) for v in u]
         t = torch.tensor(new, dtype=t.dtype, device=t.device)

@@ -7,10 +7,10 @@ __all__ = ['FOREGROUND', 'ABSENT', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', '
            'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer', 'checkpoints', 'RunState',
            'write_tensors', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_scaler',
            'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'trainable',
-           'param_groups', 'as_latents', 'in_parts', 'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of',
-           'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at',
-           'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'make_ema', 'NotFinite',
-           'finite_check', 'check_finite', 'validate']
+           'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'Denoising', 'Log', 'old_rows',
+           'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device',
+           'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights',
+           'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, os, shutil, signal, threading, time
@@ -26,7 +26,7 @@ from ..core import InputError, item_seed, mend_torchvision, Noise
 from ..explain import explained, passes_on
 from ..files import atomic, clear_left
 from ..core import first_line
-from ..denoise import beside, fast, loss_per_item
+from ..denoise import Ignoring, beside, fast, loss_per_item
 from ..tiles import Tiled
 from ..methods import Method, draw, draw_options, get_method, time_of
 from ..mixing import mix_stats
@@ -126,7 +126,7 @@ class Draws(Dataset):
     def __getitem__(
         self,
         n,  # number of the sample, from 0 on
-    ):  # y, x0, t, noise, n, and ctx and x0_std where the data have them
+    ):  # y, x0, t, noise, n, and ctx, side, valid and x0_std where the data have them
         "The sample: image, time and noise seed."
         where = np.random.default_rng(item_seed(self.seed, 'crop', n))
         item = cropped(self.data[self.index(n)], self.patch, where)
@@ -142,6 +142,8 @@ class Draws(Dataset):
         if 'ctx' in item:  # one of the versions of the prompts
             rng = np.random.default_rng(item_seed(self.seed, 'prompt', n))
             out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
+        if 'valid' in item:  # not all pixels were measured
+            out['valid'] = item['valid']
         if 'side' in item:  # neighbouring slices, further sources
             rng = np.random.default_rng(item_seed(self.seed, 'drop', n))
             out['side'] = dropped(item['side'], item.get('groups', ()), self.drop, rng)
@@ -569,9 +571,11 @@ class PairLoss(nn.Module):
         z=None,  # (B, latent) standard normal, or None
         ctx=None,  # prompts (B, 3, dim), or None
         side=None,  # further images (B, E, H, W), or None
+        valid=None,  # (B, 1, H, W), False where nothing was measured; None: all was
     ):  # 0-d
         "Mean of the images' losses."
         den = beside(self.den, side)
+        den = den if valid is None else Ignoring(den, valid, eps)
         return loss_per_item(den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
 # %% ../../nbs/training/61_loop.ipynb #adfc34e2
@@ -610,6 +614,27 @@ def as_latents(
     return x0 + std.to(x0.device, non_blocking=True) * noise(x0), y
 
 # %% ../../nbs/training/61_loop.ipynb #4cb0cc8a
+def tensors_of(
+    b: dict,  # batch
+    device,  # where they shall be
+) -> tuple:  # x0, y, t, ctx, side and valid; None for what the batch has not
+    "What the loss of a batch needs, on a device."
+    keys = ('x0', 'y', 't', 'ctx', 'side', 'valid')
+    return tuple(b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+
+
+def refuse_holes(
+    den,  # Denoiser
+    b: dict,  # batch
+):
+    "Raise InputError for pixels that were not measured, where the network works on latents."
+    if den.codec is not None and 'valid' in b:
+        raise InputError(
+            'prior: pictures with pixels that were not measured (NaN, nodata) have no latents; '
+            'leave the prior out, or crop them'
+        )
+
+
 def in_parts(
     b: dict,  # dict of tensors with the batch first
     n: int,  # number of parts
@@ -652,14 +677,14 @@ class Denoising:
     ):  # 0-d
         "Mean loss of a batch."
         acc = self.acc
-        x0, y, t = (b[n].to(acc.device, non_blocking=True) for n in ('x0', 'y', 't'))
+        x0, y, t, ctx, side, valid = tensors_of(b, acc.device)
+        refuse_holes(self.den, b)
         noise = Noise(b['noise'].tolist(), acc.device)
         x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
         eps = noise(x0)
         z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
-        there = lambda k: b[k].to(acc.device, non_blocking=True) if k in b else None
         with acc.autocast():
-            return self.loss_fn(x0, y, t, eps, z, there('ctx'), there('side'))
+            return self.loss_fn(x0, y, t, eps, z, ctx, side, valid)
 
     def step(
         self,
@@ -787,8 +812,12 @@ def read_log(
 def psnr_of(
     pred,  # images (N, C, H, W) in [-1, 1], numpy
     truth,  # same shape
+    valid=None,  # (1, H, W), False where nothing was measured; None: all was
 ):  # dB
     "Mean PSNR over images for the range [-1, 1], in dB."
+    if valid is not None:
+        at = np.broadcast_to(valid, pred.shape[1:])
+        pred, truth = pred[:, at], truth[:, at]
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
     return float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-12))))
 
@@ -1174,8 +1203,9 @@ def validate(
 
     def some(mine):
         answers = predict(den, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
-        truths = [np.asarray(val[i]['x0']) for i in mine]
-        return [psnr_of(a[None], x0[None]) for a, x0 in zip(answers, truths)]
+        items = (val[i] for i in mine)
+        truths = [(np.asarray(v['x0'])[None], v.get('valid')) for v in items]
+        return [psnr_of(a[None], *truth) for a, truth in zip(answers, truths)]
 
     got = float(np.mean(map_over_processes(min(16, len(val)), some)))
     den.train()

@@ -29,6 +29,7 @@ from ..core import first_line
 from ..methods import check_options, get_method
 from ..nets.build import build, find_net
 from ..sample import check_grid, rules
+from ..data.windows import rule_numbers
 from ..metadata.encoder import hub
 
 # %% ../../nbs/training/60_model_folder.ipynb #f626e6e8
@@ -322,8 +323,8 @@ def is_rule(
     if v in NAMED_RULES:
         return True
     try:
-        lo, hi = map(float, v.removeprefix('labels:').split(':'))
-    except ValueError:
+        lo, hi = map(float, rule_numbers(v))
+    except (ValueError, InputError):
         return False
     return is_window([lo, hi])
 
@@ -477,7 +478,7 @@ def check_agreement(
     rule, window = d.target_window_rule, list(d.target_window)
     stated = dict(hu=[-1000.0, 1000.0]).get(rule)
     if ':' in rule and not rule.startswith('slice:'):
-        stated = [float(v) for v in rule.removeprefix('labels:').split(':')]
+        stated = [float(v) for v in rule_numbers(rule)]
     if stated and stated != [float(v) for v in window]:
         refuse_value(path, 'data.target_window', f'{stated}, as its rule {rule} says', window)
     kind = np.dtype(d.target_dtype or 'float32')
