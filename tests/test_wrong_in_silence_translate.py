@@ -66,9 +66,7 @@ def scan(path, seed=0, shape=(14, 16, 6), dtype=np.int16, top=900, zooms=(3.0, 3
 
 
 def test_a_model_of_patches_takes_patches():
-    """At full resolution, padded as in training; a larger picture is refused, with a remedy, and
-    shrunk only by force.
-    """
+    "At full resolution: padded as in training, or in tiles of its size."
     tr = echo(IMAGE, fit='patch')
     for shape in ((32, 32), (20, 24), (32, 9)):
         a = (np.random.default_rng(1).random(shape) * 255).astype(np.uint8)
@@ -80,12 +78,10 @@ def test_a_model_of_patches_takes_patches():
         # in the corner
         assert np.allclose(seen[-1][0, 0, : shape[0], : shape[1]], a / 127.5 - 1, atol=1e-5)
         assert (seen[-1][0, 0, shape[0] :] == -1).all()
-    big = np.zeros((40, 20), np.uint8)
-    big[5:20] = 200
-    with pytest.raises(InputError, match='20 x 40 pixels.*patches of 32 x 32.*cut it into pieces'):
-        tr.translate(big)
-    got, words = said(lambda: tr.translate(big, force=True))
-    assert got.shape == big.shape and any('(forced)' in t for _, t in words)
+    big = (np.random.default_rng(2).random((70, 45)) * 255).astype(np.uint8)
+    got, words = said(lambda: tr.translate(big))
+    assert np.array_equal(got, big) and not words  # nothing is shrunk
+    assert len(seen[-1]) > 1 and seen[-1].shape[-2:] == (32, 32)  # in tiles of the training's size
 
 
 def test_what_is_shrunk_is_said(tmp_path):

@@ -29,8 +29,7 @@ class FromFiles:
 
     dataset: str = option(
         'phantom',
-        'phantom (simulated), bids, ixi, brats, pelvis, nnunet, ab, sidebyside, sentinel, pscde, '
-        'folder, csv',
+        'phantom, bids, ixi, brats, pelvis, nnunet, ab, sidebyside, sentinel, pscde, folder, csv',
     )
     root: str = option(
         '',

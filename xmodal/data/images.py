@@ -378,7 +378,7 @@ def shape_of_image(
             with tifffile.TiffFile(path) as f:
                 page = f.pages[0]
                 return page.imagelength, page.imagewidth
-        with own_limit(), Image.open(path) as im:
+        with own_limit(), Image.open(path, formats=['PNG', 'JPEG']) as im:
             return im.height, im.width
     except Exception as e:
         raise InputError(

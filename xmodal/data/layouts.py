@@ -1658,7 +1658,8 @@ def slices_side_by_side(
         into.mkdir()
         for left in a.iterdir():
             right = Path(root) / f'{a.name[:-1]}B' / left.name
-            both = np.hstack([np.asarray(Image.open(q)) for q in (left, right)])
+            halves = [Image.open(q, formats=['PNG']) for q in (left, right)]
+            both = np.hstack([np.asarray(half) for half in halves])
             Image.fromarray(both).save(into / left.name)
             left.unlink()
             right.unlink()
