@@ -14,7 +14,10 @@ from xmodal.core import InputError
 from xmodal.data.cache import native_grid, prepare
 from xmodal.data.frames import VolumeFrame
 from xmodal.data.records import Record
-from xmodal.training.loop import Draws
+from xmodal.engine import Sampling, translations
+from xmodal.methods import get_method
+from xmodal.nets.build import build
+from xmodal.training.loop import Draws, validate
 from xmodal.translate import Translator
 
 
@@ -154,3 +157,54 @@ def test_a_missing_source_is_refused_unless_it_was_learned(people, trained, tmp_
     nib.save(head(9), lonely)
     with pytest.raises(InputError, match='source 2 of 2'):
         tr.translate(lonely)
+
+
+class Watched(torch.nn.Module):
+    "A network that answers with the source and remembers the sizes that it was shown."
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.shown = torch.nn.Parameter(torch.ones(1)), []
+
+    def forward(self, x, t, y, ctx=None, **more):
+        self.shown.append(tuple(y.shape[-2:]))
+        return self.weight * y
+
+
+def watched():
+    den = build('regression', 1, net=dict(ch=8, mults=[1, 2], layers=1))
+    den.net = Watched()
+    return den.eval()
+
+
+def test_validation_and_measurement_see_tiles_of_the_trainings_size(people, tmp_path):
+    data = prepare(people, 0, cache=tmp_path, progress=False)
+    den = watched()
+    validate(den, None, data, get_method('regression'), 'cpu', tile=16)
+    assert set(den.net.shown) == {(16, 16)}
+    den = watched()
+    translations(den, data, Sampling('regression', 1, tile=16), items=[0])
+    assert set(den.net.shown) == {(16, 16)}
+    validate(den, None, data, get_method('regression'), 'cpu')
+    assert (32, 32) in den.net.shown
+
+
+def test_a_job_of_crops_measures_in_tiles(people, tmp_path, monkeypatch):
+    "The plan's patch reaches recipe, sampling and model description."
+    from xmodal import train
+
+    p = train.plan(train.Job(method='regression', size=0, patch=16, name='x-crops', ch=8))
+    assert train.recipe_of(p, 'regression').patch == 16
+    asked = []
+    monkeypatch.setattr(train, 'translations', lambda d, t, how, *a, **k: asked.append(how) or [])
+    monkeypatch.setattr(train, 'scores_of', lambda *a: {})
+    d = JobStub(prepare(people, 0, cache=tmp_path, progress=False))
+    train.measure(p, d, {'regression': (None,)})
+    assert [how.tile for how in asked] == [16]
+
+
+class JobStub:
+    "What `train.measure` asks of the data of a job."
+
+    def __init__(self, data):
+        self.test = data

@@ -1200,9 +1200,10 @@ def validate(
     den.eval()
 
     how = dict(device=device, progress=False, **options)
+    whole = Tiled(den, tile) if tile else den
 
     def some(mine):
-        answers = predict(den, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
+        answers = predict(whole, val, steps or m.steps, tau or m.tau, m, items=mine, **how)
         items = (val[i] for i in mine)
         truths = [(np.asarray(v['x0'])[None], v.get('valid')) for v in items]
         return [psnr_of(a[None], *truth) for a, truth in zip(answers, truths)]
