@@ -12,14 +12,16 @@ from xmodal.core import InputError
 from xmodal.data import images
 from xmodal.data.cache import prepare, without_holes
 from xmodal.data.check import check
+from xmodal.data.frames import frame_of
 from xmodal.data.images import load_image
 from xmodal.data.layouts import find_records
+from xmodal.data.records import Record
 from xmodal.engine import measure_images
 from xmodal.folders import translate_paths
 from xmodal.methods import get_method, methods
 from xmodal.nets.build import build
 from xmodal.training.adversarial import LossInputs
-from xmodal.training.loop import PairLoss, psnr_of
+from xmodal.training.loop import Draws, PairLoss, cropped, psnr_of
 from small_model import IMAGE, TINY, echo
 from test_wrong_in_silence_translate import said
 
@@ -292,6 +294,32 @@ def test_pairs_with_holes_say_where_both_were_measured(tmp_path):
     assert np.isnan(small[:, :3]).all() and np.allclose(small[:, 4:], 0.25)
 
 
+def test_a_hole_in_a_further_source_takes_nothing_from_the_pair(tmp_path):
+    "It is filled and said in training and use, and crops cut the mask with the images."
+    x = (rng.random((4, 32, 32)) * 200).astype('f4')
+    x[0, 20:] = np.nan  # the first source
+    x[1, :8] = np.nan  # the further one
+    paths = [tmp_path / f'{k}.tif' for k in range(3)]
+    for path, v in zip(paths, x):
+        tifffile.imwrite(path, v)
+    r = Record('s', 's', paths[0], paths[2], more_sources=(paths[1],))
+    how = dict(source_window='0:200', target_window='0:200')
+    data = prepare([r], 32, cache=tmp_path / 'cache', progress=False, **how)
+    assert list(data.index['records'][0]['said_beside']) == [str(paths[1])]
+    item = data[0]
+    assert (item['side'][:, :8] == -1).all() and (item['side'][:, 8:] != -1).all()
+    assert item['valid'][:, :20].all() and not item['valid'][:, 20:].any()
+    part = cropped(item, 16, np.random.default_rng(0))
+    assert part['valid'].shape == part['side'].shape == (1, 16, 16)
+    assert ((part['x0'] == -1) | part['valid']).all()
+    frame = frame_of(paths[0], echo(IMAGE, source_window='0:200').data, 1)
+    side, words = said(lambda: frame.side([paths[1]]))
+    np.testing.assert_allclose(side[0], item['side'], atol=1e-6)
+    assert any(str(paths[1]) in text for _, text in words)
+    sample = Draws(data, patch=16, drop=1.0)[0]
+    assert (sample['side'] == -1).all() and sample['valid'].shape == (1, 16, 16)
+
+
 def test_a_set_without_holes_is_as_it_was(tmp_path):
     pairs(tmp_path, grey, grey)
     data = prepared(tmp_path)
@@ -332,7 +360,8 @@ def test_no_loss_sees_what_was_not_measured(name):
     den.net, den.twin = Steep(), Steep() if den.two_networks else None
     b = batch(-1.0)
     eps = torch.randn(b['x0'].shape, generator=torch.Generator().manual_seed(1))
-    loss = PairLoss(den, m.loss, m.weight)(b['x0'], b['y'], b['t'], eps, valid=b['valid'])
+    more = dict(side=b['y'], valid=b['valid'])  # further images pass through the mask
+    loss = PairLoss(den, m.loss, m.weight)(b['x0'], b['y'], b['t'], eps, **more)
     loss.backward()
     assert loss.isfinite()
     for net in filter(None, (den.net, den.twin)):
