@@ -360,7 +360,7 @@ def test_no_loss_sees_what_was_not_measured(name):
     den.net, den.twin = Steep(), Steep() if den.two_networks else None
     b = batch(-1.0)
     eps = torch.randn(b['x0'].shape, generator=torch.Generator().manual_seed(1))
-    more = dict(side=b['y'], valid=b['valid'])  # further images pass through the mask
+    more = dict(side=b['y'], valid=b['valid'])  # with further images, too
     loss = PairLoss(den, m.loss, m.weight)(b['x0'], b['y'], b['t'], eps, **more)
     loss.backward()
     assert loss.isfinite()
@@ -370,12 +370,16 @@ def test_no_loss_sees_what_was_not_measured(name):
 
 def test_an_adversarial_estimate_is_the_filler_where_nothing_was_measured():
     b = batch(-1.0)
+    den, seen = echo(IMAGE).den, []
+    take = lambda m, args, more: seen.append(more.pop('side')) or (args, more)
+    den.register_forward_pre_hook(take, with_kwargs=True)
     s = LossInputs(
-        echo(IMAGE).den, None, None, b['x0'], b['y'], b['t'], None, 4, None, 2, {},
-        valid=b['valid'],
+        den, None, None, b['x0'], b['y'], b['t'], None, 4, None, 2, {},
+        valid=b['valid'], side=b['y'],
     )  # fmt: skip
     got = s.estimate(b['x0'], b['t'], b['y'])
     assert (got[..., :5] == -1).all() and (got[..., 5:] == b['y'][..., 5:]).all()
+    assert (seen[0] == b['y']).all()  # further images reach the network through the mask
 
 
 def test_no_metric_sees_what_was_not_measured(tmp_path):
