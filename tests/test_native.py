@@ -111,7 +111,7 @@ def test_neighbours_are_a_distance_not_a_number(people, tmp_path):
     data = prepare(people, 0, cache=tmp_path, progress=False)
     spec = FromFolder(data)
     fine = VolumeFrame(head(0, shape=(24, 28, 18), zooms=(2, 2, 2.5)), spec, 1)
-    assert any('every 2th' in words for _, words in fine.concerns())
+    assert any('slices 2 apart' in words for _, words in fine.concerns())
     fine.cut()
     below = fine.side([fine.source])[9, 0]  # two neighbours below: 10 mm, four slices
     np.testing.assert_array_equal(below, fine.grey[5])

@@ -404,7 +404,6 @@ def translate(
 ) -> int:
     "xmodal translate"
     from xmodal.methods import parse_options
-    from xmodal.core import InputError
     from xmodal.processes import is_main, join_processes
     from xmodal.folders import translate_paths
     from xmodal.translate import Translator
@@ -418,8 +417,6 @@ def translate(
         channels_last=a.channels_last,
         compile=a.compile,
     )
-    if a.more and Path(a.input).is_dir() and not any(Path(a.input).glob('*.dcm')):
-        raise InputError(f'--more names the sources of one file, and {a.input} is a folder')
     tr.context(target=target)  # an impossible wish is refused before the first file
     same = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'samples', 'noise')
     how = {k: getattr(a, k) for k in (*same, 'force')}

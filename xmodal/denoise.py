@@ -455,6 +455,24 @@ class Wrap(Inside):
         "The four factors of the denoiser inside."
         return self.den.factors(coefs, dtype)
 
+    def extra(self) -> dict:  # keywords of `Denoiser`: coefs, z, stop, side
+        "What the denoiser inside is told beside what the caller says."
+        return {}
+
+    def finish(
+        self,
+        x0_hat,  # estimate of the denoiser inside
+    ):  # shape of x0_hat
+        "What becomes of an estimate."
+        return x0_hat
+
+    def finish_noise(
+        self,
+        eps_hat,  # noise as the denoiser inside estimates it
+    ):  # shape of eps_hat
+        "What becomes of an estimate of the noise."
+        return eps_hat
+
     @passes_on(Denoiser.forward)
     def forward(
         self,
@@ -464,8 +482,8 @@ class Wrap(Inside):
         ctx=None,  # conditioning for the network, or None
         **more,  # coefs, z, stop and side of `Denoiser`
     ):  # x0_hat, shape of x
-        "The estimate of the denoiser inside."
-        return self.den(x, t, y, ctx, **more)
+        "The estimate of the denoiser inside, asked with `extra`, passed through `finish`."
+        return self.finish(self.den(x, t, y, ctx, **{**more, **self.extra()}))
 
     def eps_hat(
         self,
@@ -477,7 +495,8 @@ class Wrap(Inside):
         side=None,  # further images, as for the estimate
     ):  # shape of x
         "The noise as the denoiser inside estimates it."
-        return self.den.eps_hat(x, t, y, ctx, coefs, side)
+        side = self.extra().get('side', side)
+        return self.finish_noise(self.den.eps_hat(x, t, y, ctx, coefs, side))
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
 @explained
@@ -494,17 +513,12 @@ class Clip(Wrap):
         super().__init__(den)
         self.low, self.high = low, high
 
-    @passes_on(Denoiser.forward)
-    def forward(
+    def finish(
         self,
-        x,  # state (B, C, *spatial)
-        t,  # times (B,) in [0, 1]
-        y,  # source, shape of x
-        ctx=None,  # conditioning for the network, or None
-        **more,  # as of `Wrap`
-    ):  # x0_hat in [low, high]
+        x0_hat,  # estimate of the denoiser inside
+    ):  # in [low, high], shape of x0_hat
         "The clipped estimate."
-        return self.den(x, t, y, ctx, **more).clamp(self.low, self.high)
+        return x0_hat.clamp(self.low, self.high)
 
 
 @explained
@@ -520,17 +534,9 @@ class Stop(Wrap):
         super().__init__(den)
         self.change = change
 
-    @passes_on(Denoiser.forward, leave_out=('stop',))
-    def forward(
-        self,
-        x,  # state (B, C, *spatial)
-        t,  # times (B,) in [0, 1]
-        y,  # source, shape of x
-        ctx=None,  # conditioning for the network, or None
-        **more,  # coefs and z of `Denoiser`
-    ):  # x0_hat, shape of x
-        "The estimate at which every image has settled."
-        return self.den(x, t, y, ctx, stop=self.change, **more)
+    def extra(self) -> dict:  # stop
+        "The change at which an image has settled."
+        return dict(stop=self.change)
 
 # %% ../nbs/bridges/14_denoise.ipynb #b82df55c
 @explained
@@ -546,29 +552,9 @@ class Beside(Wrap):
         super().__init__(den)
         self.side = side
 
-    @passes_on(Denoiser.forward, leave_out=('side',))
-    def forward(
-        self,
-        x,  # state (B, C, *spatial)
-        t,  # times (B,) in [0, 1]
-        y,  # source, shape of x
-        ctx=None,  # conditioning for the network, or None
-        **more,  # as of `Wrap`
-    ):  # x0_hat, shape of x
-        "The estimate of the denoiser inside, which sees the images of this batch."
-        return self.den(x, t, y, ctx, side=self.side, **more)
-
-    def eps_hat(
-        self,
-        x,  # state (B, C, *spatial)
-        t,  # times (B,) in [0, 1]
-        y,  # source, shape of x
-        ctx=None,  # conditioning for the network, or None
-        coefs=None,  # (a, b, c) at t, if the caller has them
-        side=None,  # not used: the images of this batch are
-    ):  # shape of x
-        "The noise as the denoiser inside estimates it, with the images of this batch."
-        return self.den.eps_hat(x, t, y, ctx, coefs, side=self.side)
+    def extra(self) -> dict:  # side
+        "The images of this batch."
+        return dict(side=self.side)
 
 
 def beside(
@@ -594,34 +580,16 @@ class Ignoring(Wrap):
         super().__init__(den)
         self.valid, self.eps, self.fill = valid, eps, fill
 
-    @passes_on(Denoiser.forward)
-    def forward(
+    def finish(
         self,
-        x,  # state (B, C, *spatial)
-        t,  # times (B,) in [0, 1]
-        y,  # source, shape of x
-        ctx=None,  # conditioning for the network, or None
-        **more,  # coefs, z, stop and side of `Denoiser`
-    ):  # x0_hat, shape of x
+        x0_hat,  # estimate of the denoiser inside
+    ):  # shape of x0_hat
         "The estimate, and the filler where nothing was measured."
-        return torch.where(self.valid, self.den(x, t, y, ctx, **more), self.fill)
+        return torch.where(self.valid, x0_hat, self.fill)
 
-    def factors(
+    def finish_noise(
         self,
-        coefs,  # (a, b, c) at t
-        dtype=None,  # of the images; None: as the coefficients
-    ):  # c_skip, c_src, c_out, c_in
-        "As of the denoiser inside."
-        return self.den.factors(coefs, dtype)
-
-    def eps_hat(
-        self,
-        x,  # state (B, C, *spatial)
-        t,  # times (B,) in [0, 1]
-        y,  # source, shape of x
-        ctx=None,  # conditioning for the network, or None
-        coefs=None,  # (a, b, c) at t, if the caller has them
-        side=None,  # further images, as for the estimate
-    ):  # shape of x
+        eps_hat,  # noise as the denoiser inside estimates it
+    ):  # shape of eps_hat
         "The noise that is estimated, and the true one where nothing was measured."
-        return torch.where(self.valid, self.den.eps_hat(x, t, y, ctx, coefs, side), self.eps)
+        return torch.where(self.valid, eps_hat, self.eps)

@@ -25,7 +25,7 @@ from .evaluation.metrics import evaluate_pairs, mae, mse, psnr, sharpness, ssim
 from .job import FromData
 from .methods import calls, get_method, recipe_for
 from .nets.build import build
-from .tiles import Tiled
+from .tiles import in_tiles
 from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import map_over_processes
@@ -303,7 +303,7 @@ def translations(
 ) -> np.ndarray:  # (N, C, H, W) in about [-1, 1]
     "Translations of a data set, every process its share."
     wanted = list(range(len(data)) if items is None else items)
-    whole = Tiled(den, how.tile) if how.tile else den
+    whole = in_tiles(den, how.tile)
     same = dict(seed=seed, device=next(den.parameters()).device, progress=progress)
 
     def my_share(at):

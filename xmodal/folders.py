@@ -905,6 +905,8 @@ def translate_paths(
     bars = progress and (single or len(tasks) < 4)
     settings = settings_of(tr, chosen)
     common = Common(chosen, settings, overwrite, None if single else {}, bars)
+    if chosen.more and len(tasks) > 1:
+        raise InputError(f'more names the sources of one file, and {source} holds {len(tasks)}')
     check_unique(tasks)
     if bids and is_main():
         describe_derivative(source, output, d, chosen.target)

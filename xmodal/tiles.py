@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLANES', 'window_starts', 'window_shares', 'part_of', 'pack', 'batches', 'gather', 'whole_coefs', 'InParts', 'Tiled',
-           'check_planes', 'planes_for', 'SlicewiseBridge', 'Views']
+           'in_tiles', 'check_planes', 'planes_for', 'SlicewiseBridge', 'Views']
 
 # %% ../nbs/networks/45_tiles.ipynb #b7a84a7e
 import math
@@ -246,6 +246,16 @@ class Tiled(InParts):
     ) -> list:  # of tuples of slices
         "All windows of a picture of this size, row by row."
         return [index for index, _ in self.parts(sides)]
+
+# %% ../nbs/networks/45_tiles.ipynb #f1c3d825
+def in_tiles(
+    den,  # Estimator
+    side: int,  # of a tile, pixels; 0: images go through the network whole
+    overlap: float = 0.25,  # as of `Tiled`
+    batch: int = 8,  # as of `Tiled`
+):  # the denoiser itself, or `Tiled`
+    "A denoiser that answers larger images in tiles, if its training saw crops."
+    return Tiled(den, side, overlap, batch) if side else den
 
 # %% ../nbs/networks/45_tiles.ipynb #4ded8924
 # name of a plane -> the axis of (slice, row, column) that a slice of it lacks

@@ -22,13 +22,14 @@ from .choices import unknown_word
 from .core import InputError, item_seed
 from .explain import explained, passes_on
 from .data.formats import volume_stem
+from .data.layouts import sources_of
 from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.frames import tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
 from .denoise import beside
 from .denoise import fast as faster
-from .tiles import Tiled
+from .tiles import in_tiles
 from .methods import draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
 from .sample import check_grid, rules
@@ -327,9 +328,7 @@ def samples_of(
     beside_y=None,  # (B, E, H, W) tensor of images beside the sources, on the same device
 ):  # yields (B, C, H, W) float32, one sample after the other
     "The samples of a batch."
-    tile = tile_side(tr.data)
-    den = Tiled(tr.den, tile, how.overlap, how.batch) if tile else tr.den
-    den = beside(den, beside_y)
+    den = beside(in_tiles(tr.den, tile_side(tr.data), how.overlap, how.batch), beside_y)
     for k in range(how.samples):
         keys = [('slice', n) if k == 0 else ('sample', k, n) for n in names]
         seeds = [item_seed(how.seed, *v) for v in keys]
@@ -630,7 +629,7 @@ def further_sources(
     """
     count = d.further or 0
     if more is None:
-        names = [v.strip() for v in (d.source or '').split(',')]
+        names = sources_of(d.source)
         beside_it = [companion(where, names[0], v) for v in names[1:]] if where else []
         more = [v if v.exists() and v != Path(where) else None for v in beside_it]
         more = more if len(more) == count else [None] * count

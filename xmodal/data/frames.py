@@ -301,8 +301,8 @@ def concerns_of_slices(
         return [(False, words)]
     if stride > 1:
         words = (
-            f'its slices are {apart:.3g} mm apart: as neighbours every {stride}th is shown to the '
-            f'model, which has learned with {d.step:.3g} mm'
+            f'its slices are {apart:.3g} mm apart: as neighbours the model is shown '
+            f'slices {stride} apart, since it has learned with {d.step:.3g} mm'
         )
         return [(None, words)]
     return []
