@@ -121,3 +121,14 @@ def test_pages_of_cards_name_no_notebook():
     "The pages of the data cards travel in the wheel too."
     pages = sorted((ROOT / 'xmodal' / 'data' / 'pages').glob('*.md'))
     assert pages and not [p.name for p in pages if re.search(r'\.ipynb|nbs/', p.read_text())]
+
+
+def test_nothing_is_imported_in_vain():
+    "A name that is imported and not used was used once: a merge may have lost what used it."
+    ruff = Path(sys.executable).with_name('ruff')
+    words = ['check', '--isolated', '--select', 'F401,F841,F811', '--output-format', 'concise']
+    found = subprocess.run([ruff, *words, 'xmodal'], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode in (0, 1), found.stderr
+    lines = [line for line in found.stdout.splitlines() if line.startswith('xmodal/')]
+    kept = [line for line in lines if 'torchvision' in line]  # imported to see whether it can be
+    assert lines == kept and len(kept) <= 2, '\n'.join(lines)

@@ -163,7 +163,7 @@ def add_translate_parser(
     t.add_argument(
         'input',
         help=(
-            'a .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .mgz, .mgh, .img, .png or .tif file, '
+            'a volume (.nii, .nii.gz, .nrrd, .mha, .mgz, .img, ...), a .png, .jpg or .tif picture, '
             'a DICOM series (its folder), a folder of such files or series, '
             'or a BIDS data set (--bids)'
         ),

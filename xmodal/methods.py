@@ -15,7 +15,6 @@ import inspect, json, math
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
-import torch
 
 from .choices import unknown_word
 from .core import InputError
@@ -23,7 +22,7 @@ from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import as_estimator, check_grid, rules, sample, scaled
-from .denoise import Clip, Stop, losses, predictions
+from .denoise import Clip, Stop
 from .families import DDBM, NoiseFlow, ScoreBrownian, SoftPrior
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
 from .solvers import grids, karras, samplers, solver_options

@@ -44,7 +44,7 @@ def show_grid(
         for j, img in enumerate(row):
             lo, hi = windows[j]
             a = as_picture_of(img, windows[j])
-            im = axes[i, j].imshow(a, cmap=cmaps[j], vmin=lo, vmax=hi, interpolation='nearest')
+            axes[i, j].imshow(a, cmap=cmaps[j], vmin=lo, vmax=hi, interpolation='nearest')
             axes[i, j].set(xticks=[], yticks=[])
             if i == 0 and titles:
                 axes[i, j].set_title(titles[j], fontsize=9)

@@ -30,7 +30,7 @@ from ..choices import unknown_word
 from ..core import check_limit, InputError, project_root
 from ..files import atomic, check_regular, is_litter
 from ..core import first_line
-from ..listing import best_two, first_table, in_words, list_files, MASKS
+from ..listing import best_two, first_table, in_words, list_files
 from ..listing import name_and_ending, sides_by_folder, sides_by_word
 from .formats import VOLUME_ENDINGS, each_once, is_volume, volume_stem
 from .images import IMAGE_ENDINGS, load_image

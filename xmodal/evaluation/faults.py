@@ -9,7 +9,7 @@ __all__ = ['scales', 'Facts', 'small', 'distinct_values', 'spread_of', 'facts_be
            'swapped_of', 'find_swapped', 'above', 'local_agreement', 'find_contrast', 'find_faults']
 
 # %% ../../nbs/evaluation/70_faults.ipynb #18325ca7
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 

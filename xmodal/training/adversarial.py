@@ -14,12 +14,10 @@ __all__ = ['TRANSLATED', 'CYCLED', 'STEP', 'SUMMED', 'adam_rate', 'steps_judged'
            'try_options', 'share_options']
 
 # %% ../../nbs/training/62_adversarial.ipynb #3f2cfa94
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as nnf
 from torch import nn

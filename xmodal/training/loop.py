@@ -13,7 +13,7 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 
            'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
-import contextlib, json, math, os, shutil, signal, threading, time
+import contextlib, json, math, shutil, signal, threading, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
