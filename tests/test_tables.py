@@ -13,7 +13,7 @@ from xmodal.job import meanings
 from xmodal.methods import methods
 
 ROOT = Path(__file__).resolve().parents[1]
-NUMBERS = 'Zero One Two Three Four Five Six Seven Eight Nine Ten Eleven Twelve Thirteen'.split()
+NUMBERS = 'Zero One Two Three Four Five Six Seven Eight Nine Ten Eleven Twelve Thirteen Fourteen Fifteen Sixteen'.split()
 
 
 def source(name):

@@ -605,7 +605,7 @@ def list_data(
 
     for name, card in cards.items():
         get = '   [xmodal data get]' if card.remote else ''
-        print(f'{name:10s}{card.title}{get}')
+        print(f'{name:12s}{card.title}{get}')
     return 0
 
 

@@ -287,6 +287,10 @@ methods.update(
         show_y=False,
         **I2SB,
     ),
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #7d40b3e6
+methods.update(
     flow=Method(
         'rectified flow from source to target, without noise (Liu et al., ICLR 2023)',
         lambda channels: Rectified(),
