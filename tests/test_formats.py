@@ -13,10 +13,10 @@ from small_model import VOLUME, echo
 from xmodal.core import InputError
 from xmodal.data.dicom import open_dicom
 from xmodal.data.formats import VOLUME_ENDINGS, write_volume
-from xmodal.data.layouts import find_records
+from xmodal.data.layouts import find_records, guess_layout
 from xmodal.data.cache import prepare
 from xmodal.data.volumes import load_volume, open_volume
-from xmodal.evaluation.cohort import match, read_one
+from xmodal.evaluation.cohort import files_of, match, read_one
 from xmodal.folders import translate_paths
 
 sitk = pytest.importorskip('SimpleITK')
@@ -200,7 +200,7 @@ def test_a_series_becomes_a_series(plane, tr, tmp_path):
     source = slices(tmp_path / 'in', iop=PLANES[plane])
     out = tmp_path / 'made'
     assert run(tr, source, out, samples=2) == []
-    assert run(tr, source, out, samples=2) == []
+    assert run(tr, source, out, samples=2) == []  # finished
     assert np.array_equal(seen_by_itk(source), seen_by_itk(out))
     one, other = open_dicom(source), open_dicom(out)
     assert np.array_equal(one.affine, other.affine) and one.shape == other.shape

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from xmodal.core import InputError, project_root
+from xmodal.data import layouts
 from xmodal.data.check import check
+from xmodal.data.formats import write_volume
 from xmodal.data.images import load_image
-from xmodal.data.layouts import find_records, guess_layout, say_once
+from xmodal.data.layouts import find_records, guess_layout, join_sources, say_once
 from xmodal.data.split import split_records
 
 from test_sources import people, save, scene

@@ -1,6 +1,8 @@
 "Several sources of one pair: found by name in every layout, looked at, and refused by training."
 
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -8,9 +10,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from xmodal.core import InputError
+from xmodal.data import check as checking
 from xmodal.data.cache import prepare
 from xmodal.data.check import check
 from xmodal.data.layouts import find_records, sources_of
+from xmodal.engine import windows_of
+from xmodal.job import FromData
 
 
 def scene(i, *shape):
@@ -43,6 +48,14 @@ def test_sources_stand_in_the_order_named(tmp_path):
             assert [q.name for q in r.more_sources] == [f'{r.name}_{second}.nii.gz']
             assert r.meta['modality'] == first
     assert all(r.more_sources == () for r in find_records('bids', root, 'T1w', 'T2w'))
+
+
+@pytest.mark.parametrize('typed', ['T1w,', ' T1w', 'T1w ,', ', T1w'])
+def test_a_name_has_no_blanks_and_no_comma(tmp_path, typed):
+    assert sources_of(typed) == sources_of('T1w') == ('T1w',)
+    assert len(find_records('bids', people(tmp_path), typed, 'T2w')) == 4
+    (tmp_path / 'A,').mkdir()
+    assert sources_of('A,', tmp_path) == ('A,',)  # the name of a folder
 
 
 def test_who_lacks_a_companion_is_left_out_and_counted(tmp_path, capsys):

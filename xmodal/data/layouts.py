@@ -32,6 +32,7 @@ from ..files import atomic, check_regular, is_litter
 from ..core import first_line
 from ..listing import best_two, first_table, in_words, list_files
 from ..listing import name_and_ending, sides_by_folder, sides_by_word
+from ..parameters import words_of
 from .formats import VOLUME_ENDINGS, each_once, is_volume, volume_stem
 from .images import IMAGE_ENDINGS, load_image
 from .records import Record
@@ -113,8 +114,8 @@ def sources_of(
     root=None,  # folder of the data set; a folder of this name in it is one source
 ) -> tuple:  # one name or more, in the order named
     "The sources that a text names, separated by commas; raises InputError for one named twice."
-    several = tuple(v.strip() for v in str(source or '').split(',') if v.strip())
-    if len(several) < 2 or (Path(str(root)).expanduser() / str(source)).exists():
+    several = tuple(words_of(str(source or '')))
+    if not several or (Path(str(root)).expanduser() / str(source)).exists():
         return (source,)
     twice = [v for v in several if several.count(v) > 1]
     if twice:
