@@ -117,6 +117,28 @@ def test_check_looks_at_every_source(tmp_path):
     assert 'identical' in {f.what for f in report.errors}
 
 
+def test_sources_that_are_scaled_by_two_rules(tmp_path, monkeypatch):
+    "Refused by training; the check says so, and looks at all by the one rule there would be."
+    root = people(tmp_path)
+    for path in root.glob('*/anat/*_FLAIR.nii.gz'):
+        path.rename(path.with_name(path.name.replace('FLAIR', 'CT')))
+    asked = FromData(dataset='bids', root=str(root), source='CT,T1w', target='T2w')
+    with pytest.raises(InputError, match='CT is scaled by hu and T1w by .*; give source_window'):
+        windows_of(asked, ['T2w'])
+    assert windows_of(replace(asked, source_window='minmax'), ['T2w']) == ['minmax', None]
+    assert windows_of(replace(asked, source='CT'), ['T2w']) == ['hu', None]
+    rules, look = [], checking.look_at_all
+    monkeypatch.setattr(
+        checking, 'look_at_all', lambda r, p, *a: rules.append(p['windows']) or look(r, p, *a)
+    )
+    report = check('bids', root, 'CT,T1w', 'T2w', progress=False)
+    assert report.errors[0].what == 'window' and 'give source_window' in report.errors[0].text
+    assert rules == [('hu', 'percentile')] * 2
+    rules.clear()
+    assert check('bids', root, 'CT,T1w', 'T2w', source_window='minmax', progress=False).ok
+    assert rules == [('minmax', 'percentile')] * 2
+
+
 def test_sources_on_another_grid_are_said(tmp_path):
     root = people(tmp_path)
     save(root / 'sub-01' / 'anat' / 'sub-01_FLAIR.nii.gz', scene(1, 32, 32, 8)[:, :-4] ** 2)

@@ -18,7 +18,8 @@ import torch
 
 from .core import InputError, item_seed
 from .data.cache import prepare
-from .data.layouts import datasets, default_windows, find_records, split_like
+from .data.layouts import check_one_rule, datasets, default_windows
+from .data.layouts import find_records, split_like
 from .data.split import split_records
 from .evaluation.masks import evaluate_masks, threshold
 from .evaluation.metrics import evaluate_pairs, mae, mse, psnr, sharpness, ssim
@@ -100,7 +101,9 @@ def windows_of(
     request: FromData,  # `source_window` and `target_window`; empty: the data set's
     targets: list,  # from `targets_of`
 ) -> list:  # rules of source and target; None: that of the file type
-    "By which rules intensities are scaled; raises InputError if the targets need different ones."
+    "By which rules intensities are scaled; raises InputError if one side needs different ones."
+    if not request.source_window:
+        check_one_rule(request.dataset, request.source)
     rules_of = {default_windows(request.dataset, request.source, w) for w in targets}
     if len(rules_of) > 1:
         raise InputError(

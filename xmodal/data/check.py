@@ -12,7 +12,7 @@ __all__ = ['flips', 'MOVABLE', 'quantise', 'mutual_information', 'shifted_inform
            'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
            'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
            'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'judge', 'off_grid', 'find_off_grid',
-           'windows_of_more', 'check_companions', 'check_asked', 'split_to_judge', 'spread_records', 'look_how',
+           'find_two_rules', 'check_companions', 'check_asked', 'split_to_judge', 'spread_records', 'look_how',
            'found_layout', 'report_on', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
@@ -37,7 +37,7 @@ from .windows import padding_of, padding_shares
 from .cache import not_collated
 from .records import with_tissue
 from .windows import window_of
-from .layouts import datasets, default_windows, find_records, sources_of
+from .layouts import check_one_rule, datasets, default_windows, find_records
 from .layouts import check_command, guess_layout, what_would_do
 
 # %% ../../nbs/data/37_check.ipynb #39650b62
@@ -337,7 +337,8 @@ class Finding:
 
     level: str  # 'error' or 'warning'
     # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak,
-    # split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight
+    # split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight,
+    # grid, mask, window
     what: str
     text: str  # names the file or subject, the value, the remedy
 
@@ -1277,16 +1278,19 @@ def find_off_grid(
     )
 
 # %% ../../nbs/data/37_check.ipynb #1c1bc245
-def windows_of_more(
+def find_two_rules(
     dataset: str,  # name in `layouts.datasets`
-    root,  # as given by the user
-    source,  # the same: names with commas
-    records,  # with `more_sources`
-) -> list:  # of str
-    "The window rule of each further source, by its name or else by the type of its files."
-    usual = 'dtype' if is_image(records[0].source) else 'percentile'
-    names = sources_of(source, root)[1:] or [None] * len(records[0].more_sources)
-    return [(c and default_windows(dataset, c)[0]) or usual for c in names]
+    source,  # as given by the user: names with commas, or None
+    rule,  # window rule of all sources as given by the user, or None
+    report,  # the finding is added to it
+):
+    "Sources that need different window rules, where no rule is given: a training refuses them."
+    if rule:
+        return
+    try:
+        check_one_rule(dataset, source)
+    except InputError as e:
+        report.add('error', 'window', str(e))
 
 
 MOVABLE = ('swapped', 'shift', 'flip', 'misfit')  # faults of which either side may be guilty
@@ -1295,7 +1299,6 @@ MOVABLE = ('swapped', 'shift', 'flip', 'misfit')  # faults of which either side 
 def check_companions(
     records,  # those that are looked at
     p: dict,  # as for `look`, of the first source
-    rules: list,  # window rule of each further source
     report,  # of the first source; findings are added to it
     split,  # train, val, test -> subjects, or None
     workers,  # processes that read; 0: this one
@@ -1303,10 +1306,10 @@ def check_companions(
 ):
     "Every further source, looked at as the source of its pairs."
     known = {(f.what, f.text) for f in report.findings}
-    for k, rule in enumerate(rules):
+    for k in range(len(records[0].more_sources)):
         own = Report(report.about)
         pairs = [replace(r, source=r.more_sources[k], mask=None) for r in records]
-        every = look_at_all(pairs, {**p, 'windows': (rule, p['windows'][1])}, workers, progress)
+        every = look_at_all(pairs, p, workers, progress)
         for v in every:
             if v['error']:
                 own.add('error', 'unreadable', v['error'])
@@ -1451,6 +1454,7 @@ def check(
     report = report_on(records, dataset, (source, target), limit)
     if trouble:
         report.add('error', 'unpaired', trouble)
+    find_two_rules(dataset, source, source_window, report)
     split = split_to_judge(records, split, report)
     find_groups(records, report)
     records = spread_records(records, limit)
@@ -1462,7 +1466,5 @@ def check(
     report.looked = [v for v in every if not v['error']]
     if report.looked:
         judge(report, p, split)
-    if records[0].more_sources:
-        rules = [source_window or w for w in windows_of_more(dataset, root, source, records)]
-        check_companions(records, p, rules, report, split, workers, progress)
+    check_companions(records, p, report, split, workers, progress)
     return report

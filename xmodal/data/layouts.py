@@ -13,10 +13,10 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PARTS',
            'is_series', 'ending_in', 'name_subjects', 'by_word', 'folder', 'part_folders', 'split_of_parts', 'ab',
            'save_half', 'halves', 'sidebyside', 'nnunet_about', 'nnunet_channel', 'nnunet_part', 'nnunet',
            'beside_table', 'pair_of', 'side_columns', 'plain_row', 'csv', 'DataInfo', 'default_windows',
-           'write_simulated', 'simulated_root', 'derived_from_brains', 'slices_to_png', 'pairs_table', 'simulated_part',
-           'channels_to_nnunet', 'slices_by_part', 'slices_side_by_side', 'check_sides', 'read_all', 'by_signs',
-           'candidates', 'is_wide', 'guess_layout', 'check_command', 'what_would_do', 'find_root', 'find_records',
-           'Published', 'split_like', 'own_split', 'split_by_pairs']
+           'check_one_rule', 'write_simulated', 'simulated_root', 'derived_from_brains', 'slices_to_png', 'pairs_table',
+           'simulated_part', 'channels_to_nnunet', 'slices_by_part', 'slices_side_by_side', 'check_sides', 'read_all',
+           'by_signs', 'candidates', 'is_wide', 'guess_layout', 'check_command', 'what_would_do', 'find_root',
+           'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
 import contextlib, glob, hashlib, io, json, os, re, shlex
@@ -1481,6 +1481,25 @@ def default_windows(
     """
     d = datasets[dataset]
     return d.windows.get(sources_of(source or d.source)[0]), d.windows.get(target or d.target)
+
+# %% ../../nbs/data/36_layouts.ipynb #e5650ab0
+def check_one_rule(
+    dataset: str,  # name in `datasets`
+    source=None,  # contrast, or several with commas; None: the data set's default
+):
+    "Raise InputError for several sources whose default window rules differ."
+    d = datasets[dataset]
+    rules = {name: d.windows.get(name) for name in sources_of(source or d.source)}
+    first, *others = rules
+    other = next((name for name in others if rules[name] != rules[first]), None)
+    if other is None:
+        return
+    of_type = 'the rule of its file type (percentile or dtype)'
+    raise InputError(
+        f'source {source!r}: {first} is scaled by {rules[first] or of_type} and {other} by '
+        f'{rules[other] or of_type}, and a model has one rule for all its sources; give '
+        f'source_window, such as percentile'
+    )
 
 # %% ../../nbs/data/36_layouts.ipynb #b7734284
 def write_simulated(
