@@ -115,6 +115,46 @@ def test_folders_of_volumes(tmp_path, names, words, subjects):
     assert guess_layout(tmp_path) == ('folder', *words, len(found))
 
 
+def test_who_counts_as_a_subject_is_said(tmp_path, capsys):
+    "Visits with dates of their own look like patients; the group in the note makes them visits."
+    dates = 'P1/2019-01-01/{}', 'P1/2020-02-02/{}', 'P2/2019-03-03/{}'
+    volumes(tmp_path / 'dates', *cases(('mr', 'ct'), *dates))
+    found = find_records('folder', tmp_path / 'dates', 'mr', 'ct')
+    assert len({r.subject for r in found}) == 3
+    (note,) = capsys.readouterr().out.splitlines()
+    assert 'such as P1/2019-01-01 counts as a subject of its own, though P1 holds 2' in note
+    group = note.split("group '")[1].rstrip("'")
+    found = find_records('folder', tmp_path / 'dates', 'mr', 'ct', group=group)
+    assert sorted(r.subject for r in found) == ['P1', 'P1', 'P2']
+    assert capsys.readouterr().out == ''
+    volumes(tmp_path / 'deep', *cases(('mr', 'ct'), *(f'site/{d}' for d in dates)))
+    find_records('folder', tmp_path / 'deep', 'mr', 'ct')
+    group = capsys.readouterr().out.split("group '")[1].rstrip("'\n")
+    found = find_records('folder', tmp_path / 'deep', 'mr', 'ct', group=group)
+    assert sorted(r.subject for r in found) == ['P1', 'P1', 'P2']
+    volumes(tmp_path / 'visits', *cases(('mr', 'ct'), 'P1/v1/{}', 'P1/v2/{}', 'P2/v1/{}'))
+    find_records('folder', tmp_path / 'visits', 'mr', 'ct')
+    assert 'every outer folder such as P1 counts as one subject' in capsys.readouterr().out
+    volumes(tmp_path / 'lone', *cases(('mr', 'ct'), 'x/1BA1/{}', 'y/1PA1/{}'))
+    find_records('folder', tmp_path / 'lone', 'mr', 'ct')
+    assert capsys.readouterr().out == ''
+
+
+def test_patients_below_train_are_no_sides(tmp_path):
+    names = cases(('t1', 't2'), 'train/sub01/{}', 'train/sub02/{}', 'train/sub03/{}')
+    assert guess_layout(pictures(tmp_path, *names)) == ('folder', 't1', 't2', 3)
+
+
+def test_two_files_of_a_pair_are_one_scan(tmp_path):
+    import nibabel as nib
+
+    for name in cases(('T1', 'T2'), 'p1_{}', 'p2_{}'):
+        path = tmp_path / f'{name}.hdr'
+        write_volume(nib.Nifti1Image(scene(1, 8, 8, 4), np.eye(4)), path, path)
+    found = find_records('folder', tmp_path, 'T1', 'T2')
+    assert [r.source.name for r in found] == ['p1_T1.img', 'p2_T1.img']
+
+
 def test_a_mask_beside_the_pair(tmp_path):
     volumes(tmp_path, *cases(('mr', 'ct', 'mask'), '1BA1/{}', '1BA2/{}'))
     assert [r.mask.name for r in find_records('folder', tmp_path, 'mr', 'ct')] == [

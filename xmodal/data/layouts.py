@@ -10,13 +10,14 @@ __all__ = ['UNKNOWN', 'ixi_scanners', 'brats_contrasts', 'brats_years', 'PARTS',
            'cell_value', 'read_table', 'say_conflicts', 'plain_id', 'match_people', 'ixi_people', 'ixi',
            'refuse_other_years', 'brats_file', 'brats', 'gold_atlas_scan', 'pelvis', 'sentinel', 'subject_pattern',
            'subject_of', 'image_files', 'cell_subject', 'pscde', 'note_groups', 'data_files', 'by_name', 'two_folders',
-           'is_series', 'ending_in', 'name_subjects', 'by_word', 'folder', 'part_folders', 'split_of_parts', 'ab',
-           'save_half', 'halves', 'sidebyside', 'nnunet_about', 'nnunet_channel', 'nnunet_part', 'nnunet',
-           'beside_table', 'pair_of', 'side_columns', 'plain_row', 'csv', 'DataInfo', 'default_windows',
-           'check_one_rule', 'write_simulated', 'simulated_root', 'derived_from_brains', 'slices_to_png', 'pairs_table',
-           'simulated_part', 'channels_to_nnunet', 'slices_by_part', 'slices_side_by_side', 'check_sides', 'read_all',
-           'by_signs', 'candidates', 'is_wide', 'guess_layout', 'check_command', 'what_would_do', 'find_root',
-           'find_records', 'Published', 'split_like', 'own_split', 'split_by_pairs']
+           'is_series', 'ending_in', 'names_return', 'name_subjects', 'note_levels', 'by_word', 'folder',
+           'part_folders', 'split_of_parts', 'ab', 'save_half', 'halves', 'sidebyside', 'nnunet_about',
+           'nnunet_channel', 'nnunet_part', 'nnunet', 'beside_table', 'pair_of', 'side_columns', 'plain_row', 'csv',
+           'DataInfo', 'default_windows', 'check_one_rule', 'write_simulated', 'simulated_root', 'derived_from_brains',
+           'slices_to_png', 'pairs_table', 'simulated_part', 'channels_to_nnunet', 'slices_by_part',
+           'slices_side_by_side', 'check_sides', 'read_all', 'by_signs', 'candidates', 'is_wide', 'guess_layout',
+           'check_command', 'what_would_do', 'find_root', 'find_records', 'Published', 'split_like', 'own_split',
+           'split_by_pairs']
 
 # %% ../../nbs/data/36_layouts.ipynb #5cdbe17f
 import contextlib, glob, hashlib, io, json, os, re, shlex
@@ -30,7 +31,7 @@ from ..choices import unknown_word
 from ..core import check_limit, InputError, project_root
 from ..files import atomic, check_regular, is_litter
 from ..core import first_line
-from ..listing import best_two, first_table, in_words, list_files
+from ..listing import are_sides, best_two, first_table, in_words, list_files
 from ..listing import name_and_ending, sides_by_folder, sides_by_word
 from ..parameters import words_of
 from .formats import VOLUME_ENDINGS, each_once, is_volume, volume_stem
@@ -922,7 +923,7 @@ def ending_in(
     "Scans whose names end in a word, in the root and up to three folders below it."
     found, like = {}, re.compile(rf'(?:(.+)[_.-])?{re.escape(word)}')
     for pattern in ('*', '*/*', '*/*/*', '*/*/*/*'):
-        for path in sorted(root.glob(pattern)):
+        for path in each_once(sorted(root.glob(pattern))):
             stem, ending = name_and_ending(path.name)
             m = like.fullmatch(stem if ending in (*VOLUME_ENDINGS, *IMAGE_ENDINGS) else path.name)
             parts = path.relative_to(root).parts
@@ -937,16 +938,22 @@ def ending_in(
     return found
 
 # %% ../../nbs/data/36_layouts.ipynb #97229454
+def names_return(
+    keys: list,  # (folders, what stands before the word), from `ending_in`
+) -> bool:
+    "Does an inner folder's name return in another outer one, as those of visits do?"
+    outer = {}
+    for parts, _ in keys:
+        outer.setdefault(parts[-1:], set()).add(parts[:-1])
+    return any(len(v) > 1 for inner, v in outer.items() if inner)
+
+
 def name_subjects(
     keys: list,  # (folders, what stands before the word), from `ending_in`
     group,  # regular expression that finds the subject in FOLDER/FOLDER/NAME; or None
 ) -> dict:  # key -> (name of the pair, subject)
     "The name and the subject of every pair that `ending_in` found."
-    pattern, outer = subject_pattern(group), {}
-    for parts, _ in keys:
-        outer.setdefault(parts[-1:], set()).add(parts[:-1])
-    returns = any(len(v) > 1 for inner, v in outer.items() if inner)
-    found = {}
+    pattern, returns, found = subject_pattern(group), names_return(keys), {}
     for parts, head in keys:
         last = parts[-1] if parts else ''
         full = '_'.join([*(parts if returns else parts[-1:]), head]).strip('_')
@@ -957,6 +964,33 @@ def name_subjects(
             subject = subject_of(Path(whole), pattern, group, whole)
         found[parts, head] = name, subject
     return found
+
+# %% ../../nbs/data/36_layouts.ipynb #1ba8ef2d
+def note_levels(
+    keys: list,  # (folders, what stands before the word) of the pairs
+    returns: bool,  # from `names_return`, of all scans
+    group,  # as the user wrote it
+):
+    "Say whether outer or inner folders count as subjects, where nobody has said it."
+    inner = {}
+    for parts, _ in keys:
+        if len(parts) > 1:
+            inner.setdefault(parts[:-1], set()).add(parts[-1])
+    outer = next((k for k in sorted(inner) if len(inner[k]) > 1), ())
+    if group or not outer:
+        return
+    if returns:
+        print(
+            f'note: every outer folder such as {outer[0]} counts as one subject, with all that is '
+            f'in it; `group` changes that'
+        )
+        return
+    place, pattern = '/'.join(outer), '^' + '[^/]+/' * (len(outer) - 1) + '([^/]+)/'
+    print(
+        f'note: every inner folder such as {place}/{min(inner[outer])} counts as a subject of its '
+        f'own, though {place} holds {len(inner[outer])} of them; if these are visits of one '
+        f'person, give group {pattern!r}'
+    )
 
 
 def by_word(
@@ -971,6 +1005,7 @@ def by_word(
         return []
     keys = {*sides[0], *sides[1]}
     names = name_subjects(sorted(keys), group)
+    note_levels([k for k in keys if all(k in side for side in sides)], names_return(keys), group)
     if not any(parts for parts, _ in keys):
         note_groups(len(sides[0]), group)
     masks = {}
@@ -1758,7 +1793,7 @@ def by_signs(
             key = re.sub(rf'(?<![A-Za-z0-9]){re.escape(side)}(?![A-Za-z0-9])', '', p.as_posix())
             key = key.replace(f'train{side}/', 'train/')
             sides.setdefault(side, set()).add(re.sub(r'IXI-\w*/|\d+\.dcm$', '', key))
-        two = best_two(sides)
+        two = best_two(sides) if name != 'ab' or are_sides(sides) else ()
         if name == 'nnunet' and sides:
             found.append((name, '0', '1' if len(sides) > 1 else 'labels'))
         elif two:
