@@ -18,7 +18,6 @@ __all__ = ['flips', 'MOVABLE', 'quantise', 'mutual_information', 'shifted_inform
 # %% ../../nbs/data/37_check.ipynb #4e245994
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +37,7 @@ from .cache import not_collated
 from .records import with_tissue
 from .windows import window_of
 from .layouts import check_one_rule, datasets, default_windows, find_records
-from .layouts import check_command, guess_layout, what_would_do
+from .layouts import check_command, guess_layout, place_given, what_would_do
 
 # %% ../../nbs/data/37_check.ipynb #39650b62
 def quantise(
@@ -1422,18 +1421,20 @@ def found_layout(
     root,  # folder or table
     source,  # as given, or None
     target,  # the same
-) -> tuple:  # data set, source, target
+) -> tuple:  # data set, its place, source, target
     "The layout itself, or for `auto` the one that finds pairs; raises InputError if none does."
     if dataset != 'auto':
-        return dataset, source, target
-    root = Path(root or '.').expanduser()
-    guess = guess_layout(root)
+        return dataset, root, source, target
+    root = place_given(root or '.')
+    if not root.exists():
+        raise InputError(f'{root}: no such folder; give the folder of a data set, or its table')
+    guess = guess_layout(root, source, target)
     if not guess:
-        raise InputError(f'{root}: no layout fits; {what_would_do(root)}')
-    name, a, b, n = guess
-    guess = name, source or a, target or b, n
-    print(f'this looks like data set {name} ({n} pairs): {check_command(root, guess)}')
-    return guess[:3]
+        given = [f'{k} {v!r}' for k, v in dict(source=source, target=target).items() if v]
+        asked = f' {" and ".join(given)}' if given else ''
+        raise InputError(f'{root}: no layout fits{asked}; {what_would_do(root)}')
+    print(f'this looks like data set {guess[0]} ({guess[3]} pairs): {check_command(root, guess)}')
+    return guess[0], root, *guess[1:3]
 
 # %% ../../nbs/data/37_check.ipynb #baeca632
 def report_on(
@@ -1475,7 +1476,7 @@ def check(
     "Check a data set before training on it; raises InputError only if nothing can be found at all."
     check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
     trouble = None
-    dataset, source, target = found_layout(dataset, root, source, target)
+    dataset, root, source, target = found_layout(dataset, root, source, target)
     if records is None:
         request = dict(root=root, source=source, target=target, group=group)
         request |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
