@@ -14,6 +14,7 @@ from xmodal.data.cache import prepare
 from xmodal.data.volumes import load_volume
 from xmodal.data.windows import padding_of, window_of
 from xmodal.data.layouts import (
+    SAID,
     bids,
     csv,
     find_records,
@@ -24,7 +25,6 @@ from xmodal.data.layouts import (
     pscde,
     read_json,
     read_table,
-    say_once,
     sentinel,
     sidecar,
 )
@@ -34,7 +34,7 @@ from xmodal.metadata.context import nearby_metadata
 @pytest.fixture(autouse=True)
 def fresh():
     "Every test hears what is said once a process."
-    say_once.cache_clear()
+    SAID.clear()
 
 
 def refused(f, *words):

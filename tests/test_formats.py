@@ -13,10 +13,10 @@ from small_model import VOLUME, echo
 from xmodal.core import InputError
 from xmodal.data.dicom import open_dicom
 from xmodal.data.formats import VOLUME_ENDINGS, write_volume
-from xmodal.data.layouts import find_records
+from xmodal.data.layouts import find_records, guess_layout
 from xmodal.data.cache import prepare
 from xmodal.data.volumes import load_volume, open_volume
-from xmodal.evaluation.cohort import match, read_one
+from xmodal.evaluation.cohort import files_of, match, read_one
 from xmodal.folders import translate_paths
 
 sitk = pytest.importorskip('SimpleITK')
@@ -98,6 +98,11 @@ def tr():
     return echo(VOLUME, spacing=2.0, target_window=[0.0, 1000.0], target_dtype='int16')
 
 
+def times(folder):
+    "When each file below a folder was written last."
+    return {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
+
+
 ITK = ('.nii.gz', '.nii', '.nrrd', '.nhdr', '.mha', '.mhd', '.hdr')
 
 
@@ -107,7 +112,9 @@ def test_a_volume_comes_back_on_its_own_grid(ending, tr, tmp_path):
     source = scan(tmp_path / f'in{ending}', turned(2, 2, 3, axes='PIR'))
     out = tmp_path / 'o' / f'out{ending}'
     assert run(tr, source, out) == []
+    written = times(out.parent)
     assert run(tr, source, out) == []  # finished, and its digests are right
+    assert times(out.parent) == written
     one, other = open_volume(source), open_volume(out)
     assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
     assert other.get_data_dtype().newbyteorder('=') == np.int16
@@ -138,10 +145,11 @@ def test_maps_beside_other_formats(tr, tmp_path):
     assert np.abs(np.array(mix.GetDirection()) - seen_by_itk(source)[6:]).max() < 1e-15
 
 
-def test_a_folder_of_mixed_formats(tr, tmp_path):
+def test_a_folder_of_mixed_formats(tr, tmp_path, capsys):
     for name in ('a.mha', 'b.hdr', 'c.nii.gz', 'd.mhd'):
         scan(tmp_path / 'in' / name, turned(2, 2, 3))
     assert run(tr, tmp_path / 'in', tmp_path / 'out') == []
+    assert capsys.readouterr().out == ''  # b.img and d.raw are parts of what is translated
     made = sorted(p.name for p in (tmp_path / 'out').iterdir() if p.suffix != '.json')
     assert made == ['a.mha', 'b.hdr', 'b.img', 'c.nii.gz', 'd.mhd', 'd.raw']
     truth = match(tmp_path / 'out', tmp_path / 'in')
@@ -200,7 +208,9 @@ def test_a_series_becomes_a_series(plane, tr, tmp_path):
     source = slices(tmp_path / 'in', iop=PLANES[plane])
     out = tmp_path / 'made'
     assert run(tr, source, out, samples=2) == []
-    assert run(tr, source, out, samples=2) == []
+    written = times(tmp_path)
+    assert run(tr, source, out, samples=2) == []  # finished
+    assert times(tmp_path) == written
     assert np.array_equal(seen_by_itk(source), seen_by_itk(out))
     one, other = open_dicom(source), open_dicom(out)
     assert np.array_equal(one.affine, other.affine) and one.shape == other.shape
@@ -245,6 +255,54 @@ def test_a_folder_of_series(tr, tmp_path):
         run(tr, tmp_path / 'in' / 'p1', tmp_path / 'x.dcm')
     (case,) = match(tmp_path / 'out' / 'p1', tmp_path / 'in' / 'p1')
     assert read_one(case.pred)[0].shape == (12, 20, 24)
+
+
+def test_what_is_no_series_in_a_folder_of_series_is_said(tr, tmp_path, capsys):
+    slices(tmp_path / 'in' / 'p1')
+    slices(tmp_path / 'in' / 'p2' / 'T1')
+    (tmp_path / 'in' / 'p3').mkdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match='file: is a file; a folder is translated into a folder'):
+        run(tr, tmp_path / 'in', tmp_path / 'file')
+    with pytest.raises(InputError, match='in: is the input itself'):
+        run(tr, tmp_path / 'in', tmp_path / 'in')
+    capsys.readouterr()
+    assert run(tr, tmp_path / 'in', tmp_path / 'out') == []
+    assert 'not translated, because they are folders' in (said := capsys.readouterr().out)
+    assert said.endswith(': p2, p3\n')
+
+
+def test_a_stray_slice_hides_no_volume(tr, tmp_path):
+    "A folder is a series only if it holds nothing else that is read."
+    for name in ('a.nii.gz', 'b.nii.gz'):
+        scan(tmp_path / 'in' / name, turned(2, 2, 3))
+    slices(tmp_path / 'in', n=1)
+    with pytest.warns(UserWarning, match='first: A001.dcm'):
+        assert sorted(files_of(tmp_path / 'in', 'truth')) == ['a', 'b']
+    slices(tmp_path / 'in' / 'c')
+    with pytest.warns(UserWarning, match='1 files of kinds that are not read'):
+        assert sorted(files_of(tmp_path / 'in', 'truth')) == ['a', 'b', 'c']
+    assert run(tr, tmp_path / 'in', tmp_path / 'out') == []
+    made = sorted(p.name for p in (tmp_path / 'out').glob('*.nii.gz'))
+    assert made == ['a.nii.gz', 'b.nii.gz']
+
+
+def test_series_are_known_by_what_they_hold(tmp_path):
+    "Scanners deliver slices without an ending; a text with the ending of slices is none."
+    for patient in ('p1', 'p2'):
+        for word in ('mr', 'ct'):
+            for p in slices(tmp_path / 'in' / patient / word, n=2).iterdir():
+                p.rename(p.with_suffix(''))
+    assert guess_layout(tmp_path / 'in') == ('folder', 'mr', 'ct', 2)
+    found = find_records('folder', tmp_path / 'in', 'mr', 'ct')
+    assert [r.source.parent.name for r in found] == ['p1', 'p2']
+    with pytest.raises(InputError, match='looks like data set folder .2 pairs.'):
+        find_records('bids', tmp_path / 'in')
+    for patient in ('p1', 'p2'):
+        for word in ('mr', 'ct'):
+            (tmp_path / 'texts' / patient / word).mkdir(parents=True)
+            (tmp_path / 'texts' / patient / word / 'notes.dcm').write_text('x' * 200)
+    assert guess_layout(tmp_path / 'texts') == ()
 
 
 THICK = dict(axial=(2, 2, 5), coronal=(2, 5, 2), sagittal=(5, 2, 2))

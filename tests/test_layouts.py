@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from xmodal.core import InputError, project_root
+from xmodal.data import layouts
 from xmodal.data.check import check
+from xmodal.data.formats import write_volume
 from xmodal.data.images import load_image
-from xmodal.data.layouts import find_records, guess_layout, say_once
+from xmodal.data.layouts import SAID, find_records, guess_layout, join_sources, say_once
 from xmodal.data.split import split_records
 
 from test_sources import people, save, scene
@@ -20,7 +22,7 @@ from test_sources import people, save, scene
 @pytest.fixture(autouse=True)
 def fresh():
     "Every test hears what is said once a process."
-    say_once.cache_clear()
+    SAID.clear()
 
 
 def volumes(root, *names):
@@ -113,6 +115,46 @@ def test_folders_of_volumes(tmp_path, names, words, subjects):
     assert guess_layout(tmp_path) == ('folder', *words, len(found))
 
 
+def test_who_counts_as_a_subject_is_said(tmp_path, capsys):
+    "Visits with dates of their own look like patients; the group in the note makes them visits."
+    dates = 'P1/2019-01-01/{}', 'P1/2020-02-02/{}', 'P2/2019-03-03/{}'
+    volumes(tmp_path / 'dates', *cases(('mr', 'ct'), *dates))
+    found = find_records('folder', tmp_path / 'dates', 'mr', 'ct')
+    assert len({r.subject for r in found}) == 3
+    (note,) = capsys.readouterr().out.splitlines()
+    assert 'such as P1/2019-01-01 counts as a subject of its own, though P1 holds 2' in note
+    group = note.split("group '")[1].rstrip("'")
+    found = find_records('folder', tmp_path / 'dates', 'mr', 'ct', group=group)
+    assert sorted(r.subject for r in found) == ['P1', 'P1', 'P2']
+    assert capsys.readouterr().out == ''
+    volumes(tmp_path / 'deep', *cases(('mr', 'ct'), *(f'site/{d}' for d in dates)))
+    find_records('folder', tmp_path / 'deep', 'mr', 'ct')
+    group = capsys.readouterr().out.split("group '")[1].rstrip("'\n")
+    found = find_records('folder', tmp_path / 'deep', 'mr', 'ct', group=group)
+    assert sorted(r.subject for r in found) == ['P1', 'P1', 'P2']
+    volumes(tmp_path / 'visits', *cases(('mr', 'ct'), 'P1/v1/{}', 'P1/v2/{}', 'P2/v1/{}'))
+    find_records('folder', tmp_path / 'visits', 'mr', 'ct')
+    assert 'every outer folder such as P1 counts as one subject' in capsys.readouterr().out
+    volumes(tmp_path / 'lone', *cases(('mr', 'ct'), 'x/1BA1/{}', 'y/1PA1/{}'))
+    find_records('folder', tmp_path / 'lone', 'mr', 'ct')
+    assert capsys.readouterr().out == ''
+
+
+def test_patients_below_train_are_no_sides(tmp_path):
+    names = cases(('t1', 't2'), 'train/sub01/{}', 'train/sub02/{}', 'train/sub03/{}')
+    assert guess_layout(pictures(tmp_path, *names)) == ('folder', 't1', 't2', 3)
+
+
+def test_two_files_of_a_pair_are_one_scan(tmp_path):
+    import nibabel as nib
+
+    for name in cases(('T1', 'T2'), 'p1_{}', 'p2_{}'):
+        path = tmp_path / f'{name}.hdr'
+        write_volume(nib.Nifti1Image(scene(1, 8, 8, 4), np.eye(4)), path, path)
+    found = find_records('folder', tmp_path, 'T1', 'T2')
+    assert [r.source.name for r in found] == ['p1_T1.img', 'p2_T1.img']
+
+
 def test_a_mask_beside_the_pair(tmp_path):
     volumes(tmp_path, *cases(('mr', 'ct', 'mask'), '1BA1/{}', '1BA2/{}'))
     assert [r.mask.name for r in find_records('folder', tmp_path, 'mr', 'ct')] == [
@@ -156,6 +198,65 @@ def test_nothing_that_can_be_read(tmp_path, names, word):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=f'{word}.*what is read are pairs of .nii.gz'):
         find_records('folder', tmp_path)
+
+
+def test_what_a_guess_keeps_to_itself_is_said_by_the_reading(tmp_path, capsys):
+    root = people(tmp_path)
+    (root / 'participants.tsv').write_text('participant_id\tage\nsub-77\t40\n')
+    assert guess_layout(root) == ('bids', 'T1w', 'T2w', 4)
+    assert capsys.readouterr().out == ''
+    records = find_records('bids', root)
+    assert 'has no row for 4 of 4 people' in capsys.readouterr().out
+    find_records('bids', root)
+    assert capsys.readouterr().out == ''  # each note once
+
+    def read(source):
+        say_once(f'note about {source}')
+        return records
+
+    join_sources(records, ('FLAIR',), read)
+    assert capsys.readouterr().out == ''
+    read('FLAIR')
+    assert capsys.readouterr().out == 'note about FLAIR\n'
+
+
+def test_a_guess_writes_nothing_and_decodes_nothing(tmp_path, monkeypatch):
+    pictures(tmp_path, 'train/1', 'train/2', 'test/1', shape=(8, 16))
+    reads = []
+    for name in ('load_image', 'halves'):
+        monkeypatch.setattr(layouts, name, lambda *a, n=name: reads.append(n) or halt())
+    assert guess_layout(tmp_path) == ('sidebyside', 'A', 'B', 3) and not reads
+    pictures(tmp_path, 'test/2', shape=(8, 16))  # parts of a split are no sides
+    assert guess_layout(tmp_path) == ('sidebyside', 'A', 'B', 4) and not reads
+    pictures(tmp_path, 'test/3', shape=(8, 15))  # which the reader refuses
+    assert guess_layout(tmp_path) == () and not reads
+
+
+def halt():
+    raise AssertionError('a guess has read a picture')
+
+
+def test_a_guess_reads_with_the_names_that_were_given(tmp_path, capsys):
+    people(tmp_path / 'scans')
+    cell = 'scans/sub-{0:02}/anat/sub-{0:02}_{1}.nii.gz'
+    rows = [','.join(cell.format(i, m) for m in ('T1w', 'FLAIR', 'T2w')) for i in range(4)]
+    (tmp_path / 'pairs.csv').write_text('T1w,FLAIR,T2w\n' + '\n'.join(rows) + '\n')
+    report = check('auto', tmp_path, 'T1w', 'T2w', progress=False)
+    assert report.ok and report.about.startswith('csv (T1w -> T2w): 4 pairs')
+    said = f'xmodal data check csv --root {tmp_path} --source T1w --target T2w'
+    assert said in capsys.readouterr().out
+    report = check('auto', tmp_path / 'scans', 'T1w,FLAIR', 'T2w', progress=False)
+    assert report.about.startswith('bids (T1w,FLAIR -> T2w): 4 pairs')
+    assert guess_layout(tmp_path / 'scans', target='T1w') == ('bids', 'T2w', 'T1w', 4)
+    with pytest.raises(InputError, match="no layout fits source 'T1w' and target 'PDw'; this look"):
+        check('auto', tmp_path / 'scans', 'T1w', 'PDw')
+
+
+def test_auto_looks_where_it_was_told_to(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match='nowhere: no such folder'):
+        check('auto', tmp_path / 'nowhere')
+    monkeypatch.chdir(people(tmp_path))
+    assert check('auto', progress=False).about.startswith('bids (T1w -> T2w): 4 pairs')
 
 
 def test_check_auto(tmp_path, capsys):

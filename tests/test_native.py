@@ -124,7 +124,7 @@ def trained(people, tmp_path_factory):
     "A model of two sources, one neighbour and crops, after three steps."
     root = tmp_path_factory.mktemp('run')
     words = (
-        f'--dataset bids --root {people[0].source.parents[2]} --source T1w,FLAIR --target T2w --size 0 --patch 16 '
+        f'--dataset bids --root {people[0].source.parents[2]} --source T1w,FLAIR, --target T2w, --size 0 --patch 16 '
         '--context 1 --drop_sources 0.5 --steps 3 --batch 2 --ch 8 --mults 1,2 --check False '
         '--baseline False --name two --method cdtsde --sample_steps 2'
     )
@@ -139,6 +139,7 @@ def trained(people, tmp_path_factory):
 def test_a_model_of_two_sources_finds_the_second_beside_the_first(people, trained):
     tr = Translator.from_pretrained(trained, 'cpu')
     assert (tr.data.tile, tr.data.context, tr.data.further, tr.data.step) == (16, 1, 1, 5.0)
+    assert (tr.data.source, tr.data.target) == ('T1w,FLAIR', 'T2w')  # not as they were typed
     path, second = people[3].source, people[3].more_sources[0]
     found = tr.translate(path, batch=3)
     given = tr.translate(path, more=[second])

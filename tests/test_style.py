@@ -132,3 +132,15 @@ def test_nothing_is_imported_in_vain():
     lines = [line for line in found.stdout.splitlines() if line.startswith('xmodal/')]
     kept = [line for line in lines if 'torchvision' in line]  # imported to see whether it can be
     assert lines == kept and len(kept) <= 2, '\n'.join(lines)
+
+
+def test_a_module_gives_a_name_once():
+    "A second assignment of a name would hide the first, or be there in vain."
+    twice = []
+    for path in sorted((ROOT / 'xmodal').rglob('*.py')):
+        body = ast.parse(path.read_text()).body
+        names = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        given = [t for n in body if isinstance(n, ast.Assign) for t in n.targets]
+        names += [t.id for t in given if isinstance(t, ast.Name)]
+        twice += [f'{path.name}: {name}' for name in set(names) if names.count(name) > 1]
+    assert not twice, twice

@@ -404,6 +404,7 @@ def translate(
 ) -> int:
     "xmodal translate"
     from xmodal.methods import parse_options
+    from xmodal.parameters import words_of
     from xmodal.processes import is_main, join_processes
     from xmodal.folders import translate_paths
     from xmodal.translate import Translator
@@ -421,7 +422,7 @@ def translate(
     same = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'samples', 'noise')
     how = {k: getattr(a, k) for k in (*same, 'force')}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
-    how |= dict(more=[v.strip() for v in a.more.split(',') if v.strip()] or None)
+    how |= dict(more=words_of(a.more) or None)
     bad = translate_paths(tr, a.input, a.output, **how)
     if is_main():
         for _, why in bad:
@@ -625,10 +626,10 @@ def get_data(
     "xmodal data get"
     from xmodal.core import project_root
     from xmodal.data.cards import get
+    from xmodal.parameters import words_of
 
     root = a.root or project_root() / 'data' / a.name
-    parts = [v.strip() for v in a.only.split(',') if v.strip()]
-    for path in get(a.name, root, parts):
+    for path in get(a.name, root, words_of(a.only)):
         print(path)
     return 0
 

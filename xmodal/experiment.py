@@ -23,7 +23,7 @@ import torch
 from .choices import unknown_word
 from .core import InputError, project_root
 from .files import atomic
-from .parameters import numbers
+from .parameters import numbers, words_of
 from .show import show_grid
 from .data.layouts import datasets
 from xmodal.engine import (
@@ -40,7 +40,6 @@ from xmodal.engine import (
     own_sampling,
     recipe_with,
     translations,
-    words_of,
 )
 from .training.adversarial import find_objective, share_options
 from .evaluation.metrics import format_summary, ssim, summary

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'companion_path', 'save_translation', 'Placed', 'with_place',
            'write_result', 'write_tiff', 'Task', 'what_is', 'no_file', 'file_tasks', 'name_of_output', 'ending_for',
-           'single_task', 'check_output', 'folder_tasks', 'series_task', 'few', 'suffix_of', 'target_of', 'bids_output',
-           'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task', 'describe_derivative',
-           'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of', 'digest', 'note_of',
-           'check_origin', 'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common', 'translate_task',
-           'with_name', 'make_output', 'write_maps', 'say_place', 'write_note', 'passed_on', 'check_foreign',
-           'check_unique', 'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
+           'single_task', 'check_output', 'folder_tasks', 'series_task', 'few', 'voxels_beside', 'suffix_of',
+           'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
+           'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
+           'digest', 'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common',
+           'translate_task', 'with_name', 'make_output', 'write_maps', 'say_place', 'write_note', 'passed_on',
+           'check_foreign', 'check_unique', 'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import errno, glob, hashlib, json, os, re, shutil, stat, warnings
@@ -25,13 +25,13 @@ from .core import InputError
 from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
-from .data.dicom import holds_dicom, save_dicom
+from .data.dicom import save_dicom
 from .data.frames import Changed, tile_side
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
 from .data.images import IMAGE_ENDINGS, JPEG_ENDINGS, WRITTEN_ENDINGS
 from .data.images import is_tiff, write_geotiff
 from .nets.latent import weights_fingerprint
-from .data.layouts import read_json
+from .data.layouts import is_series, read_json
 from .methods import calls
 from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
@@ -263,23 +263,24 @@ def folder_tasks(
 ) -> list:  # of Task
     "The tasks of a folder; of a DICOM series one."
     there = each_once(sorted(p for p in source.iterdir() if not is_litter(p.name)))
-    named = [p for p in there if kind_of(p)]
-    if not named and holds_dicom(source):
+    if is_series(source):
         return [series_task(source, output)]
-    series = [p for p in there if what_is(p) == 'folder' and holds_dicom(p)] if not named else []
-    if series:
-        return [series_task(p, output / p.name) for p in series]
-    if not named:
+    named = [p for p in there if kind_of(p)]
+    taken = named or [p for p in there if what_is(p) == 'folder' and is_series(p)]
+    if not taken:
         bids = '; for a BIDS data set use --bids' * (source / 'dataset_description.json').is_file()
         endings = ', '.join(VOLUME_ENDINGS + IMAGE_ENDINGS)
         raise InputError(f'{source}: holds no {endings} file{bids}')
-    left = [p.name for p in there if p not in named and p.suffix != '.json']
+    known = {*taken, *voxels_beside(named)}
+    left = [p.name for p in there if p not in known and p.suffix != '.json']
     if left and is_main():
         print(f'not translated, because they are folders or other kinds of file: {few(left)}')
     if output.is_file():
         raise InputError(f'{output}: is a file; a folder is translated into a folder')
     if output.exists() and output.resolve() == source.resolve():
         raise InputError(f'{output}: is the input itself; choose another folder')
+    if not named:
+        return [series_task(p, output / p.name) for p in taken]
     return [Task(p, output / name_of_output(p, ending), wrong=no_file(p)) for p in named]
 
 
@@ -301,6 +302,19 @@ def few(
 ) -> str:
     "The first eight of some names."
     return ', '.join(names[:8]) + ' ...' * (len(names) > 8)
+
+# %% ../nbs/use/86_folders.ipynb #361e21ba
+def voxels_beside(
+    named: list,  # of Path: volumes and pictures
+) -> list:  # of Path
+    "Files that hold the voxels of others: `d.raw` of `d.mhd`."
+    found = []
+    for p in named:
+        try:
+            found += parts_of_volume(p)[1:]
+        except OSError:
+            continue  # its own task will say why it cannot be read
+    return found
 
 # %% ../nbs/use/86_folders.ipynb #5a0761f4
 def suffix_of(
@@ -659,9 +673,6 @@ def finished(
     return True
 
 # %% ../nbs/use/86_folders.ipynb #dbb58ea2
-MAPS = ('std', 'mix')
-
-
 def is_series_folder(
     output,  # Path that is there
 ) -> bool:

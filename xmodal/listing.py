@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTRAST', 'MASKS', 'SOURCES', 'TARGETS', 'name_and_ending', 'split_word', 'list_files', 'without_numbers',
-           'best_two', 'sides_by_folder', 'sides_by_word', 'TableHead', 'numbers_in', 'first_table', 'in_words']
+           'best_two', 'are_sides', 'sides_by_folder', 'sides_by_word', 'TableHead', 'numbers_in', 'first_table',
+           'in_words']
 
 # %% ../nbs/basics/09_listing.ipynb #318bb89f
 import os
@@ -88,6 +89,16 @@ def best_two(
     return ()
 
 
+def are_sides(
+    sides: dict,  # folder -> set of names in it
+) -> bool:
+    "Are folders the sides of pairs? Patients' folders are not, though all hold the same names."
+    if all(side.lower() in (*SOURCES, *TARGETS) for side in sides):
+        return True
+    kinds = {without_numbers(Path(side)) for side in sides}
+    return len(sides) <= len(set().union(*sides.values())) and len(kinds) >= min(2, len(sides))
+
+
 def sides_by_folder(
     files: list,  # relative paths
 ) -> dict:  # word -> set of names; {} where the folders are patients rather than sides
@@ -97,9 +108,7 @@ def sides_by_folder(
         stem, side = name_and_ending(p.name)[0], p.parts[0]
         head, word = split_word(stem)
         sides.setdefault(side, set()).add(head if head and word == side else stem)
-    kinds = {without_numbers(Path(side)) for side in sides}
-    many = len(sides) > len(set().union(*sides.values()))
-    return {} if many or len(kinds) < min(2, len(sides)) else sides
+    return sides if are_sides(sides) else {}
 
 
 def sides_by_word(

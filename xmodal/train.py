@@ -26,7 +26,7 @@ from .data.check import check as check_data
 from .choices import unknown_word
 from .core import InputError, first_line, project_root
 from .explain import explained
-from .parameters import convert, numbers
+from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
 from .data.cache import BLOCK, is_image
@@ -49,7 +49,6 @@ from xmodal.engine import (
     translations,
     where_from,
     windows_of,
-    words_of,
 )
 from .job import Job, defaults, parser_of_jobs, typed_values
 from .training.adversarial import share_options
@@ -874,8 +873,8 @@ def about_data(
     used = [r for r in d.data.index['records'] if r['subject'] in d.split['train']]
     return DataSpec(
         dataset=p.dataset,
-        source=p.source or datasets[p.dataset].source,
-        target=p.target or datasets[p.dataset].target,
+        source=','.join(sources_of(p.source or datasets[p.dataset].source, p.root or None)),
+        target=','.join(p.targets),
         kind=d.data.index['kind'],
         size=params['size'],
         tile=p.patch or None,

@@ -11,14 +11,13 @@ __all__ = ['flips', 'MOVABLE', 'quantise', 'mutual_information', 'shifted_inform
            'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy', 'with_pictures', 'shared_slices',
            'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
            'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
-           'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'judge', 'off_grid', 'find_off_grid',
-           'windows_of_more', 'check_companions', 'check_asked', 'split_to_judge', 'spread_records', 'look_how',
-           'found_layout', 'report_on', 'check']
+           'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'find_unreadable', 'judge', 'off_grid',
+           'find_off_grid', 'find_two_rules', 'first_fits', 'check_companions', 'check_asked', 'split_to_judge',
+           'spread_records', 'look_how', 'found_layout', 'report_on', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -37,8 +36,8 @@ from .windows import padding_of, padding_shares
 from .cache import not_collated
 from .records import with_tissue
 from .windows import window_of
-from .layouts import datasets, default_windows, find_records, sources_of
-from .layouts import check_command, guess_layout, what_would_do
+from .layouts import check_one_rule, datasets, default_windows, find_records
+from .layouts import check_command, guess_layout, place_given, what_would_do
 
 # %% ../../nbs/data/37_check.ipynb #39650b62
 def quantise(
@@ -259,7 +258,8 @@ def look_at_images(
     facts['saturated'] = facts['saturated'][0], 0.0  # a target may well be drawn in full white
     concerns = [(path, False, text) for path, words in zip(paths, said) for text in words]
     kinds = dict(channels=(len(ys), len(xs)), depth=(str(yd), str(xd)))
-    return dict(facts, **kinds, overlap=1.0, concerns=concerns), xs
+    grid = ys.shape[1:], None
+    return dict(facts, **kinds, overlap=1.0, concerns=concerns, grid=grid), xs
 
 
 def look_at_volumes(
@@ -290,6 +290,7 @@ def look_at_volumes(
         overlap=met,
         same=same,
         concerns=said,
+        grid=(ys.shape, ys.affine),
         air=tuple(np.percentile(v, 1) for v in bare),
     ), xs
 
@@ -299,7 +300,7 @@ def look(
     p,  # as for `prepare_volume`, with the documented labels of masks
 ):
     "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
-    image = is_image(r.source)
+    image, facts = is_image(r.source), {}
     try:
         plane = p.get('plane', 'axial')
         facts, xs = look_at_images(r, p['windows']) if image else look_at_volumes(r, plane)
@@ -307,7 +308,7 @@ def look(
         make = prepare_image if image else prepare_volume
         y, x0, *_ = make(first, {**p, 'min_foreground': 0.0})
     except InputError as e:
-        return dict(r=r, error=str(e))
+        return dict(r=r, error=str(e), grid=facts.get('grid'))
     y, x0 = (np.nan_to_num(v, nan=-1.0) for v in (y, x0))  # what was not measured
     tissue = [(v > -0.8).mean(axis=(1, 2, 3)) >= 0.05 for v in (y, x0)]
     either, both = tissue[0] | tissue[1], np.flatnonzero(tissue[0] & tissue[1])
@@ -337,9 +338,11 @@ class Finding:
 
     level: str  # 'error' or 'warning'
     # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak,
-    # split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight
+    # split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight,
+    # grid, mask, window
     what: str
     text: str  # names the file or subject, the value, the remedy
+    pairs: tuple = ()  # names of the pairs that it accuses; (): none of them, or the whole set
 
 # %% ../../nbs/data/37_check.ipynb #e479ca7a
 def overlay_edges(
@@ -369,9 +372,10 @@ class Report:
         level,  # error or warning
         what,  # kind of fault, see `Finding`
         text,  # one sentence: the file, the value, the remedy
+        *pairs,  # names of the pairs that it accuses, if it is not about the whole set
     ):
         "Add a finding."
-        self.findings.append(Finding(level, what, text))
+        self.findings.append(Finding(level, what, text, pairs))
 
     @property
     def errors(self):
@@ -488,6 +492,8 @@ def find_exchanged(
                 'swapped',
                 f"{part[j]['r'].name} and {part[i]['r'].name}: the targets fit the other's "
                 f'source better; exchange {part[j]["r"].target} and {part[i]["r"].target}',
+                part[j]['r'].name,
+                part[i]['r'].name,
             )
 
 # %% ../../nbs/data/37_check.ipynb #eae0506a
@@ -610,6 +616,7 @@ def find_misfits(
                 f'({t["information"]:.2f} nats, usual are {typical:.2f}); a wrong pair, or shifted '
                 f'by more than {8 * 64 // d["y"].shape[-1]} pixels: look at {d["r"].source} and '
                 f'{d["r"].target}',
+                t['name'],
             )
     if unsure:
         report_unsure(unsure, len(looked), report, typical)
@@ -633,6 +640,7 @@ def report_unsure(
         f'{len(unsure)} of {n} pairs share no more than strangers do, worst first: '
         f'{names} (usual are {typical:.2f} nats); slices at the end of a scan look like that, and '
         f'so do wrong pairs: look at {worst.source} and {worst.target}',
+        *(t['name'] for _, t, _ in unsure),
     )
 
 # %% ../../nbs/data/37_check.ipynb #3826b9fd
@@ -742,6 +750,7 @@ def report_flip(
         f'{t["name"]}: the target fits better {t["flip"]} ({t["information"]:.2f} -> '
         f'{t["information"] + t["flip_gain"]:.2f} nats); check the orientation of '
         f'{d["r"].target}',
+        t['name'],
     )
 
 
@@ -759,6 +768,7 @@ def report_shift(
         f'{t["shift"][1]} columns of {d["y"].shape[-1]} pixels ({t["information"]:.2f} -> '
         f'{t["information"] + t["gain"]:.2f} nats); check the affine or crop of '
         f'{d["r"].target}, or use register',
+        t['name'],
     )
 
 # %% ../../nbs/data/37_check.ipynb #b8342b1d
@@ -1221,6 +1231,17 @@ def found_records(
     except InputError:
         raise trouble from None
 
+# %% ../../nbs/data/37_check.ipynb #95fb0010
+def find_unreadable(
+    every: list,  # facts of every pair, from `look`
+    report,  # the others are kept in it as `looked`, findings are added
+):
+    "Pairs that cannot be read."
+    for v in every:
+        if v['error']:
+            report.add('error', 'unreadable', v['error'])
+    report.looked = [v for v in every if not v['error']]
+
 
 def judge(
     report,  # with `looked`, facts of every pair; findings are added
@@ -1238,86 +1259,96 @@ def judge(
 
 # %% ../../nbs/data/37_check.ipynb #7fe9197a
 def off_grid(
-    first,  # path of the first source
-    other,  # path of a further source of the same pair
+    first: tuple,  # shape and affine of the first source; None instead of the affine of an image
+    other: tuple,  # the same of a further source of the pair
 ) -> str:  # '' if they share their grid
-    "How the grid of a further source differs from that of the first; raises InputError."
-    if is_image(first):
-        a, b = (load_image(p)[0].shape[1:] for p in (first, other))
-        return '' if a == b else f'{b[0]} x {b[1]} pixels instead of {a[0]} x {a[1]}'
-    a, b = load_volume(first), load_volume(other)
-    if a.shape != b.shape:
-        return f'{" x ".join(map(str, b.shape))} voxels instead of {" x ".join(map(str, a.shape))}'
-    return '' if np.allclose(a.affine, b.affine, atol=1e-2) else 'another affine'
+    "How the grid of a further source differs from that of the first."
+    (shape, affine), (own_shape, own_affine) = first, other
+    if shape != own_shape:
+        kind = 'pixels' if affine is None else 'voxels'
+        own, wanted = (' x '.join(map(str, v)) for v in (own_shape, shape))
+        return f'{own} {kind} instead of {wanted}'
+    same = affine is None or np.allclose(affine, own_affine, atol=1e-2)
+    return '' if same else 'another affine'
 
 
 def find_off_grid(
-    records,  # with `more_sources`
-    k: int,  # which of them
+    every: list,  # facts of every pair with its first source, from `look`
+    found: list,  # facts of the same pairs with a further source
     report,  # findings are added to it
 ):
     "Further sources on another grid than the first, one line for all."
-    found = []
-    for r in records:
-        try:
-            how = off_grid(r.source, r.more_sources[k])
-        except InputError:
-            continue  # said as unreadable
-        found += [(r, how)] if how else []
-    if not found:
+    first_of, off = {v['r'].name: v for v in every}, []
+    for v in found:
+        first = first_of[v['r'].name]
+        known = first['grid'] and v['grid']  # else it is said as unreadable
+        how = off_grid(first['grid'], v['grid']) if known else ''
+        off += [(how, v['r'].source, first['r'].source)] if how else []
+    if not off:
         return
-    (r, how), n = found[0], len(found)
+    (how, path, beside), n = off[0], len(off)
     more = f' (and {n - 1} more pairs)' if n > 1 else ''
-    image = is_image(r.source)
+    image = is_image(path)
     fate = 'sources of a pair must have one size' if image else 'it is resampled to the target'
     report.add(
         'error' if image else 'warning',
         'grid',
-        f'{r.more_sources[k]}: has {how} of {r.source}{more}; {fate}',
+        f'{path}: has {how} of {beside}{more}; {fate}',
     )
 
 # %% ../../nbs/data/37_check.ipynb #1c1bc245
-def windows_of_more(
+def find_two_rules(
     dataset: str,  # name in `layouts.datasets`
-    root,  # as given by the user
-    source,  # the same: names with commas
-    records,  # with `more_sources`
-) -> list:  # of str
-    "The window rule of each further source, by its name or else by the type of its files."
-    usual = 'dtype' if is_image(records[0].source) else 'percentile'
-    names = sources_of(source, root)[1:] or [None] * len(records[0].more_sources)
-    return [(c and default_windows(dataset, c)[0]) or usual for c in names]
+    source,  # as given by the user: names with commas, or None
+    rule,  # window rule of all sources as given by the user, or None
+    report,  # the finding is added to it
+):
+    "Sources that need different window rules, where no rule is given: a training refuses them."
+    if rule:
+        return
+    try:
+        check_one_rule(dataset, source)
+    except InputError as e:
+        report.add('error', 'window', str(e))
 
 
 MOVABLE = ('swapped', 'shift', 'flip', 'misfit')  # faults of which either side may be guilty
 
 
+def first_fits(
+    finding: Finding,  # about a further source
+    others: list,  # findings about the first one
+) -> bool:
+    "Does a finding accuse pairs, or the whole set, whose first source was not accused?"
+    same = [f for f in others if f.what in MOVABLE]
+    shared = lambda f: not f.pairs or set(f.pairs) & set(finding.pairs)
+    return finding.what in MOVABLE and not any(map(shared, same))
+
+
 def check_companions(
-    records,  # those that are looked at
-    p: dict,  # as for `look`, of the first source
-    rules: list,  # window rule of each further source
+    every: list,  # facts of every pair with its first source, from `look`
+    p: dict,  # as for `look`
     report,  # of the first source; findings are added to it
     split,  # train, val, test -> subjects, or None
     workers,  # processes that read; 0: this one
     progress,  # show a bar
 ):
     "Every further source, looked at as the source of its pairs."
-    known = {(f.what, f.text) for f in report.findings}
-    for k, rule in enumerate(rules):
+    others = list(report.findings)
+    known = {(f.what, f.text) for f in others}
+    records = [v['r'] for v in every]
+    for k in range(len(records[0].more_sources)):
         own = Report(report.about)
         pairs = [replace(r, source=r.more_sources[k], mask=None) for r in records]
-        every = look_at_all(pairs, {**p, 'windows': (rule, p['windows'][1])}, workers, progress)
-        for v in every:
-            if v['error']:
-                own.add('error', 'unreadable', v['error'])
-        own.looked = [v for v in every if not v['error']]
+        found = look_at_all(pairs, p, workers, progress)
+        find_unreadable(found, own)
         if own.looked:
             judge(own, p, split)
-        find_off_grid(records, k, own)
+        find_off_grid(every, found, own)
         for f in own.findings:
             if (f.what, f.text) not in known:
-                rest = '; the first source fits, so look at this one' if f.what in MOVABLE else ''
-                report.add(f.level, f.what, f'source {k + 2}: {f.text}{rest}')
+                rest = '; the first source fits, so look at this one' * first_fits(f, others)
+                report.add(f.level, f.what, f'source {k + 2}: {f.text}{rest}', *f.pairs)
 
 # %% ../../nbs/data/37_check.ipynb #edb27ef6
 def check_asked(
@@ -1390,18 +1421,20 @@ def found_layout(
     root,  # folder or table
     source,  # as given, or None
     target,  # the same
-) -> tuple:  # data set, source, target
+) -> tuple:  # data set, its place, source, target
     "The layout itself, or for `auto` the one that finds pairs; raises InputError if none does."
     if dataset != 'auto':
-        return dataset, source, target
-    root = Path(root or '.').expanduser()
-    guess = guess_layout(root)
+        return dataset, root, source, target
+    root = place_given(root or '.')
+    if not root.exists():
+        raise InputError(f'{root}: no such folder; give the folder of a data set, or its table')
+    guess = guess_layout(root, source, target)
     if not guess:
-        raise InputError(f'{root}: no layout fits; {what_would_do(root)}')
-    name, a, b, n = guess
-    guess = name, source or a, target or b, n
-    print(f'this looks like data set {name} ({n} pairs): {check_command(root, guess)}')
-    return guess[:3]
+        given = [f'{k} {v!r}' for k, v in dict(source=source, target=target).items() if v]
+        asked = f' {" and ".join(given)}' if given else ''
+        raise InputError(f'{root}: no layout fits{asked}; {what_would_do(root)}')
+    print(f'this looks like data set {guess[0]} ({guess[3]} pairs): {check_command(root, guess)}')
+    return guess[0], root, *guess[1:3]
 
 # %% ../../nbs/data/37_check.ipynb #baeca632
 def report_on(
@@ -1443,7 +1476,7 @@ def check(
     "Check a data set before training on it; raises InputError only if nothing can be found at all."
     check_asked((source_window, target_window), size=size, limit=limit, workers=workers)
     trouble = None
-    dataset, source, target = found_layout(dataset, root, source, target)
+    dataset, root, source, target = found_layout(dataset, root, source, target)
     if records is None:
         request = dict(root=root, source=source, target=target, group=group)
         request |= dict(allow_unpaired=allow_unpaired, n=n, seed=seed, voxel=voxel)
@@ -1451,18 +1484,14 @@ def check(
     report = report_on(records, dataset, (source, target), limit)
     if trouble:
         report.add('error', 'unpaired', trouble)
+    find_two_rules(dataset, source, source_window, report)
     split = split_to_judge(records, split, report)
     find_groups(records, report)
     records = spread_records(records, limit)
     p = look_how(records, dataset, (source, target), (source_window, target_window), size)
     every = look_at_all(records, p, workers, progress)
-    for v in every:
-        if v['error']:
-            report.add('error', 'unreadable', v['error'])
-    report.looked = [v for v in every if not v['error']]
+    find_unreadable(every, report)
     if report.looked:
         judge(report, p, split)
-    if records[0].more_sources:
-        rules = [source_window or w for w in windows_of_more(dataset, root, source, records)]
-        check_companions(records, p, rules, report, split, workers, progress)
+    check_companions(every, p, report, split, workers, progress)
     return report

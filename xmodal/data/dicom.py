@@ -9,6 +9,7 @@ __all__ = ['DICOM_FIELDS', 'WHO', 'PLACE', 'MUST_BE_THERE', 'SOP_CLASSES', 'open
            'set_pixels', 'save_dicom', 'source_slices']
 
 # %% ../../nbs/data/26_dicom.ipynb #28daac0d
+import itertools
 import math
 import os
 from datetime import datetime
@@ -131,8 +132,8 @@ def holds_dicom(
 ) -> bool:
     "Is there a DICOM file among the first files of a folder?"
     there = (p for p in sorted(Path(folder).iterdir()) if not is_litter(p.name))
-    some = [p for p in there if os.path.isfile(p)]
-    return any(starts_as_dicom(p) for p in some[:8])
+    some = itertools.islice(filter(os.path.isfile, there), 8)
+    return any(map(starts_as_dicom, some))
 
 # %% ../../nbs/data/26_dicom.ipynb #35d1b2cc
 def slice_step(

@@ -23,9 +23,9 @@ import numpy as np
 from ..core import InputError
 from ..explain import passes_on
 from ..data.cache import is_image
-from ..data.dicom import holds_dicom
 from ..data.formats import each_once, VOLUME_ENDINGS
 from ..data.images import IMAGE_ENDINGS, load_image
+from ..data.layouts import is_series
 from ..data.volumes import load_volume
 from ..data.windows import Window, window_of
 from .faults import facts_beside_truth, find_faults
@@ -88,7 +88,7 @@ def files_of(
     if not root.exists():
         raise InputError(f'{root}: no such file or folder ({what})')
     every = [root] if root.is_file() else visible_files(root)
-    series = [d for d in sorted({q.parent for q in every}) if root.is_dir() and holds_dicom(d)]
+    series = [d for d in sorted({q.parent for q in every}) if root.is_dir() and is_series(d)]
     every = [*series, *(q for q in every if q.parent not in series)]
     named = lambda q: q in series or root.is_file() or q.name.lower().endswith(ENDINGS)
     files = each_once([q for q in every if named(q)])
