@@ -237,6 +237,10 @@ def test_a_photograph_is_turned_upright(tmp_path):
     x = load_image(tmp_path / 'a.jpg', said=words)[0][0]
     np.testing.assert_array_equal(x, np.rot90(np.asarray(Image.open(tmp_path / 'a.jpg')), -1))
     assert words == ['is turned upright by its EXIF orientation']
+    exif[0x0112] = 9  # no orientation at all
+    im.save(tmp_path / 'b.jpg', exif=exif)
+    words = []
+    assert load_image(tmp_path / 'b.jpg', said=words)[0].shape == (1, 8, 16) and not words
     _, told = said(lambda: echo(IMAGE).translate(tmp_path / 'a.jpg'))
     assert any('turned upright' in t for _, t in told)
 
@@ -433,8 +437,28 @@ def test_transparent_pixels_were_not_measured(tmp_path):
     Image.fromarray(x).save(tmp_path / 'a.png')
     got = load_image(tmp_path / 'a.png', holes=True)[0]
     assert got.shape == (3, 8, 8) and np.isnan(got[:, :2]).all() and (got[:, 2:] == 255).all()
-    with pytest.raises(InputError, match='NaN'):
+    with pytest.raises(InputError, match='pixels that its alpha channel hides') as e:
         load_image(tmp_path / 'a.png')
+    assert 'NaN' not in str(e.value)
+
+
+def test_bands_that_are_nowhere_measured_together_are_found(tmp_path):
+    x = np.ones((16, 16, 2), 'f4')
+    x[:8, :, 0], x[8:, :, 1] = np.nan, np.nan
+    tifffile.imwrite(tmp_path / 'a.tif', x, photometric='minisblack', planarconfig='contig')
+    with pytest.raises(InputError, match='no pixel is measured in all of its 2 channels'):
+        load_image(tmp_path / 'a.tif', holes=True)
+
+
+@pytest.mark.parametrize('side', [4096, 4095])
+def test_large_pictures_are_shrunk_over_what_was_measured(side):
+    "Over 64 times the square, blocks are averaged first: by the rule of the shrinking itself."
+    x = np.full((1, side, side), 0.25, 'f4')
+    x[:, rng.random((side, side)) < 0.2] = np.nan
+    x[:, : side // 2] = np.nan
+    got = images.to_square(x, 64)[0]
+    np.testing.assert_allclose(got[34:], 0.25, atol=1e-6)
+    assert np.isnan(got[:30]).all()
 
 
 def test_infinite_values_stay_refused(tmp_path):

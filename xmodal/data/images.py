@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WRITTEN_ENDINGS', 'NIFTI_ENDINGS', 'JPEG_ENDINGS', 'TIFF_ENDINGS', 'IMAGE_ENDINGS', 'PNG_MODES', 'GEO', 'load_image',
-           'hide_nodata', 'hide_ignored', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff', 'has_rasterio',
-           'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg', 'check_tiff', 'bands_last',
-           'split_alpha', 'read_tiff', 'unpacked', 'shape_of_image', 'square_box', 'thinned', 'shrunk', 'to_square',
-           'from_square', 'patch_corners', 'to_patches', 'match_channels', 'fold_channels', 'geo_tags', 'Place',
-           'place_on_earth', 'write_geotiff']
+           'NotMeasured', 'hide_nodata', 'hide_ignored', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff',
+           'has_rasterio', 'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg',
+           'check_tiff', 'bands_last', 'split_alpha', 'read_tiff', 'unpacked', 'shape_of_image', 'square_box',
+           'over_measured', 'thinned', 'shrunk', 'to_square', 'from_square', 'patch_corners', 'to_patches',
+           'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth', 'write_geotiff']
 
 # %% ../../nbs/data/29_images.ipynb #f6c23e3e
 import contextlib
@@ -59,7 +59,7 @@ def load_image(
         raise InputError(f'{path}: array of shape {a.shape}; xmodal takes one picture of channels')
     x = np.atleast_3d(a).transpose(2, 0, 1).astype(np.float32)
     if alpha is not None:
-        hide_by_alpha(path, x, alpha, said)
+        hide_by_alpha(path, x, alpha, said, holes)
     if holes:
         hide_nodata(path, x, said)
         hide_ignored(x, ignored_value(rule), said)
@@ -67,6 +67,10 @@ def load_image(
     return x, a.dtype
 
 # %% ../../nbs/data/29_images.ipynb #1fbe981a
+class NotMeasured(InputError):
+    "A picture, or a pair of them, in which too little was measured to learn anything."
+
+
 def hide_nodata(
     path,  # of the file
     x,  # (C, H, W) float32, changed in place
@@ -96,17 +100,20 @@ def hide_ignored(
         x[missing] = np.nan
         said.append(f'pixels of the ignore value {ignored:g} count as not measured')
 
-
+# %% ../../nbs/data/29_images.ipynb #69090439
 def refuse_values(
     path,  # of the file, for the message
     x,  # (C, H, W) float32
     holes: bool,  # may values be NaN?
 ):
-    "Raise InputError for infinite values, and for NaN where none may be or nothing else is."
-    if np.isinf(x).any() or not holes and np.isnan(x).any():
+    "Raise InputError for infinite values, for NaN where none may be, and where nothing is left."
+    missing = np.isnan(x)
+    if np.isinf(x).any() or not holes and missing.any():
         raise InputError(f'{path}: holds NaN or infinite values; replace them before use')
-    if np.isnan(x).all(1).all():
-        raise InputError(f'{path}: no pixel is measured, all are NaN or nodata')
+    if missing.all():
+        raise NotMeasured(f'{path}: no pixel is measured, all are NaN or nodata')
+    if missing.any(0).all():
+        raise NotMeasured(f'{path}: no pixel is measured in all of its {len(x)} channels')
 
 
 def hide_by_alpha(
@@ -114,15 +121,21 @@ def hide_by_alpha(
     x,  # (C, H, W) float32, changed in place
     alpha,  # (H, W), in the type of the file
     said: list,  # what was done is added to it
+    holes: bool,  # may pixels be hidden?
 ):
     "Pixels that are not fully opaque become NaN: what they show is nobody's measurement."
     full = 1 if alpha.dtype.kind in 'fb' else np.iinfo(alpha.dtype).max
     hidden = alpha != full
     if hidden.all():
-        raise InputError(f'{path}: no pixel is opaque by its alpha channel; save it without one')
+        raise NotMeasured(f'{path}: no pixel is opaque by its alpha channel; save it without one')
     if not hidden.any():
         said.append('its alpha channel is opaque everywhere and left out')
         return
+    if not holes:
+        raise InputError(
+            f'{path}: has pixels that its alpha channel hides, and every pixel is needed here; '
+            'save it without an alpha channel'
+        )
     x[:, hidden] = np.nan
     said.append('pixels that its alpha channel hides count as not measured')
 
@@ -249,7 +262,7 @@ def read_jpeg(
             if im.mode not in ('L', 'RGB'):
                 raise InputError(f'{path}: {im.mode} image; xmodal takes JPEG in grey or RGB')
             check_limit(path, 'values', im.width * im.height * len(im.getbands()))
-            if im.getexif().get(0x0112, 1) != 1:
+            if im.getexif().get(0x0112) in range(2, 9):  # 1 is upright, others mean nothing
                 said.append('is turned upright by its EXIF orientation')
             return np.asarray(ImageOps.exif_transpose(im))
     except InputError:
@@ -397,6 +410,19 @@ def square_box(
     return (size - hh) // 2, (size - ww) // 2, hh, ww
 
 # %% ../../nbs/data/29_images.ipynb #d00caac4
+def over_measured(
+    x,  # (C, H, W) array; NaN: not measured
+    means,  # function of an array: weighted means of its pixels, (C, H, W) -> (C, h, w)
+) -> np.ndarray:  # (C, h, w)
+    "Means over what was measured; NaN where that is less than half of the weight."
+    there = np.isfinite(x)
+    if there.all():
+        return means(x)
+    share = means(there.astype(np.float32))
+    total = means(np.where(there, x, np.float32(0)))
+    return np.where(share >= 0.5, total / share.clip(0.5), np.nan)
+
+
 def thinned(
     x,  # (C, H, W) array
     size: int,  # of the square that it shall fit, in pixels
@@ -407,7 +433,8 @@ def thinned(
         return x
     h, w = (-(-n // k) * k for n in x.shape[1:])
     x = np.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2])), mode='edge')
-    return x.reshape(len(x), h // k, k, w // k, k).mean((2, 4))
+    blocks = lambda v: v.reshape(len(v), h // k, k, w // k, k).mean((2, 4))
+    return over_measured(x, blocks)
 
 
 def shrunk(
@@ -422,12 +449,7 @@ def shrunk(
     if (h, w) == x.shape[1:]:
         return x
     how = dict(order=order, anti_aliasing=order > 0)
-    there = np.isfinite(x)
-    if there.all():
-        return resize(x, (len(x), h, w), **how)
-    share = resize(there.astype(np.float32), (len(x), h, w), **how)
-    total = resize(np.where(there, x, np.float32(0)), (len(x), h, w), **how)
-    return np.where(share >= 0.5, total / share.clip(0.5), np.nan)
+    return over_measured(x, lambda v: resize(v, (len(v), h, w), **how))
 
 
 def to_square(
