@@ -8,6 +8,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from xmodal import translate
 from xmodal.core import InputError
 from xmodal.data import images
 from xmodal.data.cache import prepare, without_holes
@@ -429,6 +430,81 @@ def test_holes_of_labels_take_no_class(tmp_path):
     how |= dict(target_window_rule='labels:0:255', target_window=[0.0, 255.0])
     with pytest.raises(InputError, match='no number left'):
         echo(IMAGE, **how).translate(tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize(
+    'kind, high, dtype, empty', [('uint8', 255, 'uint8', 127), ('bool', 1, 'uint8', 255)]
+)
+def test_holes_of_a_mask_have_a_number_of_their_own(tmp_path, kind, high, dtype, empty):
+    x = np.full((16, 16), 0.1, 'f4')
+    x[:4], x[8:] = np.nan, 0.9
+    tifffile.imwrite(tmp_path / 'a.tif', x)
+    how = dict(source_window='0:1', target_window_rule='binary', target_window=[0.0, high])
+    tr = echo(IMAGE, **how, target_dtype=kind)
+    got = tr.translate(tmp_path / 'a.tif')
+    assert got.dtype == dtype and got[0, 0] == empty
+    assert (got[:4] == empty).all() and (got[4:8] == 0).all() and (got[8:] == high).all()
+    tifffile.imwrite(tmp_path / 'a.tif', np.nan_to_num(x))
+    assert tr.translate(tmp_path / 'a.tif').dtype == kind  # without holes as ever
+
+
+def test_yes_and_no_leave_no_number_for_holes(tmp_path):
+    "A target of type bool and a rule of values: the same as a mask."
+    x = np.ones((16, 16), 'f4')
+    x[:4], x[4:8] = np.nan, 0
+    tifffile.imwrite(tmp_path / 'a.tif', x)
+    tr = echo(IMAGE, source_window='0:1', target_window=[0.0, 1.0], target_dtype='bool')
+    got = tr.translate(tmp_path / 'a.tif')
+    assert got.dtype == np.uint8 and set(np.unique(got)) == {0, 1, 255}
+    assert (got[:4] == 255).all() and not got[4:8].any()
+
+
+@pytest.mark.parametrize('tag', [0, 20])
+@pytest.mark.parametrize('kind', ['uint8', 'float32', 'float64'])
+def test_no_measured_pixel_counts_as_nodata(tmp_path, kind, tag):
+    "A tag without holes: an answer that happens to have that number stays an answer."
+    rasterio = pytest.importorskip('rasterio')
+    scene(tmp_path / 'a.tif', dtype='float32', nodata=tag)
+    with rasterio.open(tmp_path / 'a.tif', 'r+') as f:
+        x = np.linspace(60, 150, 256, dtype='f4').reshape(16, 16)
+        x[:4], x[4] = 50, 65  # the answer is 0, and 20
+        f.write(x, 1)
+    reach = dict(target_window=[0.0, 100.0], target_window_rule='0:100', target_reach=[0.0, 100.0])
+    tr = echo(IMAGE, source_window='50:125', **reach, target_dtype=kind)
+    translate_paths(tr, tmp_path / 'a.tif', tmp_path / 'b.tif', progress=False)
+    with rasterio.open(tmp_path / 'b.tif') as f:
+        got, mask, written = f.read(1), f.read_masks(1), f.nodata
+    assert written == tag and (mask > 0).all()
+    np.testing.assert_allclose(got[:5], np.repeat([[0.0], [20.0]], [4, 1], 0) + 0 * x[:5], atol=1)
+    assert got.max() == 100
+    assert (
+        kind == 'uint8'
+        or np.abs(got[:5] - np.repeat([0, 20], [64, 16]).reshape(5, 16)).max() < 1e-4
+    )
+
+
+def test_what_cannot_be_written_is_refused_before_it_is_sampled(tmp_path, monkeypatch):
+    x = np.full((16, 16), 0.1, 'f4')
+    x[:4] = np.nan
+    tifffile.imwrite(tmp_path / 'a.tif', x)
+    how = dict(source_window='0:1', target_window_rule='labels:0:255', target_window=[0.0, 255.0])
+    tr = echo(IMAGE, **how)
+    monkeypatch.setattr(translate, 'draws', lambda *a: pytest.fail('it was sampled'))
+    with pytest.raises(InputError, match='no number left'):
+        tr.translate(tmp_path / 'a.tif')
+
+
+def test_a_source_that_is_gone_after_sampling_keeps_its_place(tmp_path, monkeypatch):
+    scene(tmp_path / 'a.tif')
+    own = translate.draws
+
+    def draws(*args):
+        (tmp_path / 'a.tif').unlink()
+        return own(*args)
+
+    monkeypatch.setattr(translate, 'draws', draws)
+    place = floats().maps(tmp_path / 'a.tif')['place']
+    assert place.crs.to_epsg() == 32633
 
 
 def test_transparent_pixels_were_not_measured(tmp_path):

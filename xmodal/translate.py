@@ -695,6 +695,7 @@ def there_and_back(
     ctx, units = tr.context(known, target), target_units(d, known, target)
     frame = frame_of(source, d, tr.model.channels)
     y = checked_cut(frame, known, where, force)
+    units = frame.settle(units)
     label = units.label if frame.in_units else None
     side, names = frame.side(found), frame.names(noise)
     frame.forget()

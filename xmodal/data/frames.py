@@ -7,10 +7,10 @@ __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'conc
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
            'field_overlap', 'slice_distance', 'stride_of', 'concerns_of_slices', 'images_beside', 'beside_slices',
            'CutVolume', 'volumes_beside', 'pictures_beside', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network',
-           'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for', 'check_room',
-           'hollow', 'settle_nodata', 'with_holes', 'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame',
-           'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame',
-           'frame_of_array', 'frame_of']
+           'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for', 'has_meaning',
+           'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of', 'check_picture',
+           'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame',
+           'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 import warnings
@@ -160,6 +160,13 @@ class Frame:
     def cut(self) -> np.ndarray:  # (N, C, H, W), scaled to [-1, 1]
         "What the network sees."
         raise NotImplementedError
+
+    def settle(
+        self,
+        units,  # TargetUnits
+    ):  # TargetUnits
+        "What the answers will be written in; raises InputError, before anything is computed."
+        return units
 
     def forget(self):
         "Let go of what only the way to the network needs; a large volume is not held twice."
@@ -577,15 +584,36 @@ def nodata_for(
     holes: bool,  # are there such pixels?
 ) -> float:  # the answer's value, or None if it needs none
     'The number that stands for "not measured" in an answer.'
-    kind, labels = np.dtype(units.dtype), units.kind != 'values'
-    free = not labels or nodata is None or not units.lo <= nodata <= units.hi
-    if nodata is not None and free and can_hold(kind, nodata):
+    kind = np.dtype(units.dtype)
+    if nodata is not None and not has_meaning(units, nodata) and can_hold(kind, nodata):
         return nodata
     if not holes:
         return None
     if kind.kind == 'f':
         return float('nan')
-    return np.iinfo(kind).max if labels else 0
+    if units.kind == 'binary' and units.hi - units.lo > 1:
+        return int(units.lo + units.hi) // 2  # between no and yes
+    return 0 if units.kind == 'values' else np.iinfo(kind).max
+
+
+def has_meaning(
+    units,  # TargetUnits of the answer
+    value: float,  # a number
+) -> bool:
+    "Is this number a label of the target?"
+    if units.kind == 'binary':
+        return value in (units.lo, units.hi)
+    return units.kind != 'values' and units.lo <= value <= units.hi
+
+
+def with_room(
+    units,  # TargetUnits of the answer
+):  # the same, or of a type that holds a third number
+    "Yes and no (bool) leave no number for what was not measured: such an answer becomes uint8."
+    if np.dtype(units.dtype).kind != 'b':
+        return units
+    kind = 'labels' if units.kind == 'values' else units.kind
+    return replace(units, dtype='uint8', kind=kind, lo=0.0, hi=1.0)
 
 
 def check_room(
@@ -594,8 +622,8 @@ def check_room(
 ):
     "Raise InputError if a label map has no number left for what was not measured."
     kind = np.dtype(units.dtype)
-    full = kind.kind not in 'fiu' or kind.kind in 'iu' and units.hi == np.iinfo(kind).max
-    if units.kind != 'values' and full:
+    full = kind.kind in 'iu' and units.hi == np.iinfo(kind).max
+    if units.kind == 'labels' and full:
         raise InputError(
             f'{name}: has pixels that were not measured, and {kind} has no number left for them '
             f'beside the labels up to {units.hi:g}; fill or crop them'
@@ -611,6 +639,10 @@ def hollow(
     if x.dtype.kind in 'iu':
         top = empty == np.iinfo(x.dtype).max
         x[x == empty] = empty - 1 if top else empty + 1
+    elif not np.isnan(empty):  # GDAL compares as float32, and takes neighbours for the number
+        near = 8 * float(np.spacing(np.float32(max(abs(empty), 1e-30))))
+        aside = -2 * near if empty >= x.max() else 2 * near
+        x[np.abs(x - empty) <= near] = empty + aside
     x[holes] = empty
     return x
 
@@ -620,10 +652,11 @@ def settle_nodata(
     units,  # TargetUnits of the answer
     holes,  # (H, W), True where nothing was measured
     name,  # of the source
-) -> float:  # as `nodata_for`
+) -> tuple:  # TargetUnits, perhaps of a wider type; as `nodata_for`
     'The number for "not measured" in an answer, and a word about it where it is another.'
     nodata = place.nodata if place else None
     if holes.any():
+        units = with_room(units)
         check_room(units, name)
     empty = nodata_for(units, nodata, holes.any())
     if nodata is not None and empty != nodata and not np.isnan(nodata):
@@ -631,21 +664,19 @@ def settle_nodata(
         warnings.warn(f'{name}: {lost}, {units.dtype} has no such number to spare', Changed)
     if holes.any():
         warnings.warn(f'{name}: pixels that were not measured come out as {empty:g}', Changed)
-    return empty
+    return units, empty
 
 
 def with_holes(
     out: dict,  # name -> array, see `PictureFrame.restore`
-    frame,  # PictureFrame of the source
-    units,  # TargetUnits
+    frame,  # PictureFrame of the source, settled
 ) -> dict:  # the same, and the place on earth
     "The answers without what the source has not measured, and their place on earth."
-    place = place_on_earth(frame.name)
-    empty = settle_nodata(place, units, frame.holes, frame.name)
+    if frame.empty is not None:
+        out['mean'] = hollow(out['mean'], frame.holes, frame.empty)
     if frame.holes.any():
-        out['mean'] = hollow(out['mean'], frame.holes, empty)
         out |= {k: hollow(v, frame.holes, np.nan) for k, v in out.items() if k == 'std'}
-    return dict(out, place=replace(place, nodata=empty)) if place else out
+    return dict(out, place=replace(frame.place, nodata=frame.empty)) if frame.place else out
 
 # %% ../../nbs/data/31_frames.ipynb #41923d11
 def pixels_of(
@@ -717,12 +748,22 @@ class PictureFrame(CutPicture):
         return [*read, *concerns_of_picture(self.d, self.x, self.name)]
 
     def cut(self) -> np.ndarray:  # (1, C, size, size), or at full resolution (1, C, H, W); scaled
-        """The picture in one square, or at full resolution for a model of patches; channels are
-        repeated in turn to the model's.
-        """
+        "The picture as the network sees it; channels are repeated in turn to the model's."
         self.grey = to_network(self.d, self.window.scale(self.x))
         self.grey = np.nan_to_num(self.grey, copy=False, nan=-1.0)
         return match_channels(self.grey, self.channels, self.name)[None]
+
+    settled = place = empty = None  # TargetUnits; Place on earth; number for "not measured"
+
+    def settle(
+        self,
+        units,  # TargetUnits
+    ):  # TargetUnits, of a type that has a number for what was not measured
+        "Where the picture lies, and what stands for holes; InputError if no number is left for it."
+        if self.settled is None:
+            self.place = place_on_earth(self.name)
+            self.settled, self.empty = settle_nodata(self.place, units, self.holes, self.name)
+        return self.settled
 
     def side(
         self,
@@ -747,26 +788,21 @@ class PictureFrame(CutPicture):
         "A square at the pixels of the picture."
         return from_network(self.d, x, *self.x.shape[1:], 1 if order is None else order)
 
-    def reduced(
-        self,
-        x,  # (C, size, size), C channels of the model
-    ):  # the same, or as many channels as the target has
-        "The answer's channels: the target's, where they were repeated to the model's."
-        return fold_channels(x, self.d.channels[1]) if len(x) == self.channels else x
-
     def restore(
         self,
         got,  # mean and std (1, C, size, size), mix (1, T, size, size), all scaled
         units,  # TargetUnits
     ) -> dict:  # name -> array (H, W) or (H, W, C); mix (T, H, W); place of a GeoTIFF
         "The answers at the pixels of the picture, and where these lie on earth."
-        out = dict(mean=pixels_of(units.carry(self.reduced(got['mean'][0]), self.back)))
+        units, target = self.settle(units), self.d.channels[1]
+        fold = lambda x: fold_channels(x, target) if len(x) == self.channels else x
+        out = dict(mean=pixels_of(units.carry(fold(got['mean'][0]), self.back)))
         if 'std' in got:
-            out['std'] = pixels_of(units.spread(self.back(self.reduced(got['std'][0]))))
+            out['std'] = pixels_of(units.spread(self.back(fold(got['std'][0]))))
         if 'mix' in got:
             each = [self.back(x[None])[0].clip(0, 1) for x in got['mix'][0]]
             out['mix'] = np.stack(each).astype(np.float32)
-        return with_holes(out, self, units)
+        return with_holes(out, self)
 
 # %% ../../nbs/data/31_frames.ipynb #d0541c3f
 MODES = ('1', 'L', 'RGB', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F')  # grey or RGB, in PIL
