@@ -17,7 +17,8 @@ from xmodal.mixing import SpatialMix
 from xmodal.nets.build import build, sizes_for
 from xmodal.sample import Estimator, Plain, sample, uniform, zero
 from xmodal.tiles import PLANES, SlicewiseBridge, Tiled, Views
-from xmodal.tiles import planes_for, window_shares, window_starts
+from xmodal.data.volumes import planes_for
+from xmodal.tiles import window_shares, window_starts
 
 
 with_monai = pytest.mark.skipif(

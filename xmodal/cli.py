@@ -117,6 +117,11 @@ class Machine:
         0.25,
         'of the tiles in which a model of crops answers larger images, as a share of their side',
     )
+    planes: str | None = option(
+        None,
+        'of a model of all planes: those in which volumes are looked at, e.g. axial,coronal '
+        '(default: all that make sense)',
+    )
     batch: int = option(8, 'slices at a time; less takes less memory')
     precision: str = option(
         'no',
@@ -419,8 +424,8 @@ def translate(
         compile=a.compile,
     )
     tr.context(target=target)  # an impossible wish is refused before the first file
-    same = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'samples', 'noise')
-    how = {k: getattr(a, k) for k in (*same, 'force')}
+    same = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'planes', 'samples')
+    how = {k: getattr(a, k) for k in (*same, 'noise', 'force')}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
     how |= dict(more=words_of(a.more) or None)
     bad = translate_paths(tr, a.input, a.output, **how)

@@ -512,6 +512,7 @@ class TranslateOptions:
     tau: str = None  # noise rule; None: the model's own
     batch: int = 8  # slices at a time
     overlap: float = 0.25  # of the tiles of a model of crops, share of their side
+    planes: str = None  # of a model of all planes: those to look in, as 'axial,coronal'; None: all
     more: list = None  # further sources of one file; None: looked for beside it
     samples: int = 1  # draws; their mean is the translation
     noise: str = 'shared'  # or 'independent': among the slices of a volume
@@ -544,6 +545,8 @@ def settings_of(
     )
     if tile_side(tr.data):
         settings['overlap'] = chosen.overlap
+    if tr.data.plane == 'all':
+        settings['planes'] = chosen.planes or 'all'
     return json.loads(json.dumps(settings))
 
 # %% ../nbs/use/86_folders.ipynb #c4cc4546

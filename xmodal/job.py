@@ -101,7 +101,7 @@ class FromData(FromFiles):
     test_subjects: str = option('', 'names separated by commas; empty: split by seed')
     plane: str = option(
         'auto',
-        'volumes: axial, coronal or sagittal slices; auto: as they were taken, else axial',
+        'volumes: axial, coronal or sagittal slices, or all; auto: as they were taken, else axial',
     )
     limit: int = option(0, 'use at most this many subjects; 0: all')
     made_subjects: int = option(12, "phantom and root 'made': number of simulated subjects")

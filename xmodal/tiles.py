@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLANES', 'window_starts', 'window_shares', 'part_of', 'pack', 'batches', 'gather', 'whole_coefs', 'InParts', 'Tiled',
-           'in_tiles', 'check_planes', 'planes_for', 'SlicewiseBridge', 'Views']
+           'in_tiles', 'check_planes', 'SlicewiseBridge', 'Around', 'Views']
 
 # %% ../nbs/networks/45_tiles.ipynb #b7a84a7e
 import math
@@ -65,11 +65,13 @@ def part_of(
 
 # %% ../nbs/networks/45_tiles.ipynb #8a826e2e
 def pack(
-    v,  # as for `part_of`
+    v,  # as for `part_of`, or `Around`
     jobs: list,  # of (number of the image, index, share)
     sides: tuple,  # lengths of the spatial axes
 ):  # (len(jobs), ...), or the number itself
     "What belongs to each of these parts, stacked."
+    if hasattr(v, 'part'):
+        return torch.stack([v.part(i, k) for i, k, _ in jobs])
     return v if v.ndim == 0 else torch.stack([part_of(v, i, k, sides) for i, k, _ in jobs])
 
 
@@ -80,7 +82,8 @@ def batches(
     sides: tuple,  # lengths of the spatial axes
 ):  # yields lists of (number of the image, index, share)
     "All parts of all images, as many together as may be and are of one size."
-    size = lambda job: [len(range(n)[k]) for k, n in zip(job[1], sides) if isinstance(k, slice)]
+    along = lambda k, n: len(range(n)[k]) if isinstance(k, slice) else 0
+    size = lambda job: [along(k, n) for k, n in zip(job[1], sides)]
     jobs = ((i, index, share) for index, share in parts for i in range(images))
     for _, alike in groupby(jobs, size):
         while some := list(islice(alike, batch)):
@@ -151,6 +154,14 @@ class InParts(Wrap):
         "Is the whole picture the only part? Then the denoiser inside is asked as it is."
         return False
 
+    def surround(
+        self,
+        y,  # source (B, C, *spatial)
+        side=None,  # further images (B, E, *spatial), or None
+    ):  # what `pack` cuts, or None
+        "What the network sees beside the source: the further images."
+        return side
+
     def forward(
         self,
         x,  # state (B, C, *spatial)
@@ -164,7 +175,8 @@ class InParts(Wrap):
         if self.covers(sides):
             return self.den(x, t, y, ctx, **more)
         coefs, z = whole_coefs(self, t, y, more.pop('coefs', None)), more.pop('z', None)
-        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=coefs, z=z, side=more.pop('side', None))
+        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=coefs, z=z)
+        told['side'] = self.surround(y, more.pop('side', None))
         return gather(partial(self.den, **more), self.parts(sides), self.batch, told)
 
     def eps_hat(
@@ -180,7 +192,8 @@ class InParts(Wrap):
         sides = tuple(x.shape[2:])
         if self.covers(sides):
             return super().eps_hat(x, t, y, ctx, coefs, side)
-        told = dict(x=x, t=t, y=y, ctx=ctx, side=side, coefs=whole_coefs(self, t, y, coefs))
+        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=whole_coefs(self, t, y, coefs))
+        told['side'] = self.surround(y, side)
         return gather(self.den.eps_hat, self.parts(sides), self.batch, told)
 
 # %% ../nbs/networks/45_tiles.ipynb #0ffc938d
@@ -272,19 +285,6 @@ def check_planes(
         raise InputError(f'planes must be some of {", ".join(PLANES)}, each once, got {planes}')
     return planes
 
-# %% ../nbs/networks/45_tiles.ipynb #45f2a282
-def planes_for(
-    zooms,  # sizes of a voxel along (slice, row, column), mm
-    most: float = 1.5,  # largest ratio of the two sides of a pixel
-) -> tuple:  # (names of planes, words about those left out; empty: none was)
-    "The planes of a volume whose pixels are nearly square."
-    across = {p: [z for axis, z in enumerate(zooms) if axis != a] for p, a in PLANES.items()}
-    ratio = {p: max(sides) / min(sides) for p, sides in across.items()}
-    good = [p for p in PLANES if ratio[p] <= most] or [min(ratio, key=ratio.get)]
-    out = [f'{p} ({across[p][0]:.3g} x {across[p][1]:.3g} mm)' for p in PLANES if p not in good]
-    words = f'left out, since their pixels are far from square: {", ".join(out)}' if out else ''
-    return tuple(good), words
-
 # %% ../nbs/networks/45_tiles.ipynb #bf8fca8a
 class SlicewiseBridge(Bridge):
     "A bridge of pictures, for volumes: the field of every axial slice."
@@ -323,6 +323,37 @@ class SlicewiseBridge(Bridge):
         each = zip(*[self.inside.coefs(t, v) for v in slices])
         return tuple(v[0] if v[0].ndim == 0 else torch.stack(v, 2) for v in each)
 
+# %% ../nbs/networks/45_tiles.ipynb #c74766eb
+class Around:
+    "What stands beside each slice of a volume: its neighbours in that plane, and further sources."
+
+    def __init__(
+        self,
+        y,  # source (B, C, S, H, W)
+        further=None,  # further sources (B, E, S, H, W), or None
+        context: int = 0,  # neighbouring slices on either side
+        stride: int = 1,  # slices from one neighbour to the next
+    ):
+        "Keep the sources."
+        self.sources = (
+            y if further is None else torch.cat([y.expand(len(further), *y.shape[1:]), further], 1)
+        )
+        self.channels, self.context, self.stride = y.shape[1], context, stride
+
+    def part(
+        self,
+        i: int,  # number of the volume
+        index: tuple,  # as of `part_of`, with one number: the slice
+    ):  # (E', H, W)
+        "The neighbours of a slice from the lowest to the highest; at the ends the last is repeated."
+        axis = [isinstance(k, slice) for k in index].index(False)
+        every = self.sources[i if len(self.sources) > 1 else 0].movedim(1 + axis, 0)
+        found = []
+        for offset in range(self.context, -self.context - 1, -1):
+            near = every[min(max(index[axis] + self.stride * offset, 0), len(every) - 1)]
+            found.append(near if offset else near[self.channels :])
+        return torch.cat(found)
+
 # %% ../nbs/networks/45_tiles.ipynb #2f825acd
 class Views(InParts):
     "A denoiser of slices for a volume, asked along several axes; the estimates are averaged."
@@ -333,6 +364,8 @@ class Views(InParts):
         planes=tuple(PLANES),  # from which sides to look: names, each once
         batch: int = 8,  # slices that go through the network at once
         weights=None,  # one positive number per plane; None: all alike
+        context: int = 0,  # neighbouring slices on either side that the network is shown
+        stride: int = 1,  # slices from one neighbour to the next
     ):
         "Say from where to look; raises InputError for unknown planes."
         super().__init__(den, batch)
@@ -342,6 +375,15 @@ class Views(InParts):
             raise ValueError(f'weights must be one positive number per plane, got {weights}')
         self.weights = [w / sum(weights) for w in weights]
         self.slicewise = SlicewiseBridge(self.den.bridge)
+        self.context, self.stride = context, stride
+
+    def surround(
+        self,
+        y,  # source (B, C, S, H, W)
+        side=None,  # further sources (B, E, S, H, W), or None
+    ):  # Around, or what was given
+        "What the network sees beside every slice."
+        return Around(y, side, self.context, self.stride) if self.context else side
 
     @property
     def bridge(self):

@@ -31,7 +31,7 @@ from .options import shown_briefly
 from .show import show_grid
 from .data.cache import BLOCK, is_image
 from .data.frames import slice_distance
-from .data.volumes import open_volume
+from .data.volumes import open_volume, planes_of
 from .data.windows import Window
 from xmodal.engine import (
     Parts,
@@ -857,7 +857,8 @@ def about_beside(
     found = dict(further=further, may_lack=p.drop_sources > 0) if further else {}
     plane = d.data.index['params'].get('plane', 'axial')
     if p.context:
-        apart = [slice_distance(open_volume(r['target']), plane) for r in used]
+        images = [open_volume(r['target']) for r in used]
+        apart = [slice_distance(img, one) for img in images for one in planes_of(img, plane)]
         found |= dict(context=p.context, step=float(f'{np.median(apart):.6g}'))
     return found
 

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_answer', 'draws', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares',
-           'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
-           'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
-           'concerns_of_source', 'companion', 'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back',
-           'target_units']
+           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'slices_asked',
+           'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values',
+           'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
+           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion',
+           'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,10 @@ from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_
 from .data.frames import tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
-from .denoise import beside
+from .denoise import Wrap, beside
 from .denoise import fast as faster
-from .tiles import in_tiles
-from .methods import draw, draw_options, get_method, make_grid
+from .tiles import PLANES, SlicewiseBridge, Views, in_tiles
+from .methods import calls, draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
 from .sample import check_grid, rules
 from xmodal.training.model_folder import (
@@ -72,6 +72,9 @@ class SampleOptions:
     mix: bool = False  # also the share of the source along the path
     progress: bool = False  # show a bar
     overlap: float = 0.25  # of the tiles of a model of patches, share of their side, 0 to below 1
+    # planes that a volume is looked at in, for a model of all planes, as 'axial,coronal'; None: all
+    # that make sense
+    planes: str = None  # inside `draws` the tuple of them
     # of the method's sampler; what is not named here is as stored with the model
     options: dict = field(default_factory=dict)
 
@@ -180,11 +183,14 @@ class Translator(OpenedModel):
         # Default: looked for beside a file, by their names
         more: list = None,
         overlap: float = 0.25,  # of the tiles of a model of patches, share of their side, 0 to 1
+        # of a model of all planes: those in which a volume is looked at, as 'axial,coronal';
+        # default: all that make sense
+        planes: str = None,
     ):  # the source's kind: nibabel image (volume), array (image), tensor (tensor)
         "One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target."
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, mix=mix)
         how |= dict(target=target, known=known, samples=samples, noise=noise, force=force)
-        how |= dict(more=more, overlap=overlap)
+        how |= dict(more=more, overlap=overlap, planes=planes)
         return self.maps(source, **how)['mean']
 
     def maps(
@@ -204,6 +210,7 @@ class Translator(OpenedModel):
         force: bool = False,  # translate what does not fit the model all the same, with a warning
         more: list = None,  # further sources, for a model of several; default: looked for
         overlap: float = 0.25,  # of the tiles of a model of patches, share of their side
+        planes: str = None,  # of a model of all planes: those to look in; default: all
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """Translate one volume or image, with what is known about its reliability.
 
@@ -212,7 +219,7 @@ class Translator(OpenedModel):
         if noise not in ('shared', 'independent'):
             raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
-        how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap)
+        how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
         return there_and_back(self, source, known, target, noise, force, how, more)
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
@@ -277,14 +284,14 @@ def check_answer(
 
 def draws(
     tr,  # OpenedModel or Translator
-    y,  # (N, C, H, W) scaled source images
+    y,  # (N, C, H, W) scaled source images; a volume seen from all sides (1, C, S, H, W)
     how: SampleOptions = SampleOptions(),  # see there
     names=None,  # what identifies each image; its seed hangs on it. Default: its number
     # (3, dim) or (N, 3, dim) from `context`, for a model that listens to prompts; default: its
     # usual target
     ctx=None,
     label=None,  # for targets of labels: rounds scaled values to labels, see `TargetUnits.nearest`
-    side=None,  # (N, E, H, W), images beside the sources, for a model that sees them
+    side=None,  # (N, E, H, W), images beside the sources, for a model that sees them; as y
 ) -> dict:  # mean (N, C, H, W); std, the same, if samples > 1; mix (N, T, H, W) if asked for
     """Translate scaled images, in batches; several samples are summed up as they come, so memory is
     that of one batch.
@@ -300,7 +307,8 @@ def draws(
     y, out = np.asarray(y, dtype=np.float32), []
     names = range(len(y)) if names is None else names
     unseen = dict(disable=not how.progress, leave=False)
-    with tqdm(total=len(y) * how.samples, desc='translating', unit='slice', **unseen) as bar:
+    total = len(y) * how.samples * slices_asked(tr, y, use, how)
+    with tqdm(total=total, desc='translating', unit='slice', **unseen) as bar:
         for i in range(0, len(y), how.batch):
             part = slice(i, i + how.batch)
             yb = torch.from_numpy(y[part]).to(tr.device)
@@ -316,6 +324,67 @@ def draws(
     check_answer(out['mean'])
     return out
 
+# %% ../nbs/use/85_translate.ipynb #97f9ec84
+def planes_to_see(
+    frame,  # Frame of the source
+    named: str = None,  # planes, separated by commas; None: all that make sense
+) -> tuple:  # names of planes; () where slices are answered one by one
+    "From which sides a source is looked at; raises InputError for planes that it cannot be."
+    can = frame.views if getattr(frame, 'from_sides', False) else ()
+    wanted = tuple(v.strip() for v in named.split(',')) if named else can
+    if not set(wanted) <= set(can):
+        seen = f'it can be looked at in {", ".join(can)}' if can else 'its slices have one plane'
+        raise InputError(
+            f'{frame.name}: planes {named!r} need a model of all planes (train it with plane all) '
+            f'and a volume that is not flat; {seen}'
+        )
+    return wanted
+
+
+def from_sides(
+    den,  # Estimator of slices
+    d: DataSpec,  # of the model: context, step, spacing
+    how: SampleOptions,  # planes and batch
+):  # Views
+    "A denoiser of volumes that looks at their slices from these sides."
+    stride = max(1, round(d.step / d.spacing)) if d.step else 1
+    return Views(den, how.planes or tuple(PLANES), how.batch, None, d.context or 0, stride)
+
+# %% ../nbs/use/85_translate.ipynb #5171b81c
+class Ticking(Wrap):
+    "A denoiser that moves a progress bar on by every image it answers."
+
+    def __init__(
+        self,
+        den,  # Estimator
+        bar,  # progress bar
+    ):
+        "Keep the bar."
+        super().__init__(den)
+        self.bar = bar
+
+    def finish(
+        self,
+        x0_hat,  # (B, C, H, W), estimate of the denoiser inside
+    ):  # the same
+        "Count the images."
+        self.bar.update(len(x0_hat))
+        return x0_hat
+
+
+def slices_asked(
+    tr,  # OpenedModel
+    y,  # (N, C, H, W), or a volume (1, C, S, H, W)
+    use: dict,  # from `sampling`
+    how: SampleOptions,  # planes
+) -> int:
+    "What the bar counts for one sample of one image: the image; of a volume, all its slices."
+    if y.ndim == 4:
+        return 1
+    steps = len(path_times(tr, use)) - 1
+    views = from_sides(tr.den, tr.data, how)
+    return views.count(y.shape[2:]) * calls(tr.model.method, steps, **tr.data.options)
+
 # %% ../nbs/use/85_translate.ipynb #560ca1fc
 def samples_of(
     tr,  # OpenedModel
@@ -328,12 +397,13 @@ def samples_of(
     beside_y=None,  # (B, E, H, W) tensor of images beside the sources, on the same device
 ):  # yields (B, C, H, W) float32, one sample after the other
     "The samples of a batch."
-    den = beside(in_tiles(tr.den, tile_side(tr.data), how.overlap, how.batch), beside_y)
+    den = in_tiles(tr.den, tile_side(tr.data), how.overlap, how.batch)
+    den = beside(from_sides(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den, beside_y)
     for k in range(how.samples):
         keys = [('slice', n) if k == 0 else ('sample', k, n) for n in names]
         seeds = [item_seed(how.seed, *v) for v in keys]
         yield draw(tr.model.method, den, y, ctx=ctx, seeds=seeds, **use).float()
-        bar.update(len(y))
+        bar.update(len(y) if y.ndim == 4 else 0)
 
 
 def summed(
@@ -379,9 +449,9 @@ def path_times(
 @torch.no_grad()
 def shares(
     tr,  # OpenedModel
-    y,  # (B, C, H, W) tensor of scaled source images
+    y,  # (B, C, H, W) tensor of scaled source images, or a volume (1, C, S, H, W)
     use: dict,  # from `sampling`
-) -> np.ndarray:  # (B, T, H, W) float32
+) -> np.ndarray:  # (B, T, H, W) or (1, T, S, H, W) float32
     """The source's share of the mean path, b/(a + b), at every time of the sampler: for CDTSDE the
     mixing field, averaged over channels.
     """
@@ -391,9 +461,10 @@ def shares(
             ' it out'
         )
     out = []
+    bridge = SlicewiseBridge(tr.den.bridge) if y.ndim == 5 else tr.den.bridge
     for t in path_times(tr, use):
-        a, b, _ = tr.den.bridge.coefs(torch.tensor(t, dtype=torch.float64, device=y.device), y)
-        share = (b / (a + b).clamp(min=1e-12)).expand(len(y), y.shape[1], *y.shape[-2:])
+        a, b, _ = bridge.coefs(torch.tensor(t, dtype=torch.float64, device=y.device), y)
+        share = (b / (a + b).clamp(min=1e-12)).expand(len(y), *y.shape[1:])
         out.append(share.mean(1).float().cpu().numpy())
     return np.stack(out, 1)
 
@@ -695,7 +766,7 @@ def there_and_back(
     ctx, units = tr.context(known, target), target_units(d, known, target)
     frame = frame_of(source, d, tr.model.channels)
     y = checked_cut(frame, known, where, force)
-    units = frame.settle(units)
+    units, how = frame.settle(units), replace(how, planes=planes_to_see(frame, how.planes))
     label = units.label if frame.in_units else None
     side, names = frame.side(found), frame.names(noise)
     frame.forget()

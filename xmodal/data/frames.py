@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header', 'concerns_of_size',
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
-           'field_overlap', 'slice_distance', 'stride_of', 'concerns_of_slices', 'images_beside', 'beside_slices',
-           'CutVolume', 'volumes_beside', 'pictures_beside', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network',
-           'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for', 'has_meaning',
-           'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of', 'check_picture',
-           'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame',
-           'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
+           'field_overlap', 'slice_distance', 'stride_of', 'distance_for', 'concerns_of_slices', 'concerns_of_views',
+           'images_beside', 'beside_slices', 'CutVolume', 'volumes_beside', 'pictures_beside', 'VolumeFrame',
+           'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed',
+           'can_hold', 'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes',
+           'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array',
+           'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 import warnings
@@ -32,7 +32,14 @@ from xmodal.data.images import (
 )
 from .images import load_image, match_channels, place_on_earth, square_box, to_patches
 from .images import to_square
-from .volumes import AXES, from_plane, header_concerns, load_volume, open_volume
+from xmodal.data.volumes import (
+    AXES,
+    from_plane,
+    header_concerns,
+    load_volume,
+    open_volume,
+    planes_of,
+)
 from .volumes import resample, to_plane
 from .windows import Window, spline_order, window_of
 
@@ -98,7 +105,8 @@ def concerns_of_size(
     img,  # nibabel image in canonical orientation (RAS)
 ) -> list:  # (refuse?, text)
     "Voxels or a body of another size than the model's planes."
-    within = sorted(AXES[d.plane][1:])  # the axes of the plane: right and front, if it is axial
+    # the axes of the plane: right and front, if it is axial
+    within = sorted(AXES[d.plane][d.plane != 'all' :])
     out, plane = [], np.sqrt((img.affine[:3, within] ** 2).sum(0))
     reach = d.spacing * d.size
     far = [v for v in plane if not 0.4 <= v / d.spacing <= 2.5]
@@ -116,7 +124,7 @@ def concerns_of_size(
             break
     if not far and np.abs(plane / d.spacing - 1).max() > 1e-3:
         words = (
-            f'planes of {plane[0]:.3g} x {plane[1]:.3g} mm are resampled to '
+            f'planes of {" x ".join(f"{v:.3g}" for v in plane)} mm are resampled to '
             f'{d.spacing:.3g} mm for the model, and back'
         )
         out.append((None, words))
@@ -289,7 +297,15 @@ def stride_of(
     img,  # canonical nibabel image
 ) -> int:  # slices
     "From one neighbour that is shown to the next, so that their distance is the training's."
-    return max(1, round(d.step / slice_distance(img, d.plane))) if d.step else 1
+    return max(1, round(d.step / distance_for(d, img))) if d.step else 1
+
+
+def distance_for(
+    d,  # DataSpec of the model: plane, spacing
+    img,  # canonical nibabel image
+) -> float:  # mm
+    "How far apart the slices are that the network is shown: from all sides, one voxel of its grid."
+    return d.spacing if d.plane == 'all' else slice_distance(img, d.plane)
 
 
 def concerns_of_slices(
@@ -299,7 +315,7 @@ def concerns_of_slices(
     "Slices farther apart than those that the model has seen beside each other."
     if not (d.context and d.step):
         return []
-    apart, stride = slice_distance(img, d.plane), stride_of(d, img)
+    apart, stride = distance_for(d, img), stride_of(d, img)
     if apart > 1.5 * d.step:
         words = (
             f'its slices are {apart:.3g} mm apart, and the model has seen neighbours at '
@@ -313,6 +329,19 @@ def concerns_of_slices(
         )
         return [(None, words)]
     return []
+
+
+def concerns_of_views(
+    views,  # planes that make sense, of a model of all planes; else none
+) -> list:  # (refuse?, text)
+    "A volume that a model of all planes cannot look at from all sides."
+    if len(views) in (0, 3):
+        return []
+    words = (
+        f'is looked at in {" and ".join(views)} slices alone: in other planes its pixels are far '
+        'from square, or it is a narrow strip'
+    )
+    return [(None, words)]
 
 
 def images_beside(
@@ -356,8 +385,10 @@ class CutVolume(Frame):
                 f'{self.name}: this model was trained on {d.kind}s of data set '
                 f'{d.dataset}, not on volumes; give it PNG or TIFF images'
             )
-        self.d, self.channels = d, channels
         self.source, self.img = source, load_volume(source)
+        self.views = planes_of(self.img) if d.plane == 'all' else ()
+        self.d = replace(d, plane=self.views[0]) if len(self.views) == 1 else d
+        self.from_sides, self.channels = len(self.views) > 1, channels
 
     @cached_property
     def like(self):
@@ -398,7 +429,7 @@ def volumes_beside(
     context = frame.d.context or 0
     if not (more or context):
         return None
-    planes = [frame.grey]
+    planes, sides = [frame.grey], frame.from_sides
     for source in more:
         if source is None:
             planes.append(np.full_like(frame.grey, ABSENT))
@@ -407,6 +438,8 @@ def volumes_beside(
         if field_overlap(other.img, frame.img) < 0.5:
             raise InputError(f'{other.name}: hardly covers {frame.name}; is it the same head?')
         planes.append(other.planes_on(frame, np.eye(4)))
+    if sides:  # neighbours depend on where one looks from, see `Around`
+        return np.stack(planes[1:])[None] if more else None
     return beside_slices(np.stack(planes, 1), context, stride_of(frame.d, frame.img))
 
 
@@ -441,18 +474,21 @@ class VolumeFrame(CutVolume):
             *concerns_of_header(self.like, self.d.plane),
             *concerns_of_size(self.d, self.img),
             *concerns_of_slices(self.d, self.img),
+            *concerns_of_views(self.views),
         ]
 
-    def cut(self) -> np.ndarray:  # (S, C, H, W), scaled; H and W at least the model's size
+    # (S, C, H, W), scaled; H and W at least the model's size; (1, C, S, H, W) from all sides
+    def cut(self) -> np.ndarray:
         "All slices at the model's pixel size in mm, with one window for the whole volume."
         check_one_window(self.name, self.d.source_window)
-        planes = self.planes()[:, None]
+        planes = self.planes()
+        planes = planes[None, None] if self.from_sides else planes[:, None]
         return planes if self.channels == 1 else np.repeat(planes, self.channels, 1)
 
     def side(
         self,
         more=(),  # further volumes: paths or nibabel images; None for one that is not there
-    ):  # (S, E, H, W), scaled, or None
+    ):  # (S, E, H, W), scaled; from all sides (1, further, S, H, W); or None
         "Neighbouring slices and further sources, on the planes that were cut."
         return volumes_beside(self, more)
 
@@ -460,7 +496,9 @@ class VolumeFrame(CutVolume):
         self,
         noise,  # 'shared' or 'independent'
     ):  # one per slice
-        "Shared noise: every slice has the name 0. Independent: each its number."
+        "Shared noise: every slice has the name 0. Independent: each its number. A volume has one."
+        if self.from_sides:
+            return [0]
         return [0] * len(self.grey) if noise == 'shared' else None
 
     def forget(self):
@@ -478,10 +516,13 @@ class VolumeFrame(CutVolume):
 
     def restore(
         self,
-        got,  # mean and std (S, C, H, W), mix (S, T, H, W), all scaled
+        # mean and std (S, C, H, W), mix (S, T, H, W), all scaled; from all sides (1, C, S, H, W)
+        got,
         units,  # TargetUnits
     ) -> dict:  # name -> NIfTI image on the grid of the file; mix has T at the end
         "The mean of the channels at the voxels of the file, with the file's place in space."
+        if self.from_sides:
+            got = {k: v[0].swapaxes(0, 1) for k, v in got.items()}
         shape = self.like.shape
         # of one channel the mean is itself, and a large volume is not copied
         mono = lambda v: v[:, 0] if v.shape[1] == 1 else v.mean(1)

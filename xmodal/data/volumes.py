@@ -6,8 +6,8 @@
 __all__ = ['UNITS', 'PLANES', 'AXES', 'raw_header', 'check_extensions', 'check_nifti', 'check_gzip', 'check_to_the_end',
            'check_file_end', 'promised_by_mgh', 'open_volume', 'load_volume', 'volume_shape', 'read_voxels',
            'check_affine', 'header_concerns', 'unit_concern', 'size_concern', 'form_concern', 'canonical_zooms',
-           'plane_concern', 'plane_of', 'common_plane', 'resample', 'check_plane_size', 'plane_grid', 'to_plane',
-           'from_plane']
+           'plane_concern', 'plane_of', 'common_plane', 'planes_for', 'planes_of', 'resample', 'check_plane_size',
+           'plane_grid', 'to_plane', 'from_plane']
 
 # %% ../../nbs/data/28_volumes.ipynb #bac824a0
 import math
@@ -350,7 +350,7 @@ def plane_concern(
 ):  # (cannot be right?, words), or None
     "A stack of slices taken in another plane than they are cut in, so that its pixels are coarse."
     zooms = canonical_zooms(img)
-    if zooms is None:
+    if zooms is None or plane == 'all':
         return None
     first, second = (k for k in range(3) if PLANES[k] != plane)
     x, y = zooms[first], zooms[second]
@@ -380,6 +380,40 @@ def common_plane(
     "The plane that most volumes were taken in; axial where as many were."
     planes = list(planes)
     return max(('axial', 'coronal', 'sagittal'), key=planes.count)
+
+# %% ../../nbs/data/28_volumes.ipynb #87b655c4
+def planes_for(
+    zooms,  # sizes of a voxel along the axes up, to the front and to the right, mm
+    most: float = 1.5,  # largest ratio of the two sides of a pixel
+) -> tuple:  # (names of planes, words about those left out; empty: none was)
+    "The planes of a volume whose pixels are nearly square."
+    through = dict(zip(reversed(PLANES), range(3)))
+    across = {p: [z for axis, z in enumerate(zooms) if axis != k] for p, k in through.items()}
+    ratio = {p: max(sides) / min(sides) for p, sides in across.items()}
+    good = [p for p in across if ratio[p] <= most] or [min(ratio, key=ratio.get)]
+    out = [f'{p} ({v[0]:.3g} x {v[1]:.3g} mm)' for p, v in across.items() if p not in good]
+    words = f'left out, since their pixels are far from square: {", ".join(out)}' if out else ''
+    return tuple(good), words
+
+
+def planes_of(
+    img,  # nibabel image (its affine counts)
+    plane: str = 'all',  # a plane, or all
+) -> tuple:  # names of planes
+    """The planes in which slices of a volume are cut: the one named, or all that make sense. A stack
+    of few slices is looked at in its own plane: the others are narrow strips of it.
+    """
+    import nibabel as nib
+
+    if plane != 'all':
+        return (plane,)
+    zooms = canonical_zooms(img)
+    if zooms is None:
+        return ('axial',)
+    axes = nib.io_orientation(img.affine)[:, 0].astype(int)
+    long = zooms * np.array(img.shape)[np.argsort(axes)]  # to the right, to the front and up, mm
+    thin = long.min() < long.max() / 4
+    return (PLANES[int(long.argmin())],) if thin else planes_for(zooms[::-1])[0]
 
 # %% ../../nbs/data/28_volumes.ipynb #892fffc6
 def resample(
@@ -419,7 +453,7 @@ def resample(
 
 # %% ../../nbs/data/28_volumes.ipynb #118118d2
 # axes through the slices, along rows (downwards) and along columns: right 0, front 1, up 2
-AXES = dict(axial=(2, 1, 0), coronal=(1, 2, 0), sagittal=(0, 2, 1))
+AXES = dict(axial=(2, 1, 0), coronal=(1, 2, 0), sagittal=(0, 2, 1), all=(2, 1, 0))
 
 
 def check_plane_size(
@@ -446,27 +480,34 @@ def plane_grid(
     size: int,  # rows and columns, at least
     plane: str = 'axial',  # in which slices are cut: a key of AXES
 ):  # affine and shape (S, H, W) of the grid
-    "The grid of square pixels: (slice, row, column), axial: (up, backwards, to the left)."
+    """The grid of square pixels: (slice, row, column), axial: (up, backwards, to the left); all:
+    voxels of `spacing` in every direction, (down, backwards, to the left).
+    """
     A, shape = np.asarray(img.affine, dtype=float), np.array(img.shape)
     zooms = np.sqrt((A[:3, :3] ** 2).sum(0))
     through, down, along = AXES[plane]
-    wanted = np.full(3, float(spacing))
-    wanted[through] = zooms[through]
+    wanted, within = np.full(3, float(spacing)), [along, down]
+    if plane == 'all':
+        within.append(through)
+    else:
+        wanted[through] = zooms[through]
     steps = wanted / zooms  # one pixel, in voxels of the image
     steps = np.where(np.abs(steps - 1) < 1e-4, 1.0, steps)
-    check_plane_size(steps, zooms, shape, [along, down], size)
-    n = np.ones(3)  # pixels along the axes of the image
-    for i in (along, down):
+    check_plane_size(steps, zooms, shape, within, size)
+    n = shape.astype(float)  # pixels along the axes of the image
+    for i in within:
         whole = 8 * int(np.ceil(shape[i] / steps[i] / 8 - 1e-6))
         n[i] = max(size, whole) if shape[i] / steps[i] > size + 1e-6 else size
     # index of the first corner: right, front, bottom
     last = (shape - 1) / 2 + (n - 1) / 2 * steps
     last = np.where(steps == 1, np.floor(last), last)  # equal pixels: stay on the voxels
-    last[through] = 0
+    turned = -steps  # from one pixel to the next, in voxels of the image
+    if plane != 'all':
+        last[through], turned[through] = 0, 1
     m = np.zeros((4, 4))
-    m[through, 0], m[down, 1], m[along, 2], m[3, 3] = 1, -steps[down], -steps[along], 1
+    m[[through, down, along], [0, 1, 2]], m[3, 3] = turned[[through, down, along]], 1
     m[:3, 3] = last
-    return A @ m, (int(shape[through]), int(n[down]), int(n[along]))
+    return A @ m, (int(n[through]), int(n[down]), int(n[along]))
 
 # %% ../../nbs/data/28_volumes.ipynb #21e27a13
 def to_plane(

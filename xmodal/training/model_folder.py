@@ -399,8 +399,8 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     target_reach=('two finite numbers, the lower first', is_range),
     fit=("'shrink' or 'patch'", lambda v: is_text(v) and v in ('shrink', 'patch')),
     plane=(
-        "'axial', 'coronal' or 'sagittal'",
-        lambda v: is_text(v) and v in ('axial', 'coronal', 'sagittal'),
+        "'axial', 'coronal', 'sagittal' or 'all'",
+        lambda v: is_text(v) and v in ('axial', 'coronal', 'sagittal', 'all'),
     ),
     steps=('a whole number from 1 to 100000', lambda v: is_count(v, 10**5)),
     tau=(f'one of {", ".join(rules)}', lambda v: is_text(v) and v in rules),
