@@ -29,9 +29,8 @@ from .explain import explained
 from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
-from .data.cache import BLOCK, is_image
-from .data.frames import slice_distance
-from .data.volumes import open_volume, planes_of
+from .data.cache import BLOCK, distances_of, is_image
+from .data.volumes import open_volume
 from .data.windows import Window
 from xmodal.engine import (
     Parts,
@@ -857,9 +856,8 @@ def about_beside(
     found = dict(further=further, may_lack=p.drop_sources > 0) if further else {}
     plane = d.data.index['params'].get('plane', 'axial')
     if p.context:
-        images = [open_volume(r['target']) for r in used]
-        apart = [slice_distance(img, one) for img in images for one in planes_of(img, plane)]
-        found |= dict(context=p.context, step=float(f'{np.median(apart):.6g}'))
+        apart = distances_of(d.records, plane)
+        found |= dict(context=p.context, step=float(f'{max(apart.values()):.6g}'))
     return found
 
 

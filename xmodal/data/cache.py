@@ -6,9 +6,9 @@
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'cache_key', 'in_plane', 'default_spacing', 'target_plane', 'native_grid',
            'digest_of_file', 'digest_of_index', 'shapes_of', 'cache_is_whole', 'read_index', 'without_holes',
            'neighbours', 'groups_beside', 'item_beside', 'Slices', 'is_image', 'check_numbers', 'check_image_options',
-           'check_one_kind', 'padding_lines', 'reading_lines', 'channel_lines', 'window_rules', 'later_params',
-           'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'record_entry', 'slice_entries',
-           'check_slice_shape', 'check_content']
+           'check_one_kind', 'padding_lines', 'reading_lines', 'channel_lines', 'window_rules', 'distances_of',
+           'strides_of', 'later_params', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices',
+           'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from ..core import InputError, first_line, project_root
 from .formats import parts_of_volume
-from .frames import images_beside
+from .frames import images_beside, slice_distance
 from .images import IMAGE_ENDINGS, shape_of_image
 from .records import prepare_image, prepare_volume
 from .volumes import AXES, common_plane, open_volume, plane_of, planes_of
@@ -206,6 +206,7 @@ def without_holes(
 def neighbours(
     slices: list,  # of dicts with record and slice, as in the index of a cache
     k: int,  # how far to look
+    strides: dict = {},  # record -> slices from one neighbour to the next; not named: 1
 ) -> np.ndarray:  # (n, 2k + 1), numbers of slices; the last one is repeated at the ends
     "The numbers of the slices around every slice of a cache, from -k to k."
     at = {(s['record'], s['slice']): i for i, s in enumerate(slices)}
@@ -215,7 +216,8 @@ def neighbours(
         for sign in (-1, 1):
             for d in range(1, k + 1):
                 near = found[i, k + sign * (d - 1)]
-                found[i, k + sign * d] = at.get((s['record'], s['slice'] + sign * d), near)
+                there = s['slice'] + sign * d * strides.get(s['record'], 1)
+                found[i, k + sign * d] = at.get((s['record'], there), near)
     return found
 
 
@@ -256,6 +258,7 @@ class Slices(Dataset):
         folder,  # cache folder written by `prepare`
         items=None,  # numbers in the cache of the slices in this view; default all
         context: int = 0,  # so many neighbouring slices on either side are shown beside y
+        strides: dict = {},  # record -> slices from one neighbour to the next; not named: 1
     ):
         "Open a cache folder; raises InputError if it is none, or damaged."
         self.folder = Path(folder)
@@ -264,7 +267,8 @@ class Slices(Dataset):
         self.further, self.context = int(self.index.get('further', 0)), context
         if context and self.index['kind'] != 'volume':
             raise InputError('context shows neighbouring slices of volumes; pictures have none')
-        self.beside = neighbours(self.index['slices'], context) if context else None
+        self.strides = strides
+        self.beside = neighbours(self.index['slices'], context, strides) if context else None
         self.items = np.arange(self.shape[0]) if items is None else np.asarray(items)
         every = np.array([s['subject'] for s in self.index['slices']], dtype=str)
         self.subjects = every[self.items] if len(self.items) else np.array([], dtype=str)
@@ -293,7 +297,7 @@ class Slices(Dataset):
         items,  # numbers in the cache
     ):  # Slices
         "Some of the slices, seen in the same way."
-        return Slices(self.folder, items, self.context)
+        return Slices(self.folder, items, self.context, self.strides)
 
     def select(
         self,
@@ -438,6 +442,35 @@ def window_rules(
         check_rule(rule)
     return rules
 
+# %% ../../nbs/data/34_cache.ipynb #b584ac60
+def distances_of(
+    records,  # Records of volumes
+    plane: str,  # in which slices are cut
+) -> dict:  # name of the record -> mm
+    "How far apart the slices of every target are; of several planes, the largest distance."
+    far = lambda img: max(slice_distance(img, one) for one in planes_of(img, plane))
+    return {r.name: far(open_volume(r.target)) for r in records}
+
+
+def strides_of(
+    records,  # Records
+    plane: str,  # in which slices are cut
+    context: int,  # neighbouring slices on either side; 0: none are shown
+) -> dict:  # record -> slices from one neighbour to the next
+    "Which slices are shown as neighbours, so that all lie as far apart as in the coarsest volume."
+    if not context:
+        return {}
+    apart = distances_of(records, plane)
+    step = max(apart.values())
+    strides = {name: max(1, round(step / mm)) for name, mm in apart.items()}
+    if max(strides.values()) > 1:
+        name = max(strides, key=strides.get)
+        print(
+            f'note: slices are {min(apart.values()):.3g} to {step:.3g} mm apart: neighbours are '
+            f'shown at {step:.3g} mm everywhere, in {name} every {strides[name]} slices'
+        )
+    return strides
+
 # %% ../../nbs/data/34_cache.ipynb #d5b2e8f3
 def later_params(
     slices: int,  # how many per volume; 0: all
@@ -487,7 +520,7 @@ def prepare(
         if folder.exists():
             print(f'{folder}: the prepared slices are damaged; they are made again')
         build_cache(folder, records, params, image, workers, progress)
-    ready = Slices(folder, context=context)
+    ready = Slices(folder, context=context, strides=strides_of(records, plane, context))
     infos = ready.index['records']
     for line in (*padding_lines(infos), *reading_lines(infos), *channel_lines(infos)):
         print(line)
