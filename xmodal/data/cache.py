@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'cache_key', 'in_plane', 'default_spacing', 'target_plane', 'native_grid',
            'digest_of_file', 'digest_of_index', 'shapes_of', 'cache_is_whole', 'read_index', 'without_holes',
-           'neighbours', 'groups_beside', 'item_beside', 'Slices', 'is_image', 'check_numbers', 'check_image_options',
-           'check_one_kind', 'padding_lines', 'reading_lines', 'channel_lines', 'window_rules', 'distances_of',
-           'strides_of', 'later_params', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices',
-           'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
+           'neighbours', 'groups_beside', 'item_beside', 'opened_arrays', 'Slices', 'is_image', 'check_numbers',
+           'check_image_options', 'check_one_kind', 'padding_lines', 'reading_lines', 'channel_lines', 'window_rules',
+           'distances_of', 'strides_of', 'later_params', 'prepare', 'Prepared', 'build_cache', 'not_collated',
+           'write_slices', 'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import hashlib
@@ -246,6 +246,16 @@ def item_beside(
     groups = groups_beside(data.channels, data.further, data.context)
     return dict(side=torch.from_numpy(seen), groups=groups)
 
+# %% ../../nbs/data/34_cache.ipynb #50f67e92
+def opened_arrays(
+    folder,  # of a cache
+    index: dict,  # what it says of itself
+) -> list:  # memory maps of sources (n, C * sources, H, W) and targets (n, C, H, W)
+    "The arrays of a cache, mapped into memory."
+    shapes = shapes_of(index)
+    mapped = lambda n: np.memmap(folder / f'{n}.f32', np.float32, 'r', shape=shapes[n])
+    return [mapped(n) for n in SIDES]
+
 # %% ../../nbs/data/34_cache.ipynb #b14cc958
 class Slices(Dataset):
     """Paired slices from a cache folder: dicts of y and x0 (C, H, W) in about [-1, 1] and i, the
@@ -258,16 +268,16 @@ class Slices(Dataset):
         folder,  # cache folder written by `prepare`
         items=None,  # numbers in the cache of the slices in this view; default all
         context: int = 0,  # so many neighbouring slices on either side are shown beside y
-        strides: dict = {},  # record -> slices from one neighbour to the next; not named: 1
+        strides: dict = {},  # as for `neighbours`
     ):
         "Open a cache folder; raises InputError if it is none, or damaged."
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         self.shape, self.maps = tuple(self.index['shape']), None
-        self.further, self.context = int(self.index.get('further', 0)), context
+        self.further = int(self.index.get('further', 0))
+        self.context, self.strides = context, strides
         if context and self.index['kind'] != 'volume':
             raise InputError('context shows neighbouring slices of volumes; pictures have none')
-        self.strides = strides
         self.beside = neighbours(self.index['slices'], context, strides) if context else None
         self.items = np.arange(self.shape[0]) if items is None else np.asarray(items)
         every = np.array([s['subject'] for s in self.index['slices']], dtype=str)
@@ -281,12 +291,7 @@ class Slices(Dataset):
         return {**self.__dict__, 'maps': None}
 
     def __getitem__(self, k):
-        if self.maps is None:
-            shapes = shapes_of(self.index)
-            self.maps = [
-                np.memmap(self.folder / f'{n}.f32', dtype=np.float32, mode='r', shape=shapes[n])
-                for n in ('source', 'target')
-            ]
+        self.maps = self.maps or opened_arrays(self.folder, self.index)
         i, c = int(self.items[k]), self.channels
         y, x0 = self.maps[0][i, :c].copy(), self.maps[1][i].copy()
         item = dict(y=torch.from_numpy(y), x0=torch.from_numpy(x0), i=i) | item_beside(self, i)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header', 'concerns_of_size',
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
-           'field_overlap', 'slice_distance', 'stride_of', 'distance_for', 'concerns_of_slices', 'concerns_of_views',
-           'images_beside', 'beside_slices', 'CutVolume', 'volumes_beside', 'pictures_beside', 'VolumeFrame',
+           'field_overlap', 'slice_distance', 'stride_of', 'distance_for', 'concerns_of_slices', 'images_beside',
+           'beside_slices', 'CutVolume', 'volumes_beside', 'pictures_beside', 'concerns_of_views', 'VolumeFrame',
            'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed',
            'can_hold', 'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes',
            'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array',
@@ -330,20 +330,7 @@ def concerns_of_slices(
         return [(None, words)]
     return []
 
-
-def concerns_of_views(
-    views,  # planes that make sense, of a model of all planes; else none
-) -> list:  # (refuse?, text)
-    "A volume that a model of all planes cannot look at from all sides."
-    if len(views) in (0, 3):
-        return []
-    words = (
-        f'is looked at in {" and ".join(views)} slices alone: in other planes its pixels are far '
-        'from square, or it is a narrow strip'
-    )
-    return [(None, words)]
-
-
+# %% ../../nbs/data/31_frames.ipynb #48ed41ed
 def images_beside(
     stack,  # 2k + 1 arrays (C * sources, H, W), from the lowest slice to the highest
     channels: int,  # C of the source
@@ -464,6 +451,19 @@ def pictures_beside(
         found.append(other.cut()[0])
     return np.concatenate(found)[None] if found else None
 
+# %% ../../nbs/data/31_frames.ipynb #e8e252f7
+def concerns_of_views(
+    views,  # planes that make sense, of a model of all planes; else none
+) -> list:  # (refuse?, text)
+    "A volume that a model of all planes cannot look at from all sides."
+    if len(views) in (0, 3):
+        return []
+    words = (
+        f'is looked at in {" and ".join(views)} slices alone: in other planes its pixels are far '
+        'from square, or it is a narrow strip'
+    )
+    return [(None, words)]
+
 # %% ../../nbs/data/31_frames.ipynb #ab70be28
 class VolumeFrame(CutVolume):
     "A volume: slices on the model's planes, and back to the voxels of the file."
@@ -481,8 +481,7 @@ class VolumeFrame(CutVolume):
     def cut(self) -> np.ndarray:
         "All slices at the model's pixel size in mm, with one window for the whole volume."
         check_one_window(self.name, self.d.source_window)
-        planes = self.planes()
-        planes = planes[None, None] if self.from_sides else planes[:, None]
+        planes = self.planes()[None, None] if self.from_sides else self.planes()[:, None]
         return planes if self.channels == 1 else np.repeat(planes, self.channels, 1)
 
     def side(
@@ -497,9 +496,8 @@ class VolumeFrame(CutVolume):
         noise,  # 'shared' or 'independent'
     ):  # one per slice
         "Shared noise: every slice has the name 0. Independent: each its number. A volume has one."
-        if self.from_sides:
-            return [0]
-        return [0] * len(self.grey) if noise == 'shared' else None
+        number = 1 if self.from_sides else len(self.grey)
+        return [0] * number if noise == 'shared' else None
 
     def forget(self):
         "Let go of the voxels; the way back needs the header and the planes' affine."
@@ -516,8 +514,7 @@ class VolumeFrame(CutVolume):
 
     def restore(
         self,
-        # mean and std (S, C, H, W), mix (S, T, H, W), all scaled; from all sides (1, C, S, H, W)
-        got,
+        got,  # mean and std (S, C, H, W), mix (S, T, H, W), all scaled; from all sides (1, C, S...)
         units,  # TargetUnits
     ) -> dict:  # name -> NIfTI image on the grid of the file; mix has T at the end
         "The mean of the channels at the voxels of the file, with the file's place in space."

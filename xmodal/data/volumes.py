@@ -400,8 +400,8 @@ def planes_of(
     img,  # nibabel image (its affine counts)
     plane: str = 'all',  # a plane, or all
 ) -> tuple:  # names of planes
-    """The planes in which slices of a volume are cut: the one named, or all that make sense. A stack
-    of few slices is looked at in its own plane: the others are narrow strips of it.
+    """The planes in which slices of a volume are cut: the one named, or all that make sense. Few
+    slices are looked at in their own plane: the others are narrow strips of them.
     """
     import nibabel as nib
 
