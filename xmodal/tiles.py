@@ -145,7 +145,7 @@ def check_asked_in_parts(
 
 # %% ../nbs/networks/45_tiles.ipynb #2a3f3ecd
 class InParts(Wrap):
-    "A denoiser that is asked about parts of the state, which subclasses give; estimates are summed."
+    "A denoiser that is asked about parts of the state; the estimates are summed up."
 
     def __init__(
         self,
