@@ -240,6 +240,8 @@ def read_voxels(
     "The voxels as finite float32; else InputError."
     try:
         data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
+    except InputError:
+        raise
     except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e:
         raise InputError(
             f'{name}: voxels cannot be read, '
