@@ -27,7 +27,7 @@ from .formats import parts_of_volume
 from .frames import images_beside
 from .images import IMAGE_ENDINGS, shape_of_image
 from .records import prepare_image, prepare_volume
-from .volumes import AXES, common_plane, open_volume, plane_of
+from .volumes import AXES, axis_through, common_plane, open_volume, plane_of
 from .windows import check_rule
 from ..files import atomic
 
@@ -61,12 +61,12 @@ def default_spacing(
     plane: str = 'axial',  # in which slices are cut
 ) -> float:  # mm
     "The pixel size at which the largest target field of view fills `size` pixels."
-    fov, through = 0.0, AXES[plane][0]
+    fov = 0.0
     for r in records:
         img = open_volume(r.target)
         A = np.asarray(img.affine)[:3, :3]
         zooms = np.sqrt((A**2).sum(0))
-        across = int(np.abs(A[through] / zooms).argmax())
+        across = axis_through(img, plane)
         fov = max([fov, *[zooms[i] * img.shape[i] for i in range(3) if i != across]])
     return float(np.ceil(fov / size * 1000 - 1e-3) / 1000)
 
@@ -93,7 +93,7 @@ def in_plane(
     "Shape and voxel sizes of a volume's planes."
     A = np.asarray(img.affine)[:3, :3]
     zooms = np.sqrt((A**2).sum(0))
-    across = int(np.abs(A[AXES[plane][0]] / zooms).argmax())
+    across = axis_through(img, plane)
     flat = [i for i in range(3) if i != across]
     return np.array([img.shape[i] for i in flat]), zooms[flat]
 
