@@ -1,15 +1,20 @@
 "What was not measured in volumes (NaN): in training, in use and in evaluation."
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 
 from xmodal.core import InputError
 from xmodal.data.cache import prepare
 from xmodal.data.check import look
 from xmodal.data.frames import frame_of
 from xmodal.data.records import Record
-from small_model import VOLUME, echo
+from xmodal.evaluation.cohort import error_by_label, evaluate_cases, match
+from xmodal.folders import translate_paths
+from small_model import IMAGE, VOLUME, echo
 from test_wrong_in_silence_translate import said
 
 rng = np.random.default_rng(0)
@@ -110,3 +115,59 @@ def test_infinite_voxels_and_empty_volumes_stay_refused(tmp_path):
         nib.save(nib.Nifti1Image(v, PLACE), tmp_path / 'bad.nii')
         with pytest.raises(InputError, match=words):
             frame_of(tmp_path / 'bad.nii', d, 1)
+
+
+# --- evaluation
+
+
+def cohort(folder, spoil=0.0, ending='.nii.gz'):
+    "Folders of two translations and truths; what is NaN in the translation is off by `spoil`."
+    for name in 'ab':
+        v = rng.uniform(0, 100, (20, 24, 6)).astype('f4')
+        p = v + rng.normal(size=v.shape).astype('f4')
+        p[:, :12] = p[:, :12] + spoil if spoil else np.nan
+        for d, x in (('pred', p), ('truth', v)):
+            (folder / d).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(x, PLACE), folder / d / f'sub-0{name}{ending}')
+    return match(folder / 'pred', folder / 'truth')
+
+
+@pytest.mark.parametrize('per', ['image', 'volume'])
+def test_metrics_leave_out_what_was_not_measured(tmp_path, per):
+    "Half of a translation is NaN: the decibels are those of the other half, and it is said."
+    e = evaluate_cases(cohort(tmp_path), window='0:100', per=per, progress=False)
+    assert abs(e.stats['psnr']['mean'] - 40) < 0.3 and abs(e.stats['mae']['mean'] - 0.008) < 3e-4
+    line = next(n for n in e.notes if 'not measured' in n)
+    assert line.startswith('50.0% of the pixels (2 of 2 files)') and 'hf_power' in line
+    whole = evaluate_cases(cohort(tmp_path, spoil=1e-9), window='0:100', per=per, progress=False)
+    assert not any('not measured' in n for n in whole.notes)
+    for name in ('ncc', 'sharpness', 'ssim'):
+        assert abs(e.stats[name]['mean'] - whole.stats[name]['mean']) < 0.05, name
+    labels = [replace(c, labels=c.truth) for c in cohort(tmp_path)]
+    for c in labels:
+        nib.save(nib.Nifti1Image(np.ones((20, 24, 6), 'i2'), PLACE), tmp_path / 'ones.nii')
+    by = error_by_label([replace(c, labels=tmp_path / 'ones.nii') for c in labels], progress=False)
+    assert by['mae'].notna().all() and (by['share'] == 0.5).all()
+
+
+def test_a_protocol_of_whole_images_is_refused(tmp_path):
+    cases = cohort(tmp_path)
+    with pytest.raises(InputError, match='50.0% .* use fixed'):
+        evaluate_cases(cases, 'cdtsde', window='0:100', progress=False)
+    with pytest.raises(InputError, match='needs a mask'):
+        evaluate_cases(cases, 'synthrad', progress=False, hu=(0, 100))
+
+
+def test_our_own_answers_are_evaluated(tmp_path):
+    "A picture with holes, translated and measured: float TIFF, NaN in both."
+    for d in ('x', 'truth', 'out'):
+        (tmp_path / d).mkdir()
+    v = rng.uniform(0, 200, (32, 32)).astype('f4')
+    v[:8] = np.nan
+    for d in ('x', 'truth'):
+        tifffile.imwrite(tmp_path / d / 'a.tif', v)
+    how = dict(source_window='0:200', target_window=[0.0, 200.0], target_dtype='float32', size=32)
+    said(lambda: translate_paths(echo(IMAGE, **how), tmp_path / 'x', tmp_path / 'out'))
+    cases = match(tmp_path / 'out', tmp_path / 'truth')
+    e = evaluate_cases(cases, window='0:200', progress=False)
+    assert e.stats['psnr']['mean'] > 60 and any('25.0%' in n for n in e.notes)
