@@ -9,7 +9,7 @@ __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'companion_path'
            'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
            'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
            'notes_on_further', 'digest', 'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output',
-           'digests_in', 'Common', 'translate_task', 'with_name', 'make_output', 'write_maps', 'say_place',
+           'digests_in', 'Common', 'translate_task', 'with_name', 'make_output', 'write_maps', 'say_place', 'say_kind',
            'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
            'translate_single', 'translate_tasks']
 
@@ -26,7 +26,7 @@ from .core import InputError
 from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
-from .data.dicom import save_dicom
+from .data.dicom import dicom_kind, save_dicom
 from .data.frames import Changed, tile_side
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
 from .data.images import IMAGE_ENDINGS, JPEG_ENDINGS, WRITTEN_ENDINGS
@@ -807,6 +807,7 @@ def make_output(
         warnings.simplefilter('always')
         got = tr.maps(task.source, known=task.known, **how)
         say_place(got, task.output)
+        say_kind(task.output, target_of(tr.data, common.chosen.target))
     concerns, changes = passed_on(task, said, common.once)
     files = {k: companion_path(task.output, k) for k in MAPS}
     if not overwrite:
@@ -853,6 +854,16 @@ def say_place(
     "Say that a place on earth is lost in a file that cannot hold it."
     if 'place' in got and not is_tiff(output):
         warnings.warn('its georeference is not carried over, PNG has none: use .tif', Changed)
+
+
+def say_kind(
+    output,  # Path
+    target: str,  # modality that was made
+):
+    "Say that a DICOM series will not name its modality."
+    if not kind_of(output) and dicom_kind(target) == 'OT':
+        words = f'its DICOM modality is OT (other): {target!r} names neither CT, PET nor MR'
+        warnings.warn(words, Changed)
 
 
 def write_note(
