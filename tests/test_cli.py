@@ -516,6 +516,12 @@ def test_a_misspelt_value_is_guessed_too(words, tmp_path, monkeypatch):
     assert err.count('\n') == 1, err
 
 
+def test_a_network_of_volumes_is_refused_before_data_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(main, *'train --net unet3d --ch 8 --dataset bids --root gone'.split())
+    assert code in (1, 2) and 'unet3d looks at whole volumes' in err and 'use net unet' in err, err
+
+
 # --- commands that people copy
 
 

@@ -123,11 +123,11 @@ def test_a_half_bright_copy_is_not_perfect(folders):
             ['5.00 mm away'],
         ),
         (lambda d: change(d, lambda v, a: (v * 10, a)), ['values span', 'another unit']),
-        (lambda d: change(d, lambda v, a: (np.where(v > 0, np.nan, v), a)), ['NaN']),
+        (lambda d: change(d, lambda v, a: (np.where(v > 0, np.inf, v), a)), ['infinite']),
         (lambda d: [p.write_bytes(p.read_bytes()[:-100]) for p in d.iterdir()], ['damaged']),
         (lambda d: [p.unlink() for p in d.iterdir()], ['holds no']),
     ],
-    ids=['missing', 'extra', 'shape', 'affine', 'range', 'nan', 'damaged', 'empty'],
+    ids=['missing', 'extra', 'shape', 'affine', 'range', 'infinite', 'damaged', 'empty'],
 )
 def test_folders_that_do_not_match(harm, words, folders, tmp_path, capsys):
     shutil.copytree(folders / 'good', tmp_path / 'pred')

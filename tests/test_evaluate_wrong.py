@@ -484,8 +484,8 @@ def exchanged(root):
     (root / 'x').rename(root / 't')
 
 
-def nan(v, a, i):
-    return np.where(v > v.mean(), np.nan, v), a
+def infinite(v, a, i):
+    return np.where(v > v.mean(), np.inf, v), a
 
 
 def moved(v, a, i):
@@ -501,7 +501,7 @@ REFUSED = dict(
     palette=(palette, 'palette'),
     mixed=(mixed, 'images and volumes'),
     order=(exchanged, 'translations first'),
-    nan=(lambda r: brains(r, nan), 'NaN'),
+    infinite=(lambda r: brains(r, infinite), 'infinite'),
     affine=(lambda r: brains(r, moved), '2.00 mm away'),
     four_d=(lambda r: brains(r, many), '4-D'),
     depth=(

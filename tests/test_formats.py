@@ -226,6 +226,20 @@ def test_a_series_becomes_a_series(plane, tr, tmp_path):
     assert (tmp_path / 'made_std.nii.gz').is_file()
 
 
+@pytest.mark.parametrize('target, kind', [('PET', 'PT'), ('CT', 'CT'), ('T2w', 'MR'), ('B', 'OT')])
+def test_a_series_is_of_the_kind_that_was_made(tmp_path, target, kind):
+    "Whatever it was made from: here an MR."
+    tr = echo(VOLUME, spacing=3.0, target_window=[0.0, 1000.0], target_dtype='int16', target=target)
+    source = slices(tmp_path / 'in')
+    run(tr, source, tmp_path / 'made')
+    head = pydicom.dcmread(open_dicom(tmp_path / 'made').extra['dicom'][0])
+    capture = head.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+    assert head.Modality == kind and capture == (kind in ('PT', 'OT'))
+    assert np.array_equal(seen_by_itk(source), seen_by_itk(tmp_path / 'made'))
+    changes = json.loads((tmp_path / 'made.json').read_text())['Changes']
+    assert any('OT (other)' in t for t in changes) == (kind == 'OT')
+
+
 def test_series_out_keeps_values_to_the_stated_precision(tmp_path):
     tr = echo(VOLUME, spacing=3.0, target_window=[0.0, 0.01], target_dtype='float32')
     source = slices(tmp_path / 'in')

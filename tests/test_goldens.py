@@ -1035,7 +1035,7 @@ REFUSED = dict(
     evaluate_masks=(xmodal_main, 'evaluate a b --masks --hu=-1000:1000'),
     evaluate_classes=(xmodal_main, 'evaluate a b --classes 1:dark'),
     report_nothing=(xmodal_main, 'report nowhere'),
-    data_unknown=(xmodal_main, 'data info oasis'),
+    data_unknown=(xmodal_main, 'data info no_such_set'),
     data_missing=(xmodal_main, 'data check bids --root nowhere'),
     train_method=(train_main, '--method cdstde'),
     train_number=(train_main, '--steps many'),
@@ -1048,7 +1048,7 @@ REFUSED = dict(
     train_prompts=(train_main, '--text loud'),
     train_names=(train_main, '--name a/b'),
     train_both=(train_main, '--resume --overwrite'),
-    train_data=(train_main, '--dataset oasis'),
+    train_data=(train_main, '--dataset no_such_set'),
     train_no_data=(train_main, '--dataset bids --root nowhere'),
     train_no_flag=(train_main, '--stepz 3'),
 )

@@ -267,3 +267,18 @@ def test_check_auto(tmp_path, capsys):
     words = ['data', 'check', 'auto', '--root', str(tmp_path), '--target', 'T2w']
     r = subprocess.run([sys.executable, '-m', 'xmodal.cli', *words], capture_output=True, text=True)
     assert 'looks like data set bids (4 pairs)' in r.stdout, r.stderr
+
+
+def test_halves_are_kept_outside_of_the_data_set(tmp_path, monkeypatch):
+    "A data set may be read-only; where the halves cannot be kept either, that is one line."
+    root, project = tmp_path / 'facades', tmp_path / 'project'
+    root.mkdir()
+    project.mkdir()
+    Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20)).save(root / 'a_1.png')
+    monkeypatch.setattr(layouts, 'project_root', lambda: project)
+    (project / 'data').write_text('in the way')
+    with pytest.raises(InputError, match='halves of a_1.png cannot be kept here'):
+        layouts.sidebyside(root)
+    (project / 'data').unlink()
+    (record,) = layouts.sidebyside(root)
+    assert project in record.source.parents and [p.name for p in root.iterdir()] == ['a_1.png']

@@ -479,7 +479,10 @@ def test_data_check_names_the_faulty_file(tmp_path):
     'parameters, words',
     [
         ([('datset', 'ixi')], ["unknown parameter 'datset'", "did you mean 'dataset'"]),
-        ([('dataset', 'oasis')], ["unknown data set 'oasis'", 'phantom, bids, ixi, brats']),
+        (
+            [('dataset', 'no_such_set')],
+            ["unknown data set 'no_such_set'", 'phantom, bids, ixi, brats'],
+        ),
         (
             [('dataset', 'ixi')],
             ['brain-development.org', 'CC BY-SA 3.0', 'data/ixi', 'phantom needs nothing'],

@@ -1,5 +1,7 @@
 "Native resolution: crops, neighbouring slices and further sources, the same in training and use."
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from xmodal.data.cache import native_grid, prepare
 from xmodal.data.frames import VolumeFrame
 from xmodal.data.records import Record
 from xmodal.engine import Sampling, translations
+from xmodal.folders import translate_paths
 from xmodal.methods import get_method
 from xmodal.nets.build import build
 from xmodal.training.loop import Draws, validate
@@ -216,3 +219,22 @@ class JobStub:
 
     def __init__(self, data):
         self.test = data
+
+
+def test_notes_name_every_source_and_a_change_of_the_second_is_noticed(people, trained, tmp_path):
+    tr = Translator.from_pretrained(trained, 'cpu')
+    for path in (people[3].source, *people[3].more_sources):
+        shutil.copy(path, tmp_path / path.name)
+    first, second = (tmp_path / p.name for p in (people[3].source, *people[3].more_sources))
+    out = tmp_path / 'out.nii.gz'
+    translate_paths(tr, first, out, progress=False)
+    notes = json.loads((tmp_path / 'out.json').read_text())
+    named = [notes['Source'], *(v['Source'] for v in notes['FurtherSources'])]
+    assert named == [first.name, second.name]
+    translate_paths(tr, first, out, progress=False)  # finished already
+    nib.save(head(77), second)
+    with pytest.raises(InputError, match=f'from another {second.name}'):
+        translate_paths(tr, first, out, progress=False)
+    del notes['FurtherSources']  # as older versions wrote them
+    (tmp_path / 'out.json').write_text(json.dumps(notes))
+    translate_paths(tr, first, out, progress=False)

@@ -72,8 +72,8 @@ def test_a_forgotten_name_is_noticed():
 def test_a_layout_without_a_stand_in_is_refused():
     from xmodal.core import InputError
 
-    with pytest.raises(InputError, match='no simulated data in the layout of oasis'):
-        simulated_root('oasis')
+    with pytest.raises(InputError, match='no simulated data in the layout of no_such_set'):
+        simulated_root('no_such_set')
 
 
 def test_the_guide_has_every_notebook():

@@ -22,7 +22,7 @@ from .data.layouts import check_one_rule, datasets, default_windows
 from .data.layouts import find_records, split_like
 from .data.split import split_records
 from .evaluation.masks import evaluate_masks, threshold
-from .evaluation.metrics import evaluate_pairs, mae, mse, psnr, sharpness, ssim
+from .evaluation.metrics import evaluate_pairs, measures
 from .job import FromData
 from .methods import calls, get_method, recipe_for
 from .nets.build import build
@@ -311,7 +311,7 @@ def translations(
     return np.stack(map_over_processes(len(wanted), my_share))
 
 # %% ../nbs/use/82_engine.ipynb #67cf1d5b
-MEASURES = dict(psnr=psnr, ssim=ssim, mse=mse, mae=mae, sharpness=sharpness)
+MEASURES = measures
 MASK_MEASURES = (
     'dice',
     'iou',
@@ -337,7 +337,7 @@ def measure_images(
     data,  # the test set: items with 'x0', `subjects`
     masks: bool = False,  # the target is a binary mask: also overlap and lines
     measures: dict = MEASURES,  # name -> function of prediction, truth, range and mask
-):  # DataFrame: subject, image, psnr, ssim, mse, mae, sharpness, ...
+):  # DataFrame: subject, image, psnr, ssim, mae, mse, sharpness, ...
     "Measure translations against the targets of a test set."
     items, subjects = [data[i] for i in range(len(data))], list(data.subjects)
     truth = [v['x0'].numpy() for v in items]

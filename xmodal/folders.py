@@ -8,9 +8,10 @@ __all__ = ['BROKEN', 'MAPS', 'DISK', 'kind_of', 'split_ending', 'companion_path'
            'single_task', 'check_output', 'folder_tasks', 'series_task', 'few', 'voxels_beside', 'suffix_of',
            'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
            'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
-           'digest', 'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common',
-           'translate_task', 'with_name', 'make_output', 'write_maps', 'say_place', 'write_note', 'passed_on',
-           'check_foreign', 'check_unique', 'files_in', 'translate_paths', 'translate_single', 'translate_tasks']
+           'notes_on_further', 'digest', 'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output',
+           'digests_in', 'Common', 'translate_task', 'with_name', 'make_output', 'write_maps', 'say_place', 'say_kind',
+           'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
+           'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import errno, glob, hashlib, json, os, re, shutil, stat, warnings
@@ -25,7 +26,7 @@ from .core import InputError
 from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
-from .data.dicom import save_dicom
+from .data.dicom import dicom_kind, save_dicom
 from .data.frames import Changed, tile_side
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
 from .data.images import IMAGE_ENDINGS, JPEG_ENDINGS, WRITTEN_ENDINGS
@@ -37,7 +38,7 @@ from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
 from .processes import is_main, map_over_processes
 from .data.units import own_type, units_note
-from .translate import path_times, sampling, target_units, resolve_prompt
+from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
 def kind_of(
@@ -557,7 +558,7 @@ def notes_of(
     concerns=(),  # what spoke against the source, in words
     changes=(),  # what was done to it on the way, in words
     forced=False,  # was the translation asked for in spite of concerns?
-    digests={},  # of the output and its maps, as they stand in the notes
+    digests={},  # of the output, its maps and further sources, as they stand in the notes
 ) -> dict:
     "The sidecar of a translated file."
     d, target = tr.data, settings['target']
@@ -578,6 +579,21 @@ def notes_of(
         Changes=list(changes),
         Forced=bool(forced and concerns),
     )
+
+
+def notes_on_further(
+    tr,  # Translator
+    source,  # Path of the first source
+    more=None,  # further sources that were named; None: those beside the first
+) -> list:  # dict(Source=name, SourceDigest=...) of each, None for one that is no file
+    "Further sources as they stand in the notes of an answer."
+    if not tr.data.further:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the translation says what is missing
+        found = further_sources(tr.data, source, more)
+    named = lambda v: dict(Source=Path(v).name, SourceDigest=digest(v))
+    return [named(v) if isinstance(v, (str, Path)) else None for v in found]
 
 
 def digest(
@@ -627,6 +643,7 @@ def check_origin(
     words: dict,  # its note
     settings: dict,  # from `settings_of`
     source=None,  # file that it should have been made from; None: not compared
+    further=(),  # the same of further sources, from `notes_on_further`
 ):
     "Raise InputError for an output of somebody else, of other settings or of another source."
     if not words:
@@ -646,12 +663,21 @@ def check_origin(
             f'{output}: exists and was made from another {Path(source).name} than the '
             'one that is there now; choose another name, or use --overwrite'
         )
+    noted = words.get('FurtherSources')
+    for was, now in zip(noted if isinstance(noted, list) else (), further):
+        if was != now:
+            which = now['Source'] if now else 'further source'
+            raise InputError(
+                f'{output}: exists and was made from another {which} than the '
+                'one that is there now; choose another name, or use --overwrite'
+            )
 
 # %% ../nbs/use/86_folders.ipynb #a77d23a0
 def finished(
     output,  # file
     settings: dict,  # from `settings_of`
     source=None,  # file that it should have been made from; None: not compared
+    further=(),  # the same of further sources, from `notes_on_further`
 ) -> bool:
     """Is this output there with its maps, made as asked for? Raises InputError if it is there and
     was made otherwise, or by somebody else.
@@ -662,7 +688,7 @@ def finished(
     if wrong:
         raise InputError(wrong)
     words = note_of(output)
-    check_origin(output, words, settings, source)
+    check_origin(output, words, settings, source, further)
     asked = [k for k, wanted in zip(MAPS, (settings['samples'] > 1, settings['mix'])) if wanted]
     if not all(companion_path(output, k).exists() for k in asked):
         return False
@@ -772,9 +798,10 @@ def make_output(
 ) -> str:  # '' or 'finished'
     "As `translate_task`, but raises what goes wrong."
     settings, overwrite = common.settings, common.overwrite
+    further = notes_on_further(tr, task.source, common.chosen.more)
 
     def done():
-        return not overwrite and finished(task.output, settings, task.source)
+        return not overwrite and finished(task.output, settings, task.source, further)
 
     if done():
         return 'finished'
@@ -783,6 +810,7 @@ def make_output(
         warnings.simplefilter('always')
         got = tr.maps(task.source, known=task.known, **how)
         say_place(got, task.output)
+        say_kind(task.output, target_of(tr.data, common.chosen.target))
     concerns, changes = passed_on(task, said, common.once)
     files = {k: companion_path(task.output, k) for k in MAPS}
     if not overwrite:
@@ -796,6 +824,7 @@ def make_output(
     made = [k for k in MAPS if k in got]
 
     def note(digests):
+        digests = dict(digests, FurtherSources=further) if further else digests
         words = notes_of(tr, task, settings, concerns, changes, common.chosen.force, digests)
         write_note(companion_path(task.output, 'json'), words)
 
@@ -828,6 +857,16 @@ def say_place(
     "Say that a place on earth is lost in a file that cannot hold it."
     if 'place' in got and not is_tiff(output):
         warnings.warn('its georeference is not carried over, PNG has none: use .tif', Changed)
+
+
+def say_kind(
+    output,  # Path
+    target: str,  # modality that was made
+):
+    "Say that a DICOM series will not name its modality."
+    if not kind_of(output) and dicom_kind(target) == 'OT':
+        words = f'its DICOM modality is OT (other): {target!r} names neither CT, PET nor MR'
+        warnings.warn(words, Changed)
 
 
 def write_note(

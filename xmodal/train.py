@@ -370,6 +370,11 @@ def with_network(
     check_backbone(p)
     # the baseline gets the same network
     p = replace(p, arch='latent' if p.backbone == 'latent' else p.net or p.m.net)
+    if p.arch == 'unet3d':
+        raise InputError(
+            'net unet3d looks at whole volumes, and a training here is one of slices; use net unet,'
+            ' with context 2 for neighbouring slices'
+        )
     check_net(p.arch, p.method, p.pred)
     if p.checkpointing and p.arch not in ('unet', 'latent'):
         raise InputError(

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'names_nodata', 'cache_key', 'Head', 'target_heads', 'in_plane', 'default_spacing',
            'target_plane', 'native_grid', 'digest_of_file', 'digest_of_index', 'shapes_of', 'cache_is_whole',
-           'read_index', 'without_holes', 'measured_values', 'neighbours', 'groups_beside', 'maps_of', 'pairs_in',
-           'subjects_of', 'check_neighbours', 'item_beside', 'opened_arrays', 'Slices', 'is_image', 'check_numbers',
+           'read_index', 'without_holes', 'measured_values', 'neighbours', 'stacks_of', 'groups_beside', 'maps_of',
+           'pairs_in', 'subjects_of', 'check_neighbours', 'item_beside', 'Slices', 'is_image', 'check_numbers',
            'check_image_options', 'check_one_kind', 'padding_lines', 'reading_lines', 'left_out_lines', 'channel_lines',
-           'lines_said', 'window_rules', 'distances_of', 'strides_of', 'context_params', 'context_lines',
-           'later_params', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'write_index',
-           'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
+           'lines_said', 'window_rules', 'context_params', 'context_lines', 'later_params', 'prepare', 'Prepared',
+           'build_cache', 'not_collated', 'write_slices', 'write_index', 'record_entry', 'slice_entries',
+           'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import copy
@@ -39,7 +39,7 @@ from xmodal.data.frames import (
 )
 from .images import IMAGE_ENDINGS, NotMeasured, geo_tags, shape_of_image
 from .records import both_measured, prepare_image, prepare_volume
-from .volumes import AXES, common_plane, open_volume, plane_of
+from .volumes import AXES, axis_through, common_plane, open_volume, plane_of, planes_of
 from .windows import check_rule
 from ..files import atomic
 
@@ -99,7 +99,7 @@ def in_plane(
     "Shape and voxel sizes of a volume's planes."
     A = np.asarray(img.affine)[:3, :3]
     zooms = np.sqrt((A**2).sum(0))
-    across = int(np.abs(A[AXES[plane][0]] / zooms).argmax())
+    across = axis_through(img, plane)
     flat = [i for i in range(3) if i != across]
     return np.array([img.shape[i] for i in flat]), zooms[flat]
 
@@ -111,7 +111,8 @@ def default_spacing(
     heads: list = None,  # from `target_heads`, where they were opened before
 ) -> float:  # mm
     "The pixel size at which the largest target field of view fills `size` pixels."
-    planes = [in_plane(v, plane) for v in heads or target_heads(records)]
+    heads = heads or target_heads(records)
+    planes = [in_plane(v, one) for v in heads for one in planes_of(v, plane)]
     fov = max(float((n * zooms).max()) for n, zooms in planes)
     return float(np.ceil(fov / size * 1000 - 1e-3) / 1000)
 
@@ -147,7 +148,8 @@ def native_grid(
     if image:
         largest = max(max(shape_of_image(r.target)) for r in records)
         return min(BLOCK, up_to_8(largest)), None, 'patch'
-    planes = [in_plane(v, plane) for v in heads or target_heads(records)]
+    heads = heads or target_heads(records)
+    planes = [in_plane(v, one) for v in heads for one in planes_of(v, plane)]
     spacing = spacing or float(np.round(np.median([zooms.min() for _, zooms in planes]), 4))
     fov = max(float((n * zooms).max()) for n, zooms in planes)
     return up_to_8(fov / spacing), float(spacing), 'shrink'
@@ -255,12 +257,21 @@ def neighbours(
     slices = index['slices']
     at = {(s['record'], s['slice']): i for i, s in enumerate(slices)}
     found = np.arange(len(slices))[:, None].repeat(2 * k + 1, 1)
-    how = {r['name']: (r.get('stride'), r.get('last')) for r in index['records']}
+    stacks = {r['name']: stacks_of(r) for r in index['records']}
     for i, s in enumerate(slices):
         if not s.get('margin'):
-            near = around(s['slice'], k, *how[s['record']])
-            found[i] = [at[s['record'], j] for j in near]
+            start, *how = max(v for v in stacks[s['record']] if v[0] <= s['slice'])
+            near = around(s['slice'] - start, k, *how)
+            found[i] = [at[s['record'], start + j] for j in near]
     return found
+
+
+def stacks_of(
+    record: dict,  # of a cache's index
+) -> list:  # of [number of the first slice, stride, last slice]
+    "The stacks of slices of a volume: one, or one for each plane."
+    one = [0, record.get('stride'), record.get('last')]
+    return list(record['planes'].values()) if 'planes' in record else [one]
 
 
 def groups_beside(
@@ -322,16 +333,6 @@ def item_beside(
     numbers = data.beside[i] if data.context else [i]
     seen = images_beside([data.maps[0][j] for j in numbers], data.channels)
     return dict(side=torch.from_numpy(seen), groups=data.groups)
-
-# %% ../../nbs/data/34_cache.ipynb #50f67e92
-def opened_arrays(
-    folder,  # of a cache
-    index: dict,  # what it says of itself
-) -> list:  # memory maps of sources (n, C * sources, H, W) and targets (n, C, H, W)
-    "The arrays of a cache, mapped into memory."
-    shapes = shapes_of(index)
-    mapped = lambda n: np.memmap(folder / f'{n}.f32', np.float32, 'r', shape=shapes[n])
-    return [mapped(n) for n in SIDES]
 
 # %% ../../nbs/data/34_cache.ipynb #b14cc958
 class Slices(Dataset):
@@ -561,35 +562,6 @@ def window_rules(
         check_rule(rule)
     return rules
 
-# %% ../../nbs/data/34_cache.ipynb #b584ac60
-def distances_of(
-    records,  # Records of volumes
-    plane: str,  # in which slices are cut
-) -> dict:  # name of the record -> mm
-    "How far apart the slices of every target are; of several planes, the largest distance."
-    far = lambda img: max(slice_distance(img, one) for one in planes_of(img, plane))
-    return {r.name: far(open_volume(r.target)) for r in records}
-
-
-def strides_of(
-    records,  # Records
-    plane: str,  # in which slices are cut
-    context: int,  # neighbouring slices on either side; 0: none are shown
-) -> dict:  # record -> slices from one neighbour to the next
-    "Which slices are shown as neighbours, so that all lie as far apart as in the coarsest volume."
-    if not context:
-        return {}
-    apart = distances_of(records, plane)
-    step = max(apart.values())
-    strides = {name: max(1, round(step / mm)) for name, mm in apart.items()}
-    if max(strides.values()) > 1:
-        name = max(strides, key=strides.get)
-        print(
-            f'note: slices are {min(apart.values()):.3g} to {step:.3g} mm apart: neighbours are '
-            f'shown at {step:.3g} mm everywhere, in {name} every {strides[name]} slices'
-        )
-    return strides
-
 # %% ../../nbs/data/34_cache.ipynb #6aa195c0
 def context_params(
     heads: list,  # from `target_heads`; None: images, which have no neighbours
@@ -611,8 +583,9 @@ def context_lines(
     "What becomes of volumes whose slices are farther apart than most, closer, or too few."
     if not params.get('context'):
         return []
-    how = dict(plane=params.get('plane', 'axial'), context=params['context'], step=params['step'])
-    how = Cutting('volume', params['size'], '', **how)
+    plane = params.get('plane', 'axial')
+    how = dict(plane=plane if plane != 'all' else 'axial', context=params['context'])
+    how = Cutting('volume', params['size'], '', step=params['step'], **how)
     apart = np.array([slice_distance(v, how.plane) for v in heads])
     stride = np.array([stride_of(how, v) for v in heads])
     reach = 1 + 2 * how.context * stride
@@ -640,7 +613,8 @@ def later_params(
     "Parameters that came later: named only where they were asked for, so that old caches fit."
     found = dict(slices=slices) if slices else {}
     if plane != 'axial':
-        print(f'note: slices are cut in the {plane} plane')
+        where = 'planes: axial, coronal and sagittal' if plane == 'all' else f'{plane} plane'
+        print(f'note: slices are cut in the {where}')
         found['plane'] = plane
     return found
 
@@ -660,7 +634,8 @@ def prepare(
     workers: int = 0,  # processes that decode and resample; changes the speed and nothing else
     cache=None,  # folder of caches; default data/cache
     progress=True,  # show a bar
-    plane='auto',  # volumes: axial, coronal or sagittal slices; auto: that of thick slices
+    # volumes: axial, coronal or sagittal slices, or all of them; auto: that of thick slices
+    plane='auto',
 ) -> Slices:
     "Prepared slices of all records, from the cache if there; InputError names the first bad file."
     check_numbers(records, size, spacing, slices, fit)

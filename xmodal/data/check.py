@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['flips', 'MOVABLE', 'quantise', 'mutual_information', 'shifted_information', 'best_shift', 'best_flip', 'saturation',
            'small_picture', 'mask_faults', 'few_values', 'fine_picture', 'concerns_of', 'some_of', 'facts_of',
-           'look_at_images', 'look_at_volumes', 'look', 'Finding', 'overlay_edges', 'Report', 'information_matrix',
-           'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts', 'information_z_score',
-           'find_misfits', 'report_unsure', 'measure_pairs', 'find_common', 'can_judge', 'stands_out_by', 'report_flip',
-           'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy', 'with_pictures', 'shared_slices',
-           'copy_finding', 'find_copies', 'find_oddities', 'such_files', 'find_odd_kinds', 'find_clipped',
-           'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels', 'find_padding', 'find_strays',
-           'find_groups', 'FactsDataset', 'look_at_all', 'found_records', 'find_unreadable', 'judge', 'off_grid',
-           'find_off_grid', 'find_two_rules', 'first_fits', 'check_companions', 'check_asked', 'split_to_judge',
-           'spread_records', 'look_how', 'found_layout', 'report_on', 'check']
+           'look_at_images', 'same_numbers', 'look_at_volumes', 'look', 'Finding', 'overlay_edges', 'Report',
+           'information_matrix', 'find_exchanged', 'direction', 'find_roles', 'stands_out', 'holds_in_parts',
+           'information_z_score', 'find_misfits', 'report_unsure', 'measure_pairs', 'find_common', 'can_judge',
+           'stands_out_by', 'report_flip', 'report_shift', 'find_misplaced', 'nearest_pictures', 'is_copy',
+           'with_pictures', 'shared_slices', 'copy_finding', 'find_copies', 'find_oddities', 'such_files',
+           'find_odd_kinds', 'find_clipped', 'find_odd_ranges', 'find_constant', 'find_unfit', 'find_labels',
+           'find_padding', 'find_strays', 'find_groups', 'FactsDataset', 'look_at_all', 'found_records',
+           'find_unreadable', 'judge', 'off_grid', 'find_off_grid', 'find_two_rules', 'first_fits', 'check_companions',
+           'check_asked', 'split_to_judge', 'spread_records', 'look_how', 'found_layout', 'report_on', 'check']
 
 # %% ../../nbs/data/37_check.ipynb #4e245994
 import re
@@ -26,12 +26,12 @@ from ..explain import passes_on
 from ..show import show_grid
 from .cache import default_spacing, is_image, target_heads, target_plane
 from .images import NotMeasured, load_image
-from .frames import field_overlap
+from .frames import check_field_overlap, measured
 from .volumes import header_concerns, load_volume, open_volume
 from .windows import check_rule
 from .records import prepare_image, prepare_volume
 from .split import split_records
-from .volumes import resample, to_plane
+from .volumes import resample_measured, to_plane
 from .windows import padding_of, padding_shares
 from .cache import not_collated
 from .records import with_tissue
@@ -262,27 +262,35 @@ def look_at_images(
     return dict(facts, **kinds, overlap=1.0, concerns=concerns, grid=grid), xs
 
 
+def same_numbers(
+    a,  # (n,) numbers of a file, NaN where nothing was measured
+    b,  # (n,) of another
+) -> bool:
+    "Do two files hold the same numbers, up to their scale?"
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.all():
+        return np.corrcoef(a, b)[0, 1] > 0.9995
+    return known.any() and np.corrcoef(a[known], b[known])[0, 1] > 0.9995
+
+
 def look_at_volumes(
     r,  # Record of two volumes
     plane: str = 'axial',  # in which slices are cut
 ) -> tuple:
     "Facts about a pair of volumes, and the target."
-    ys, xs = load_volume(r.source), load_volume(r.target)
-    met = field_overlap(ys, xs)
-    if met < 0.5:
-        raise InputError(
-            f'{r.source}: covers only {met:.0%} of {r.target}; the pair is wrong or an affine is '
-            f'lost'
-        )
-    yv, xv = (np.asarray(v.dataobj) for v in (ys, xs))
-    facts = facts_of((yv, xv), ('float32', 'float32'))
-    bare = [
-        v[~np.isin(v, list(map(float, p)))] if p else v for v, p in zip((yv, xv), facts['padding'])
-    ]
-    some = np.s_[::2, ::2, ::2]
-    alike = yv.shape == xv.shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
-    same = alike and np.corrcoef(yv[some].ravel(), xv[some].ravel())[0, 1] > 0.9995
+    ys, xs = (load_volume(path, holes=True) for path in (r.source, r.target))
+    met = check_field_overlap(ys, xs, r.source, r.target)
+    both = [np.asarray(v.dataobj) for v in (ys, xs)]
+    seen = [measured(v) for v in both]
+    facts = facts_of(seen, ('float32', 'float32'))
+    bare = [v[~np.isin(v, list(map(float, p)))] if p else v for v, p in zip(seen, facts['padding'])]
+    alike = both[0].shape == both[1].shape and np.allclose(ys.affine, xs.affine, atol=1e-3)
+    same = alike and same_numbers(*(v[::2, ::2, ::2].ravel() for v in both))
     said = [(path, *found) for path in (r.source, r.target) for found in concerns_of(path, plane)]
+    for path, v in zip((r.source, r.target), both):
+        share = float(np.isnan(v).mean())
+        if share:
+            said.append((path, False, f'{share:.2%} of its voxels are NaN: not measured'))
     return dict(
         facts,
         channels=(1, 1),
@@ -440,19 +448,18 @@ def information_matrix(
         )
     fit = [mutual_information(quantise(d['y']), quantise(d['x0'])) for d in looked]
     part = [looked[k] for k in sorted(np.argsort(fit, kind='stable')[:most])]
-    files = [[load_volume(getattr(d['r'], k)) for d in part] for k in ('source', 'target')]
-    windows = [[window_of(np.asarray(v.dataobj), 'percentile') for v in side] for side in files]
+    read = lambda path: load_volume(path, holes=True)
+    files = [[read(getattr(d['r'], k)) for d in part] for k in ('source', 'target')]
+    seen = lambda v: measured(np.asarray(v.dataobj))
+    windows = [[window_of(seen(v), 'percentile') for v in side] for side in files]
     I = np.zeros((len(part),) * 2)
     for j, (x0, w) in enumerate(zip(files[1], windows[1])):
         target, affine = to_plane(x0, p['spacing'], p['size'], w, plane=p.get('plane', 'axial'))
+        target = np.nan_to_num(target, copy=False, nan=-1.0)
         for i, (y, v) in enumerate(zip(files[0], windows[0])):
-            source = resample(
-                v.scale(np.asarray(y.dataobj, dtype=np.float32)),
-                y.affine,
-                affine,
-                target.shape,
-                fill=-1.0,
-            )
+            scaled = v.scale(np.asarray(y.dataobj, dtype=np.float32))
+            source = resample_measured(scaled, y.affine, affine, target.shape)
+            source = np.nan_to_num(source, copy=False, nan=-1.0)
             use = some_of(np.flatnonzero(with_tissue(source, target)))
             if len(use):
                 I[i, j] = mutual_information(

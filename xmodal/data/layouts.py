@@ -1159,8 +1159,14 @@ def halves(
             f'needs A in the left half and B in the right'
         )
     half, ending = x.shape[2] // 2, '.png' if kind in (np.uint8, bool) else '.tif'
-    for side, part in (('A', x[:, :, :half]), ('B', x[:, :, half:])):
-        save_half(part.astype(kind), into / side / f'{stem}{ending}', when)
+    try:
+        for side, part in (('A', x[:, :, :half]), ('B', x[:, :, half:])):
+            save_half(part.astype(kind), into / side / f'{stem}{ending}', when)
+    except OSError as e:
+        raise InputError(
+            f'{into}: the halves of {path.name} cannot be kept here '
+            f'({e.strerror or first_line(e)}); free space, or start in a folder that can be written'
+        ) from None
     return tuple(into / side / f'{stem}{ending}' for side in 'AB')
 
 # %% ../../nbs/data/36_layouts.ipynb #10630d10

@@ -52,6 +52,7 @@ def itk_image(
     A = LPS @ img.affine
     zooms = np.sqrt((A[:3, :3] ** 2).sum(0))
     data = np.asarray(img.dataobj, dtype=np.float32).transpose(2, 1, 0)
+    data = np.nan_to_num(data, nan=np.nanmin(data)) if np.isnan(data).any() else data
     v = sitk.GetImageFromArray(np.ascontiguousarray(data))
     v.SetSpacing(zooms.tolist())
     v.SetOrigin(A[:3, 3].tolist())

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNITS', 'PLANES', 'AXES', 'raw_header', 'check_extensions', 'check_nifti', 'check_gzip', 'check_to_the_end',
            'check_file_end', 'promised_by_mgh', 'open_volume', 'load_volume', 'volume_shape', 'read_voxels',
-           'check_affine', 'header_concerns', 'unit_concern', 'size_concern', 'form_concern', 'canonical_zooms',
-           'plane_concern', 'plane_of', 'common_plane', 'planes_for', 'planes_of', 'resample', 'check_plane_size',
-           'plane_grid', 'to_plane', 'from_plane']
+           'check_holes', 'check_affine', 'header_concerns', 'unit_concern', 'size_concern', 'form_concern',
+           'canonical_zooms', 'plane_concern', 'plane_of', 'common_plane', 'planes_for', 'planes_of', 'resample',
+           'resample_measured', 'axis_through', 'check_plane_size', 'plane_grid', 'to_plane', 'from_plane']
 
 # %% ../../nbs/data/28_volumes.ipynb #bac824a0
 import math
@@ -193,6 +193,7 @@ def open_volume(
 def load_volume(
     source,  # path of a volume's file, folder of a DICOM series, or a nibabel image
     constant=False,  # allow a volume of one value
+    holes=False,  # may voxels be NaN, which count as not measured?
 ):  # nibabel Nifti1Image, float32, axes in canonical (RAS+) order
     "Read and check a 3-D volume; raises InputError."
     import nibabel as nib
@@ -202,11 +203,10 @@ def load_volume(
     name = source if is_path else 'the image'
     shape = volume_shape(name, img)
     check_file_end(name)
-    data = read_voxels(name, img, shape)
-    if data.min() == data.max() and not constant:
-        raise InputError(
-            f'{name}: constant volume (every voxel is {data.flat[0]:g}); the scan is empty'
-        )
+    data = read_voxels(name, img, shape, holes)
+    low = np.nanmin(data)
+    if low == np.nanmax(data) and not constant:
+        raise InputError(f'{name}: constant volume (every voxel is {low:g}); the scan is empty')
     check_affine(name, img.affine)
     return nib.as_closest_canonical(nib.Nifti1Image(data, img.affine))
 
@@ -236,8 +236,9 @@ def read_voxels(
     name,  # of the volume, for the message
     img,  # nibabel image as it is in the file
     shape,  # from `volume_shape`
+    holes=False,  # may voxels be NaN?
 ) -> np.ndarray:  # of this shape
-    "The voxels as finite float32; else InputError."
+    "The voxels as float32, finite unless there may be holes; else InputError."
     try:
         data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
     except InputError:
@@ -248,11 +249,26 @@ def read_voxels(
             f'the file is cut short or damaged ({first_line(e)}); copy it again'
         ) from None
     if not np.isfinite(data).all():
-        bad = int((~np.isfinite(data)).sum())
-        raise InputError(f'{name}: {bad} voxels are NaN or infinite; replace them before use')
+        check_holes(name, data, holes)
     return data
 
 
+def check_holes(
+    name,  # of the volume, for the message
+    data,  # its voxels, not all of them finite
+    holes,  # may voxels be NaN?
+):
+    "Raise InputError for infinite voxels, for NaN where none may be, and where nothing is left."
+    infinite, missing = int(np.isinf(data).sum()), int(np.isnan(data).sum())
+    if infinite and holes:
+        raise InputError(f'{name}: {infinite} voxels are infinite; replace them before use')
+    if not holes:
+        bad = infinite + missing
+        raise InputError(f'{name}: {bad} voxels are NaN or infinite; replace them before use')
+    if missing == data.size:
+        raise InputError(f'{name}: no voxel is measured, all are NaN')
+
+# %% ../../nbs/data/28_volumes.ipynb #db958a01
 def check_affine(
     name,  # of the volume, for the message
     affine,  # (4, 4) matrix
@@ -453,9 +469,37 @@ def resample(
         output=np.float32,
     )
 
+# %% ../../nbs/data/28_volumes.ipynb #9822d535
+def resample_measured(
+    data,  # 3-D array, scaled; NaN where nothing was measured
+    affine,  # its affine, (4, 4)
+    to_affine,  # affine of the wanted grid, (4, 4)
+    to_shape,  # shape of the wanted grid
+    order=1,  # 0 nearest (labels), 1 linear
+) -> np.ndarray:  # float32, to_shape; NaN where mostly holes lie, -1 outside the field of view
+    "Resampling of scaled values as `resample`, in which holes take part in no mean."
+    holes, way = np.isnan(data), (affine, to_affine, to_shape)
+    if not holes.any():
+        return resample(data, *way, fill=-1.0, order=order)
+    share = resample(~holes, *way, fill=1.0, order=order)
+    values = resample(np.where(holes, -1.0, data), *way, fill=-1.0, order=order)
+    shown = share >= 0.5
+    values[~shown] = np.nan
+    values[shown] = (values[shown] + 1) / share[shown] - 1
+    return values
+
 # %% ../../nbs/data/28_volumes.ipynb #118118d2
 # axes through the slices, along rows (downwards) and along columns: right 0, front 1, up 2
 AXES = dict(axial=(2, 1, 0), coronal=(1, 2, 0), sagittal=(0, 2, 1), all=(2, 1, 0))
+
+
+def axis_through(
+    img,  # nibabel image, in any orientation (its affine counts)
+    plane: str = 'axial',  # in which slices are cut, a key of `AXES`
+) -> int:  # 0, 1 or 2
+    "The axis of the array that runs most nearly through the slices."
+    A = np.asarray(img.affine)[:3, :3]
+    return int(np.abs(A[AXES[plane][0]] / np.sqrt((A**2).sum(0))).argmax())
 
 
 def check_plane_size(
@@ -519,17 +563,11 @@ def to_plane(
     window: Window,  # of the volume, from `window_of`
     order=1,  # 0 for labels
     plane: str = 'axial',  # in which slices are cut
-):  # (S, H, W) float32 scaled array, and its affine, (4, 4)
+):  # (S, H, W) float32 scaled array, NaN where nothing was measured; its affine, (4, 4)
     "A volume as scaled slices on the training grid; outside the field of view it is -1."
     affine, shape = plane_grid(img, spacing, size, plane)
-    return resample(
-        window.scale(np.asarray(img.dataobj, dtype=np.float32)),
-        img.affine,
-        affine,
-        shape,
-        fill=-1.0,
-        order=order,
-    ), affine
+    scaled = window.scale(np.asarray(img.dataobj, dtype=np.float32))
+    return resample_measured(scaled, img.affine, affine, shape, order), affine
 
 
 def from_plane(

@@ -6,12 +6,12 @@
 __all__ = ['SUBJECT', 'ENDINGS', 'OTHER_ENDINGS', 'KINDS', 'HEADS', 'bare', 'stem_of', 'visible_files', 'is_map', 'files_of',
            'without_kind', 'common_names', 'Case', 'subject_in', 'translated', 'check_order', 'other_kind',
            'subject_hint', 'first_of', 'require_partners', 'files_beside', 'match', 'read_one', 'affine_distance',
-           'check_grids', 'one_channel', 'fixed_window', 'truth_rule', 'truth_window', 'read_marks', 'read_case',
-           'is_stated', 'hu_rule', 'survey', 'check_spans', 'notes_on', 'left_out', 'slices_of', 'check_cases',
-           'unit_of', 'scale_words', 'evaluate_cases', 'evaluate_mask_cases', 'as_stack', 'mask_notes', 'MaskCoding',
-           'check_binary', 'is_grey', 'grey_share', 'mask_coding', 'binary_coding', 'grey_coding', 'values_text',
-           'mask_remedy', 'check_classes', 'read_masks', 'error_by_label', 'spread_and_error', 'calibration_rows',
-           'calibration']
+           'check_grids', 'one_channel', 'fixed_window', 'truth_rule', 'truth_window', 'read_marks', 'known_in',
+           'read_case', 'is_stated', 'hu_rule', 'filled_inside', 'survey', 'check_spans', 'notes_on', 'left_out',
+           'measured_mask', 'slices_of', 'check_cases', 'unit_of', 'scale_words', 'check_unmeasured', 'hole_notes',
+           'evaluate_cases', 'evaluate_mask_cases', 'as_stack', 'mask_notes', 'MaskCoding', 'check_binary', 'is_grey',
+           'grey_share', 'mask_coding', 'binary_coding', 'grey_coding', 'values_text', 'mask_remedy', 'check_classes',
+           'read_masks', 'error_by_label', 'spread_and_error', 'calibration_rows', 'calibration']
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #eabea0e0
 import itertools, re, warnings
@@ -26,12 +26,13 @@ from ..data.cache import is_image
 from ..data.formats import each_once, VOLUME_ENDINGS
 from ..data.images import IMAGE_ENDINGS, load_image
 from ..data.layouts import is_series
+from ..data.frames import measured
 from ..data.volumes import load_volume
 from ..data.windows import Window, ignored_value, rule_numbers, window_of
 from .faults import facts_beside_truth, find_faults
-from .metrics import mae, measure_cases
+from .metrics import mae, measure_cases, table_of_measures
 from .masks import mask_protocol, measure_labels
-from .protocols import Evaluation, evaluate, protocol_options
+from .protocols import Evaluation, evaluate, protocol_options, protocols
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #33759405
 SUBJECT = (
@@ -343,12 +344,13 @@ def match(
 def read_one(
     path,  # of a volume or an image
     constant=False,  # is a volume of one value allowed?
+    holes=False,  # may there be NaN, which was not measured?
 ):
     """Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the
     canonical image; raises InputError. `constant`: a volume of one value is allowed."""
     if is_image(path):
-        return (*load_image(path), None)
-    img = load_volume(path, constant=constant)
+        return (*load_image(path, holes=holes), None)
+    img = load_volume(path, constant=constant, holes=holes)
     v = np.asarray(img.dataobj, dtype=np.float32)
     return v.transpose(2, 1, 0)[:, ::-1, ::-1], np.dtype('float32'), img
 
@@ -450,7 +452,7 @@ def truth_window(
                 f'window rule {rule!r}: an ignore value is for training; to leave pixels out here, '
                 f'give {":".join(rule_numbers(rule))} and a mask of those that count (--mask)'
             )
-        return window_of(truth[0], rule, truth[1])
+        return window_of(measured(truth[0]), rule, truth[1])
     except InputError as e:
         raise InputError(f'{case.truth}: {e}') from None
 
@@ -473,18 +475,28 @@ def read_marks(
     return v != 0 if kind == 'mask' else v.astype(int)
 
 
+def known_in(
+    arrays,  # of one case, each (S, H, W) or (C, H, W)
+    image: bool,  # is it one of images?
+) -> np.ndarray:  # (S, H, W), of an image (H, W), True where all are; None: everywhere
+    "Where all files of a case were measured."
+    holes = [np.isnan(v).any(0) if image else np.isnan(v) for v in arrays]
+    missing = np.logical_or.reduce(holes)
+    return ~missing if missing.any() else None
+
+# %% ../../nbs/evaluation/75_cohort.ipynb #3b0e9a76
 def read_case(
     case,  # a Case
     # rule for the truth: percentile, minmax, dtype, hu, LO:HI; default percentile (volumes), dtype
     # (images)
     window=None,
     pred_window=None,  # LO:HI or hu: the translation's own scale; default: the window of the truth
-    # pred, truth, [source, mask, labels]: (S, H, W) or (C, H, W); window: of the truth
+    # pred, truth, [source, mask, labels, known]: (S, H, W) or (C, H, W); window: of the truth
 ) -> dict:
     """Read one case, scaled to [-1, 1] by stated windows; raises InputError for whatever does
-    not fit."""
+    not fit. What was not measured in one of the files is -1 in all, and False in `known`."""
     # a translation that is all one value is wrong, not missing
-    truth, pred = read_one(case.truth), read_one(case.pred, constant=True)
+    truth, pred = read_one(case.truth, holes=True), read_one(case.pred, True, True)
     check_grids(pred, truth, case.pred, case.truth)
     w = truth_window(case, truth, window)
     v = fixed_window(pred_window) or w
@@ -493,7 +505,7 @@ def read_case(
         if getattr(case, kind) is not None:
             out[kind] = read_marks(case, kind, truth)
     if case.std is not None:
-        m = read_one(case.std, constant=True)
+        m = read_one(case.std, True, True)
         check_grids(m, pred, case.std, case.pred, mask=True)
         out['std'] = 2 * m[0] / (v.hi - v.lo)
         if (m[0] < 0).any():
@@ -501,8 +513,14 @@ def read_case(
                 f'{case.std}: holds negative numbers, which are no standard deviations'
             )
     if case.source is not None:
-        s = read_one(case.source)
-        out['source'] = s[0] if s[0].shape == truth[0].shape else None
+        s = read_one(case.source, holes=True)
+        shown = np.nan_to_num(s[0], nan=np.nanmin(s[0]))
+        out['source'] = shown if s[0].shape == truth[0].shape else None
+    scaled = [k for k in ('pred', 'truth', 'std') if k in out]
+    known = known_in([out[k] for k in scaled], is_image(case.truth))
+    if known is not None:
+        out |= {k: np.where(known, out[k], -1.0 if k != 'std' else 0.0) for k in scaled}
+        out['known'] = known
     return out
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #c903975f
@@ -540,6 +558,17 @@ def hu_rule(
     return f'{lo!r}:{hi!r}'
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #e361790a
+def filled_inside(
+    v,  # array of any shape; NaN where nothing was measured
+):  # the same, if there are none
+    "An array whose holes hold its middle value, which takes no side in any comparison."
+    holes = np.isnan(v)
+    if not holes.any():
+        return v
+    seen = v[~holes]
+    return np.where(holes, np.partition(seen, len(seen) // 2)[len(seen) // 2], v)
+
+
 def survey(
     cases,  # from `match`
     window=None,  # rule for the truth, see `read_case`
@@ -552,7 +581,7 @@ def survey(
 
     out = []
     for c in tqdm(cases, desc='looking at files', disable=not progress, leave=False):
-        truth, pred = read_one(c.truth), read_one(c.pred, constant=True)
+        truth, pred = read_one(c.truth, holes=True), read_one(c.pred, True, True)
         check_grids(pred, truth, c.pred, c.truth)
         if hu and truth[1].kind in 'ub':
             raise InputError(
@@ -561,12 +590,12 @@ def survey(
             )
         w = truth_window(c, truth, window)
         v = fixed_window(pred_window) or w
-        source = None if c.source is None else read_one(c.source, constant=True)[0]
+        source = None if c.source is None else filled_inside(read_one(c.source, True, True)[0])
         facts = facts_beside_truth(
             c.name,
             c.subject,
-            pred[0],
-            truth[0],
+            filled_inside(pred[0]),
+            filled_inside(truth[0]),
             source,
             kind=truth[1],
             volume=not is_image(c.truth),
@@ -634,6 +663,23 @@ def left_out(
     return len(files_of(truth, 'truth')) - len(cases)
 
 
+def measured_mask(
+    case,  # a Case
+    d,  # what `read_case` gave
+):  # boolean, as the arrays or (H, W); None: everything is measured
+    "Where a case is measured: in its mask, and where its files were. InputError for nowhere."
+    m, known = d.get('mask'), d.get('known')
+    if m is not None and not m.any():
+        raise InputError(
+            f'{case.mask}: no pixel is marked, so there is nothing to measure; leave this case out'
+        )
+    if m is None or known is None:
+        return known if m is None else m
+    if not (m & known).any():
+        raise InputError(f'{case.pred}: nothing inside {case.mask} was measured; leave it out')
+    return m & known
+
+# %% ../../nbs/evaluation/75_cohort.ipynb #5ceaae1e
 def slices_of(
     case,  # a Case
     per='image',  # 'image': slices or images; 'volume': whole volumes
@@ -641,21 +687,22 @@ def slices_of(
     min_foreground=0.05,
     window=None,  # rule for the truth, see `read_case`
     pred_window=None,  # the translation's own scale, see `read_case`
+    missing=None,  # list; the share of the case that was not measured (NaN) is added to it
 ):
     """Yields (pred, truth, mask, slice number or None) of one case: its slices, the whole
-    volume, or the image."""
+    volume, or the image. What was not measured is outside of the mask."""
     d = read_case(case, window, pred_window)
-    m = d.get('mask')
-    if m is not None and not m.any():
-        raise InputError(
-            f'{case.mask}: no pixel is marked, so there is nothing to measure; leave this case out'
-        )
+    m = measured_mask(case, d)
+    if missing is not None:
+        missing.append(float(1 - np.mean(d.get('known', 1.0))))
     if is_image(case.truth) or per == 'volume':
         yield d['pred'], d['truth'], m, None
         return
     keep = (d['truth'] > -0.8).mean((1, 2)) >= min_foreground
     if m is not None:
         keep &= m.any((1, 2))
+    if 'known' in d:  # as in training
+        keep &= d['known'].mean((1, 2)) >= 0.05
     if not keep.any():
         inside = ', inside the mask' if m is not None else ''
         raise InputError(
@@ -703,6 +750,42 @@ def scale_words(
         words += f'; {missing} truths without a translation left out'
     return words
 
+# %% ../../nbs/evaluation/75_cohort.ipynb #81943a18
+def check_unmeasured(
+    case,  # a Case
+    protocol: str,  # row of `protocols`
+    missing: float,  # share of the case that was not measured
+):
+    "Raise InputError where a protocol cannot leave out what was not measured."
+    row = protocols.get(protocol)
+    if not missing or row is None:
+        return
+    words = f'{case.pred}: {missing:.1%} of it or of its truth was not measured (NaN)'
+    if row.mask == 'none':
+        raise InputError(
+            f'{words}, and protocol {protocol} measures whole images; use fixed, or fill it'
+        )
+    if row.mask == 'required' and case.mask is None:
+        raise InputError(f'{words}, and protocol {protocol} needs a mask of the body as well')
+
+
+def hole_notes(
+    missing: list,  # share of every case that was not measured
+    measured_as,  # names of the metrics
+) -> list:  # one line, or none
+    "What was left out because it was not measured, and which metrics look there all the same."
+    torn = [v for v in missing if v]
+    if not torn:
+        return []
+    words = (
+        f'{np.mean(missing):.1%} of the pixels ({len(torn)} of {len(missing)} files) were not '
+        'measured (NaN or nodata) in translation or truth, and are left out'
+    )
+    wide = [k for k in measured_as if k in table_of_measures and table_of_measures[k].beyond]
+    if wide:
+        words += f'; {", ".join(wide)} look at neighbours too, and see both images black there'
+    return [words]
+
 # %% ../../nbs/evaluation/75_cohort.ipynb #6b641296
 @passes_on(protocol_options)
 def evaluate_cases(
@@ -734,17 +817,20 @@ def evaluate_cases(
     notes = [line] * bool(line)
     if look:
         notes += notes_on(cases, window, pred_window, hu, progress)
-    where = []
+    where, torn = [], []
+    scales = dict(window=window, pred_window=pred_window)
 
     def every():
         for c in tqdm(cases, desc=f'measuring ({protocol})', disable=not progress, leave=False):
-            for p, t, m, k in slices_of(c, per, window=window, pred_window=pred_window):
+            for p, t, m, k in slices_of(c, per, **scales, missing=torn):
+                check_unmeasured(c, protocol, torn[-1])
                 where.append((c.name, k))
                 yield (p, t, c.subject) if m is None else (p, t, c.subject, m)
 
     e = evaluate(every(), (-1, 1), protocol, **options)
     for i, col in enumerate(('name', 'slice')):
         e.rows.insert(2 + i, col, [w[i] for w in where])
+    notes += hole_notes(torn, e.stats)
     label = e.label.replace('per image', f'per {unit_of(cases[0], per)}')
     scale = scale_words(truth_rule(cases[0], window), pred_window, missing)
     parts = [label, scale, short] if short else [label, scale]
@@ -1012,7 +1098,9 @@ def error_by_label(
         d = read_case(c, window, pred_window)
         lab = np.broadcast_to(d['labels'], d['truth'].shape)
         for k in np.unique(lab):
-            inside = lab == k
+            inside = (lab == k) & d.get('known', True)
+            if not inside.any():
+                continue
             row = dict(
                 subject=c.subject,
                 name=c.name,
@@ -1043,6 +1131,7 @@ def spread_and_error(
     if not is_image(case.truth):
         # the slices that are measured
         keep &= ((v['truth'] > -0.8).mean((1, 2)) >= 0.05)[:, None, None]
+    keep &= v.get('known', True)
     spread = v['std'][keep] / 2 * float(np.sqrt(1 + 1 / samples))
     error = np.abs(v['pred'] - v['truth'])[keep]
     return spread.astype(np.float32), error.astype(np.float32) / 2

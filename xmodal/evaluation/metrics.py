@@ -6,10 +6,10 @@
 __all__ = ['ssim_reach', 'ms_weights', 'GMS_C', 'table_of_measures', 'measures', 'all_measures', 'formats', 'as_array',
            'as_image', 'is_finite', 'as_range', 'as_mask', 'check_pair', 'mae', 'mse', 'psnr', 'local_mean',
            'check_window', 'from_black', 'ssim_parts', 'ssim_map', 'ssim', 'halve', 'ms_scales', 'check_scales',
-           'scale_means', 'ms_product', 'ms_ssim', 'bin_numbers', 'nmi', 'gradient_size', 'sharpness', 'high_pass',
-           'hf_power', 'prewitt', 'gmsd', 'edges', 'read_weights', 'fill', 'as_rgb', 'lpips_net', 'lpips', 'frechet',
-           'inception', 'feature_rows', 'fid', 'Measure', 'measure_all', 'in_step', 'measure_cases', 'evaluate_pairs',
-           'one_plane', 'stack_masks', 'stack_volumes', 'by_subject', 'summary', 'format_summary']
+           'scale_means', 'ms_product', 'ms_ssim', 'bin_numbers', 'nmi', 'ncc', 'gradient_size', 'sharpness',
+           'high_pass', 'hf_power', 'prewitt', 'gmsd', 'edges', 'read_weights', 'fill', 'as_rgb', 'lpips_net', 'lpips',
+           'frechet', 'inception', 'feature_rows', 'fid', 'Measure', 'measure_all', 'in_step', 'measure_cases',
+           'evaluate_pairs', 'one_plane', 'stack_masks', 'stack_volumes', 'by_subject', 'summary', 'format_summary']
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #58db00b9
 import functools, itertools, math, warnings
@@ -408,6 +408,21 @@ def nmi(
     both = entropy(joint.ravel())
     return (entropy(joint.sum(1)) + entropy(joint.sum(0))) / both if both else math.nan
 
+# %% ../../nbs/evaluation/71_metrics.ipynb #ba0c5a04
+def ncc(
+    pred,  # (H, W), (C, H, W) or (S, H, W)
+    truth,  # same shape
+    data_range=None,  # not used: scale and offset fall out
+    mask=None,  # boolean; only its pixels are counted
+) -> float:  # 1: the truth up to scale and offset, 0: unrelated, -1: its negative; nan: one is flat
+    "Normalised cross-correlation, Pearson's r, pooled. Raises InputError (see `check_pair`)."
+    p, t, _, m = check_pair(pred, truth, 1, mask)
+    p, t = p[m], t[m]
+    if p.min() == p.max() or t.min() == t.max():
+        return math.nan
+    p, t = p - p.mean(), t - t.mean()
+    return float((p * t).sum() / math.sqrt((p * p).sum() * (t * t).sum()))
+
 # %% ../../nbs/evaluation/71_metrics.ipynb #bc3012d3
 def gradient_size(
     a,  # (H, W) or (n, H, W) array
@@ -760,20 +775,22 @@ class Measure:
     unit: str = ''  # with a space before it
     at: str = 'evaluate'  # 'training': by every training too; 'elsewhere': by no list of ours
     reported: bool = True  # a column of `xmodal report`
+    beyond: bool = False  # does it see neighbours of what is measured, also outside of a mask?
 
 
 table_of_measures = dict(
     psnr=Measure(psnr, 'more', '.2f', ' dB', 'training'),
-    ssim=Measure(ssim, 'more', at='training'),
-    ms_ssim=Measure(ms_ssim, 'more'),
+    ssim=Measure(ssim, 'more', at='training', beyond=True),
+    ms_ssim=Measure(ms_ssim, 'more', beyond=True),
     mae=Measure(mae, 'less', '.3g', at='training'),
     mae_hu=Measure(None, 'less', '.1f', ' HU', 'elsewhere'),
     mse=Measure(mse, 'less', '.3g', at='training', reported=False),
     nmi=Measure(nmi, 'more'),
+    ncc=Measure(ncc, 'more'),
     sharpness=Measure(sharpness, 'one', '.2f', at='training'),
-    hf_power=Measure(hf_power, 'one', '.2f', reported=False),
-    edges=Measure(edges, 'less', reported=False),
-    gmsd=Measure(gmsd, 'less', reported=False),
+    hf_power=Measure(hf_power, 'one', '.2f', reported=False, beyond=True),
+    edges=Measure(edges, 'less', reported=False, beyond=True),
+    gmsd=Measure(gmsd, 'less', reported=False, beyond=True),
     lpips=Measure(None, 'less', at='elsewhere', reported=False),
 )
 measures = {k: m.f for k, m in table_of_measures.items() if m.at == 'training'}
