@@ -216,7 +216,7 @@ def test_pictures_of_which_hardly_anything_is_measured_are_left_out(tmp_path, ca
 def test_the_check_reports_such_pictures(tmp_path):
     good = [(scene(seed=k), scene(seed=k + 9)) for k in range(3)]
     records = pairs_of(tmp_path, (scene(0.03), scene()), *good, (scene(), scene(0.0)))
-    how = dict(source_window='0:1', target_window='0:1', size=16, progress=False)
+    how = dict(source_window='0:1', target_window='0:1', size=32, progress=False)
     found = check('folder', tmp_path, records=records, **how).findings
     own = [(f.level, f.text) for f in found if f.what in ('unmeasured', 'unreadable')]
     assert [level for level, _ in own] == ['warning']
