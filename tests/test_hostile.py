@@ -230,6 +230,7 @@ WRONG += [
     ('data', 'tau', None),
 ]
 WRONG += [('model', 'method', v) for v in (5, ['cdtsde'], 'magic', None)]
+WRONG += [('data', 'target_nodata', v) for v in (NAN, BIG, 'x', [0], True)]
 WRONG += [('data', 'fit', v) for v in ('Patch', 'patches', None, 7, NAN, [], {}, True)]
 WRONG += [
     ('data', 'target_reach', v)

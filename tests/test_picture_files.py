@@ -21,6 +21,7 @@ from xmodal.engine import measure_images
 from xmodal.folders import translate_paths
 from xmodal.methods import get_method, methods
 from xmodal.nets.build import build
+from xmodal.train import common_nodata
 from xmodal.training.adversarial import LossInputs
 from xmodal.training.loop import Draws, PairLoss, cropped, psnr_of
 from small_model import IMAGE, TINY, echo
@@ -417,6 +418,29 @@ def test_holes_come_out_as_holes(tmp_path, kind, empty):
     assert np.array_equal(tag, empty, equal_nan=True)
     assert not mask[:4].any() and mask[4:].all()
     assert got[5, 5] == (1 if kind == 'uint16' else 0)
+
+
+@pytest.mark.parametrize('kind', ['float32', 'int16'])
+def test_the_targets_own_nodata_value_is_kept_with_the_model(tmp_path, kind):
+    "Where all targets have one, holes of an answer get it, unless the source has its own."
+    rasterio = pytest.importorskip('rasterio')
+    for name, nodata in (('t1', -9999), ('t2', -9999), ('other', -1), ('none', None)):
+        scene(tmp_path / f'{name}.tif', nodata=nodata)
+    record = lambda name: Record(name, name, tmp_path / 'none.tif', tmp_path / f'{name}.tif')
+    stored = common_nodata([record('t1'), record('t2')])
+    assert stored == dict(target_nodata=-9999.0)
+    assert common_nodata([record('t1'), record('other')]) == {} == common_nodata([record('none')])
+    with rasterio.open(tmp_path / 'none.tif', 'r+') as f:
+        x = f.read()
+        x[:, :4] = np.nan
+        f.write(x)
+    tr = floats(target_dtype=kind, **stored)
+    translate_paths(tr, tmp_path / 'none.tif', tmp_path / 'b.tif', progress=False)
+    with rasterio.open(tmp_path / 'b.tif') as f:
+        assert f.nodata == -9999 and (f.read(1)[:4] == -9999).all() and (f.read(1)[4:] > -1).all()
+    tifffile.imwrite(tmp_path / 'plain.tif', x[0])  # no tag will say what the number means
+    got = tr.translate(tmp_path / 'plain.tif')
+    assert np.isnan(got[:4]).all() if kind == 'float32' else (got[:4] == -9999).all()
 
 
 def test_holes_of_labels_take_no_class(tmp_path):

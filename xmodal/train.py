@@ -9,10 +9,10 @@ __all__ = ['LOWEST', 'Plan', 'print_once', 'first_alone', 'shrink', 'sees_beside
            'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts', 'prepare_data',
            'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'trained', 'train_all', 'show_training',
            'show_mixing', 'Measured', 'scores_of', 'measure', 'shown_images', 'show_panels', 'about_cut',
-           'about_target', 'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle',
-           'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data',
-           'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only', 'environment_of',
-           'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
+           'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
+           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
+           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only',
+           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, contextlib, os, resource, shutil, socket, sys, time
@@ -29,7 +29,9 @@ from .explain import explained
 from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
-from .data.cache import BLOCK, is_image, measured_values
+from .data.cache import BLOCK, is_image
+from .data.images import nodata_tag
+from .data.frames import slice_distance
 from .data.volumes import open_volume
 from .data.windows import Window
 from xmodal.engine import (
@@ -733,13 +735,23 @@ def about_cut(
 
 def about_target(
     d,  # from `prepare_data`
-) -> dict:  # fields target_dtype and target_reach of `DataSpec`
-    "Number type and reach of the training's targets."
+) -> dict:  # fields target_dtype, target_reach and, if they have one, target_nodata of `DataSpec`
+    "Number type, reach and nodata value of the training's targets."
     learnt = [r for r in d.records if r.subject in d.split['train']]
     kinds = {r['dtypes'][1] for r in d.data.index['records'] if r['subject'] in d.split['train']}
     if d.data.index['kind'] == 'volume':
         kinds = {stored_type(r.target) for r in learnt}
-    return dict(target_dtype=common_type(kinds), target_reach=target_reach(d.parts['train']))
+    reach = target_reach(d.parts['train'])
+    return dict(target_dtype=common_type(kinds), target_reach=reach) | common_nodata(learnt)
+
+
+def common_nodata(
+    records,  # Records of the training
+) -> dict:  # field target_nodata of `DataSpec`, if there is one
+    "The number that stands for what was not measured in the files of all targets."
+    tags = {nodata_tag(r.target) for r in records}
+    first = next(iter(tags))
+    return dict(target_nodata=first) if len(tags) == 1 and np.isfinite(first) else {}
 
 
 def stored_type(

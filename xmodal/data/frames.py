@@ -811,13 +811,17 @@ def settle_nodata(
     units,  # TargetUnits of the answer
     holes,  # (H, W), or of a volume's shape; True where nothing was measured
     name,  # of the source
+    usual: float = None,  # number that stands for it in the training's targets
 ) -> tuple:  # TargetUnits, perhaps of a wider type; as `nodata_for`
     'The number for "not measured" in an answer, and a word about it where it is another.'
     nodata = place.nodata if place else None
     if holes.any():
         units = with_room(units)
         check_room(units, name)
-    empty = nodata_for(units, nodata, holes.any())
+    # in a float without a tag nobody would know the number: NaN says it by itself
+    known = place is not None or np.dtype(units.dtype).kind != 'f'
+    taken = usual if nodata is None and holes.any() and known else nodata
+    empty = nodata_for(units, taken, holes.any())
     if nodata is not None and empty != nodata and not np.isnan(nodata):
         lost = f'its nodata value {nodata:g} is not carried over'
         warnings.warn(f'{name}: {lost}, {units.dtype} has no such number to spare', Changed)
@@ -923,7 +927,8 @@ class PictureFrame(CutPicture):
         "Where the picture lies, and what stands for holes; InputError if no number is left for it."
         if self.settled is None:
             self.place = place_on_earth(self.name)
-            self.settled, self.empty = settle_nodata(self.place, units, self.holes, self.name)
+            about = self.holes, self.name, self.d.target_nodata
+            self.settled, self.empty = settle_nodata(self.place, units, *about)
         return self.settled
 
     def side(

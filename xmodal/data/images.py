@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WRITTEN_ENDINGS', 'NIFTI_ENDINGS', 'JPEG_ENDINGS', 'TIFF_ENDINGS', 'IMAGE_ENDINGS', 'PNG_MODES', 'GEO', 'load_image',
-           'NotMeasured', 'hide_nodata', 'hide_ignored', 'refuse_values', 'hide_by_alpha', 'no_palette', 'is_tiff',
-           'has_rasterio', 'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg',
+           'NotMeasured', 'nodata_tag', 'hide_nodata', 'hide_ignored', 'refuse_values', 'hide_by_alpha', 'no_palette',
+           'is_tiff', 'has_rasterio', 'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg',
            'check_tiff', 'bands_last', 'split_alpha', 'read_tiff', 'unpacked', 'shape_of_image', 'square_box',
            'over_measured', 'thinned', 'shrunk', 'to_square', 'from_square', 'patch_corners', 'to_patches',
            'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth', 'write_geotiff']
@@ -71,16 +71,23 @@ class NotMeasured(InputError):
     "A picture, or a pair of them, in which too little was measured to learn anything."
 
 
+def nodata_tag(
+    path,  # of a file that can be read
+) -> float:  # NaN if there is none
+    'The number that stands for "not measured" in a TIFF, by its own tag.'
+    try:
+        return float(geo_tags(path).get(42113, np.nan))
+    except ValueError:
+        return float('nan')
+
+
 def hide_nodata(
     path,  # of the file
     x,  # (C, H, W) float32, changed in place
     said: list,  # what was found is added to it
 ):
     "Pixels that hold a TIFF's own nodata value become NaN; those that are NaN are said."
-    try:
-        nodata = np.float32(geo_tags(path).get(42113, np.nan))
-    except ValueError:
-        nodata = np.float32(np.nan)
+    nodata = np.float32(nodata_tag(path))
     missing = x == nodata
     if missing.any():
         x[missing] = np.nan

@@ -241,6 +241,7 @@ class DataSpec(Section):
     may_lack: bool = None  # did it learn to do without a further source?
     target_dtype: str = None  # number type of the targets' files; None in older folders: float32
     target_reach: tuple = None  # (smallest, largest) value of the training's targets
+    target_nodata: float = None  # stands for "not measured" in all targets; None: nothing does
     # number of steps, as text -> StoredGrid
     grids: dict = dataclasses.field(default_factory=dict)
     more: dict = dataclasses.field(default_factory=dict)  # keys of a later version
@@ -256,8 +257,7 @@ class DataSpec(Section):
         own = {k: tuples(v) if k not in ('options', 'patch') else v for k, v in table.items()}
         records = {k: kind.of(own[k]) for k, kind in INNER.items() if own.get(k) is not None}
         records['grids'] = {k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()}
-        found = cls.of(own | records)
-        return check_agreement(found, path)
+        return check_agreement(cls.of(own | records), path)
 
 # %% ../../nbs/training/60_model_folder.ipynb #7286180f
 def is_number(
@@ -397,6 +397,7 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     target_window_rule=('a window rule such as percentile or 0:1000', is_rule),
     target_dtype=('a type of real numbers such as uint8', is_dtype),
     target_reach=('two finite numbers, the lower first', is_range),
+    target_nodata=('a number', lambda v: v is None or is_number(v)),
     fit=("'shrink' or 'patch'", lambda v: is_text(v) and v in ('shrink', 'patch')),
     plane=(
         "'axial', 'coronal', 'sagittal' or 'all'",
