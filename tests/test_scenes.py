@@ -46,7 +46,7 @@ def geotiff(path, x, nodata=None, **more):
     return path
 
 
-def values(bands=1, shape=(150, 130), top=3000):
+def values(bands=1, shape=(100, 90), top=3000):
     "Smooth whole numbers with some noise."
     i, j = np.indices(shape) / 40
     x = [
@@ -113,14 +113,14 @@ def test_colour_and_alpha(tmp_path, monkeypatch, layout):
     more = dict(photometric='RGB', interleave='band' if layout == 'planes' else 'pixel')
     if layout == 'RGBA':
         alpha = np.full((1, *x.shape[1:]), 255, 'uint8')
-        alpha[:, :30, 100:] = 0
+        alpha[:, :30, 60:] = 0
         x, more = np.concatenate([x, alpha]), more | dict(alpha='yes')
     path = geotiff(tmp_path / 'a.tif', x, **more)
     about = dict(target_dtype='uint8', target_window=[0.0, 255.0], target_window_rule='dtype')
     rows, whole = both(
         model('regression', 3, source_window='dtype', steps=1, **about), path, monkeypatch
     )
-    assert rows['mean'].shape == (150, 130, 3)
+    assert rows['mean'].shape == (100, 90, 3)
     np.testing.assert_allclose(rows['mean'], whole['mean'].astype(float), atol=1)
 
 
@@ -189,7 +189,7 @@ def test_strips_are_let_go():
     "Exceptions keep what they were raised in, unless told otherwise; a scene would fill memory."
 
     class Lines:
-        sides = (600, 40)
+        sides = (300, 40)
 
         def lines(self, first, stop):
             return torch.zeros(1, 1, stop - first, 40), None
@@ -269,7 +269,7 @@ def test_a_scene_as_a_file(tmp_path, by_rows):
         assert (b.read(1)[:20, :20] == 0).all() and (b.read(1)[20:] != 0).all()
         assert np.isnan(s.read(1)[:20, :20]).all() and s.crs == a.crs and s.nodata is None
     notes = json.loads(out.with_name('b.tif.json').read_text())
-    assert any('130 x 150 pixels are translated by rows of tiles' in v for v in notes['Changes'])
+    assert any('90 x 100 pixels are translated by rows of tiles' in v for v in notes['Changes'])
     before = out.stat().st_mtime_ns
     translate_paths(model(), path, out, samples=2, progress=False)
     assert out.stat().st_mtime_ns == before  # finished is finished
@@ -307,7 +307,7 @@ def test_a_tiff_without_a_place(tmp_path, by_rows):
         warnings.simplefilter('ignore')
         translate_paths(model(), path, out, progress=False)
         with rasterio.open(out) as f:
-            assert f.crs is None and f.shape == (150, 130)
+            assert f.crs is None and f.shape == (100, 90)
     assert tifffile.imread(out).dtype == np.uint16
 
 
@@ -319,7 +319,7 @@ def test_beyond_the_limit_of_memory(tmp_path, monkeypatch):
     monkeypatch.setenv('XMODAL_MAX_WHOLE', '1000')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        assert model().translate(path).shape == (150, 130)  # fits on a disk
+        assert model().translate(path).shape == (100, 90)  # fits on a disk
 
 
 def test_no_room_on_the_disk(tmp_path, by_rows, monkeypatch):
