@@ -249,6 +249,7 @@ class Field(nn.Module):
     "A mixing field, field(lam, y) -> share of the source; what may be asked of it has a default."
 
     sees_y = True  # does it look at the source? One that does not has to say so
+    flat = False  # is it one number for each channel, whatever the picture and the place in it?
     squash = 'none'  # how it is brought to its ends, see `finish` in 11_mixing
     eps = 1 / (1 + math.exp(3))  # value at lam = 0 before it is brought there
 

@@ -31,6 +31,7 @@ def first_line(
 LIMITS = dict(
     voxels=2**27,  # of a volume
     values=2**27,  # of a picture: rows x columns x channels
+    whole=2**24,  # pixels of a picture that is translated in one piece; larger ones by rows
     rows=10**6,  # of a table
     columns=4096,  # of a table
     cells=3 * 10**6,  # of a table, rows x columns

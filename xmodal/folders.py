@@ -37,6 +37,7 @@ from .methods import calls
 from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
 from .processes import is_main, map_over_processes
+from .scenes import shelves_in, write_scene
 from .data.units import own_type, units_note
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 
@@ -118,10 +119,14 @@ def write_result(
     names=('', ''),  # of a DICOM series: modality made, and that it was made from
 ):
     "Write a translation for `path` to `tmp`."
+    pixels = result.pixels if isinstance(result, Placed) else result
+    if isinstance(pixels, np.memmap) and is_tiff(path):
+        write_scene(tmp, pixels, result.place if isinstance(result, Placed) else None)
+        return
     if isinstance(result, Placed) and is_tiff(path):
         write_geotiff(tmp, result.pixels, result.place)
         return
-    result = result.pixels if isinstance(result, Placed) else result
+    result = pixels
     if not kind_of(path):
         save_dicom(result, tmp, *names)
     elif hasattr(result, 'affine'):
@@ -138,7 +143,7 @@ def write_result(
     else:
         write_tiff(tmp, result)
 
-
+# %% ../nbs/use/86_folders.ipynb #b38b9f33
 def write_tiff(
     path,  # where the file is written
     x,  # (H, W), (H, W, C), or (T, H, W) of the shares along a path
@@ -808,7 +813,8 @@ def make_output(
     how = dict(vars(common.chosen), progress=common.progress)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        got = tr.maps(task.source, known=task.known, **how)
+        with shelves_in(next(p for p in task.output.absolute().parents if p.is_dir())):
+            got = tr.maps(task.source, known=task.known, **how)
         say_place(got, task.output)
         say_kind(task.output, target_of(tr.data, common.chosen.target))
     concerns, changes = passed_on(task, said, common.once)

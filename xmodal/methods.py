@@ -7,21 +7,22 @@ __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCL
            'dtfnet', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN', 'Method',
            'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row',
            'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'known_options', 'check_options', 'merged',
-           'make_grid', 'noise_rule', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
-           'split_options']
+           'make_grid', 'noise_rule', 'Route', 'route_of', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of',
+           'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
+from torch import Tensor
 
 from .choices import unknown_word
 from .core import InputError
 from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
-from .sample import as_estimator, check_grid, rules, sample, scaled
+from .sample import Estimator, Solver, as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop
 from .families import DDBM, NoiseFlow, ScoreBrownian, SoftPrior
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
@@ -607,21 +608,28 @@ def noise_rule(
     return rules[rule] if eta is None else scaled(rules[rule], float(eta))
 
 
+@dataclass(frozen=True)
+class Route:
+    "How a method goes from source to target: all but the images and their noise."
+
+    den: Estimator  # with what the options put around it
+    bridge: Bridge  # whose coefficients the steps take
+    grid: Tensor  # (n + 1,) falling times
+    rule: Callable  # noise rule
+    solver: Solver
+    from_source: bool  # does the walk start at the source itself, or at a draw of the bridge?
+
+
 @passes_on(draw_options)
-def draw(
+def route_of(
     method,  # row of `methods` by name, or a Method
     den,  # Denoiser
-    y,  # source (B, C, *spatial); an image also where the network works on latents, see 41_latent
     steps=None,  # number of steps; default: the row's
     tau=None,  # noise rule by name; default: the row's
-    seeds=0,  # one int per image, or one int s for seeds s, s + 1, ...
-    ctx=None,  # conditioning
     grid=None,  # row of `grids`, or falling times; default: the row's
-    out='x0_hat',  # 'x0_hat': the last estimate; 'state': the state at the end of the grid
-    callback=None,  # called after each step with dict(i, t, s, x, x0_hat)
     **options,  # of the sampler and its grid; `known_options` says which a method takes:
-):  # (B, C, *spatial)
-    "Draw a translation the way the method does; raises InputError for options it does not have."
+) -> Route:
+    "Settle how a method samples; raises InputError for options it does not have."
     m = get_method(method)
     options = merged(m, options)
     name = options.get('sampler', m.sampler)
@@ -630,22 +638,40 @@ def draw(
     den = as_estimator(den)
     bridge = den.bridge.posterior()
     times = make_grid(m, bridge, steps or m.steps, grid, **options)
-    codec, size = den.codec, y.shape[-2:]
-    if codec is not None:
-        if options.get('clip'):
-            raise InputError(
-                'clip keeps an estimate inside the window of images; this network works on latents,'
-                ' leave it out'
-            )
-        y = codec.encode(y)
-    x = y if options.get('start') == 'source' else None
+    if den.codec is not None and options.get('clip'):
+        raise InputError(
+            'clip keeps an estimate inside the window of images; this network works on latents,'
+            ' leave it out'
+        )
     if options.get('stop'):
         den = Stop(den, options['stop'])
     if options.get('clip'):
         den = Clip(den)
     solver = samplers[name].made(options)
-    more = dict(bridge=bridge, out=out, callback=callback, solver=solver)
-    got = sample(den, y, times, tau, seeds, ctx, x, **more)
+    return Route(den, bridge, times, tau, solver, options.get('start') == 'source')
+
+# %% ../nbs/bridges/17_methods.ipynb #5e3cd79b
+@passes_on(draw_options)
+def draw(
+    method,  # row of `methods` by name, or a Method
+    den,  # Denoiser
+    y,  # source (B, C, *spatial); an image also where the network works on latents, see 41_latent
+    steps=None,  # number of steps; default: the row's
+    tau=None,  # noise rule by name; default: the row's
+    seeds=0,  # one int per image, one int s for seeds s, s + 1, ..., or a `Noise`
+    ctx=None,  # conditioning
+    grid=None,  # row of `grids`, or falling times; default: the row's
+    out='x0_hat',  # 'x0_hat': the last estimate; 'state': the state at the end of the grid
+    callback=None,  # called after each step with dict(i, t, s, x, x0_hat)
+    **options,  # of the sampler and its grid; `known_options` says which a method takes:
+):  # (B, C, *spatial)
+    "Draw a translation the way the method does; raises InputError for options it does not have."
+    go = route_of(method, den, steps, tau, grid, **options)
+    codec, size = go.den.codec, y.shape[-2:]
+    y = y if codec is None else codec.encode(y)
+    x = y if go.from_source else None
+    more = dict(bridge=go.bridge, out=out, callback=callback, solver=go.solver)
+    got = sample(go.den, y, go.grid, go.rule, seeds, ctx, x, **more)
     return got if codec is None else codec.decode(got, size)
 
 # %% ../nbs/bridges/17_methods.ipynb #83f9af15

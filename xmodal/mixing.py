@@ -73,7 +73,7 @@ class FixedMix(Field):
     Power 1 without squash is DOSSR's linear domain shift.
     """
 
-    sees_y = False
+    sees_y, flat = False, True
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class SpatialMix(Field):
 class ChannelMix(Field):
     "One polynomial of the base step per channel, the same in every pixel (CDTSDE 6.13)."
 
-    sees_y = False
+    sees_y, flat = False, True
 
     def __init__(
         self,
@@ -234,6 +234,11 @@ class Averaged(Field):
         "As the field inside."
         return self.mix.sees_y
 
+    @property
+    def flat(self):
+        "As the field inside; the mean of another is that of a whole picture."
+        return self.mix.flat
+
     def forward(
         self,
         lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
@@ -263,6 +268,11 @@ class AnyMix(Field):
     def sees_y(self):
         "As the field `rest`."
         return self.rest.sees_y
+
+    @property
+    def flat(self):
+        "As the field `rest`, outside of training."
+        return self.rest.flat and not self.training
 
     def forward(
         self,

@@ -276,7 +276,9 @@ class Walk:
         y,  # source (B, C, *spatial)
         grid,  # falling times that end at 0
         rule,  # noise rule
-        seeds,  # one int per image, or one int s for seeds s, s + 1, ...
+        # one int per image, one int s for seeds s, s + 1, ..., or a `Noise`: a function that draws
+        # like a tensor
+        seeds,
         ctx,  # conditioning, or None
         bridge,  # None: den.bridge
         only_estimate,  # is the state at the end not wanted?
@@ -289,7 +291,7 @@ class Walk:
         self.bridge = bridge or den.bridge
         self.grid = check_grid(grid)
         self.n = len(self.grid) - 1  # number of steps
-        self.noise = Noise(seeds, y.device)
+        self.noise = seeds if callable(seeds) else Noise(seeds, y.device)
         self.times = self.grid.to(y.device, table_dtype(y.device))
         self.at = self.bridge.table(self.grid, y)
         self.only_estimate = only_estimate
@@ -411,7 +413,7 @@ def sample(
     y,  # source (B, C, *spatial)
     grid,  # descending times from 1 to 0: (n + 1,); n steps
     tau=markov,  # noise rule: zero, markov, vp, scaled(rule, eta)
-    seeds=0,  # one int per image, or one int s for seeds s, s + 1, ...
+    seeds=0,  # one int per image, one int s for seeds s, s + 1, ..., or a `Noise`
     ctx=None,  # conditioning, passed on to the denoiser
     x=None,  # state to start from, shape of y; default: b y + c z at grid[0]
     order=1,  # 1, or 2: multistep extrapolation of the estimate, see below

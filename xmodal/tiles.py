@@ -89,16 +89,17 @@ def batches(
         while some := list(islice(alike, batch)):
             yield some
 
-
+# %% ../nbs/networks/45_tiles.ipynb #c4cabf3f
 def gather(
     ask,  # function of parts x, t, y and the keywords in `told`, one row per part
     parts,  # (index, share) of every part, an iterable
     batch: int,  # parts that are asked about at once
     told: dict,  # x, t, y and more: tensors by name, ordered by image; `coefs`, a tuple of three
+    got=None,  # answers of other parts, shape of x, that these are added to; None: there are none
 ):  # shape of x
     "Ask about every part of every image and add the answers up by their shares."
     x, coefs = told['x'], told.get('coefs')
-    got, sides = torch.zeros_like(x), tuple(x.shape[2:])
+    got, sides = torch.zeros_like(x) if got is None else got, tuple(x.shape[2:])
     for some in batches(parts, len(x), batch, sides):
         own = {k: pack(v, some, sides) for k, v in told.items() if k != 'coefs' and v is not None}
         if coefs is not None:

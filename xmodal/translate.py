@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'bar_of', 'samples_of',
-           'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values', 'resolve_prompt',
-           'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window', 'concerns_of_modality',
-           'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion', 'further_sources',
-           'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'bar_of', 'seed_of',
+           'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values',
+           'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
+           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion',
+           'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back', 'not_by_rows', 'kept_on_disk',
+           'summed_strips', 'translated_scene', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
-import re, warnings
-from dataclasses import asdict, dataclass, field, fields, replace
+import re, tempfile, warnings
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,14 @@ from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_
 from .data.frames import tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
-from .denoise import Wrap, beside
+from .denoise import beside
 from .denoise import fast as faster
-from .tiles import PLANES, SlicewiseBridge, Views, in_tiles
+from .tiles import Tiled, in_tiles
 from .methods import calls, draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
+from .rows import SceneSampling
 from .sample import check_grid, rules
+from .scenes import FOLDER, SceneLines, check_disk, restored, scene_of
 from xmodal.training.model_folder import (
     DataSpec,
     check_data_section,
@@ -187,7 +190,9 @@ class Translator(OpenedModel):
         # default: all that make sense
         planes: str = None,
     ):  # the source's kind: nibabel image (volume), array (image), tensor (tensor)
-        "One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target."
+        """One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target.
+        A scene, the path of a TIFF of more than 16.8 million pixels, gives a `numpy.memmap`.
+        """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, mix=mix)
         how |= dict(target=target, known=known, samples=samples, noise=noise, force=force)
         how |= dict(more=more, overlap=overlap, planes=planes)
@@ -214,7 +219,9 @@ class Translator(OpenedModel):
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """Translate one volume or image, with what is known about its reliability.
 
-        Raises InputError for what cannot be translated.
+        A TIFF of more than 16.8 million pixels is translated by rows, if the model was trained on
+        patches: its maps are arrays that lie on disk. Raises InputError for what cannot be
+        translated.
         """
         if noise not in ('shared', 'independent'):
             raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
@@ -386,6 +393,15 @@ def bar_of(
     return tqdm(total=total, desc='translating', unit='slice', **unseen)
 
 # %% ../nbs/use/85_translate.ipynb #560ca1fc
+def seed_of(
+    seed: int,  # of the request
+    k: int,  # number of the sample
+    name,  # of the image
+) -> int:
+    "The seed of one sample of one image."
+    return item_seed(seed, *(('slice', name) if k == 0 else ('sample', k, name)))
+
+
 def samples_of(
     tr,  # OpenedModel
     y,  # (B, C, H, W) tensor of scaled source images, on its device
@@ -400,8 +416,7 @@ def samples_of(
     den = in_tiles(tr.den, tile_side(tr.data), how.overlap, how.batch)
     den = beside(from_sides(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den, beside_y)
     for k in range(how.samples):
-        keys = [('slice', n) if k == 0 else ('sample', k, n) for n in names]
-        seeds = [item_seed(how.seed, *v) for v in keys]
+        seeds = [seed_of(how.seed, k, n) for n in names]
         yield draw(tr.model.method, den, y, ctx=ctx, seeds=seeds, **use).float()
         bar.update(len(y) if y.ndim == 4 else 0)
 
@@ -758,12 +773,14 @@ def there_and_back(
     how: SampleOptions,  # see there
     more=None,  # further sources, see `further_sources`
 ) -> dict:  # name -> the source's own kind
-    "Open, check, cut, draw, restore."
+    "Open, check, cut, draw, restore; a scene by rows."
     d, where = tr.data, path_of(source)
     found = further_sources(d, where, more)
     if known is None and where and d.text:
         known = nearby_metadata(where)
     ctx, units = tr.context(known, target), target_units(d, known, target)
+    if scene := scene_of(source, d, tr.model.channels, found, not_by_rows(tr, how)):
+        return translated_scene(tr, scene, ctx, units, force, how)
     frame = frame_of(source, d, tr.model.channels)
     y = checked_cut(frame, known, where, force)
     units, how = frame.settle(units), replace(how, planes=planes_to_see(frame, how.planes))
@@ -773,6 +790,78 @@ def there_and_back(
     got = draws(tr, y, how, names, ctx, label, side)
     y = side = None
     return frame.restore(got, units)
+
+# %% ../nbs/use/85_translate.ipynb #2b155895
+def not_by_rows(
+    tr,  # OpenedModel
+    how: SampleOptions,  # what is asked for
+) -> str:  # '' if nothing does
+    "What stands in the way of sampling a scene by rows."
+    mix = tr.den.bridge.mix
+    if mix is not None and not mix.flat:
+        return 'the mixing field of this model looks at the whole picture'
+    return 'the share of the source along the path (mix) is drawn in one piece' if how.mix else ''
+
+
+def kept_on_disk(
+    strips,  # yields (first line, tensor (1, C, lines, columns))
+):  # yields the same, when all of them are there
+    "A sample that waits for the others."
+    with tempfile.TemporaryFile(dir=FOLDER.get()) as f:
+        first = []
+        for at, v in strips:
+            np.save(f, v.cpu().numpy())
+            first.append(at)
+        f.seek(0)
+        yield None
+        yield from ((at, torch.from_numpy(np.load(f))) for at in first)
+
+
+def summed_strips(
+    samples: list,  # of what yields (first line, tensor (1, C, lines, columns))
+    label=None,  # as of `summed`
+):  # yields (first line, name -> array (1, C, lines, columns))
+    "Several samples of a scene, summed up strip by strip."
+    waiting = [kept_on_disk(v) for v in samples[:-1]]
+    for v in waiting:
+        next(v)  # draws it
+    for each in zip(*waiting, samples[-1]):
+        got = summed((v.float().cpu() for _, v in each), label)
+        check_answer(got['mean'])
+        yield each[0][0], got
+
+# %% ../nbs/use/85_translate.ipynb #0420d782
+def translated_scene(
+    tr,  # Translator
+    scene,  # scenes.Scene
+    ctx,  # (3, dim), or None
+    units,  # TargetUnits
+    force,  # translate what does not fit all the same
+    how: SampleOptions,  # see there
+) -> dict:  # name -> numpy.memmap (H, W) or (H, W, C); place of a GeoTIFF
+    "Check, draw and restore a scene by rows."
+    from tqdm.auto import tqdm
+
+    check_counts(how)
+    for concerns in (scene.concerns(), concerns_of_values(tr.data, scene.grey)):
+        settle_concerns(concerns, scene.name, force)
+    units, (high, wide) = scene.settle(units), scene.sides
+    use = sampling(tr, how.steps, how.tau, **how.options)
+    number = high * wide * tr.data.channels[1]
+    need = 2 * number * (np.dtype(units.dtype).itemsize + 4 * (how.samples > 1))
+    check_disk(scene.name, need + 4 * (how.samples - 1) * high * wide * tr.model.channels)
+    tiled = Tiled(tr.den, tile_side(tr.data), how.overlap, how.batch)
+    ctx = None if ctx is None else ctx[None].to(tr.device)
+    steps = len(path_times(tr, use)) - 1
+    options = {k: v for k, v in use.items() if k not in ('steps', 'tau', 'grid')}
+    asked = calls(tr.model.method, steps, **options) // get_method(tr.model.method).recur
+    total = how.samples * asked * tiled.count(scene.sides)
+    with tqdm(total=total, desc='translating', unit='tile', disable=not how.progress) as bar:
+        lines, more = SceneLines(scene, tr.device), dict(ctx=ctx, bar=bar, folder=FOLDER.get())
+        seeds = [seed_of(how.seed, k, 0) for k in range(how.samples)]
+        drawn = [SceneSampling(tr.model.method, tiled, lines, [s], **more, **use) for s in seeds]
+        strips = summed_strips([v.answers() for v in drawn], units.label)
+        return restored(scene, strips)
 
 # %% ../nbs/use/85_translate.ipynb #a8a8e1aa
 def target_units(

@@ -8,7 +8,8 @@ __all__ = ['WRITTEN_ENDINGS', 'NIFTI_ENDINGS', 'JPEG_ENDINGS', 'TIFF_ENDINGS', '
            'is_tiff', 'has_rasterio', 'own_limit', 'is_deep_colour', 'check_png', 'read_deep', 'read_png', 'read_jpeg',
            'check_tiff', 'bands_last', 'split_alpha', 'read_tiff', 'unpacked', 'shape_of_image', 'square_box',
            'over_measured', 'thinned', 'shrunk', 'to_square', 'from_square', 'patch_corners', 'to_patches',
-           'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth', 'write_geotiff']
+           'match_channels', 'fold_channels', 'geo_tags', 'Place', 'place_on_earth', 'bands_of', 'new_geotiff',
+           'write_geotiff']
 
 # %% ../../nbs/data/29_images.ipynb #f6c23e3e
 import contextlib
@@ -564,6 +565,7 @@ class Place:
     rpcs: object = None  # polynomials of a sensor, or None
     nodata: float = None  # number that stands for "not measured"
     point: bool = False  # are the pixels points, and no areas?
+    compress: str = None  # how its file is packed, as GDAL names it; None: not
 
 
 def place_on_earth(
@@ -581,6 +583,42 @@ def place_on_earth(
             point = f.tags().get('AREA_OR_POINT') == 'Point' and not f.gcps[0]
             return Place(f.crs, f.transform, f.gcps, f.rpcs, f.nodata, point)
 
+# %% ../../nbs/data/29_images.ipynb #ad4a03a8
+def bands_of(
+    x,  # (H, W) or (H, W, C)
+) -> np.ndarray:  # (C, H, W), in a type that TIFF has
+    "Pixels as rasterio has them."
+    bands = np.atleast_3d(x).transpose(2, 0, 1)
+    kind = bands.dtype.name
+    return bands.astype(dict(bool='uint8', float16='float32').get(kind, kind), copy=False)
+
+
+@contextlib.contextmanager
+def new_geotiff(
+    path,  # where the file is written
+    shape: tuple,  # (C, H, W)
+    kind: str,  # of its numbers, one that TIFF has
+    place: Place,  # of the picture
+    layout: dict = {},  # options of GDAL's driver, e.g. tiled and blockxsize
+):  # rasterio's dataset, to be written to
+    "A file with its place on earth, and no pixels yet."
+    import rasterio
+
+    colour = 'RGB' if shape[0] == 3 and kind == 'uint8' else 'MINISBLACK'
+    sizes = dict(zip(('count', 'height', 'width'), shape), dtype=kind)
+    how = dict(driver='GTiff', photometric=colour, nodata=place.nodata, BIGTIFF='IF_SAFER')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of a file with nothing but a nodata value
+        with rasterio.open(
+            path, 'w', crs=place.crs, transform=place.transform, **sizes, **how, **layout
+        ) as f:
+            f.update_tags(AREA_OR_POINT='Point' if place.point else 'Area')
+            yield f
+            if place.gcps and place.gcps[0]:
+                f.gcps = place.gcps
+            if place.rpcs:
+                f.rpcs = place.rpcs
+
 
 def write_geotiff(
     path,  # where the file is written
@@ -588,22 +626,6 @@ def write_geotiff(
     place: Place,  # of the picture
 ):
     "Write a picture with its place on earth."
-    import rasterio
-
-    bands = np.atleast_3d(x).transpose(2, 0, 1)
-    kind = bands.dtype.name
-    bands = bands.astype(dict(bool='uint8', float16='float32').get(kind, kind), copy=False)
-    colour = 'RGB' if len(bands) == 3 and bands.dtype == np.uint8 else 'MINISBLACK'
-    shape = dict(zip(('count', 'height', 'width'), bands.shape), dtype=bands.dtype.name)
-    how = dict(driver='GTiff', photometric=colour, nodata=place.nodata, BIGTIFF='IF_SAFER')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a file with nothing but a nodata value
-        with rasterio.open(
-            path, 'w', crs=place.crs, transform=place.transform, **shape, **how
-        ) as f:
-            f.update_tags(AREA_OR_POINT='Point' if place.point else 'Area')
-            f.write(bands)
-            if place.gcps and place.gcps[0]:
-                f.gcps = place.gcps
-            if place.rpcs:
-                f.rpcs = place.rpcs
+    bands = bands_of(x)
+    with new_geotiff(path, bands.shape, bands.dtype.name, place) as f:
+        f.write(bands)
