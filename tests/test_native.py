@@ -66,10 +66,17 @@ def test_native_grid_takes_voxels_over_as_they_are(people, tmp_path):
 
 
 def test_pictures_are_not_shrunk(tmp_path):
+    shown = []
     for k in range(2):
-        Image.fromarray(np.full((40 + 9 * k, 61), 90, np.uint8)).save(tmp_path / f's{k}.png')
+        shown.append(np.random.default_rng(k).integers(0, 255, (40 + 9 * k, 61), dtype=np.uint8))
+        Image.fromarray(shown[k]).save(tmp_path / f's{k}.png')
     records = [Record(f's{k}', f's{k}', *[tmp_path / f's{k}.png'] * 2) for k in range(2)]
     assert native_grid(records, image=True) == (64, None, 'patch')
+    data = prepare(records, 0, cache=tmp_path / 'cache', progress=False)
+    for k, pixels in enumerate(shown):
+        h, w = pixels.shape
+        got = (data[k]['x0'][0, :h, :w].numpy() + 1) / 2 * 255
+        np.testing.assert_allclose(got, pixels, atol=1e-3)  # pixel on pixel, padded beside them
 
 
 def test_crops_hang_on_the_number_of_the_sample(people, tmp_path):
@@ -113,7 +120,7 @@ def test_neighbours_are_a_distance_not_a_number(people, tmp_path):
     fine = VolumeFrame(head(0, shape=(24, 28, 18), zooms=(2, 2, 2.5)), spec, 1)
     assert any('slices 2 apart' in words for _, words in fine.concerns())
     fine.cut()
-    below = fine.side([fine.source])[9, 0]  # two neighbours below: 10 mm, four slices
+    below = fine.side([fine.source])[9][0]  # two neighbours below: 10 mm, four slices
     np.testing.assert_array_equal(below, fine.grey[5])
     coarse = VolumeFrame(head(0, zooms=(2, 2, 9.0)), spec, 1)
     assert any('farther away' in words for _, words in coarse.concerns())

@@ -61,7 +61,8 @@ def test_from_every_side_the_network_sees_what_it_was_trained_on(people, tmp_pat
     assert data.index['records'][3]['planes'] == dict(axial=0)  # thick: one plane makes sense
     frame = VolumeFrame(people[1].source, SeenAt(data), 1)
     y = torch.from_numpy(frame.cut())
-    around, side = Around(y, None, 1), y.shape[-1]
+    # neighbours of everybody are as far apart as in the coarsest volume: 5 mm, two slices of 2 mm
+    around, side = Around(y, None, 1, 2), y.shape[-1]
     assert y.shape == (1, 1, side, side, side)
     mine = {data.info(k)['slice']: k for k in range(len(data)) if data.info(k)['record'] == 'sub-1'}
     for plane, axis in PLANES.items():
@@ -71,7 +72,7 @@ def test_from_every_side_the_network_sees_what_it_was_trained_on(people, tmp_pat
             index = tuple(int(at) if d == axis else slice(None) for d in range(3))
             item = data[mine[first[plane] + k]]
             np.testing.assert_allclose(item['y'][0], y[0, 0][index], atol=1e-5)
-            if 0 < k < 23:
+            if 1 < k < 22:
                 np.testing.assert_allclose(item['side'], around.part(0, index), atol=1e-5)
                 seen += float(item['side'].std()) > 0.1
         assert seen > 15, plane
@@ -142,7 +143,7 @@ def trained(people, tmp_path_factory):
 
 def test_a_trained_model_looks_from_all_sides(people, trained, monkeypatch):
     tr = Translator.from_pretrained(trained, 'cpu')
-    assert (tr.data.plane, tr.data.context, tr.data.step) == ('all', 1, 2.0)
+    assert (tr.data.plane, tr.data.context, tr.data.step) == ('all', 1, 5.0)
     path = people[0].source
     got = tr.maps(path, batch=24, mix=True, progress=True)
     assert got['mean'].shape == (24, 24, 24) and got['mix'].shape == (24, 24, 24, 3)
@@ -156,10 +157,23 @@ def test_a_trained_model_looks_from_all_sides(people, trained, monkeypatch):
     assert np.abs(other - again).max() > 0
 
 
+def test_neighbours_lie_at_one_distance_in_all_volumes(people, tmp_path, capsys):
+    data = prepare(people, 0, plane='axial', context=2, min_foreground=0.0, cache=tmp_path)
+    assert 'in sub-0 every 2 slices' in capsys.readouterr().out
+    mine = {(data.info(k)['record'], data.info(k)['slice']): k for k in range(len(data))}
+    for record, stride in (('sub-0', 2), ('sub-3', 1)):
+        k = mine[record, 4]
+        wanted = [mine[record, 4 + stride * o] for o in range(-2, 3)]
+        assert data.beside[k].tolist() == wanted
+        assert data.select([record]).strides == data.strides
+
+
 def test_thick_slices_are_looked_at_in_their_plane(people, trained):
     tr = Translator.from_pretrained(trained, 'cpu')
-    with pytest.warns(UserWarning, match='axial slices alone'):
+    with pytest.warns(UserWarning) as said:
         got = tr.translate(people[3].source, batch=9)
+    said = ' '.join(str(w.message) for w in said)
+    assert 'axial slices alone' in said and 'farther away' not in said
     assert got.shape == (24, 24, 9)
     with pytest.raises(InputError, match='plane'):
         tr.translate(people[3].source, planes='coronal')

@@ -133,7 +133,7 @@ class Machine:
         False, 'compile the network: a minute at first, faster after; for whole cohorts'
     )
 
-
+# %% ../nbs/use/87_cli.ipynb #dfb92c0c
 @dataclass(frozen=True)
 class Files:
     "Which files are taken, and what is written."

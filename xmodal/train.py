@@ -29,9 +29,8 @@ from .explain import explained
 from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
-from .data.cache import BLOCK, is_image
-from .data.frames import slice_distance
-from .data.volumes import open_volume, planes_of
+from .data.cache import BLOCK, is_image, measured_values
+from .data.volumes import open_volume
 from .data.windows import Window
 from xmodal.engine import (
     Parts,
@@ -686,7 +685,7 @@ def shown_images(
     found = []
     for s in d.split['test'][:2]:
         mine = np.flatnonzero(d.test.subjects == s)
-        found += [int(mine[int(f * (len(mine) - 1))]) for f in (0.35, 0.6)]
+        found += [int(mine[int(f * (len(mine) - 1))]) for f in (0.35, 0.6) if len(mine)]
     return found[: max(1, min(4, len(d.test)))]
 
 
@@ -763,7 +762,7 @@ def target_reach(
     "What the prepared targets of the training reach, in their own units."
     own, reach = {r['name']: r['windows'] for r in data.index['records']}, []
     for i in range(len(data)):
-        info, x = data.info(i), data[i]['x0'].double()
+        info, x = data.info(i), measured_values(data[i], 'x0').double()
         window = Window(**info.get('windows', own[info['record']])[1])
         reach += [window.unscale(float(x.min())), window.unscale(float(x.max()))]
     return tuple(float(f'{v:.7g}') for v in (min(reach), max(reach)))  # as exact as float32
@@ -795,7 +794,7 @@ def source_values(
     """
     sums = {}
     for i in range(len(data)):
-        y = data[i]['y'].double()
+        y = measured_values(data[i], 'y').double()
         s = sums.setdefault(data.info(i)['record'], np.zeros(3))
         s += [y.numel(), float(y.sum()), float(y.square().sum())]
     each = np.array([(s / n, max(q / n - (s / n) ** 2, 0) ** 0.5) for n, s, q in sums.values()])
@@ -850,16 +849,12 @@ def windows_of_targets(
 def about_beside(
     p,  # from `plan`
     d,  # from `prepare_data`
-    used: list,  # records of the training in the index of the cache
 ) -> dict:  # fields of `DataSpec`
     "What a translator has to show the network beside the source."
     further = d.data.further
     found = dict(further=further, may_lack=p.drop_sources > 0) if further else {}
-    plane = d.data.index['params'].get('plane', 'axial')
     if p.context:
-        images = [open_volume(r['target']) for r in used]
-        apart = [slice_distance(img, one) for img in images for one in planes_of(img, plane)]
-        found |= dict(context=p.context, step=float(f'{np.median(apart):.6g}'))
+        found |= dict(context=p.context, step=d.data.index['params']['step'])
     return found
 
 
@@ -879,7 +874,7 @@ def about_data(
         kind=d.data.index['kind'],
         size=params['size'],
         tile=p.patch or None,
-        **about_beside(p, d, used),
+        **about_beside(p, d),
         spacing=params['spacing'],
         plane=params.get('plane', 'axial'),
         source_window=params['windows'][0],

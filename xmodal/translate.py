@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'slices_asked',
-           'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values',
-           'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
-           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion',
-           'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
+           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'bar_of', 'samples_of',
+           'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values', 'resolve_prompt',
+           'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window', 'concerns_of_modality',
+           'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion', 'further_sources',
+           'settle_concerns', 'checked_cut', 'there_and_back', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, warnings
@@ -296,8 +296,6 @@ def draws(
     """Translate scaled images, in batches; several samples are summed up as they come, so memory is
     that of one batch.
     """
-    from tqdm.auto import tqdm
-
     check_counts(how)
     use = sampling(tr, how.steps, how.tau, **how.options)
     if ctx is None:
@@ -306,9 +304,7 @@ def draws(
         ctx = ctx.expand(len(y), -1, -1)
     y, out = np.asarray(y, dtype=np.float32), []
     names = range(len(y)) if names is None else names
-    unseen = dict(disable=not how.progress, leave=False)
-    total = len(y) * how.samples * slices_asked(tr, y, use, how)
-    with tqdm(total=total, desc='translating', unit='slice', **unseen) as bar:
+    with bar_of(tr, y, use, how) as bar:
         for i in range(0, len(y), how.batch):
             part = slice(i, i + how.batch)
             yb = torch.from_numpy(y[part]).to(tr.device)
@@ -372,18 +368,22 @@ class Ticking(Wrap):
         return x0_hat
 
 
-def slices_asked(
+def bar_of(
     tr,  # OpenedModel
     y,  # (N, C, H, W), or a volume (1, C, S, H, W)
     use: dict,  # from `sampling`
-    how: SampleOptions,  # planes
-) -> int:
-    "What the bar counts for one sample of one image: the image; of a volume, all its slices."
-    if y.ndim == 4:
-        return 1
-    steps = len(path_times(tr, use)) - 1
-    views = from_sides(tr.den, tr.data, how)
-    return views.count(y.shape[2:]) * calls(tr.model.method, steps, **tr.data.options)
+    how: SampleOptions,  # samples, planes, and whether progress is shown
+):  # progress bar
+    "A bar that counts images; of a volume, all slices that are looked at, at every call."
+    from tqdm.auto import tqdm
+
+    total = len(y) * how.samples
+    if y.ndim == 5:
+        steps = len(path_times(tr, use)) - 1
+        views = from_sides(tr.den, tr.data, how)
+        total *= views.count(y.shape[2:]) * calls(tr.model.method, steps, **tr.data.options)
+    unseen = dict(disable=not how.progress, leave=False)
+    return tqdm(total=total, desc='translating', unit='slice', **unseen)
 
 # %% ../nbs/use/85_translate.ipynb #560ca1fc
 def samples_of(

@@ -24,8 +24,8 @@ import numpy as np
 from ..core import InputError, item_seed
 from ..explain import passes_on
 from ..show import show_grid
-from .cache import default_spacing, is_image, target_plane
-from .images import load_image
+from .cache import default_spacing, is_image, target_heads, target_plane
+from .images import NotMeasured, load_image
 from .frames import field_overlap
 from .volumes import header_concerns, load_volume, open_volume
 from .windows import check_rule
@@ -299,7 +299,7 @@ def look(
     r,  # Record
     p,  # as for `prepare_volume`, with the documented labels of masks
 ):
-    "Facts about one pair as a dict; 'error' holds the reason if it cannot be read."
+    "Facts about one pair as a dict; 'error' holds the reason if it cannot be read or is left out."
     image, facts = is_image(r.source), {}
     try:
         plane = p.get('plane', 'axial')
@@ -308,7 +308,8 @@ def look(
         make = prepare_image if image else prepare_volume
         y, x0, *_ = make(first, {**p, 'min_foreground': 0.0})
     except InputError as e:
-        return dict(r=r, error=str(e), grid=facts.get('grid'))
+        left_out = isinstance(e, NotMeasured)  # a training does without it
+        return dict(r=r, error=str(e), left_out=left_out, grid=facts.get('grid'))
     y, x0 = (np.nan_to_num(v, nan=-1.0) for v in (y, x0))  # what was not measured
     tissue = [(v > -0.8).mean(axis=(1, 2, 3)) >= 0.05 for v in (y, x0)]
     either, both = tissue[0] | tissue[1], np.flatnonzero(tissue[0] & tissue[1])
@@ -339,7 +340,7 @@ class Finding:
     level: str  # 'error' or 'warning'
     # unpaired, unreadable, overlap, shift, flip, misfit, swapped, exchanged, identical, leak,
     # split, duplicate, channels, depth, range, saturated, empty, labels, padding, header, sight,
-    # grid, mask, window
+    # grid, mask, window, unmeasured
     what: str
     text: str  # names the file or subject, the value, the remedy
     pairs: tuple = ()  # names of the pairs that it accuses; (): none of them, or the whole set
@@ -1236,11 +1237,17 @@ def find_unreadable(
     every: list,  # facts of every pair, from `look`
     report,  # the others are kept in it as `looked`, findings are added
 ):
-    "Pairs that cannot be read."
+    "Pairs that cannot be read, and those of which too little is measured."
     for v in every:
-        if v['error']:
+        if v['error'] and not v['left_out']:
             report.add('error', 'unreadable', v['error'])
     report.looked = [v for v in every if not v['error']]
+    out = [v['error'] for v in every if v['error'] and v['left_out']]
+    if out:
+        every_one = len(out) == len(every)
+        fate = 'nothing is left to learn from' if every_one else 'a training leaves them out'
+        text = f'{out[0]} (in all {len(out)} of {len(every)} pairs; {fate})'
+        report.add('error' if every_one else 'warning', 'unmeasured', text)
 
 
 def judge(
@@ -1407,8 +1414,9 @@ def look_how(
         for w, v in zip(windows, default_windows(dataset, *sides))
     )
     try:
-        plane = 'axial' if image else target_plane(records)
-        spacing = None if image else default_spacing(records, size, plane)
+        heads = None if image else target_heads(records)
+        plane = 'axial' if image else target_plane(records, heads=heads)
+        spacing = None if image else default_spacing(records, size, plane, heads)
     except InputError:
         plane, spacing = 'axial', 3.0
     labels = datasets[dataset].labels

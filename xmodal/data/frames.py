@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header', 'concerns_of_size',
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
-           'field_overlap', 'slice_distance', 'stride_of', 'distance_for', 'concerns_of_slices', 'concerns_of_views',
-           'images_beside', 'beside_slices', 'CutVolume', 'volumes_beside', 'pictures_beside', 'VolumeFrame',
-           'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed',
-           'can_hold', 'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes',
-           'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array',
-           'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
+           'field_overlap', 'slice_distance', 'slice_count', 'stride_of', 'distance_for', 'concerns_of_slices',
+           'concerns_of_distance', 'images_beside', 'beside_slices', 'around', 'BesideSlices', 'CutVolume',
+           'volumes_beside', 'further_frame', 'pictures_beside', 'concerns_of_views', 'VolumeFrame', 'tile_side',
+           'squares_of', 'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold',
+           'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of',
+           'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices',
+           'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 import warnings
@@ -41,7 +42,7 @@ from xmodal.data.volumes import (
     planes_of,
 )
 from .volumes import resample, to_plane
-from .windows import Window, spline_order, window_of
+from .windows import Window, ignored_value, spline_order, window_of
 
 # %% ../../nbs/data/31_frames.ipynb #ca72b99f
 @dataclass(frozen=True)
@@ -133,11 +134,12 @@ def concerns_of_size(
 # %% ../../nbs/data/31_frames.ipynb #59181ca0
 def concerns_of_values(
     d,  # DataSpec of the model; `source_values` has (smallest, largest) of mean and spread
-    y,  # scaled slices (S, H, W), or a picture (C, H, W)
+    y,  # scaled slices (S, H, W), or a picture (C, H, W), NaN where nothing was measured
 ) -> list:  # (refuse?, text)
     "Grey values unlike those of every training subject."
     out, tissue = [], (y > -0.8).mean((-1, -2)) >= 0.05  # slices as training has them
     y = y[tissue] if tissue.any() else y
+    y = y[np.isfinite(y)] if np.isnan(y).any() else y  # NaN: not measured, as in training
     for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
         seen = (d.source_values or {}).get(k)
         if not seen:
@@ -159,7 +161,7 @@ class Frame:
     name = 'the image'  # how to call the source in an error
     in_units = True  # does the answer become numbers of the target, or stay scaled?
     d = None  # DataSpec of the model; None where nothing of it is asked
-    grey = None  # what `cut` has scaled, (S, H, W), to be held against the training
+    grey = None  # what `cut` has scaled, (S, H, W) or (C, H, W), NaN in holes
 
     def concerns(self) -> list:  # (refuse?, text); None: no concern, but a change
         "What speaks against the source before it is cut."
@@ -178,6 +180,7 @@ class Frame:
 
     def forget(self):
         "Let go of what only the way to the network needs; a large volume is not held twice."
+        self.grey = None
 
     def side(
         self,
@@ -292,6 +295,15 @@ def slice_distance(
     return float(zooms[np.abs(A[AXES[plane][0]] / zooms).argmax()])
 
 
+def slice_count(
+    img,  # nibabel image (its shape and affine count)
+    plane: str = 'axial',  # in which slices are cut, a key of `AXES`
+) -> int:
+    "How many slices a volume has."
+    A = np.asarray(img.affine)[:3, :3]
+    return int(img.shape[np.abs(A[AXES[plane][0]] / np.sqrt((A**2).sum(0))).argmax()])
+
+
 def stride_of(
     d,  # DataSpec of the model: step
     img,  # canonical nibabel image
@@ -312,8 +324,25 @@ def concerns_of_slices(
     d,  # DataSpec of the model: context, step
     img,  # nibabel image in canonical orientation
 ) -> list:  # (refuse?, text)
-    "Slices farther apart than those that the model has seen beside each other."
-    if not (d.context and d.step):
+    "Slices farther apart than those that the model has seen beside each other, or too few."
+    if not d.context:
+        return []
+    count, wanted = slice_count(img, d.plane), 1 + 2 * d.context * stride_of(d, img)
+    if count < wanted:
+        words = (
+            f'has {count} slices, and what the model sees around one reaches over {wanted}: '
+            'the first and the last are repeated'
+        )
+        return [*concerns_of_distance(d, img), (None, words)]
+    return concerns_of_distance(d, img)
+
+
+def concerns_of_distance(
+    d,  # DataSpec of the model: context, step
+    img,  # nibabel image in canonical orientation
+) -> list:  # (refuse?, text)
+    "Slices that are not as far apart as the model has learned."
+    if not d.step:
         return []
     apart, stride = distance_for(d, img), stride_of(d, img)
     if apart > 1.5 * d.step:
@@ -330,20 +359,7 @@ def concerns_of_slices(
         return [(None, words)]
     return []
 
-
-def concerns_of_views(
-    views,  # planes that make sense, of a model of all planes; else none
-) -> list:  # (refuse?, text)
-    "A volume that a model of all planes cannot look at from all sides."
-    if len(views) in (0, 3):
-        return []
-    words = (
-        f'is looked at in {" and ".join(views)} slices alone: in other planes its pixels are far '
-        'from square, or it is a narrow strip'
-    )
-    return [(None, words)]
-
-
+# %% ../../nbs/data/31_frames.ipynb #48ed41ed
 def images_beside(
     stack,  # 2k + 1 arrays (C * sources, H, W), from the lowest slice to the highest
     channels: int,  # C of the source
@@ -366,6 +382,58 @@ def beside_slices(
         near = [min(max(i + stride * o, 0), last) for o in range(-context, context + 1)]
         rows.append(images_beside([sources[j] for j in near], 1))
     return np.stack(rows)
+
+# %% ../../nbs/data/31_frames.ipynb #68e46f04
+def images_beside(
+    stack,  # 2k + 1 arrays (C * sources, H, W), from the lowest slice to the highest
+    channels: int,  # C of the source
+) -> np.ndarray:  # (E, H, W): all of them without the source in the middle
+    "What a network sees beside a slice: its neighbours, and the further sources of all of them."
+    middle = len(stack) // 2
+    parts = [v[channels:] if j == middle else v for j, v in enumerate(stack)]
+    return np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+
+
+def around(
+    i: int,  # number of a slice
+    context: int,  # neighbours on either side
+    stride: int,  # slices from one neighbour to the next
+    last: int,  # number of the volume's last slice
+) -> list:  # 2k + 1 numbers, from the lowest slice to the highest
+    "The numbers of the slices that are shown around one; the first and the last are repeated."
+    return [min(max(i + stride * o, 0), last) for o in range(-context, context + 1)]
+
+
+class BesideSlices:
+    """What a network sees beside the slices of a volume, as an array (S, E, H, W) whose rows are
+    stacked when they are asked for; channels in the order of `images_beside`.
+    """
+
+    def __init__(
+        self,
+        sources,  # arrays (S, H, W), scaled: the source and further ones
+        context: int,  # neighbours on either side
+        stride: int = 1,  # slices from one neighbour to the next
+    ):
+        "Copies nothing."
+        self.sources, self.context, self.stride = list(sources), context, stride
+        slices, *plane = self.sources[0].shape
+        self.shape = (slices, len(self.sources) * (2 * context + 1) - 1, *plane)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def row(
+        self,
+        i: int,  # number of a slice, 0 to S - 1
+    ) -> np.ndarray:  # (E, H, W)
+        "What is seen beside one slice."
+        near = around(i, self.context, self.stride, len(self) - 1)
+        return images_beside([np.stack([v[j] for v in self.sources]) for j in near], 1)
+
+    def __getitem__(self, k):
+        at = np.arange(len(self))[k]
+        return self.row(at) if at.ndim == 0 else np.stack([self.row(i) for i in at])
 
 # %% ../../nbs/data/31_frames.ipynb #2a9cc79d
 class CutVolume(Frame):
@@ -399,6 +467,11 @@ class CutVolume(Frame):
     def window(self) -> Window:
         "One window for all voxels; under a rule per slice their range, which is refined later."
         rule = str(self.d.source_window)
+        if ignored_value(rule) is not None:
+            raise InputError(
+                f'{self.name}: an ignore value ({rule}) works for pictures; in volumes, give these '
+                'voxels one of the labels, and leave the value out of the rule'
+            )
         voxels = np.asarray(self.img.dataobj)
         return window_of(voxels, 'minmax' if rule.startswith('slice:') else rule)
 
@@ -423,46 +496,71 @@ class CutVolume(Frame):
 # %% ../../nbs/data/31_frames.ipynb #1f89fd58
 def volumes_beside(
     frame,  # VolumeFrame whose planes were cut
-    more,  # further volumes: paths or nibabel images; None for one that is not there
-):  # (S, E, H, W), scaled, or None
+    more,  # further volumes: paths, images, arrays; None for one that is not there
+):  # BesideSlices, (S, E, H, W), scaled, or None
     "Neighbouring slices and further sources of a volume; raises InputError for another head."
     context = frame.d.context or 0
     if not (more or context):
         return None
-    planes, sides = [frame.grey], frame.from_sides
+    planes = [frame.grey]
     for source in more:
         if source is None:
             planes.append(np.full_like(frame.grey, ABSENT))
             continue
-        other = CutVolume(source, frame.d, 1)
+        other = further_frame(source, frame, CutVolume)
         if field_overlap(other.img, frame.img) < 0.5:
             raise InputError(f'{other.name}: hardly covers {frame.name}; is it the same head?')
         planes.append(other.planes_on(frame, np.eye(4)))
-    if sides:  # neighbours depend on where one looks from, see `Around`
-        return np.stack(planes[1:])[None] if more else None
-    return beside_slices(np.stack(planes, 1), context, stride_of(frame.d, frame.img))
+    return BesideSlices(planes, context, stride_of(frame.d, frame.img))
+
+
+def further_frame(
+    source,  # path, image or array
+    frame,  # of the first source
+    kind,  # class that it must be of, CutVolume or CutPicture
+) -> Frame:
+    "The frame of a further source; raises InputError where it is of another kind than the first."
+    found = frame_of(source, frame.d, frame.channels)
+    if not isinstance(found, kind):
+        raise InputError(
+            f'{found.name}: a {type(source).__name__} cannot be a further source of {frame.name}; '
+            'give a file, an image or an array'
+        )
+    return found
 
 
 def pictures_beside(
-    frame,  # PictureFrame
-    more,  # further pictures: paths; None for one that is not there
+    frame,  # PictureFrame that was cut
+    more,  # further pictures: paths, images or arrays; None for one that is not there
 ):  # (1, E, H, W), scaled, or None
     "The further sources of a picture; raises InputError for one of another size."
-    seen = [] if not more else frame.cut()[0]
     found = []
-    for path in more:
-        if path is None:
-            found.append(np.full_like(seen, ABSENT))
+    for source in more:
+        if source is None:
+            shape = (frame.channels, *frame.grey.shape[1:])
+            found.append(np.full(shape, ABSENT, dtype=np.float32))
             continue
-        said = []
-        loaded = load_image(path, frame.d.source_window, said, True)
-        other = PictureFrame(loaded, frame.d, frame.channels, path)
+        other = further_frame(source, frame, CutPicture)
         if other.x.shape[1:] != frame.x.shape[1:]:
-            raise InputError(f'{path}: another size than {frame.name}; sources lie on each other')
-        for words in said:
-            warnings.warn(f'{path}: {words}', Changed)
+            name = other.name
+            raise InputError(f'{name}: another size than {frame.name}; sources lie on each other')
+        for words in other.said:
+            warnings.warn(f'{other.name}: {words}', Changed)
         found.append(other.cut()[0])
     return np.concatenate(found)[None] if found else None
+
+# %% ../../nbs/data/31_frames.ipynb #e8e252f7
+def concerns_of_views(
+    views,  # planes that make sense, of a model of all planes; else none
+) -> list:  # (refuse?, text)
+    "A volume that a model of all planes cannot look at from all sides."
+    if len(views) in (0, 3):
+        return []
+    words = (
+        f'is looked at in {" and ".join(views)} slices alone: in other planes its pixels are far '
+        'from square, or it is a narrow strip'
+    )
+    return [(None, words)]
 
 # %% ../../nbs/data/31_frames.ipynb #ab70be28
 class VolumeFrame(CutVolume):
@@ -474,21 +572,18 @@ class VolumeFrame(CutVolume):
             *concerns_of_header(self.like, self.d.plane),
             *concerns_of_size(self.d, self.img),
             *concerns_of_slices(self.d, self.img),
-            *concerns_of_views(self.views),
         ]
 
-    # (S, C, H, W), scaled; H and W at least the model's size; (1, C, S, H, W) from all sides
-    def cut(self) -> np.ndarray:
+    def cut(self) -> np.ndarray:  # (S, C, H, W), scaled; H and W at least the model's size
         "All slices at the model's pixel size in mm, with one window for the whole volume."
         check_one_window(self.name, self.d.source_window)
-        planes = self.planes()
-        planes = planes[None, None] if self.from_sides else planes[:, None]
+        planes = self.planes()[:, None]
         return planes if self.channels == 1 else np.repeat(planes, self.channels, 1)
 
     def side(
         self,
-        more=(),  # further volumes: paths or nibabel images; None for one that is not there
-    ):  # (S, E, H, W), scaled; from all sides (1, further, S, H, W); or None
+        more=(),  # further volumes: paths, images, arrays; None for one that is not there
+    ):  # (S, E, H, W), scaled, or None
         "Neighbouring slices and further sources, on the planes that were cut."
         return volumes_beside(self, more)
 
@@ -496,9 +591,7 @@ class VolumeFrame(CutVolume):
         self,
         noise,  # 'shared' or 'independent'
     ):  # one per slice
-        "Shared noise: every slice has the name 0. Independent: each its number. A volume has one."
-        if self.from_sides:
-            return [0]
+        "Shared noise: every slice has the name 0. Independent: each its number."
         return [0] * len(self.grey) if noise == 'shared' else None
 
     def forget(self):
@@ -516,13 +609,10 @@ class VolumeFrame(CutVolume):
 
     def restore(
         self,
-        # mean and std (S, C, H, W), mix (S, T, H, W), all scaled; from all sides (1, C, S, H, W)
-        got,
+        got,  # mean and std (S, C, H, W), mix (S, T, H, W), all scaled
         units,  # TargetUnits
     ) -> dict:  # name -> NIfTI image on the grid of the file; mix has T at the end
         "The mean of the channels at the voxels of the file, with the file's place in space."
-        if self.from_sides:
-            got = {k: v[0].swapaxes(0, 1) for k, v in got.items()}
         shape = self.like.shape
         # of one channel the mean is itself, and a large volume is not copied
         mono = lambda v: v[:, 0] if v.shape[1] == 1 else v.mean(1)
@@ -790,9 +880,10 @@ class PictureFrame(CutPicture):
 
     def cut(self) -> np.ndarray:  # (1, C, size, size), or at full resolution (1, C, H, W); scaled
         "The picture as the network sees it; channels are repeated in turn to the model's."
-        self.grey = to_network(self.d, self.window.scale(self.x))
-        self.grey = np.nan_to_num(self.grey, copy=False, nan=-1.0)
-        return match_channels(self.grey, self.channels, self.name)[None]
+        self.grey = seen = to_network(self.d, self.window.scale(self.x))
+        if self.holes.any():
+            seen = np.nan_to_num(self.grey, nan=-1.0)
+        return match_channels(seen, self.channels, self.name)[None]
 
     settled = place = empty = None  # TargetUnits; Place on earth; number for "not measured"
 
@@ -808,7 +899,7 @@ class PictureFrame(CutPicture):
 
     def side(
         self,
-        more=(),  # further pictures: paths; None for one that is not there
+        more=(),  # further pictures: paths, images, arrays; None for one that is not there
     ):  # (1, E, H, W), scaled, or None
         "Further sources, laid out as this one."
         return pictures_beside(self, more)
@@ -881,15 +972,16 @@ def image_of_array(
 
 def volume_of_slices(
     a,  # slices (S, H, W), axial: from foot to head, rows from front to back
-    spacing: float,  # mm, in all three directions
+    spacing: float,  # mm, within the slices
     plane: str = 'axial',  # that they were cut in
+    apart: float = None,  # mm, from slice to slice; None: as within
 ):  # nibabel image, voxels (W, H, S)
-    "Slices as a volume whose voxels are cubes."
+    "Slices as a volume."
     import nibabel as nib
 
     through, down, along = AXES[plane]
     affine = np.diag([0.0, 0, 0, 1])
-    affine[through, 2], affine[down, 1], affine[along, 0] = spacing, -spacing, -spacing
+    affine[through, 2], affine[down, 1], affine[along, 0] = apart or spacing, -spacing, -spacing
     return nib.Nifti1Image(a.T.astype(np.float32), affine)
 
 # %% ../../nbs/data/31_frames.ipynb #dbc70885
@@ -909,7 +1001,8 @@ class SlicesFrame(VolumeFrame):
                 f'floating point (H, W) or (S, H, W), got {a.dtype} {a.shape}'
             )
         self.shape = a.shape
-        img = volume_of_slices(a.reshape(-1, *a.shape[-2:]), d.spacing, d.plane)
+        stack = a.reshape(-1, *a.shape[-2:])
+        img = volume_of_slices(stack, d.spacing, d.plane, d.step or d.spacing)
         super().__init__(img, d, channels, 'the array')
 
     def turned(

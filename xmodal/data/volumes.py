@@ -240,6 +240,8 @@ def read_voxels(
     "The voxels as finite float32; else InputError."
     try:
         data = np.asarray(img.dataobj, dtype=np.float32).reshape(shape)
+    except InputError:
+        raise
     except (EOFError, OSError, ValueError, TypeError, zlib.error, MemoryError) as e:
         raise InputError(
             f'{name}: voxels cannot be read, '
@@ -400,8 +402,8 @@ def planes_of(
     img,  # nibabel image (its affine counts)
     plane: str = 'all',  # a plane, or all
 ) -> tuple:  # names of planes
-    """The planes in which slices of a volume are cut: the one named, or all that make sense. A stack
-    of few slices is looked at in its own plane: the others are narrow strips of it.
+    """The planes in which slices of a volume are cut: the one named, or all that make sense. Few
+    slices are looked at in their own plane: the others are narrow strips of them.
     """
     import nibabel as nib
 

@@ -27,7 +27,7 @@ from ..data.formats import each_once, VOLUME_ENDINGS
 from ..data.images import IMAGE_ENDINGS, load_image
 from ..data.layouts import is_series
 from ..data.volumes import load_volume
-from ..data.windows import Window, window_of
+from ..data.windows import Window, ignored_value, rule_numbers, window_of
 from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases
 from .masks import mask_protocol, measure_labels
@@ -443,8 +443,14 @@ def truth_window(
     window=None,  # the stated rule; default: `truth_rule`
 ) -> Window:
     "The window of a truth that was read; raises InputError naming the file."
+    rule = truth_rule(case, window)
     try:
-        return window_of(truth[0], truth_rule(case, window), truth[1])
+        if ignored_value(rule) is not None:
+            raise InputError(
+                f'window rule {rule!r}: an ignore value is for training; to leave pixels out here, '
+                f'give {":".join(rule_numbers(rule))} and a mask of those that count (--mask)'
+            )
+        return window_of(truth[0], rule, truth[1])
     except InputError as e:
         raise InputError(f'{case.truth}: {e}') from None
 

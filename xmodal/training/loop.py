@@ -27,6 +27,7 @@ from ..explain import explained, passes_on
 from ..files import atomic, clear_left
 from ..core import first_line
 from ..denoise import Ignoring, beside, fast, loss_per_item
+from ..data.cache import measured_values
 from ..data.frames import ABSENT
 from ..tiles import in_tiles
 from ..methods import Method, draw, draw_options, get_method, time_of
@@ -155,13 +156,14 @@ def measure_scale(
     limit: int = 200,  # look at this many images
 ) -> dict:  # s0, sT, cov
     """Root mean squares of target and source and their mean product, over the pixels of the
-    training set: constants of denoise.Scale.
+    training set that were measured: constants of denoise.Scale.
     """
     if len(data) == 0:
         raise InputError('there is not a single training image')
     at = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())
     some = [data[int(i)] for i in at]
-    all_of = lambda k: np.concatenate([np.asarray(v[k], dtype=np.float64).ravel() for v in some])
+    values = lambda v, k: np.asarray(measured_values(v, k), dtype=np.float64).ravel()
+    all_of = lambda k: np.concatenate([values(v, k) for v in some])
     x0, y = all_of('x0'), all_of('y')
     if min(x0.std(), y.std()) < 1e-4:
         raise InputError('the training images are constant: nothing can be learned from them')
