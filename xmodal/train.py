@@ -29,9 +29,8 @@ from .explain import explained
 from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
-from .data.cache import BLOCK, is_image
+from .data.cache import BLOCK, is_image, measured_values
 from .data.images import nodata_tag
-from .data.frames import slice_distance
 from .data.volumes import open_volume
 from .data.windows import Window
 from xmodal.engine import (

@@ -13,7 +13,7 @@ __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_sh
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, tempfile, warnings
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,9 @@ from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_
 from .data.frames import tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
-from .denoise import beside
+from .denoise import Wrap, beside
 from .denoise import fast as faster
-from .tiles import Tiled, in_tiles
+from .tiles import PLANES, SlicewiseBridge, Tiled, Views, in_tiles
 from .methods import calls, draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
 from .rows import SceneSampling
