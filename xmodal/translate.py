@@ -186,9 +186,7 @@ class Translator(OpenedModel):
         # Default: looked for beside a file, by their names
         more: list = None,
         overlap: float = 0.25,  # of the tiles of a model of patches, share of their side, 0 to 1
-        # of a model of all planes: those in which a volume is looked at, as 'axial,coronal';
-        # default: all that make sense
-        planes: str = None,
+        planes: str = None,  # of a model of all planes: as 'axial,coronal'; default: all sensible
     ):  # the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target.
         A scene, the path of a TIFF of more than 16.8 million pixels, gives a `numpy.memmap`.
@@ -219,9 +217,8 @@ class Translator(OpenedModel):
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """Translate one volume or image, with what is known about its reliability.
 
-        A TIFF of more than 16.8 million pixels is translated by rows, if the model was trained on
-        patches: its maps are arrays that lie on disk. Raises InputError for what cannot be
-        translated.
+        A TIFF of more than 16.8 million pixels gives arrays on disk, if the model was trained on
+        patches. Raises InputError for what cannot be translated.
         """
         if noise not in ('shared', 'independent'):
             raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")

@@ -653,8 +653,6 @@ def prepare(
     params |= later_params(slices, plane) | context_params(heads, plane, context)
     folder = Path(cache or project_root() / 'data' / 'cache') / cache_key(records, params)
     if not cache_is_whole(folder):
-        if folder.exists():
-            print(f'{folder}: the prepared slices are damaged; they are made again')
         build_cache(folder, records, params, image, workers, progress)
     ready = Slices(folder, context=context)
     for line in (*lines_said(ready.index), *context_lines(records, heads, params)):
@@ -697,6 +695,8 @@ def build_cache(
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
 
+    if Path(folder).exists():
+        print(f'{folder}: the prepared slices are damaged; they are made again')
     shutil.rmtree(folder, ignore_errors=True)
     loader = DataLoader(
         Prepared(records, params, image),

@@ -7,11 +7,12 @@ __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'conc
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
            'field_overlap', 'check_field_overlap', 'slice_distance', 'slice_count', 'stride_of', 'distance_for',
            'concerns_of_slices', 'concerns_of_distance', 'images_beside', 'around', 'BesideSlices', 'CutVolume',
-           'volumes_beside', 'further_frame', 'pictures_beside', 'HollowVolume', 'concerns_of_views', 'VolumeFrame',
-           'tile_side', 'squares_of', 'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed',
-           'can_hold', 'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes',
-           'pixels_of', 'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array',
-           'volume_of_slices', 'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
+           'volumes_beside', 'further_frame', 'pictures_beside', 'HollowVolume', 'concerns_of_holes',
+           'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network', 'from_network',
+           'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for', 'has_meaning', 'with_room',
+           'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of', 'check_picture', 'CutPicture',
+           'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame',
+           'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 import warnings
@@ -333,7 +334,7 @@ def distance_for(
     "How far apart the slices are that the network is shown: from all sides, one voxel of its grid."
     return d.spacing if d.plane == 'all' else slice_distance(img, d.plane)
 
-
+# %% ../../nbs/data/31_frames.ipynb #3d1141fc
 def concerns_of_slices(
     d,  # DataSpec of the model: context, step
     img,  # nibabel image in canonical orientation
@@ -564,7 +565,19 @@ class HollowVolume(CutVolume):
             self.settled, self.empty = settle_nodata(None, units, self.holes, self.name)
         return self.settled or units
 
+    def forget(self):
+        "Let go of the voxels; the way back needs the header and the planes' affine."
+        self.img = self.grey = None
+
 # %% ../../nbs/data/31_frames.ipynb #470de548
+def concerns_of_holes(
+    missing: float,  # share of the voxels that are NaN
+) -> list:  # (refuse?, text)
+    "A volume that was not measured everywhere."
+    words = f'{missing:.2%} of its voxels are NaN and count as not measured'
+    return [(None, words)] if missing else []
+
+
 def concerns_of_views(
     views,  # planes that make sense, of a model of all planes; else none
 ) -> list:  # (refuse?, text)
@@ -583,9 +596,8 @@ class VolumeFrame(HollowVolume):
 
     def concerns(self) -> list:  # (refuse?, text)
         "Its header, its voxels, the distance of its slices, and the size of the body in it."
-        words = f'{self.missing:.2%} of its voxels are NaN and count as not measured'
         return [
-            *[(None, words)] * bool(self.missing),
+            *concerns_of_holes(self.missing),
             *concerns_of_header(self.like, self.d.plane),
             *concerns_of_size(self.d, self.img),
             *concerns_of_slices(self.d, self.img),
@@ -615,10 +627,6 @@ class VolumeFrame(HollowVolume):
         "Shared noise: every slice has the name 0. Independent: each its number. A volume has one."
         number = 1 if self.from_sides else len(self.grey)
         return [0] * number if noise == 'shared' else None
-
-    def forget(self):
-        "Let go of the voxels; the way back needs the header and the planes' affine."
-        self.img = self.grey = None
 
     def back(
         self,
