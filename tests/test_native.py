@@ -238,3 +238,24 @@ def test_notes_name_every_source_and_a_change_of_the_second_is_noticed(people, t
     del notes['FurtherSources']  # as older versions wrote them
     (tmp_path / 'out.json').write_text(json.dumps(notes))
     translate_paths(tr, first, out, progress=False)
+
+
+def test_some_slices_without_tissue_are_learned_at_native_resolution(tmp_path, people):
+    "A network that never saw an empty slice makes a haze of it; one with tissue on one side is no pair."
+    whole, upper = np.full((20, 20, 40), 600, np.float32), np.zeros((20, 20, 40), np.float32)
+    whole[:, :, :20], upper[5:15, 5:15, 24:] = 0, 700
+    whole[:5] = whole[:, :5] = 0
+    paths = [tmp_path / 'a.nii.gz', tmp_path / 'b.nii.gz']
+    for path, v in zip(paths, (whole, upper)):
+        nib.save(nib.Nifti1Image(v, np.diag([2.0, 2, 2, 1])), path)
+    pair = [Record('sub-a', 'sub-a', *paths)]
+    kept = lambda **how: [
+        s['slice'] for s in prepare(pair, cache=tmp_path, progress=False, **how).index['slices']
+    ]
+    assert kept(size=0) == [
+        4,
+        12,
+        *range(24, 40),
+    ]  # every 8th of 20 bare ones; 20 to 23 are no pair
+    assert kept(size=0, air=0) == kept(size=32) == list(range(24, 40))
+    assert kept(size=32, air=4) == [2, 6, 10, 14, 18, *range(24, 40)]

@@ -115,7 +115,7 @@ def windows_of(
 
 
 def prepare_pairs(
-    request: FromData,  # size, spacing, plane, slices, fit, register, context
+    request: FromData,  # size, spacing, plane, slices, air, fit, register, context
     records: list,  # those that take part
     windows: list,  # from `windows_of`
     workers: int = 0,  # processes that read
@@ -123,6 +123,7 @@ def prepare_pairs(
     "Bring all pairs onto one grid and scale, or find them in the cache."
     how = dict(slices=request.slices, fit=request.fit, register=request.register, workers=workers)
     how |= dict(context=request.context, plane=request.plane)
+    how['air'] = None if request.air < 0 else request.air
     return prepare(records, request.size, request.spacing or None, *windows, **how)
 
 # %% ../nbs/use/82_engine.ipynb #b3ae9ac7

@@ -97,6 +97,11 @@ class FromData(FromFiles):
         "data set's own split, or by seed",
     )
     slices: int = option(0, 'volumes: use this many slices in the middle of each; 0: all')
+    air: int = option(
+        -1,
+        'volumes: of the slices without tissue, learn from every so many; 0: none; -1: every 8th '
+        'at native resolution (size 0), else none',
+    )
     train_subjects: str = option('', 'names separated by commas; empty: split by seed')
     test_subjects: str = option('', 'names separated by commas; empty: split by seed')
     plane: str = option(
@@ -266,7 +271,7 @@ meanings = {f.name: f.metadata['help'] for f in fields(Job)}
 # %% ../nbs/use/81_job.ipynb #baef85e4
 JOB_TOPICS = {
     'data': 'dataset root source target group size spacing patch source_window target_window'
-    ' context fit register check allow_unpaired split slices plane'
+    ' context fit register check allow_unpaired split slices air plane'
     ' train_subjects test_subjects limit',
     'simulated data': 'made_subjects made_voxel made_pixels made_varied',
     'model': 'method options pred net ch mults layers attention checkpointing',
