@@ -1,6 +1,9 @@
 """What many tests begin with: the descriptions of a small model, of volumes and of images, and one
-whose network answers with its source.
+whose network answers with its source; and a training by its command.
 """
+
+import subprocess
+import sys
 
 import torch
 
@@ -48,3 +51,13 @@ def echo(base, channels=1, **data):
     den.net = Echo()
     described = dict(model=dict(method='cdtsde', channels=channels), data={**base, **data})
     return Translator(den.eval(), described)
+
+
+def trained_by_command(root, name, words):
+    "Train in this folder, in a process of its own; the model's folder, and what was printed."
+    done = subprocess.run(
+        [sys.executable, '-m', 'xmodal.train', '--name', name, *words.split()],
+        cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root / 'runs' / name / 'model', done.stdout

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from small_model import trained_by_command
 
 from xmodal.core import InputError
 from xmodal.data.cache import native_grid, prepare
@@ -136,14 +135,9 @@ def trained(people, tmp_path_factory):
     words = (
         f'--dataset bids --root {people[0].source.parents[2]} --source T1w,FLAIR, --target T2w, --size 0 --patch 16 '
         '--context 1 --drop_sources 0.5 --steps 3 --batch 2 --ch 8 --mults 1,2 --check False '
-        '--baseline False --name two --method cdtsde --sample_steps 2'
+        '--baseline False --method cdtsde --sample_steps 2'
     )
-    done = subprocess.run(
-        [sys.executable, '-m', 'xmodal.train', *words.split()],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return root / 'runs' / 'two' / 'model'
+    return trained_by_command(root, 'two', words)[0]
 
 
 def test_a_model_of_two_sources_finds_the_second_beside_the_first(people, trained):

@@ -1,7 +1,5 @@
 "A volume looked at from three sides: the same slices in training and in use, and back to the file."
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from small_model import VOLUME, echo
+from small_model import VOLUME, echo, trained_by_command
 
 from xmodal.core import InputError
 from xmodal.data.cache import prepare
@@ -131,15 +129,11 @@ def trained(people, tmp_path_factory):
     words = (
         f'--dataset bids --root {people[0].source.parents[2]} --source T1w --target T2w --size 0 '
         '--plane all --patch 16 --context 1 --steps 2 --batch 2 --ch 8 --mults 1,2 --check False '
-        '--baseline False --name sides --method cdtsde --sample_steps 2'
+        '--baseline False --method cdtsde --sample_steps 2'
     )
-    done = subprocess.run(
-        [sys.executable, '-m', 'xmodal.train', *words.split()],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'planes: axial, coronal and sagittal' in done.stdout
-    return root / 'runs' / 'sides' / 'model'
+    model, said = trained_by_command(root, 'sides', words)
+    assert 'planes: axial, coronal and sagittal' in said
+    return model
 
 
 def test_a_trained_model_looks_from_all_sides(people, trained, monkeypatch):
@@ -185,6 +179,13 @@ def test_thick_slices_are_looked_at_in_their_plane(people, trained):
 def test_views_get_stride_and_planes_from_the_model(trained):
     tr = Translator.from_pretrained(trained, 'cpu')
     object.__setattr__(tr.data, 'step', 6.0)
-    views = from_sides(tr.den, tr.data, type('How', (), dict(planes=('axial',), batch=2)))
+    views = from_sides(tr.den, tr.data, type('How', (), dict(planes='axial', batch=2)))
     assert isinstance(views, Views) and views.stride == 3 and views.context == 1
     assert views.planes == ('axial',)
+
+
+def test_a_thick_stack_has_the_distance_of_its_own_plane(tmp_path):
+    pair = [saved(tmp_path, 'sub-c', seed=6, shape=(24, 9, 24), zooms=(2.0, 5.0, 2.0))]
+    data = prepare(pair, 0, plane='all', context=1, cache=tmp_path / 'c', progress=False)
+    assert list(data.index['records'][0]['planes']) == ['coronal']
+    assert data.index['params']['step'] == 5.0 and data.index['params']['spacing'] == 2.0

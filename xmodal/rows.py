@@ -21,7 +21,7 @@ from .denoise import Wrap
 from .explain import passes_on
 from .methods import draw_options, route_of
 from .sample import Now, Walk
-from .tiles import gather, whole_coefs, window_shares, window_starts
+from .tiles import gather, told_of, window_shares, window_starts
 
 # %% ../nbs/networks/46_rows.ipynb #6d332160
 CELL = 256  # side of the squares that have a generator of their own, pixels
@@ -129,8 +129,8 @@ class StandIn(Wrap):
         **more,  # coefs, z, side and stop of `Denoiser`
     ):  # x0_hat, shape of x
         "The estimate of the target."
-        coefs, z = whole_coefs(self, t, y, more.pop('coefs', None)), more.pop('z', None)
-        told = dict(x=x, t=t, y=y, ctx=ctx, coefs=coefs, z=z, side=more.pop('side', None))
+        given = {k: more.pop(k, None) for k in ('coefs', 'z', 'side')}
+        told = told_of(self, dict(x=x, t=t, y=y, ctx=ctx), **given)
         return self.reply(Asked(lambda den: den, told, more))
 
     def eps_hat(
@@ -143,7 +143,7 @@ class StandIn(Wrap):
         side=None,  # further images of the strip
     ):  # shape of x
         "The second network's estimate of the noise."
-        told = dict(x=x, t=t, y=y, ctx=ctx, side=side, coefs=whole_coefs(self, t, y, coefs))
+        told = told_of(self, dict(x=x, t=t, y=y, ctx=ctx), coefs, side=side)
         return self.reply(Asked(lambda den: den.eps_hat, told, {}))
 
 # %% ../nbs/networks/46_rows.ipynb #e4f8ac15

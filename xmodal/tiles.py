@@ -15,6 +15,7 @@ import torch
 
 from .bridge import Bridge
 from .core import InputError
+from .data.frames import around
 from .denoise import Wrap
 
 # %% ../nbs/networks/45_tiles.ipynb #70e83b4a
@@ -70,7 +71,7 @@ def pack(
     sides: tuple,  # lengths of the spatial axes
 ):  # (len(jobs), ...), or the number itself
     "What belongs to each of these parts, stacked."
-    if hasattr(v, 'part'):
+    if isinstance(v, Around):
         return torch.stack([v.part(i, k) for i, k, _ in jobs])
     return v if v.ndim == 0 else torch.stack([part_of(v, i, k, sides) for i, k, _ in jobs])
 
@@ -123,15 +124,15 @@ def whole_coefs(
 
 
 def told_of(
-    den,  # InParts
+    den,  # Estimator
     asked: dict,  # x, t, y and ctx of the whole picture
     coefs=None,  # (a, b, c) at t, if the caller has them
     z=None,  # noise for a network that takes some
-    side=None,  # further images
+    side=None,  # what stands beside the source, see `pack`
 ) -> dict:  # as `gather` takes it
     "What the parts are told, before anything is cut."
     coefs = whole_coefs(den, asked['t'], asked['y'], coefs)
-    return dict(asked, coefs=coefs, z=z, side=den.surround(asked['y'], side))
+    return dict(asked, coefs=coefs, z=z, side=side)
 
 # %% ../nbs/networks/45_tiles.ipynb #81c2a25d
 def check_asked_in_parts(
@@ -192,8 +193,8 @@ class InParts(Wrap):
         sides = tuple(x.shape[2:])
         if self.covers(sides):
             return self.den(x, t, y, ctx, **more)
-        given = {k: more.pop(k, None) for k in ('coefs', 'z', 'side')}
-        told = told_of(self, dict(x=x, t=t, y=y, ctx=ctx), **given)
+        coefs, z, side = (more.pop(k, None) for k in ('coefs', 'z', 'side'))
+        told = told_of(self, dict(x=x, t=t, y=y, ctx=ctx), coefs, z, self.surround(y, side))
         return gather(partial(self.den, **more), self.parts(sides), self.batch, told)
 
     def eps_hat(
@@ -209,7 +210,7 @@ class InParts(Wrap):
         sides = tuple(x.shape[2:])
         if self.covers(sides):
             return super().eps_hat(x, t, y, ctx, coefs, side)
-        told = told_of(self, dict(x=x, t=t, y=y, ctx=ctx), coefs, side=side)
+        told = told_of(self, dict(x=x, t=t, y=y, ctx=ctx), coefs, side=self.surround(y, side))
         return gather(self.den.eps_hat, self.parts(sides), self.batch, told)
 
 # %% ../nbs/networks/45_tiles.ipynb #0ffc938d
@@ -364,11 +365,9 @@ class Around:
         "The neighbours of a slice from the lowest to the highest; at the ends repeated."
         axis = [isinstance(k, slice) for k in index].index(False)
         every = self.sources[i if len(self.sources) > 1 else 0].movedim(1 + axis, 0)
-        found = []
-        for offset in range(self.context, -self.context - 1, -1):
-            near = every[min(max(index[axis] + self.stride * offset, 0), len(every) - 1)]
-            found.append(near if offset else near[self.channels :])
-        return torch.cat(found)
+        near = around(index[axis], self.context, self.stride, len(every) - 1)[::-1]
+        middle = self.context
+        return torch.cat([every[k][(j == middle) * self.channels :] for j, k in enumerate(near)])
 
 # %% ../nbs/networks/45_tiles.ipynb #2f825acd
 class Views(InParts):

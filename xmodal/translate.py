@@ -25,7 +25,7 @@ from .explain import explained, passes_on
 from .data.formats import volume_stem
 from .data.layouts import sources_of
 from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_path
-from .data.frames import tile_side
+from .data.frames import stride_of, tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
 from .denoise import Wrap, beside
@@ -33,6 +33,7 @@ from .denoise import fast as faster
 from .tiles import PLANES, SlicewiseBridge, Tiled, Views, in_tiles
 from .methods import calls, draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
+from .parameters import words_of
 from .rows import SceneSampling
 from .sample import check_grid, rules
 from .scenes import FOLDER, SceneLines, check_disk, restored, scene_of
@@ -77,7 +78,7 @@ class SampleOptions:
     overlap: float = 0.25  # of the tiles of a model of patches, share of their side, 0 to below 1
     # planes that a volume is looked at in, for a model of all planes, as 'axial,coronal'; None: all
     # that make sense
-    planes: str = None  # inside `draws` the tuple of them
+    planes: str = None
     # of the method's sampler; what is not named here is as stored with the model
     options: dict = field(default_factory=dict)
 
@@ -328,17 +329,17 @@ def draws(
 def planes_to_see(
     frame,  # Frame of the source
     named: str = None,  # planes, separated by commas; None: all that make sense
-) -> tuple:  # names of planes; () where slices are answered one by one
+) -> str:  # the same, settled; '' where slices are answered one by one
     "From which sides a source is looked at; raises InputError for planes that it cannot be."
-    can = frame.views if getattr(frame, 'from_sides', False) else ()
-    wanted = tuple(v.strip() for v in named.split(',')) if named else can
+    can = frame.views if frame.from_sides else ()
+    wanted = words_of(named) or can
     if not set(wanted) <= set(can):
         seen = f'it can be looked at in {", ".join(can)}' if can else 'its slices have one plane'
         raise InputError(
             f'{frame.name}: planes {named!r} need a model of all planes (train it with plane all) '
             f'and a volume that is not flat; {seen}'
         )
-    return wanted
+    return ','.join(wanted)
 
 
 def from_sides(
@@ -347,8 +348,8 @@ def from_sides(
     how: SampleOptions,  # planes and batch
 ):  # Views
     "A denoiser of volumes that looks at their slices from these sides."
-    stride = max(1, round(d.step / d.spacing)) if d.step else 1
-    return Views(den, how.planes or tuple(PLANES), how.batch, None, d.context or 0, stride)
+    planes = words_of(how.planes) or tuple(PLANES)
+    return Views(den, planes, how.batch, None, d.context or 0, stride_of(d, None))
 
 # %% ../nbs/use/85_translate.ipynb #5171b81c
 class Ticking(Wrap):

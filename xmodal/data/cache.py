@@ -19,7 +19,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -571,7 +571,7 @@ def context_params(
     "Parameters of a cache with neighbouring slices: how many, and their distance in mm."
     if not (context and heads):
         return {}
-    apart = np.median([slice_distance(v, plane) for v in heads])
+    apart = np.median([slice_distance(v, planes_of(v, plane)[0]) for v in heads])
     return dict(context=context, step=float(f'{apart:.6g}'))
 
 
@@ -583,13 +583,12 @@ def context_lines(
     "What becomes of volumes whose slices are farther apart than most, closer, or too few."
     if not params.get('context'):
         return []
-    plane = params.get('plane', 'axial')
-    how = dict(plane=plane if plane != 'all' else 'axial', context=params['context'])
-    how = Cutting('volume', params['size'], '', step=params['step'], **how)
-    apart = np.array([slice_distance(v, how.plane) for v in heads])
-    stride = np.array([stride_of(how, v) for v in heads])
+    how = Cutting('volume', params['size'], '', context=params['context'], step=params['step'])
+    own = [planes_of(v, params.get('plane', 'axial'))[0] for v in heads]
+    apart = np.array([slice_distance(*v) for v in zip(heads, own)])
+    stride = np.array([stride_of(replace(how, plane=p), v) for v, p in zip(heads, own)])
     reach = 1 + 2 * how.context * stride
-    few = np.array([slice_count(v, how.plane) for v in heads]) < reach
+    few = np.array([slice_count(*v) for v in zip(heads, own)]) < reach
     text = {
         f'slices {apart.min():.3g} to {apart.max():.3g} mm apart; as neighbours, those at about '
         f'{how.step:.3g} mm are shown': stride > 1,

@@ -164,6 +164,8 @@ class Frame:
     in_units = True  # does the answer become numbers of the target, or stay scaled?
     d = None  # DataSpec of the model; None where nothing of it is asked
     grey = None  # what `cut` has scaled, (S, H, W) or (C, H, W), NaN in holes
+    views = ()  # planes that a volume can be looked at in, by a model of all planes
+    from_sides = False  # is it one state of three dimensions, seen from several sides?
 
     def concerns(self) -> list:  # (refuse?, text); None: no concern, but a change
         "What speaks against the source before it is cut."
@@ -321,7 +323,7 @@ def slice_count(
 
 def stride_of(
     d,  # DataSpec of the model: step
-    img,  # canonical nibabel image
+    img,  # canonical nibabel image; for a model of all planes it does not matter
 ) -> int:  # slices
     "From one neighbour that is shown to the next, so that their distance is the training's."
     return max(1, round(d.step / distance_for(d, img))) if d.step else 1
@@ -468,6 +470,10 @@ class CutVolume(Frame):
         voxels = measured(np.asarray(self.img.dataobj))
         return window_of(voxels, 'minmax' if rule.startswith('slice:') else rule)
 
+    def forget(self):
+        "Let go of the voxels; the way back needs the header and the planes' affine."
+        self.img = self.grey = None
+
     def planes(self) -> np.ndarray:  # (S, H, W), scaled; -1 outside of the field of view, or NaN
         "All slices in the plane, at the pixel size in mm, on a grid of their own."
         order, plane = spline_order(self.d.source_window), self.d.plane
@@ -564,10 +570,6 @@ class HollowVolume(CutVolume):
         if self.settled is None and self.missing:
             self.settled, self.empty = settle_nodata(None, units, self.holes, self.name)
         return self.settled or units
-
-    def forget(self):
-        "Let go of the voxels; the way back needs the header and the planes' affine."
-        self.img = self.grey = None
 
 # %% ../../nbs/data/31_frames.ipynb #470de548
 def concerns_of_holes(
