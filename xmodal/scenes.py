@@ -25,8 +25,8 @@ import torch
 from .core import InputError, first_line, limit
 from .data.frames import ABSENT, Changed, Frame, PictureFrame, check_picture
 from .data.frames import concerns_of_picture, is_path, settle_nodata, tile_side
-from .data.images import IMAGE_ENDINGS, NotMeasured, Place, bands_of, geo_tags, has_rasterio
-from .data.images import is_tiff, new_geotiff, place_on_earth, shape_of_image
+from .data.images import IMAGE_ENDINGS, NotMeasured, Place, bands_of, has_rasterio
+from .data.images import is_tiff, new_geotiff, nodata_tag, place_on_earth, shape_of_image
 from .data.windows import Window, ignored_value, window_of
 
 # %% ../nbs/use/79_scenes.ipynb #e6122d25
@@ -101,10 +101,7 @@ class SceneHeader:
             self.shape = page.imagelength, page.imagewidth
             self.dtype = page.dtype.newbyteorder('=')
             count, extra = page.samplesperpixel, page.extrasamples
-        try:
-            self.nodata = np.float32(geo_tags(path).get(42113, np.nan))
-        except ValueError:
-            self.nodata = np.float32(np.nan)
+        self.nodata = np.float32(nodata_tag(path))
         self.ignored = np.float32(np.nan)
         if ignored_value(d.source_window) is not None:
             self.ignored = np.float32(ignored_value(d.source_window))
