@@ -7,6 +7,7 @@ __all__ = ['as_picture_of', 'show_grid']
 
 # %% ../nbs/basics/03_show.ipynb #89553ab6
 import numpy as np
+import textwrap
 import torch
 
 # %% ../nbs/basics/03_show.ipynb #1886526c
@@ -24,7 +25,7 @@ def as_picture_of(
 
 def show_grid(
     rows,  # list of rows, each a list of images: (H, W), (1, H, W) or (3, H, W); tensors or arrays
-    titles=None,  # one title per column
+    titles=None,  # one title per column; long ones are broken into lines of the panel's width
     labels=None,  # one label per row
     windows=None,  # (low, high) per column; default (-1, 1) for all
     cmaps=None,  # colour map per column; default grey
@@ -47,7 +48,7 @@ def show_grid(
             axes[i, j].imshow(a, cmap=cmaps[j], vmin=lo, vmax=hi, interpolation='nearest')
             axes[i, j].set(xticks=[], yticks=[])
             if i == 0 and titles:
-                axes[i, j].set_title(titles[j], fontsize=9)
+                axes[i, j].set_title(textwrap.fill(titles[j], int(12 * size)), fontsize=9)
             if j == 0 and labels:
                 axes[i, j].set_ylabel(labels[i], fontsize=8)
     if len(set(map(tuple, windows))) == 1 and set(cmaps) == {'gray'}:
