@@ -40,7 +40,7 @@ FOREGROUND = 0.5  # chance that a crop is centred on a pixel that shows somethin
 
 
 def random_corner(
-    y,  # source (C, H, W), scaled
+    y,  # source (C, *, H, W), scaled; of a block of slices also S
     x0,  # target, the same
     patch: int,  # side of the crop, pixels
     rng,  # numpy's generator
@@ -53,12 +53,12 @@ def random_corner(
     at = np.flatnonzero(shown)
     if not len(at):
         return tuple(int(rng.integers(r + 1)) for r in room)
-    centre = np.unravel_index(at[rng.integers(len(at))], shown.shape)
+    centre = np.unravel_index(at[rng.integers(len(at))], shown.shape)[-2:]
     return tuple(int(np.clip(c - patch // 2, 0, r)) for c, r in zip(centre, room))
 
 
 def cropped(
-    item: dict,  # tensors of one image; those of its height and width are cut
+    item: dict,  # tensors of one image or block; those of its height and width are cut
     patch: int,  # side of the crop, pixels; 0: nothing is cut
     rng,  # numpy's generator
 ) -> dict:
@@ -67,8 +67,8 @@ def cropped(
     if not patch or patch >= max(h, w):
         return item
     i, j = random_corner(item['y'], item['x0'], patch, rng)
-    image = lambda v: torch.is_tensor(v) and v.ndim == 3 and v.shape[-2:] == (h, w)
-    cut = lambda v: v[:, i : i + patch, j : j + patch] if image(v) else v
+    image = lambda v: torch.is_tensor(v) and v.ndim >= 3 and v.shape[-2:] == (h, w)
+    cut = lambda v: v[..., i : i + patch, j : j + patch] if image(v) else v
     return {k: cut(v) for k, v in item.items()}
 
 # %% ../../nbs/training/61_loop.ipynb #a693d9fb
