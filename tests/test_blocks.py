@@ -18,7 +18,7 @@ from xmodal.data.records import Record
 from xmodal.data.volumes import slices_between
 from xmodal.engine import Sampling, of_volumes
 from xmodal.nets.build import build
-from xmodal.training.loop import Draws
+from xmodal.training.loop import Draws, measure_scale
 from xmodal.translate import SampleOptions, Translator, draws
 
 
@@ -99,6 +99,18 @@ def test_samples_hang_on_their_number_alone(data):
         got = other[n]
         assert got['y'].shape == (1, 8, 16, 16) and got['valid'].shape == (1, 8, 16, 16)
         assert all(torch.equal(got[k], want[n][k]) for k in got)
+
+
+def test_a_scale_is_measured_on_as_many_slices_as_of_pictures(data, monkeypatch):
+    blocks, read = blocks_around(data, 8), []
+    monkeypatch.setattr(type(blocks), '__getitem__', counted(type(blocks).__getitem__, read))
+    got, flat = measure_scale(blocks, 40), measure_scale(data, 40)
+    assert len(set(read)) <= 1 + 40 // 8
+    assert all(abs(got[k] - flat[k]) < 0.1 for k in got)
+
+
+def counted(ask, read):
+    return lambda self, k: read.append(k) or ask(self, k)
 
 
 @pytest.mark.parametrize('who', [0, 3])

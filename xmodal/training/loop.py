@@ -153,13 +153,15 @@ class Draws(Dataset):
 # %% ../../nbs/training/61_loop.ipynb #96f0a4b7
 def measure_scale(
     data,  # dataset of dicts with 'y' and 'x0'
-    limit: int = 200,  # look at this many images
+    limit: int = 200,  # look at this many images; a block counts as its slices
 ) -> dict:  # s0, sT, cov
     """Root mean squares of target and source and their mean product, over the pixels of the
     training set that were measured: constants of denoise.Scale.
     """
     if len(data) == 0:
         raise InputError('there is not a single training image')
+    shape = data[0]['y'].shape
+    limit = max(1, limit // shape[1]) if len(shape) == 4 else limit
     at = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())
     some = [data[int(i)] for i in at]
     values = lambda v, k: np.asarray(measured_values(v, k), dtype=np.float64).ravel()
