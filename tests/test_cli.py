@@ -516,10 +516,27 @@ def test_a_misspelt_value_is_guessed_too(words, tmp_path, monkeypatch):
     assert err.count('\n') == 1, err
 
 
-def test_a_network_of_volumes_is_refused_before_data_are_looked_for(tmp_path, monkeypatch):
+SOLID = {  # what a network of volumes does not go with, and the remedy
+    '--method cdtsde': 'the field of method cdtsde is one of pictures',
+    '--method pix2pix': 'use a method without critics',
+    '--method bbdm --text both': 'cannot be steered by prompts; use unet',
+    '--method bbdm --backbone latent': 'leave it empty with backbone latent',
+    '--method bbdm --context 2': 'leave context out, depth says how many',
+    '--method bbdm --plane all': 'leave plane all out',
+    '--method bbdm --source T1w,FLAIR': 'sees one source',
+    '--method bbdm --checkpointing': 'checkpointing is for the networks unet and latent',
+    '--method bbdm --depth 1': 'depth must be 0 or 2 or more',
+    '--method bbdm --depth -1': 'depth must be 0 or more',
+    '--method bbdm --net unet --depth 8': 'depth is for net unet3d',
+}
+
+
+@pytest.mark.parametrize('words', SOLID)
+def test_a_network_of_volumes_is_refused_before_data_are_looked_for(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = said(main, *'train --net unet3d --ch 8 --dataset bids --root gone'.split())
-    assert code in (1, 2) and 'unet3d looks at whole volumes' in err and 'use net unet' in err, err
+    asked = f'train --net unet3d --ch 8 --dataset bids --root gone {words}'
+    code, _, err = said(main, *asked.split())
+    assert code in (1, 2) and SOLID[words] in err and err.count('\n') == 1, err
 
 
 # --- commands that people copy

@@ -111,6 +111,7 @@ class FromFolder:
 
     kind, dataset, fit, source_window, source_values = 'volume', 'test', 'shrink', 'percentile', {}
     tile, context, step, further, plane = None, 2, 5.0, 1, 'axial'
+    depth = None
 
     def __init__(self, data):
         self.size, self.spacing = data.shape[-1], data.index['params']['spacing']

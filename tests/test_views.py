@@ -49,6 +49,7 @@ class Seen:
 
     kind, dataset, fit, source_window, source_values = 'volume', 'test', 'shrink', 'percentile', {}
     tile, context, step, further, plane = None, 1, 2.0, None, 'all'
+    depth = None
     size, spacing = 24, 2.0
 
 

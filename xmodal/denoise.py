@@ -305,7 +305,8 @@ def fast(
     den.precision = precision
     for net in (den.net, den.twin):
         if net is not None and channels_last:
-            net.to(memory_format=torch.channels_last)
+            solid = any(p.ndim == 5 for p in net.parameters())  # of volumes
+            net.to(memory_format=torch.channels_last_3d if solid else torch.channels_last)
         if net is not None and compile:
             net.compile()
     return den

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of', 'windows_of',
            'prepare_pairs', 'Parts', 'select_parts', 'few_images', 'load_parts', 'Sampling', 'own_sampling',
-           'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'Trained', 'train_row', 'translations', 'measured_pixels',
-           'measure_images']
+           'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'Trained', 'train_row', 'translations', 'of_volumes',
+           'measured_pixels', 'measure_images']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .core import InputError, item_seed
-from .data.cache import prepare
+from .data.cache import prepare, volumes_of
 from .data.layouts import check_one_rule, datasets, default_windows
 from .data.layouts import find_records, split_like
 from .data.split import split_records
@@ -27,7 +27,7 @@ from .job import FromData
 from .methods import calls, get_method, recipe_for
 from .nets.build import build
 from .parameters import words_of
-from .tiles import in_tiles
+from .tiles import Tiled, in_tiles
 from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import map_over_processes
@@ -119,10 +119,11 @@ def prepare_pairs(
     records: list,  # those that take part
     windows: list,  # from `windows_of`
     workers: int = 0,  # processes that read
+    depth: int = 0,  # slices of a block, for a network of volumes; 0: single slices are enough
 ):  # data.cache.Slices
     "Bring all pairs onto one grid and scale, or find them in the cache."
     how = dict(slices=request.slices, fit=request.fit, register=request.register, workers=workers)
-    how |= dict(context=request.context, plane=request.plane)
+    how |= dict(context=request.context, plane=request.plane, depth=depth)
     how['air'] = None if request.air < 0 else request.air
     return prepare(records, request.size, request.spacing or None, *windows, **how)
 
@@ -196,6 +197,7 @@ class Sampling:
     tau: str = 'markov'  # noise rule by name
     options: dict = field(default_factory=dict)  # of the sampler
     tile: int = 0  # side of the crops that it was trained on; 0: whole images
+    depth: int = 0  # slices of the blocks that a network of volumes learned; 0: one of pictures
 
     @property
     def nfe(self) -> int:
@@ -301,6 +303,8 @@ def translations(
 ) -> np.ndarray:  # (N, C, H, W) in about [-1, 1]
     "Translations of a data set, every process its share."
     wanted = list(range(len(data)) if items is None else items)
+    if how.depth:
+        return of_volumes(den, data.view(data.items[wanted]), how, seed, progress)
     whole = in_tiles(den, how.tile)
     same = dict(seed=seed, device=next(den.parameters()).device, progress=progress)
 
@@ -310,6 +314,29 @@ def translations(
         return list(predict(*args, items=mine, **same, **how.options))
 
     return np.stack(map_over_processes(len(wanted), my_share))
+
+# %% ../nbs/use/82_engine.ipynb #05a1f486
+def of_volumes(
+    den,  # a trained denoiser of volumes, on its device
+    data,  # data.cache.Slices of a cache of whole volumes: the slices that are wanted
+    how: Sampling,  # method, steps, noise rule, tile and depth
+    seed: int = 0,  # of the noise
+    progress: bool = False,  # show a bar
+) -> np.ndarray:  # (N, C, H, W) in about [-1, 1]
+    "Slices of translated volumes, every process its share of the volumes."
+    volumes, device = volumes_of(data), next(den.parameters()).device
+    tiled = Tiled(den, (how.depth, how.tile, how.tile))
+    same = dict(batch=1, seed=seed, device=device, progress=progress, **how.options)
+
+    def my_share(at):
+        each = (
+            predict(tiled, volumes, how.steps, how.tau, how.method, items=[k], **same) for k in at
+        )
+        return [v[0].swapaxes(0, 1) for v in each]
+
+    found = map_over_processes(len(volumes), my_share)
+    where = {first + k: v for (first, _), x in zip(volumes.spans, found) for k, v in enumerate(x)}
+    return np.stack([where[i] for i in data.items])
 
 # %% ../nbs/use/82_engine.ipynb #67cf1d5b
 MEASURES = measures

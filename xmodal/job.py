@@ -141,9 +141,14 @@ class ByNetwork:
     )
     net: str = option(
         '',
-        'network: unet, ncsnpp, unet256, dtfnet; empty: as the method says (unet for nearly all)',
+        'network: unet, ncsnpp, unet256, dtfnet; unet3d, which learns from blocks of volumes; '
+        'empty: as the method says (unet for nearly all)',
     )
-    ch: int = option(32, "channels of the network's first level")
+    depth: int = option(
+        0,
+        'net unet3d: slices of a block, whose side is patch; 0: a quarter of the side, 8 to 32',
+    )
+    ch: int = option(0, "channels of the network's first level; 0: 32, of net unet3d 16")
     mults: str = option('1,2,2', 'channel multipliers of its levels')
     layers: int = option(1, 'residual blocks per level')
     attention: bool = option(False, 'self-attention at the coarsest level')
@@ -274,7 +279,7 @@ JOB_TOPICS = {
     ' context fit register check allow_unpaired split slices air plane'
     ' train_subjects test_subjects limit',
     'simulated data': 'made_subjects made_voxel made_pixels made_varied',
-    'model': 'method options pred net ch mults layers attention checkpointing',
+    'model': 'method options pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
     'training': 'steps batch lr ema drop_sources accumulate baseline val_every save_every'

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['LOWEST', 'Plan', 'print_once', 'first_alone', 'shrink', 'sees_beside', 'check_lowest', 'check_seen_beside',
-           'check_prompts', 'check_words', 'spread_evenly', 'paper_slices', 'fill_in', 'find_targets', 'recipe_of',
-           'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'with_network', 'check_fit',
-           'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts', 'prepare_data',
-           'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'trained', 'train_all', 'show_training',
-           'show_mixing', 'Measured', 'scores_of', 'measure', 'shown_images', 'show_panels', 'about_cut',
-           'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
-           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
-           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only',
-           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
+           'check_prompts', 'check_words', 'spread_evenly', 'paper_slices', 'with_block', 'fill_in', 'find_targets',
+           'recipe_of', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid',
+           'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents',
+           'open_prompts', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on',
+           'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'scores_of', 'measure', 'shown_images',
+           'show_panels', 'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach',
+           'mask_window', 'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets',
+           'about_beside', 'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run',
+           'train_only', 'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, contextlib, os, resource, shutil, socket, sys, time
@@ -29,7 +29,7 @@ from .explain import explained
 from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
-from .data.cache import BLOCK, is_image, measured_values
+from .data.cache import BLOCK, blocks_around, is_image, measured_values
 from .data.images import nodata_tag
 from .data.volumes import open_volume
 from .data.windows import Window
@@ -115,6 +115,7 @@ def first_alone(
 LOWEST = dict(  # parameters that are numbers, and the smallest that each may be
     size=0,
     patch=0,
+    depth=0,
     context=0,
     drop_sources=0,
     steps=1,
@@ -227,11 +228,25 @@ def paper_slices(
     return p.slices or (paper.slices if paper else 0)
 
 
+def with_block(
+    p: Job,  # net, size, patch, depth, ch
+) -> Job:
+    "The job with the sizes of its blocks, for a network of volumes; InputError for another one."
+    if p.net != 'unet3d':
+        if p.depth:
+            raise InputError('depth is for net unet3d, which learns from blocks; leave it out')
+        return replace(p, ch=p.ch or 32)
+    patch = p.patch if p.patch or p.size else 64
+    deep = (patch or p.size) // 16 * 4  # a quarter, which can be halved twice
+    return replace(p, patch=patch, depth=p.depth or min(32, max(8, deep)), ch=p.ch or 16)
+
+
 def fill_in(
     p: Job,  # as it was asked for, shrunk with `smoke`
 ) -> Plan:
     "What was left to the method: sampler, noise rule, prompts, name."
     m = get_method(p.method)
+    p = with_block(p)
     sampler, bridge, objective = share_options(p.method, parse_options(p.options))
     fewest = min(m.steps, 5) if p.smoke else m.steps
     asked = {
@@ -301,6 +316,9 @@ def plan(
         f'method {p.method}: {p.m.about}\n{p.sample_steps} steps, {p.nfe} network calls per image'
         f'{paper}\nresults go to runs/{p.name}'
     )
+    if p.depth:
+        side = p.patch or p.size
+        print_once(f'learns from blocks of {p.depth} x {side} x {side} voxels, {p.ch} channels')
     return p
 
 # %% ../nbs/use/84_train.ipynb #19cc3b18
@@ -364,6 +382,20 @@ def with_prior(
     return replace(p, prior=prior, network=read_prior(prior))
 
 
+def check_solid(
+    p: Plan,  # context, plane, depth, cache
+):
+    "Does what else is asked for fit a network of volumes? Raises InputError."
+    if p.context:
+        raise InputError(
+            'net unet3d sees the slices around anyway; leave context out, depth says how many'
+        )
+    if p.plane == 'all':
+        raise InputError('net unet3d sees all three directions at once; leave plane all out')
+    if p.depth < 2:
+        raise InputError(f'parameter depth must be 0 or 2 or more, got {p.depth}')
+
+
 def with_network(
     p: Plan,  # filled in
 ) -> Plan:
@@ -372,10 +404,7 @@ def with_network(
     # the baseline gets the same network
     p = replace(p, arch='latent' if p.backbone == 'latent' else p.net or p.m.net)
     if p.arch == 'unet3d':
-        raise InputError(
-            'net unet3d looks at whole volumes, and a training here is one of slices; use net unet,'
-            ' with context 2 for neighbouring slices'
-        )
+        check_solid(p)
     check_net(p.arch, p.method, p.pred)
     if p.checkpointing and p.arch not in ('unet', 'latent'):
         raise InputError(
@@ -390,14 +419,18 @@ def with_network(
 
 # %% ../nbs/use/84_train.ipynb #87e04695
 def check_fit(
-    p,  # fit, dataset
+    p,  # fit, depth, dataset
     records: list,  # Records: images or volumes
 ):
-    "Raise InputError unless `fit` is a way that this kind of data is cut."
+    "Raise InputError unless `fit` and `depth` are ways that this kind of data is cut."
     if p.fit not in ('shrink', 'patch'):
         raise InputError(f'fit must be shrink or patch, got {p.fit!r}')
     if p.fit == 'patch' and not is_image(records[0].source):
         raise InputError(f'fit patch cuts images, and {p.dataset} holds volumes; leave it out')
+    if p.depth and is_image(records[0].source):
+        raise InputError(
+            f'net unet3d looks at volumes, and {p.dataset} holds pictures; use net unet'
+        )
 
 
 def check_pairs(
@@ -454,7 +487,7 @@ def find_pairs(
 class JobData(Parts):
     "The data of a job: images, and what the network is fed with."
 
-    fed: object = None  # what is trained on: the images, or their latents
+    fed: object = None  # what is trained on: the images, their latents, or blocks of slices
     encoder: object = None  # the encoder of prompts; None: there are none
     codec: object = None  # the autoencoder; None in pixel space
     ceiling: float = None  # what it keeps of the targets, PSNR in dB
@@ -505,8 +538,8 @@ def prepare_data(
     "Prepare the data of a job; raises InputError."
     with first_alone(p.device):
         records, split, windows = find_pairs(p)
-        data = prepare_pairs(p, records, windows, p.workers)
-        more = dict(fed=data)
+        data = prepare_pairs(p, records, windows, p.workers, p.depth)
+        more = dict(fed=blocks_around(data, p.depth) if p.depth else data)
         if p.backbone == 'latent':
             more = open_latents(p, data)
     if p.text != 'none':
@@ -581,6 +614,18 @@ def plan_of_row(
     return RowPlan(method, model, recipe_of(p, method), out, **often, **how)
 
 
+def validated_on(
+    p: Plan,  # depth
+    d: JobData,  # its validation subjects
+):  # data set, None if there are no such subjects
+    "What a training validates on: the images, or four blocks at equal distances among them."
+    if not (p.depth and len(d.val)):
+        return d.val if len(d.val) else None
+    n = min(4, len(d.val))
+    at = ((np.arange(n) + 0.5) / n * len(d.val)).astype(int)
+    return blocks_around(d.val.view(d.val.items[at]), p.depth)
+
+
 def trained(
     p: Plan,  # from `plan`
     d: JobData,  # from `prepare_data`
@@ -589,8 +634,8 @@ def trained(
     more: dict = {},  # further arguments of `build`: bridge, pred
 ):  # engine.Trained: denoiser, arguments of `build`, log
     "One row of the job: trained denoiser, arguments of `build`, log."
-    learn, val = d.fed.select(d.split['train']), d.val if len(d.val) else None
-    return train_row(plan_of_row(p, d, method, out, more), learn, val)
+    learn = d.fed.select(d.split['train'])
+    return train_row(plan_of_row(p, d, method, out, more), learn, validated_on(p, d))
 
 # %% ../nbs/use/84_train.ipynb #f1b1c174
 def train_all(
@@ -672,12 +717,13 @@ def measure(
     "Translate the test subjects with every row and measure."
     test, bar = d.test, is_main()
     truth, source = (np.stack([test[i][k].numpy() for i in range(len(test))]) for k in ('x0', 'y'))
-    own = Sampling(p.method, p.sample_steps, p.tau, p.sampler_options, p.patch)
+    cut = dict(tile=p.patch or d.data.shape[-1] * bool(p.depth), depth=p.depth)
+    own = Sampling(p.method, p.sample_steps, p.tau, p.sampler_options, **cut)
     start = time.perf_counter()
     results = {p.method: translations(rows[p.method][0], test, own, p.seed, progress=bar)}
     spent = (time.perf_counter() - start) / len(test) * int(os.environ.get('WORLD_SIZE', 1))
     if 'regression' in rows and p.method != 'regression':
-        once = Sampling('regression', 1, 'markov', tile=p.patch)
+        once = Sampling('regression', 1, 'markov', **cut)
         den = rows['regression'][0]
         results['regression'] = translations(den, test, once, p.seed, progress=bar)
     results['identity'] = source
@@ -866,11 +912,13 @@ def about_beside(
     p,  # from `plan`
     d,  # from `prepare_data`
 ) -> dict:  # fields of `DataSpec`
-    "What a translator has to show the network beside the source."
+    "What a translator has to show the network beside the source, or of it at once."
     further = d.data.further
     found = dict(further=further, may_lack=p.drop_sources > 0) if further else {}
     if p.context:
         found |= dict(context=p.context, step=d.data.index['params']['step'])
+    if p.depth:
+        found |= dict(depth=p.depth, step=d.data.index['params']['step'])
     return found
 
 

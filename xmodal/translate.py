@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'bar_of', 'seed_of',
-           'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values',
-           'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window',
-           'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion',
-           'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back', 'not_by_rows', 'kept_on_disk',
-           'summed_strips', 'translated_scene', 'target_units']
+           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'in_parts_of', 'Ticking', 'bar_of',
+           'seed_of', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
+           'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of',
+           'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source',
+           'companion', 'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back', 'not_by_rows',
+           'kept_on_disk', 'summed_strips', 'translated_scene', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, tempfile, warnings
@@ -235,6 +235,8 @@ def in_short(
     d, method = tr.data, tr.model.method
     way = f'{method}, {d.source} to {d.target}'
     size = f'{d.kind}s at {d.size} x {d.size}'
+    if d.depth:
+        size += f', blocks of {d.depth} x {tile_side(d)} x {tile_side(d)}'
     return f'Translator({tr.folder or "not from a folder"}: {way}, {size}, on {tr.device})'
 
 # %% ../nbs/use/85_translate.ipynb #8c66e1a4
@@ -289,7 +291,7 @@ def check_answer(
 
 def draws(
     tr,  # OpenedModel or Translator
-    y,  # (N, C, H, W) scaled source images; a volume seen from all sides (1, C, S, H, W)
+    y,  # (N, C, H, W) scaled source images; a volume as one state (1, C, S, H, W)
     how: SampleOptions = SampleOptions(),  # see there
     names=None,  # what identifies each image; its seed hangs on it. Default: its number
     # (3, dim) or (N, 3, dim) from `context`, for a model that listens to prompts; default: its
@@ -351,6 +353,18 @@ def from_sides(
     planes = words_of(how.planes) or tuple(PLANES)
     return Views(den, planes, how.batch, None, d.context or 0, stride_of(d, None))
 
+
+def in_parts_of(
+    den,  # Estimator of slices, or of blocks
+    d: DataSpec,  # of the model
+    how: SampleOptions,  # planes, overlap and batch
+):  # Tiled or Views
+    "A denoiser of volumes that looks at blocks of slices, or at slices from several sides."
+    side = tile_side(d)
+    if d.depth:
+        return Tiled(den, (d.depth, side, side), how.overlap, how.batch)
+    return from_sides(den, d, how)
+
 # %% ../nbs/use/85_translate.ipynb #5171b81c
 class Ticking(Wrap):
     "A denoiser that moves a progress bar on by every image it answers."
@@ -379,16 +393,17 @@ def bar_of(
     use: dict,  # from `sampling`
     how: SampleOptions,  # samples, planes, and whether progress is shown
 ):  # progress bar
-    "A bar that counts images; of a volume, all slices that are looked at, at every call."
+    "A bar that counts images; of a volume, all slices or blocks that are asked, at every call."
     from tqdm.auto import tqdm
 
     total = len(y) * how.samples
     if y.ndim == 5:
         steps = len(path_times(tr, use)) - 1
-        views = from_sides(tr.den, tr.data, how)
-        total *= views.count(y.shape[2:]) * calls(tr.model.method, steps, **tr.data.options)
+        parts = in_parts_of(tr.den, tr.data, how)
+        total *= parts.count(y.shape[2:]) * calls(tr.model.method, steps, **tr.data.options)
     unseen = dict(disable=not how.progress, leave=False)
-    return tqdm(total=total, desc='translating', unit='slice', **unseen)
+    unit = 'block' if tr.data.depth else 'slice'
+    return tqdm(total=total, desc='translating', unit=unit, **unseen)
 
 # %% ../nbs/use/85_translate.ipynb #560ca1fc
 def seed_of(
@@ -411,8 +426,9 @@ def samples_of(
     beside_y=None,  # (B, E, H, W) tensor of images beside the sources, on the same device
 ):  # yields (B, C, H, W) float32, one sample after the other
     "The samples of a batch."
-    den = in_tiles(tr.den, tile_side(tr.data), how.overlap, how.batch)
-    den = beside(from_sides(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den, beside_y)
+    side = 0 if tr.data.depth else tile_side(tr.data)
+    den = in_tiles(tr.den, side, how.overlap, how.batch)
+    den = beside(in_parts_of(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den, beside_y)
     for k in range(how.samples):
         seeds = [seed_of(how.seed, k, n) for n in names]
         yield draw(tr.model.method, den, y, ctx=ctx, seeds=seeds, **use).float()

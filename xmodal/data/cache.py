@@ -6,11 +6,13 @@
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'SIDES', 'AIR', 'names_nodata', 'cache_key', 'Head', 'target_heads', 'in_plane',
            'default_spacing', 'target_plane', 'native_grid', 'digest_of_file', 'digest_of_index', 'shapes_of',
            'cache_is_whole', 'read_index', 'without_holes', 'measured_values', 'neighbours', 'stacks_of',
-           'groups_beside', 'maps_of', 'pairs_in', 'subjects_of', 'check_neighbours', 'item_beside', 'Slices',
-           'is_image', 'check_numbers', 'check_image_options', 'check_one_kind', 'padding_lines', 'reading_lines',
+           'groups_beside', 'maps_of', 'open_maps', 'pairs_in', 'subjects_of', 'check_neighbours', 'item_beside',
+           'Slices', 'spans_of', 'learned_from', 'block_of', 'Blocks', 'blocks_around', 'volumes_of', 'is_image',
+           'check_numbers', 'check_image_options', 'check_depth', 'check_one_kind', 'padding_lines', 'reading_lines',
            'left_out_lines', 'channel_lines', 'lines_said', 'window_rules', 'context_params', 'context_lines',
-           'later_params', 'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'write_index',
-           'record_entry', 'slice_entries', 'check_slice_shape', 'check_content']
+           'depth_params', 'distance_params', 'depth_lines', 'distance_lines', 'settled_grid', 'later_params',
+           'prepare', 'Prepared', 'build_cache', 'not_collated', 'write_slices', 'write_index', 'record_entry',
+           'slice_entries', 'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import copy
@@ -38,8 +40,15 @@ from xmodal.data.frames import (
     stride_of,
 )
 from .images import IMAGE_ENDINGS, NotMeasured, geo_tags, shape_of_image
-from .records import both_measured, prepare_image, prepare_volume
-from .volumes import AXES, axis_through, common_plane, open_volume, plane_of, planes_of
+from xmodal.data.records import (
+    both_measured,
+    prepare_image,
+    prepare_volume,
+    with_tissue,
+    without_tissue,
+)
+from .volumes import AXES, axis_through, common_plane, open_volume, plane_of
+from .volumes import planes_of, slices_between
 from .windows import check_rule
 from ..files import atomic
 
@@ -296,6 +305,15 @@ def maps_of(
     return [np.memmap(folder / f'{n}.f32', shape=v, **how) for n, v in shapes_of(index).items()]
 
 
+def open_maps(
+    data,  # Slices: its folder, index and maps
+) -> list:  # arrays of the sources and of the targets
+    "The maps of a data set, which are opened at the first read."
+    if data.maps is None:
+        data.maps = maps_of(data.folder, data.index)
+    return data.maps
+
+
 def pairs_in(
     index: dict,  # of a cache
 ) -> list:  # numbers in the cache
@@ -366,10 +384,8 @@ class Slices(Dataset):
         return {**self.__dict__, 'maps': None}
 
     def __getitem__(self, k):
-        if self.maps is None:
-            self.maps = maps_of(self.folder, self.index)
         i, c = int(self.items[k]), self.channels
-        y, x0 = self.maps[0][i, :c].copy(), self.maps[1][i].copy()
+        y, x0 = (m[i, :c].copy() for m in open_maps(self))
         item = dict(y=torch.from_numpy(y), x0=torch.from_numpy(x0), i=i) | item_beside(self, i)
         return without_holes(item) if self.index.get('holes') else item
 
@@ -401,6 +417,100 @@ class Slices(Dataset):
     def channels(self):
         "Channels of every slice, 1 or 3."
         return self.shape[1]
+
+# %% ../../nbs/data/34_cache.ipynb #0a43685a
+def spans_of(
+    index: dict,  # of a cache that holds all slices of its volumes
+) -> dict:  # name of a record -> [number of its first slice, one after its last]
+    "Where the volumes lie in a cache."
+    found = {}
+    for i, s in enumerate(index['slices']):
+        found.setdefault(s['record'], [i, i])[1] = i + 1
+    return found
+
+
+def learned_from(
+    y,  # source (1, S, H, W), scaled
+    x0,  # target, the same
+    min_foreground: float,  # as of `prepare`
+):  # (S,) boolean tensor
+    "The slices that count: with tissue on both sides, or on neither."
+    source, target = y[0].numpy(), x0[0].numpy()
+    both = with_tissue(source, target, min_foreground)
+    return torch.from_numpy(both | without_tissue(source, target))
+
+
+def block_of(
+    data: Slices,  # of a cache that holds all slices
+    first: int,  # number of the first slice in the cache
+    stop: int,  # one after the last
+    depth: int = 0,  # fill up to so many slices
+) -> dict:  # y, x0 (C, S, H, W); valid (1, S, H, W), False where the loss must not look
+    "Consecutive slices as a pair of volumes."
+    cut = lambda m: torch.from_numpy(np.array(m[first:stop, : data.channels].swapaxes(0, 1)))
+    y, x0 = map(cut, open_maps(data))
+    item = without_holes(dict(y=y, x0=x0))
+    count = learned_from(item['y'], item['x0'], data.index['params']['min_foreground'])
+    item['valid'] &= count[:, None, None]
+    lacks = depth - (stop - first)
+    if lacks > 0:
+        filled = lambda v: torch.cat([v, v[:, -1:].expand(-1, lacks, -1, -1)], 1)
+        item = {k: filled(v) for k, v in item.items()}
+        item['valid'][:, -lacks:] = False
+    return dict(item, x0=torch.where(item['valid'], item['x0'], -1.0))
+
+# %% ../../nbs/data/34_cache.ipynb #d6b34e35
+class Blocks(Dataset):
+    "Blocks of consecutive slices, as `block_of` gives them."
+
+    def __init__(
+        self,
+        data: Slices,  # of a cache that holds all slices of its volumes
+        spans,  # (n, 2) numbers in the cache: the first slice, one after the last
+        depth: int = 0,  # fill up to so many slices; 0: as many as there are
+    ):
+        "Say which; raises InputError for a cache of single slices."
+        if 'depth' not in data.index['params']:
+            raise InputError(f'{data.folder}: holds no whole volumes; prepare it with a depth')
+        self.data, self.depth = data, depth
+        self.spans = np.asarray(spans, dtype=int).reshape(-1, 2)
+        self.subjects = subjects_of(data.index, self.spans[:, 0])
+
+    def __len__(self):
+        return len(self.spans)
+
+    def __getitem__(self, k):
+        return block_of(self.data, *map(int, self.spans[k]), self.depth)
+
+    def select(
+        self,
+        subjects,  # names, as in `self.subjects`
+    ):  # Blocks
+        "The blocks of these subjects."
+        mine = np.isin(self.subjects, list(subjects))
+        return Blocks(self.data, self.spans[mine], self.depth)
+
+
+def blocks_around(
+    data: Slices,  # a view of a cache that holds all slices
+    depth: int,  # slices of a block
+) -> Blocks:  # as many as there are slices in the view
+    "The block around every slice, within its volume."
+    spans, found = spans_of(data.index), []
+    for i in map(int, data.items):
+        first, stop = spans[data.index['slices'][i]['record']]
+        start = min(max(i - depth // 2, first), max(first, stop - depth))
+        found.append((start, min(start + depth, stop)))
+    return Blocks(data, found, depth)
+
+
+def volumes_of(
+    data: Slices,  # a view of a cache that holds all slices
+) -> Blocks:  # one for each record that has a slice in the view
+    "The whole volumes that some slices belong to."
+    names = dict.fromkeys(data.index['slices'][i]['record'] for i in data.items)
+    spans = spans_of(data.index)
+    return Blocks(data, [spans[n] for n in names])
 
 # %% ../../nbs/data/34_cache.ipynb #8046a97e
 def is_image(
@@ -453,6 +563,22 @@ def check_image_options(
         raise InputError(
             'per-slice windows (slice:...) are for volumes; an image has one window anyway'
         )
+
+# %% ../../nbs/data/34_cache.ipynb #5b5d06f7
+def check_depth(
+    path,  # of the first source, for the message
+    depth: int,  # slices of a block; 0: none are wanted
+    image: bool,  # is the data set one of images?
+    plane: str,  # in which slices are cut
+    context: int,  # neighbouring slices on either side
+):
+    "Raise InputError for blocks that cannot be cut."
+    if depth and image:
+        raise InputError(f'{path}: depth cuts blocks of volumes; pictures have one slice')
+    if depth and (plane == 'all' or context):
+        raise InputError('depth cuts blocks in one plane, without context; leave the others out')
+    if depth and depth < 2:
+        raise InputError(f'depth must be 0 (slices) or 2 or more, got {depth}')
 
 
 def check_one_kind(
@@ -604,6 +730,82 @@ def context_lines(
         if at.any()
     ]
 
+# %% ../../nbs/data/34_cache.ipynb #cd27fe92
+def depth_params(
+    heads: list,  # from `target_heads`; None: images
+    plane: str,  # in which slices are cut
+    depth: int,  # slices of a block; 0: there are no blocks
+    spacing: float,  # mm per pixel
+) -> dict:
+    "Parameters of a cache of whole volumes: slices of a block, and their distance in mm."
+    if not (depth and heads):
+        return {}
+    apart = float(np.median([slice_distance(v, plane) for v in heads]))
+    return dict(depth=depth, step=float(f'{max(apart, spacing):.6g}'))
+
+
+def distance_params(
+    heads: list,  # this and the next as for both
+    plane: str,
+    context: int,  # neighbouring slices on either side
+    depth: int,  # slices of a block
+    spacing: float,  # mm per pixel
+) -> dict:
+    "What of a cache hangs on the distance of its slices."
+    return context_params(heads, plane, context) | depth_params(heads, plane, depth, spacing)
+
+
+def depth_lines(
+    records,  # Records of volumes
+    heads: list,  # of their targets, from `target_heads`
+    params: dict,  # of `prepare`
+) -> list:  # lines of text; [] where all volumes are alike
+    "Which volumes are resampled along their slices, and which are lower than a block."
+    if not params.get('depth'):
+        return []
+    step, depth, plane = params['step'], params['depth'], params.get('plane', 'axial')
+    apart = np.array([slice_distance(v, plane) for v in heads])
+    each = zip(heads, apart)
+    n = np.array([slices_between(slice_count(v, plane), step / mm)[0] for v, mm in each])
+    other = np.abs(apart / step - 1) > 1e-3
+    reach = [f'{v:.3g}' for v in (apart.min(), apart.max())]
+    text = {
+        f'slices {" to ".join(dict.fromkeys(reach))} mm apart, brought to {step:.3g} mm': other,
+        f'fewer than {depth} slices: blocks are filled up by the last one, which does not count '
+        'again': n < depth,
+    }
+    return [
+        f'note: {at.sum()} of {len(heads)} volumes have {what} (first: '
+        f'{records[at.argmax()].target})'
+        for what, at in text.items()
+        if at.any()
+    ]
+
+# %% ../../nbs/data/34_cache.ipynb #6c58d52e
+def distance_lines(
+    records,  # Records of volumes
+    heads: list,  # of their targets, from `target_heads`
+    params: dict,  # of `prepare`
+) -> list:  # lines of text
+    "What becomes of volumes whose slices are not as far apart as most."
+    return [*context_lines(records, heads, params), *depth_lines(records, heads, params)]
+
+
+def settled_grid(
+    records,  # Records, all of one kind
+    image: bool,  # are they images?
+    asked: tuple,  # size, spacing, fit, as for `prepare`
+    plane: str,  # in which slices are cut
+    heads: list,  # from `target_heads`; None: images
+) -> tuple:  # size in pixels; spacing in mm, None for images; fit
+    "The grid of a data set: what was asked for, else what follows from the data."
+    size, spacing, fit = asked
+    if size == 0:
+        size, spacing, fit = native_grid(records, image, spacing, plane, heads)
+    if image:
+        return size, None, fit
+    return size, float(spacing or default_spacing(records, size, plane, heads)), fit
+
 # %% ../../nbs/data/34_cache.ipynb #d5b2e8f3
 AIR = 8  # of the slices without tissue, every so many is kept in a training at native resolution
 
@@ -642,6 +844,7 @@ def prepare(
     progress=True,  # show a bar
     plane='auto',  # volumes: axial, coronal, sagittal or all; auto: that of thick slices
     air: int = None,  # volumes: keep every so many slices without tissue; None: `AIR` at size 0
+    depth: int = 0,  # volumes: keep all slices, for blocks of so many, see `blocks_around`; 0: not
 ) -> Slices:
     "Prepared slices of all records, from the cache if there; InputError names the first bad file."
     check_numbers(records, size, spacing, slices, fit)
@@ -649,20 +852,19 @@ def prepare(
     check_image_options(records[0].source, image, fit, register, (source_window, target_window))
     rules = window_rules(image, source_window, target_window)
     check_one_kind(records)
+    check_depth(records[0].source, depth, image, plane, context)
     heads = None if image else target_heads(records)
     plane = 'axial' if image else target_plane(records, plane, heads)
-    native = size == 0 and not image
-    if size == 0:
-        size, spacing, fit = native_grid(records, image, spacing, plane, heads)
-    spacing = None if image else float(spacing or default_spacing(records, size, plane, heads))
+    later = later_params(slices, plane, air, size == 0 and not image)
+    size, spacing, fit = settled_grid(records, image, (size, spacing, fit), plane, heads)
     params = dict(size=size, spacing=spacing, windows=rules, min_foreground=min_foreground)
     params |= dict(fit=fit, register=bool(register))
-    params |= later_params(slices, plane, air, native) | context_params(heads, plane, context)
+    params |= later | distance_params(heads, plane, context, depth, spacing)
     folder = Path(cache or project_root() / 'data' / 'cache') / cache_key(records, params)
     if not cache_is_whole(folder):
         build_cache(folder, records, params, image, workers, progress)
     ready = Slices(folder, context=context)
-    for line in (*lines_said(ready.index), *context_lines(records, heads, params)):
+    for line in (*lines_said(ready.index), *distance_lines(records, heads, params)):
         print(line)
     return ready
 

@@ -6,8 +6,8 @@
 __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header', 'measured', 'concerns_of_size',
            'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
            'field_overlap', 'check_field_overlap', 'slice_distance', 'slice_count', 'stride_of', 'distance_for',
-           'concerns_of_slices', 'concerns_of_distance', 'images_beside', 'around', 'BesideSlices', 'CutVolume',
-           'volumes_beside', 'further_frame', 'pictures_beside', 'HollowVolume', 'concerns_of_holes',
+           'concerns_of_slices', 'concerns_of_depth', 'concerns_of_distance', 'images_beside', 'around', 'BesideSlices',
+           'CutVolume', 'volumes_beside', 'further_frame', 'pictures_beside', 'HollowVolume', 'concerns_of_holes',
            'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network', 'from_network',
            'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for', 'has_meaning', 'with_room',
            'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of', 'check_picture', 'CutPicture',
@@ -35,7 +35,8 @@ from xmodal.data.images import (
 from .images import load_image, match_channels, place_on_earth, square_box, to_patches
 from .images import to_square
 from .volumes import AXES, axis_through, from_plane, header_concerns, load_volume
-from .volumes import open_volume, planes_of, resample_measured, to_plane
+from .volumes import open_volume, planes_of, resample_measured, slices_between
+from .volumes import to_plane
 from .windows import Window, ignored_value, spline_order, window_of
 
 # %% ../../nbs/data/31_frames.ipynb #ca72b99f
@@ -51,7 +52,8 @@ class Cutting:
     plane: str = 'axial'  # of volumes: in which slices are cut, a key of `AXES`
     tile: int = None  # side of the crops that the training saw, pixels; None: whole images
     context: int = None  # neighbouring slices that the network sees on either side; None: none
-    step: float = None  # their distance in the training, mm
+    step: float = None  # their distance in the training, mm; with `depth`, that of all slices
+    depth: int = None  # slices that a network of volumes learned at once; None: one of pictures
 
 # %% ../../nbs/data/31_frames.ipynb #fd6638eb
 def is_path(
@@ -166,6 +168,7 @@ class Frame:
     grey = None  # what `cut` has scaled, (S, H, W) or (C, H, W), NaN in holes
     views = ()  # planes that a volume can be looked at in, by a model of all planes
     from_sides = False  # is it one state of three dimensions, seen from several sides?
+    in_one = False  # is it one state of three dimensions, from all sides or in blocks of slices?
 
     def concerns(self) -> list:  # (refuse?, text); None: no concern, but a change
         "What speaks against the source before it is cut."
@@ -342,6 +345,8 @@ def concerns_of_slices(
     img,  # nibabel image in canonical orientation
 ) -> list:  # (refuse?, text)
     "Slices farther apart than those that the model has seen beside each other, or too few."
+    if d.depth:
+        return concerns_of_depth(d, img)
     if not d.context:
         return []
     count, wanted = slice_count(img, d.plane), 1 + 2 * d.context * stride_of(d, img)
@@ -352,6 +357,28 @@ def concerns_of_slices(
         )
         return [*concerns_of_distance(d, img), (None, words)]
     return concerns_of_distance(d, img)
+
+
+def concerns_of_depth(
+    d,  # DataSpec of a model of volumes: depth, step, plane
+    img,  # nibabel image in canonical orientation
+) -> list:  # (refuse?, text)
+    "Slices of another distance than a network of volumes has learned, or fewer than it sees."
+    apart, count, out = slice_distance(img, d.plane), slice_count(img, d.plane), []
+    if apart > 1.5 * d.step:
+        words = (
+            f'its slices are {apart:.3g} mm apart, and the model has learned blocks of slices at '
+            f'{d.step:.3g} mm; what lies between them is interpolated'
+        )
+        out.append((False, words))
+    elif abs(apart / d.step - 1) > 1e-3:
+        what = f'slices at {apart:.3g} mm are resampled to {d.step:.3g} mm'
+        out.append((None, f'{what} for the model, and back'))
+    n = slices_between(count, d.step / apart)[0]
+    if n < d.depth:
+        few = f'is a block of {n} slices for the model, which has learned {d.depth} at a time'
+        out.append((None, few))
+    return out
 
 
 def concerns_of_distance(
@@ -450,6 +477,7 @@ class CutVolume(Frame):
         self.views = planes_of(self.img) if d.plane == 'all' else ()
         self.d = replace(d, plane=self.views[0]) if len(self.views) == 1 else d
         self.from_sides, self.channels = len(self.views) > 1, channels
+        self.in_one = self.from_sides or bool(d.depth)
         self.missing = float(np.isnan(np.asarray(self.img.dataobj)).mean())
         self.said = ['voxels that are NaN count as not measured'] if self.missing else []
 
@@ -478,7 +506,8 @@ class CutVolume(Frame):
         "All slices in the plane, at the pixel size in mm, on a grid of their own."
         order, plane = spline_order(self.d.source_window), self.d.plane
         grid = self.d.spacing, self.d.tile or self.d.size
-        self.grey, self.affine = to_plane(self.img, *grid, self.window, order, plane)
+        apart = self.d.step if self.d.depth else None
+        self.grey, self.affine = to_plane(self.img, *grid, self.window, order, plane, apart)
         return self.grey
 
     def planes_on(
@@ -606,11 +635,11 @@ class VolumeFrame(HollowVolume):
             *concerns_of_views(self.views),
         ]
 
-    # (S, C, H, W), scaled; H and W at least the model's size; (1, C, S, H, W) from all sides
+    # (S, C, H, W), scaled; H and W at least the model's size; in one state (1, C, S, H, W)
     def cut(self) -> np.ndarray:
         "All slices at the model's pixel size in mm, with one window for the whole volume."
         check_one_window(self.name, self.d.source_window)
-        planes = self.planes()[None, None] if self.from_sides else self.planes()[:, None]
+        planes = self.planes()[None, None] if self.in_one else self.planes()[:, None]
         if self.missing:
             np.nan_to_num(self.grey, copy=False, nan=-1.0)
         return planes if self.channels == 1 else np.repeat(planes, self.channels, 1)
@@ -627,7 +656,7 @@ class VolumeFrame(HollowVolume):
         noise,  # 'shared' or 'independent'
     ):  # one per slice
         "Shared noise: every slice has the name 0. Independent: each its number. A volume has one."
-        number = 1 if self.from_sides else len(self.grey)
+        number = 1 if self.in_one else len(self.grey)
         return [0] * number if noise == 'shared' else None
 
     def back(
@@ -641,11 +670,11 @@ class VolumeFrame(HollowVolume):
 
     def restore(
         self,
-        got,  # mean and std (S, C, H, W), mix (S, T, H, W), all scaled; from all sides (1, C, S...)
+        got,  # mean and std (S, C, H, W), mix (S, T, H, W), all scaled; in one state (1, C, S...)
         units,  # TargetUnits
     ) -> dict:  # name -> NIfTI image on the grid of the file; mix has T at the end
         "The mean of the channels at the voxels of the file, with the file's place in space."
-        if self.from_sides:
+        if self.in_one:
             got = {k: v[0].swapaxes(0, 1) for k, v in got.items()}
         units, shape = self.settle(units), self.like.shape
         # of one channel the mean is itself, and a large volume is not copied
@@ -664,7 +693,7 @@ def tile_side(
     d,  # DataSpec of the model, or Cutting: tile, fit, size
 ) -> int:  # pixels; 0: images go through the network whole
     "The side of the tiles in which a model answers larger images: what its training saw."
-    return d.tile or (d.size if d.fit == 'patch' else 0)
+    return d.tile or (d.size if d.fit == 'patch' or d.depth else 0)
 
 
 def squares_of(
@@ -1148,6 +1177,11 @@ def frame_of(
         return VolumeFrame(source, d, channels)
     if hasattr(source, 'getbands'):
         return picture_frame(image_of_picture(source), d, channels)
+    if torch.is_tensor(source) and d.depth:
+        raise InputError(
+            'this model looks at volumes, and a tensor holds pictures; give a file, a nibabel '
+            'image or an array of slices (S, H, W)'
+        )
     if torch.is_tensor(source):
         return TensorFrame(source, channels)
     if isinstance(source, np.ndarray):

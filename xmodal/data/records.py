@@ -124,7 +124,7 @@ def cutting_of(
     "How one side of a pair is cut."
     fit = p.get('fit', 'shrink')
     plane = p.get('plane', 'axial')
-    beside = dict(context=p.get('context'), step=p.get('step'))
+    beside = {k: p.get(k) for k in ('context', 'step', 'depth')}
     return Cutting(kind, p['size'], rule, p.get('spacing'), fit, plane, **beside)
 
 
@@ -163,10 +163,14 @@ def margin_of(
     frame,  # CutVolume of the target, whose planes were cut
 ) -> dict:  # margin: numbers of further slices; stride and last, as for `around`
     "Which slices stand beside those that are kept, for a training with context; else nothing."
-    context = frame.d.context
-    if not context or not len(keep):
+    context, last = frame.d.context, len(frame.grey) - 1
+    if not len(keep):
         return {}
-    stride, last = stride_of(frame.d, frame.img), len(frame.grey) - 1
+    if frame.d.depth:  # blocks of a network of volumes reach everywhere
+        return dict(margin=sorted({*range(last + 1)} - {*keep.tolist()}), stride=1, last=last)
+    if not context:
+        return {}
+    stride = stride_of(frame.d, frame.img)
     seen = {j for i in keep for j in around(int(i), context, stride, last)}
     return dict(margin=sorted(seen - set(keep.tolist())), stride=stride, last=last)
 

@@ -7,7 +7,8 @@ __all__ = ['UNITS', 'PLANES', 'AXES', 'raw_header', 'check_extensions', 'check_n
            'check_file_end', 'promised_by_mgh', 'open_volume', 'load_volume', 'volume_shape', 'read_voxels',
            'check_holes', 'check_affine', 'header_concerns', 'unit_concern', 'size_concern', 'form_concern',
            'canonical_zooms', 'plane_concern', 'plane_of', 'common_plane', 'planes_for', 'planes_of', 'resample',
-           'resample_measured', 'axis_through', 'check_plane_size', 'plane_grid', 'to_plane', 'from_plane']
+           'resample_measured', 'axis_through', 'check_plane_size', 'slices_between', 'plane_grid', 'to_plane',
+           'from_plane']
 
 # %% ../../nbs/data/28_volumes.ipynb #bac824a0
 import math
@@ -519,12 +520,22 @@ def check_plane_size(
             f' {size}; check the voxel size in the header, or the spacing'
         )
 
+# %% ../../nbs/data/28_volumes.ipynb #ef645b20
+def slices_between(
+    count: int,  # slices of a volume
+    step: float,  # wanted distance, in slices
+) -> tuple:  # how many, and the distance that they have, in slices
+    "Slices at nearly this distance, from the first slice of a volume to its last."
+    n = max(2, round((count - 1) / step) + 1) if count > 1 else 1
+    return n, (count - 1) / (n - 1) if n > 1 else 1.0
+
 
 def plane_grid(
     img,  # canonical nibabel image (its shape and affine count)
     spacing: float,  # pixel size in mm
     size: int,  # rows and columns, at least
     plane: str = 'axial',  # in which slices are cut: a key of AXES
+    apart: float = None,  # from slice to slice, mm, about; None, and for all: as it is
 ):  # affine and shape (S, H, W) of the grid
     """The grid of square pixels: (slice, row, column), axial: (up, backwards, to the left); all:
     voxels of `spacing` in every direction, (down, backwards, to the left).
@@ -536,10 +547,10 @@ def plane_grid(
     if plane == 'all':
         within.append(through)
     else:
-        wanted[through] = zooms[through]
+        wanted[through] = apart or zooms[through]
     steps = wanted / zooms  # one pixel, in voxels of the image
     steps = np.where(np.abs(steps - 1) < 1e-4, 1.0, steps)
-    check_plane_size(steps, zooms, shape, within, size)
+    check_plane_size(steps, zooms, shape, [*within, through] if apart else within, size)
     n = shape.astype(float)  # pixels along the axes of the image
     for i in within:
         whole = 8 * int(np.ceil(shape[i] / steps[i] / 8 - 1e-6))
@@ -549,7 +560,8 @@ def plane_grid(
     last = np.where(steps == 1, np.floor(last), last)  # equal pixels: stay on the voxels
     turned = -steps  # from one pixel to the next, in voxels of the image
     if plane != 'all':
-        last[through], turned[through] = 0, 1
+        last[through] = 0
+        n[through], turned[through] = slices_between(shape[through], steps[through])
     m = np.zeros((4, 4))
     m[[through, down, along], [0, 1, 2]], m[3, 3] = turned[[through, down, along]], 1
     m[:3, 3] = last
@@ -563,9 +575,10 @@ def to_plane(
     window: Window,  # of the volume, from `window_of`
     order=1,  # 0 for labels
     plane: str = 'axial',  # in which slices are cut
+    apart: float = None,  # from slice to slice, mm, about; None: as it is
 ):  # (S, H, W) float32 scaled array, NaN where nothing was measured; its affine, (4, 4)
     "A volume as scaled slices on the training grid; outside the field of view it is -1."
-    affine, shape = plane_grid(img, spacing, size, plane)
+    affine, shape = plane_grid(img, spacing, size, plane, apart)
     scaled = window.scale(np.asarray(img.dataobj, dtype=np.float32))
     return resample_measured(scaled, img.affine, affine, shape, order), affine
 

@@ -553,6 +553,11 @@ def cut_words(
     data,  # DataSpec of a model
 ) -> str:
     "How images were cut for the network, in a sentence."
+    if data.depth:
+        return (
+            f'**Volumes** are resampled to that pixel size and slices {data.step:.3g} mm apart, '
+            f'looked at in blocks of {data.depth} slices, and brought back.'
+        )
     if data.kind == 'volume':
         return '**Planes** are resampled to that pixel size, and back.'
     size = f'{data.size} x {data.size} pixels'

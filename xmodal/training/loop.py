@@ -40,7 +40,7 @@ FOREGROUND = 0.5  # chance that a crop is centred on a pixel that shows somethin
 
 
 def random_corner(
-    y,  # source (C, H, W), scaled
+    y,  # source (C, *, H, W), scaled; of a block of slices also S
     x0,  # target, the same
     patch: int,  # side of the crop, pixels
     rng,  # numpy's generator
@@ -53,12 +53,12 @@ def random_corner(
     at = np.flatnonzero(shown)
     if not len(at):
         return tuple(int(rng.integers(r + 1)) for r in room)
-    centre = np.unravel_index(at[rng.integers(len(at))], shown.shape)
+    centre = np.unravel_index(at[rng.integers(len(at))], shown.shape)[-2:]
     return tuple(int(np.clip(c - patch // 2, 0, r)) for c, r in zip(centre, room))
 
 
 def cropped(
-    item: dict,  # tensors of one image; those of its height and width are cut
+    item: dict,  # tensors of one image or block; those of its height and width are cut
     patch: int,  # side of the crop, pixels; 0: nothing is cut
     rng,  # numpy's generator
 ) -> dict:
@@ -67,8 +67,8 @@ def cropped(
     if not patch or patch >= max(h, w):
         return item
     i, j = random_corner(item['y'], item['x0'], patch, rng)
-    image = lambda v: torch.is_tensor(v) and v.ndim == 3 and v.shape[-2:] == (h, w)
-    cut = lambda v: v[:, i : i + patch, j : j + patch] if image(v) else v
+    image = lambda v: torch.is_tensor(v) and v.ndim >= 3 and v.shape[-2:] == (h, w)
+    cut = lambda v: v[..., i : i + patch, j : j + patch] if image(v) else v
     return {k: cut(v) for k, v in item.items()}
 
 # %% ../../nbs/training/61_loop.ipynb #a693d9fb
@@ -153,13 +153,15 @@ class Draws(Dataset):
 # %% ../../nbs/training/61_loop.ipynb #96f0a4b7
 def measure_scale(
     data,  # dataset of dicts with 'y' and 'x0'
-    limit: int = 200,  # look at this many images
+    limit: int = 200,  # look at this many images; a block counts as its slices
 ) -> dict:  # s0, sT, cov
     """Root mean squares of target and source and their mean product, over the pixels of the
     training set that were measured: constants of denoise.Scale.
     """
     if len(data) == 0:
         raise InputError('there is not a single training image')
+    shape = data[0]['y'].shape
+    limit = max(1, limit // shape[1]) if len(shape) == 4 else limit
     at = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).round())
     some = [data[int(i)] for i in at]
     values = lambda v, k: np.asarray(measured_values(v, k), dtype=np.float64).ravel()

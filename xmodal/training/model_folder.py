@@ -236,7 +236,8 @@ class DataSpec(Section):
     # tiles of this side; None: whole images
     tile: int = None
     context: int = None  # neighbouring slices seen on either side, 1 to 32; None: none
-    step: float = None  # their distance in the training, mm
+    step: float = None  # their distance in the training, mm; with `depth`, that of all slices
+    depth: int = None  # slices that a network of volumes learned at once; None: one of pictures
     further: int = None  # sources beside the first, 1 to 64; None: one source
     may_lack: bool = None  # did it learn to do without a further source?
     target_dtype: str = None  # number type of the targets' files; None in older folders: float32
@@ -255,8 +256,9 @@ class DataSpec(Section):
         "Read a section; raises InputError for what is missing, impossible or contradictory."
         check_values(table, path)
         own = {k: tuples(v) if k not in ('options', 'patch') else v for k, v in table.items()}
-        records = {k: kind.of(own[k]) for k, kind in INNER.items() if own.get(k) is not None}
-        records['grids'] = {k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()}
+        records = {k: kind.of(own[k]) for k, kind in INNER.items() if own.get(k) is not None} | {
+            'grids': {k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()}
+        }
         return check_agreement(cls.of(own | records), path)
 
 # %% ../../nbs/training/60_model_folder.ipynb #7286180f
@@ -385,6 +387,7 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     ),
     context=('a whole number from 1 to 32', lambda v: v is None or is_count(v, 32)),
     step=('a positive number of mm', lambda v: v is None or is_number(v) and 1e-3 <= v <= 1e3),
+    depth=('a whole number from 2 to 1024', lambda v: v is None or is_count(v, 1024) and v >= 2),
     further=('a whole number from 1 to 64', lambda v: v is None or is_count(v, 64)),
     may_lack=('true or false', lambda v: v is None or isinstance(v, bool)),
     source_window=('a window rule such as percentile or 0:1000', is_rule),
@@ -476,6 +479,8 @@ def check_agreement(
     "The record, or InputError if values of the data section contradict each other."
     if d.kind == 'volume' and d.channels != (1, 1):
         refuse_value(path, 'data.channels', '[1, 1] for volumes', list(d.channels))
+    if d.depth and (d.kind != 'volume' or d.step is None or d.plane == 'all'):
+        refuse_value(path, 'data.depth', 'of volumes, in one plane and with a step', d.depth)
     rule, window = d.target_window_rule, list(d.target_window)
     stated = dict(hu=[-1000.0, 1000.0]).get(rule)
     if ':' in rule and not rule.startswith('slice:'):
