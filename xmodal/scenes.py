@@ -72,7 +72,8 @@ def read_lines(
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # that it has no place on earth
+            # that it has no place on earth
+            warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, driver='GTiff') as f:
                 return f.read(bands, window=((first, stop), (0, f.width)))
     except rasterio.errors.RasterioError as e:
@@ -491,7 +492,8 @@ def packed_like(
     import rasterio
 
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that it has no place on earth
+        # that it has no place on earth
+        warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(path, driver='GTiff') as f:
             name = f.compression.name if f.compression else 'none'
     return None if name in ('none', 'uncompressed') else PACKED.get(name, 'deflate')

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
            'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'in_parts_of', 'Ticking', 'bar_of',
-           'seed_of', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
+           'seed_of', 'samples_of', 'room_for', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
            'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of',
            'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source',
-           'companion', 'further_sources', 'settle_concerns', 'checked_cut', 'there_and_back', 'not_by_rows',
-           'kept_on_disk', 'summed_strips', 'translated_scene', 'target_units']
+           'companion', 'further_sources', 'settle_concerns', 'checked_cut', 'Loaded', 'load_source', 'alike',
+           'answers', 'restored_answer', 'there_and_back', 'not_by_rows', 'kept_on_disk', 'summed_strips',
+           'translated_scene', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, tempfile, warnings
@@ -221,8 +222,6 @@ class Translator(OpenedModel):
         A TIFF of more than 16.8 million pixels gives arrays on disk, if the model was trained on
         patches. Raises InputError for what cannot be translated.
         """
-        if noise not in ('shared', 'independent'):
-            raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
         how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
         return there_and_back(self, source, known, target, noise, force, how, more)
@@ -425,16 +424,31 @@ def samples_of(
     bar,  # progress bar, moved on by B for each sample
     beside_y=None,  # (B, E, H, W) tensor of images beside the sources, on the same device
 ):  # yields (B, C, H, W) float32, one sample after the other
-    "The samples of a batch."
+    "The samples of a batch; of few small images several samples at once."
+    at_once = 1 if y.ndim == 5 else max(1, room_for(tr, y, how) // len(y))
     side = 0 if tr.data.depth else tile_side(tr.data)
-    den = in_tiles(tr.den, side, how.overlap, how.batch)
-    den = beside(in_parts_of(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den, beside_y)
-    for k in range(how.samples):
-        seeds = [seed_of(how.seed, k, n) for n in names]
-        yield draw(tr.model.method, den, y, ctx=ctx, seeds=seeds, **use).float()
-        bar.update(len(y) if y.ndim == 4 else 0)
+    for first in range(0, how.samples, at_once):
+        now = range(first, min(first + at_once, how.samples))
+        again = lambda v: None if v is None else torch.cat([v] * len(now))
+        den = in_tiles(tr.den, side, how.overlap, how.batch)
+        den = in_parts_of(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den
+        seeds = [seed_of(how.seed, k, n) for k in now for n in names]
+        den = beside(den, again(beside_y))
+        drawn = draw(tr.model.method, den, again(y), ctx=again(ctx), seeds=seeds, **use).float()
+        bar.update(len(drawn) if y.ndim == 4 else 0)
+        yield from drawn.split(len(y))
 
 
+def room_for(
+    tr,  # OpenedModel
+    y,  # (B, C, H, W) scaled images
+    how: SampleOptions,  # batch
+) -> int:  # 1 to `how.batch`
+    "How many images of this size go through at once: larger ones than the model's are fewer."
+    pixels = y.shape[-1] * y.shape[-2]
+    return max(1, min(how.batch, how.batch * tr.data.size**2 // pixels))
+
+# %% ../nbs/use/85_translate.ipynb #7cde2eba
 def summed(
     drawn,  # yields (B, C, H, W) tensors
     label=None,  # function that rounds scaled values to labels
@@ -776,6 +790,103 @@ def checked_cut(
         settle_concerns(concerns_of_values(d, frame.grey), frame.name, force)
     return y
 
+# %% ../nbs/use/85_translate.ipynb #b30bc917
+@dataclass
+class Loaded:
+    "A source that is ready for the network."
+
+    frame: object  # Frame, or a scene
+    how: SampleOptions  # as asked for, planes settled
+    units: TargetUnits  # of the answer
+    ctx: object  # (3, dim), or None
+    force: bool = False  # translate what does not fit all the same; for a scene
+    y: np.ndarray = None  # (N, C, H, W) or (1, C, S, H, W), scaled; None for a scene
+    side: object = None  # what is seen beside them, or None
+    names: list = None  # what their seeds hang on
+    scene: bool = False  # is it translated by rows?
+
+    @property
+    def label(self):
+        "Rounds to labels; None for a target of values."
+        return self.units.label if self.frame.in_units else None
+
+    @property
+    def bytes(self) -> int:
+        "How much of the memory it takes."
+        return 0 if self.y is None else self.y.nbytes
+
+# %% ../nbs/use/85_translate.ipynb #d6ca5daa
+def load_source(
+    tr,  # Translator
+    source,  # as in `Translator.maps`
+    known,  # metadata of the source, or None: read beside its file
+    target,  # request, or None
+    noise,  # 'shared' or 'independent'
+    force,  # translate what does not fit all the same
+    how: SampleOptions,  # see there
+    more=None,  # further sources, see `further_sources`
+) -> Loaded:
+    "Open, check and cut a source; raises InputError for what cannot be translated."
+    if noise not in ('shared', 'independent'):
+        raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
+    d, where = tr.data, path_of(source)
+    found = further_sources(d, where, more)
+    if known is None and where and d.text:
+        known = nearby_metadata(where)
+    ctx, units = tr.context(known, target), target_units(d, known, target)
+    if scene := scene_of(source, d, tr.model.channels, found, not_by_rows(tr, how)):
+        return Loaded(scene, how, units, ctx, force, scene=True)
+    frame = frame_of(source, d, tr.model.channels)
+    y = checked_cut(frame, known, where, force)
+    units, how = frame.settle(units), replace(how, planes=planes_to_see(frame, how.planes))
+    names = frame.names(noise) or range(len(y))
+    got = Loaded(frame, how, units, ctx, force, y, frame.side(found), names)
+    frame.forget()
+    return got
+
+# %% ../nbs/use/85_translate.ipynb #a3d6d6cf
+def alike(
+    tr,  # Translator
+    some: list,  # of Loaded, one at least
+    other: Loaded,  # would it go with them?
+) -> bool:
+    "Can a source be answered in one batch with others?"
+    a, b = some[0], other
+    if a.scene or b.scene or a.y.ndim != 4 or a.y.shape != b.y.shape or len(a.y) > 1:
+        return False
+    beside = [None if v.side is None else v.side.shape for v in (a, b)]
+    same = (a.how, a.label, a.ctx is None, beside[0]) == (b.how, b.label, b.ctx is None, beside[1])
+    return same and len(some) < room_for(tr, a.y, a.how)
+
+
+def answers(
+    tr,  # Translator
+    some: list,  # of Loaded; several if they are alike
+) -> list:  # of dict: name -> scaled answer; of a scene what `Translator.maps` returns
+    "What the network makes of sources; they let go of what it was given."
+    a = some[0]
+    if a.scene:
+        return [translated_scene(tr, a.frame, a.ctx, a.units, a.force, a.how)]
+    if len(some) == 1:
+        got = [draws(tr, a.y, a.how, a.names, a.ctx, a.label, a.side)]
+    else:
+        y, names = np.concatenate([v.y for v in some]), [n for v in some for n in v.names]
+        ctx = None if a.ctx is None else torch.stack([v.ctx for v in some])
+        side = None if a.side is None else np.concatenate([v.side for v in some])
+        all_ = draws(tr, y, a.how, names, ctx, a.label, side)
+        got = [{k: v[i : i + 1] for k, v in all_.items()} for i in range(len(some))]
+    for v in some:
+        v.y = v.side = None
+    return got
+
+
+def restored_answer(
+    loaded: Loaded,  # the source
+    got: dict,  # from `answers`
+) -> dict:  # name -> the source's own kind
+    "An answer on the grid and in the kind of its source."
+    return got if loaded.scene else loaded.frame.restore(got, loaded.units)
+
 
 def there_and_back(
     tr,  # Translator
@@ -788,22 +899,8 @@ def there_and_back(
     more=None,  # further sources, see `further_sources`
 ) -> dict:  # name -> the source's own kind
     "Open, check, cut, draw, restore; a scene by rows."
-    d, where = tr.data, path_of(source)
-    found = further_sources(d, where, more)
-    if known is None and where and d.text:
-        known = nearby_metadata(where)
-    ctx, units = tr.context(known, target), target_units(d, known, target)
-    if scene := scene_of(source, d, tr.model.channels, found, not_by_rows(tr, how)):
-        return translated_scene(tr, scene, ctx, units, force, how)
-    frame = frame_of(source, d, tr.model.channels)
-    y = checked_cut(frame, known, where, force)
-    units, how = frame.settle(units), replace(how, planes=planes_to_see(frame, how.planes))
-    label = units.label if frame.in_units else None
-    side, names = frame.side(found), frame.names(noise)
-    frame.forget()
-    got = draws(tr, y, how, names, ctx, label, side)
-    y = side = None
-    return frame.restore(got, units)
+    loaded = load_source(tr, source, known, target, noise, force, how, more)
+    return restored_answer(loaded, *answers(tr, [loaded]))
 
 # %% ../nbs/use/85_translate.ipynb #2b155895
 def not_by_rows(

@@ -225,7 +225,8 @@ def read_deep(
     import rasterio
 
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that it has no place on earth
+        # that it has no place on earth
+        warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(path, driver=driver) as f:
             a = f.read().transpose(1, 2, 0)
     return a[..., 0] if a.shape[-1] == 1 else a
@@ -577,7 +578,8 @@ def place_on_earth(
     import rasterio
 
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a file with nothing but a nodata value
+        # of a file with nothing but a nodata value
+        warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(path, driver='GTiff') as f:
             # GDAL moves ground control points of such a file by a pixel whenever it writes them
             point = f.tags().get('AREA_OR_POINT') == 'Point' and not f.gcps[0]
@@ -608,7 +610,8 @@ def new_geotiff(
     sizes = dict(zip(('count', 'height', 'width'), shape), dtype=kind)
     how = dict(driver='GTiff', photometric=colour, nodata=place.nodata, BIGTIFF='IF_SAFER')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a file with nothing but a nodata value
+        # of a file with nothing but a nodata value
+        warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(
             path, 'w', crs=place.crs, transform=place.transform, **sizes, **how, **layout
         ) as f:

@@ -61,7 +61,7 @@ def padding_of(
     high=1.0,  # the same for the gap below a value at the top
 ) -> tuple:  # values, such as -3024 or 65535; () if there are none
     "Values that fill what was not measured: extreme, shared exactly by many, far from all others."
-    found, rest = [], np.asarray(data).ravel()
+    found, rest = [], np.asarray(data).ravel(order='K')  # as it lies in memory
     while rest.size and len(found) < 4:
         value = next(
             (v for v in (rest.min(), rest.max()) if is_padding(v, rest, share, low, high)), None
@@ -83,9 +83,11 @@ def is_padding(
     "Is this extreme of `data` padding? The rule of `padding_of` for one value."
     if -99 < value <= 255 or value != np.round(value):
         return False  # bytes, masks, normalised data
-    rest = data[data != value]
-    if not rest.size or data.size - rest.size < share * data.size:
+    other = data != value
+    count = np.count_nonzero(other)
+    if not count or data.size - count < share * data.size:
         return False
+    rest = data[other]
     bottom, top = np.percentile(rest, [0.5, 99.5])
     below = value < rest[0]
     gap = float(rest.min()) - float(value) if below else float(value) - float(rest.max())
@@ -163,7 +165,8 @@ def window_of(
     if pad and rule in ('percentile', 'minmax'):
         data = data[~np.isin(data, pad)]
     if rule == 'percentile':
-        fg = data[data > data.mean()]
+        mean, data = data.mean(), data.ravel(order='K')  # in the order of memory: it is faster
+        fg = data[data > mean]
         high = float(np.percentile(fg, 99.5)) if fg.size else float(data.max())
         w = Window(float(np.percentile(data, 0.5)), high, pad)
     elif rule == 'minmax':
