@@ -30,7 +30,7 @@ smoke: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 export: $(READY)
 	$(BIN)/nbdev_export

@@ -15,6 +15,28 @@ FLAGS = {
 }
 
 
+# Files that train, run notebooks or start processes. They come first (`make test` keeps the order by
+# --no-loadscope-reorder), and the many quick ones fill up the end, so that no core waits for another.
+LONG = (
+    'test_experiments',
+    'test_main_job',
+    'test_rows',
+    'test_scale',
+    'test_translate',
+    'test_hostile',
+    'test_project',
+    'test_evaluate',
+    'test_runs',
+    'test_native',
+    'test_site',
+)
+
+
+def place(item):
+    "Where a test stands: the long files in their order, then the others as they were found."
+    return LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+
+
 def pytest_addoption(parser):
     for flag, why in FLAGS.items():
         parser.addoption(
@@ -28,6 +50,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=place)
     for item in items:
         for flag, why in FLAGS.items():
             if flag in item.keywords and not config.getoption(f'--{flag}'):

@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'InputError', 'first_line', 'limit', 'check_limit', 'project_root', 'item_seed', 'Noise', 'expand',
-           'table_dtype', 'check_same_shape', 'mend_torchvision']
+           'table_dtype', 'check_same_shape', 'mend_torchvision', 'Waiting', 'postpone', 'unseen', 'light_diffusers']
 
 # %% ../nbs/basics/00_core.ipynb #633629c1
+import contextlib
 import hashlib
+import importlib.util
 import os
+import sys
+import types
 from pathlib import Path
 
 import torch
@@ -180,3 +184,66 @@ def mend_torchvision() -> bool:  # True if something was mended
     except ImportError:
         pass
     return False
+
+# %% ../nbs/basics/00_core.ipynb #c3cea49c
+class Waiting(types.ModuleType):
+    "A package that is imported when somebody asks it for a name; its modules need not wait for it."
+
+    def __getattr__(
+        self,
+        name: str,  # what is not there yet
+    ):  # what the package has under this name
+        "Run the package's own beginning, once, and look again."
+        asked = name == '__all__' or not name.startswith('__')
+        if asked and not self.__dict__.get('_begun'):
+            self._begun = True  # what it imports itself may ask again
+            try:
+                mend_torchvision()
+                self.__spec__.loader.exec_module(self)
+            except BaseException:
+                self._begun = False
+                raise
+        if name not in self.__dict__:
+            raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
+        return self.__dict__[name]
+
+
+def postpone(
+    package: str,  # its full name, 'diffusers.models.unets'
+):
+    "Let a package wait; one that is loaded already is left as it is."
+    if package in sys.modules:
+        return
+    waiting = importlib.util.module_from_spec(importlib.util.find_spec(package))
+    waiting.__class__ = Waiting
+    sys.modules[package] = waiting
+    parent, _, child = package.rpartition('.')
+    setattr(sys.modules[parent], child, waiting)
+
+# %% ../nbs/basics/00_core.ipynb #9686dce7
+@contextlib.contextmanager
+def unseen(
+    *names: str,  # modules; those that are loaded already stay visible
+):
+    "Within this, these modules cannot be imported."
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def light_diffusers():
+    """Import the beginnings of diffusers, so that its networks come one by one, without
+    transformers, torchvision and torch's compiler; call it before `from diffusers import ...`.
+    """
+    if 'diffusers.models.modeling_utils' in sys.modules:
+        return
+    with unseen('torch._dynamo'):
+        import diffusers.utils.torch_utils
+    with unseen('transformers'):
+        import diffusers.models.modeling_utils  # noqa: F401
+    postpone('diffusers.models.transformers')
+    postpone('diffusers.models.unets')

@@ -11,8 +11,6 @@ import os
 
 import torch
 
-from .core import mend_torchvision
-
 # %% ../nbs/basics/05_processes.ipynb #31a1d08f
 def join_processes(
     device=None,  # 'cpu' keeps the processes off GPUs
@@ -22,7 +20,6 @@ def join_processes(
     """
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         return None
-    mend_torchvision()
     from accelerate.state import PartialState
 
     return PartialState(

@@ -1087,9 +1087,6 @@ def launch(
     """
     if p.processes == 1:
         return p
-    from xmodal.core import mend_torchvision
-
-    mend_torchvision()
     from accelerate import notebook_launcher
 
     if torch.cuda.is_initialized():

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 
 from ..choices import unknown_word
-from ..core import InputError, mend_torchvision
+from ..core import InputError, light_diffusers
 from ..explain import explained, passes_on
 from ..denoise import Denoiser, Network, Scale, predictions
 from .published import DTFNet, NCSNpp, UNet256, pad_to
@@ -32,7 +32,7 @@ def unet_of(
     dropout: float,  # in the residual blocks
 ):  # UNet2DModel with random weights
     "diffusers' UNet with these widths."
-    mend_torchvision()
+    light_diffusers()
     from diffusers import UNet2DModel
 
     n, coarsest = len(widths), 'Attn' if attention else ''

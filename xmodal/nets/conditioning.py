@@ -12,6 +12,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from ..choices import unknown_word
+from ..core import light_diffusers
 
 # %% ../../nbs/networks/40_conditioning.ipynb #fb01a606
 # which prompts a TANorm listens to
@@ -142,6 +143,7 @@ def listen(
 
     Raises ValueError for an unknown conditioning.
     """
+    light_diffusers()
     from diffusers.models.resnet import ResnetBlock2D
 
     if by not in conditionings[1:]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from ..core import mend_torchvision
+from ..core import light_diffusers
 from .published import fir_half, norm_layer, pad_to, small_init, up_block
 
 # %% ../../nbs/networks/43_discriminators.ipynb #bac93cdf
@@ -112,7 +112,7 @@ class TimeDiscriminator(nn.Module):
     ):
         "Build the blocks; raises ValueError for sizes below 1."
         super().__init__()
-        mend_torchvision()
+        light_diffusers()
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
         if blocks < 1 or ch < 1 or group < 1:

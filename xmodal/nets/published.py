@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from ..core import mend_torchvision
+from ..core import light_diffusers
 from ..denoise import Network
 from .conditioning import check_context, listen
 
@@ -445,7 +445,7 @@ class NCSNpp(NCSNppLayers):
     ):
         "Build the layers from their tables; raises ValueError for sizes too small."
         super().__init__()
-        mend_torchvision()
+        light_diffusers()
         sizes = dict(channels=channels, ch=ch, mults=tuple(mults), layers=layers)
         more = dict(attention=attention, images=images, latent=latent, text=text, by=by)
         self.config = sizes | more

@@ -10,7 +10,7 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 
            'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'Denoising', 'Log', 'old_rows',
            'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device',
            'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights',
-           'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..core import InputError, item_seed, mend_torchvision, Noise
+from ..core import InputError, item_seed, Noise
 from ..explain import explained, passes_on
 from ..files import atomic, clear_left
 from ..core import first_line
@@ -297,7 +297,7 @@ class RunState:
 
     den: nn.Module  # Denoiser
     opts: dict  # optimisers by name
-    ema: object  # diffusers' EMAModel, or None
+    ema: object  # Average, or None
     recipe: object  # Recipe
     model: dict  # arguments of `build`: what was started
     provenance: dict = None  # what the data were: must agree when the run is continued
@@ -448,7 +448,7 @@ def load_scaler(
 
 
 def load_average(
-    ema,  # diffusers' EMAModel, changed in place
+    ema,  # Average, changed in place
     shadow: dict,  # averaged weights by number
     path,  # their file, for the message
     step: int,  # finished steps
@@ -1010,7 +1010,6 @@ def check_device(
     device,  # 'cpu', 'cuda', 'mps', 'xpu', or None
 ):
     "Is there such a device? Raises InputError."
-    mend_torchvision()
     if device is not None and str(device).split(':')[0] not in ('cpu', 'cuda', 'mps', 'xpu'):
         raise InputError(f"device must be 'cpu', 'cuda', 'mps' or 'xpu', got {device!r}")
     # asks the driver; torch.cuda.is_available would forbid a later fork
@@ -1027,7 +1026,6 @@ def accelerator(
     device=None,  # 'cpu', 'cuda', ...; None: accelerate chooses
 ):  # accelerate's Accelerator
     "A fresh Accelerator; what an earlier one has chosen is forgotten."
-    mend_torchvision()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -1137,17 +1135,66 @@ def same_weights(
         for p in (*module.parameters(), *module.buffers()):
             p.data.copy_(broadcast(p.data))
 
+# %% ../../nbs/training/61_loop.ipynb #fd353dd5
+class Average:
+    "Exponentially averaged parameters, with diffusers' warm-up."
+
+    def __init__(
+        self,
+        parameters: list,  # of the network, in an order that stays
+        decay: float,  # in (0, 1): how much of the average is kept at a step
+    ):
+        "Begin with the parameters as they are."
+        self.shadow_params = [p.detach().clone() for p in parameters]
+        self.decay = decay
+        self.optimization_step = 0
+        self.kept = None
+
+    @torch.no_grad()
+    def step(
+        self,
+        parameters: list,  # as they are after a step of training
+    ):
+        "Take them into the average; the first time, they are the average."
+        self.optimization_step = n = self.optimization_step + 1
+        decay = min(n / (n + 9), self.decay) if n > 1 else 0.0
+        away = torch._foreach_sub(self.shadow_params, [p.detach() for p in parameters])
+        torch._foreach_mul_(away, 1 - decay)
+        torch._foreach_sub_(self.shadow_params, away)
+
+    @torch.no_grad()
+    def copy_to(
+        self,
+        parameters: list,  # changed in place
+    ):
+        "Give the network the average."
+        for p, average in zip(parameters, self.shadow_params, strict=True):
+            p.copy_(average)
+
+    def store(
+        self,
+        parameters: list,  # what `restore` will bring back
+    ):
+        "Keep a copy, in the memory of the CPU."
+        self.kept = [p.detach().cpu().clone() for p in parameters]
+
+    @torch.no_grad()
+    def restore(
+        self,
+        parameters: list,  # changed in place
+    ):
+        "Give the network what was kept."
+        for p, before in zip(parameters, self.kept, strict=True):
+            p.copy_(before)
+        self.kept = None
+
 
 def make_ema(
     den,  # Denoiser
     r,  # Recipe; `ema` is the decay
-):
-    "diffusers' EMAModel over all parameters that learn, or None."
-    if not r.ema:
-        return None
-    from diffusers.training_utils import EMAModel
-
-    return EMAModel(trainable(den), decay=r.ema)
+):  # Average, or None
+    "The average of all parameters that learn, or None."
+    return Average(trainable(den), r.ema) if r.ema else None
 
 # %% ../../nbs/training/61_loop.ipynb #a3f39255
 class NotFinite(RuntimeError):
@@ -1184,7 +1231,7 @@ def check_finite(
 @passes_on(draw_options)
 def validate(
     den,  # Denoiser
-    ema,  # diffusers' EMAModel, or None
+    ema,  # Average, or None
     val,  # data set; its first 16 items are sampled
     m,  # row of `methods`, as a Method
     device,  # where the network is
