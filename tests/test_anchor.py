@@ -77,6 +77,8 @@ def test_draws_start_from_the_anchor(name):
     assert calls(m, 2) == calls(m.__class__(m.about, m.bridge, **without(m)), 2) + 1
     held, mu = den.anchor.hold(den, y)
     assert isinstance(held, Anchored) and isinstance(held.bridge, Spread)
+    c, inner = (b.coefs(0.5, mu)[2] for b in (held.bridge, den.bridge))
+    assert torch.allclose(c, inner * held.bridge.sigma.double())
     with torch.no_grad():
         assert torch.equal(mu, den.anchor(y)[0])
 
