@@ -9,7 +9,7 @@ __all__ = ['SPREAD_FLOOR', 'Spread', 'Anchored', 'Midpoint']
 import torch
 
 from .bridge import Bridge, Coefs
-from .core import table_dtype
+from .core import InputError, table_dtype
 from .denoise import Denoiser, Wrap
 from .explain import explained, passes_on
 from .sample import Solver
@@ -143,6 +143,17 @@ class Midpoint(Solver):
     ) -> int:
         "Two a step; in the first the estimate at the start is known."
         return 2 * n - 1
+
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError for a walk that does not begin at a predicted mean."
+        if not (isinstance(walk.bridge, Spread) and walk.grid[0] == 1):
+            raise InputError(
+                'the midpoint rule takes what the bridge starts from for the mean of the target:'
+                ' use it for a bridge with an anchor, from time 1'
+            )
 
     def __call__(
         self,
