@@ -37,6 +37,7 @@ Rooms (help(xmodal.bridge) lists what is in one):
     solvers              their samplers
     methods              every method as a row of one table: begin here to compare or add one
     grid fields          times, and mixing fields, fitted to a number of steps
+    spread               bridges that start from a predicted mean, with a predicted spread
     simulate             simulated brains, tumours, pelves, land and solar cells, to try things on
     data                 files, frames, layouts of data sets, the check before a training
     nets                 U-Nets, published networks, discriminators, latents

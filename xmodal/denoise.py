@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
-           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside',
-           'beside', 'Ignoring']
+           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'pred_spread', 'keep_older', 'Network', 'WithNetworks',
+           'Parametrised', 'Denoiser', 'fast', 'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside',
+           'Wrap', 'Clip', 'Stop', 'Beside', 'beside', 'Ignoring']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
@@ -137,6 +137,19 @@ predictions = dict(
     ddbm=pred_ddbm,
 )
 
+# %% ../nbs/bridges/14_denoise.ipynb #27f834e9
+def pred_spread(
+    a,  # weight of the target at t, a tensor
+    b,  # weight of the source at t
+    c,  # standard deviation of the noise at t; may differ from pixel to pixel
+    k,  # Scale; not used
+):  # c_skip, c_src, c_out, c_in, shape of c
+    "The network answers with (x - x0)/c: what is left to remove, in units of the noise."
+    return torch.ones_like(c), torch.zeros_like(c), -c, torch.ones_like(c)
+
+
+predictions |= dict(spread=pred_spread)
+
 # %% ../nbs/bridges/14_denoise.ipynb #bd78e07d
 def keep_older(
     new,  # estimate (B, C, *spatial)
@@ -168,9 +181,33 @@ class Network(nn.Module):
         "The autoencoder of a network that works on latents of images; None: it works on images."
         return None
 
+# %% ../nbs/bridges/14_denoise.ipynb #2bffae6a
+class WithNetworks(Estimator, nn.Module):
+    "An estimator that answers from networks `net`, `twin` and `anchor_net`."
+
+    @property
+    def latent(self) -> int:
+        "Length of the random vector z that the network takes; 0: none."
+        return self.net.latent if isinstance(self.net, Network) else 0
+
+    @property
+    def codec(self):
+        "Autoencoder of a network that works on latents, or None."
+        return self.net.autoencoder() if isinstance(self.net, Network) else None
+
+    @property
+    def anchor(self):
+        "What turns the source into a mean and a spread to start from, or None."
+        return self.anchor_net
+
+    @property
+    def two_networks(self) -> bool:
+        "Is there a second network, for the noise?"
+        return self.twin is not None
+
 # %% ../nbs/bridges/14_denoise.ipynb #4892c997
 @explained
-class Parametrised(Estimator, nn.Module):
+class Parametrised(WithNetworks):
     "A network, what it is shown, and what its answer means."
 
     takes_coefs = True  # a sampler hands over the coefficients it has
@@ -202,21 +239,7 @@ class Parametrised(Estimator, nn.Module):
         self.net, self.bridge, self.twin = net, bridge, twin
         self.pred, self.recur, self.scale = pred, recur, scale or Scale()
         self.show_y, self.show_snr = show_y, show_snr
-
-    @property
-    def latent(self) -> int:
-        "Length of the random vector z that the network takes; 0: none."
-        return self.net.latent if isinstance(self.net, Network) else 0
-
-    @property
-    def codec(self):
-        "Autoencoder of a network that works on latents, or None."
-        return self.net.autoencoder() if isinstance(self.net, Network) else None
-
-    @property
-    def two_networks(self) -> bool:
-        "Is there a second network, for the noise?"
-        return self.twin is not None
+        self.anchor_net = None  # module, see `anchor`
 
     def factors(
         self,
@@ -443,6 +466,16 @@ class Inside(Estimator, nn.Module):
         "As of the denoiser inside."
         return self.den.precision
 
+    @property
+    def anchor(self):
+        "As of the denoiser inside."
+        return self.den.anchor
+
+    @property
+    def aside(self):
+        "As of the denoiser inside."
+        return self.den.aside
+
 # %% ../nbs/bridges/14_denoise.ipynb #b57f8833
 @explained
 class Wrap(Inside):
@@ -459,6 +492,13 @@ class Wrap(Inside):
     def extra(self) -> dict:  # keywords of `Denoiser`: coefs, z, stop, side
         "What the denoiser inside is told beside what the caller says."
         return {}
+
+    def told(
+        self,
+        more: dict,  # what the caller says, by name
+    ) -> dict:  # what the denoiser inside is told
+        "What the caller says, and `extra`, which goes first."
+        return {**more, **self.extra()}
 
     def finish(
         self,
@@ -484,7 +524,7 @@ class Wrap(Inside):
         **more,  # coefs, z, stop and side of `Denoiser`
     ):  # x0_hat, shape of x
         "The estimate of the denoiser inside, asked with `extra`, passed through `finish`."
-        return self.finish(self.den(x, t, y, ctx, **{**more, **self.extra()}))
+        return self.finish(self.den(x, t, y, ctx, **self.told(more)))
 
     def eps_hat(
         self,
@@ -496,7 +536,7 @@ class Wrap(Inside):
         side=None,  # further images, as for the estimate
     ):  # shape of x
         "The noise as the denoiser inside estimates it."
-        side = self.extra().get('side', side)
+        side = self.told(dict(side=side))['side']
         return self.finish_noise(self.den.eps_hat(x, t, y, ctx, coefs, side))
 
 # %% ../nbs/bridges/14_denoise.ipynb #afd044dd
@@ -556,6 +596,18 @@ class Beside(Wrap):
     def extra(self) -> dict:  # side
         "The images of this batch."
         return dict(side=self.side)
+
+    @property
+    def aside(self):
+        "The images of this batch."
+        return self.side
+
+    def told(
+        self,
+        more: dict,  # what the caller says, by name
+    ) -> dict:  # what the denoiser inside is told
+        "The images of this batch, unless the caller has put them among others already."
+        return super().told(more) if more.get('side') is None else more
 
 
 def beside(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
-           'dtfnet', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN', 'Method',
-           'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row',
-           'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'known_options', 'check_options', 'merged',
-           'make_grid', 'noise_rule', 'Route', 'route_of', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of',
-           'parse_options', 'split_options']
+           'dtfnet', 'with_anchor', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN',
+           'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge',
+           'dbim_row', 'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'known_options', 'check_options',
+           'merged', 'make_grid', 'noise_rule', 'Route', 'route_of', 'from_anchor', 'draw', 'calls', 'most_steps',
+           'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -24,7 +24,7 @@ from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import Estimator, Solver, as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop
-from .families import DDBM, NoiseFlow, ScoreBrownian, SoftPrior
+from .families import DDBM, NoiseFlow, ResidualVP, ScoreBrownian, SoftPrior, Straight
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
 from .solvers import grids, karras, samplers, solver_options
 
@@ -59,6 +59,7 @@ class Method:
     paper_steps: int = 0  # the paper's own number of steps; 0: the same as `steps'
     # row of nets.conditioning.conditionings that the method is made for; empty: no prompts
     text: str = ''
+    anchor: str = ''  # 'mean', 'scalar' or 'spread': starts from a prediction, see 47_spread
 
 # %% ../nbs/bridges/17_methods.ipynb #3ab9d7f8
 @passes_on(SpatialMix)
@@ -438,6 +439,39 @@ methods.update(
     ),
 )
 
+# %% ../nbs/bridges/17_methods.ipynb #65b00e84
+with_anchor = dict(
+    residual=Method(
+        'straight path from a predicted mean with a predicted spread per pixel',
+        lambda channels: Straight(),
+        pred='spread',
+        weight='net',
+        tau='zero',
+        steps=2,
+        times=(0.01, 1.0),
+        anchor='spread',
+    ),
+    pmrf=Method(
+        'PMRF: rectified flow from a noisy posterior mean (Ohayon et al., ICLR 2025)',
+        lambda channels, noise=0.2: Straight(noise),
+        pred='flow',
+        weight='net',
+        tau='zero',
+        show_y=False,
+        paper_steps=25,
+        anchor='mean',
+    ),
+    corrdiff=Method(
+        'diffusion of the residual around a predicted mean, after CorrDiff; path reconstructed',
+        lambda channels, **kw: ResidualVP(**kw),
+        pred='spread',
+        weight='net',
+        steps=10,
+        times=(0.01, 1.0),
+        anchor='mean',
+    ),
+)
+
 # %% ../nbs/bridges/17_methods.ipynb #d5551d97
 bridge_parts = dict(
     cdtsde=(cdtsde_bridge, SpatialMix),
@@ -463,6 +497,12 @@ def get_method(
     "The row `name`; raises InputError with the list of names."
     if isinstance(name, Method):
         return name
+    if name in with_anchor:
+        raise InputError(
+            f'method {name!r} is trained with an anchor, a network for mean and spread, which no'
+            f' command trains yet: use one of {", ".join(methods)}; in Python its row is'
+            f' xmodal.methods.with_anchor[{name!r}]'
+        )
     if name not in methods:
         raise InputError(unknown_word('method', name, methods))
     return methods[name]
@@ -650,6 +690,23 @@ def route_of(
     solver = samplers[name].made(options)
     return Route(den, bridge, times, tau, solver, options.get('start') == 'source')
 
+# %% ../nbs/bridges/17_methods.ipynb #6411718c
+def from_anchor(
+    m,  # a Method
+    go,  # Route
+    y,  # source (B, C, *spatial), latents where the network works on them
+) -> tuple:  # (Route, what the bridge starts from), the same two for a denoiser without an anchor
+    "Ask the anchor of a denoiser, if it has one; raises InputError where a row needs one."
+    if go.den.anchor is None and m.anchor:
+        raise InputError(
+            'this method starts from an anchor, a predicted mean and spread, and its denoiser has'
+            ' none: build it with xmodal.nets.anchor.build_anchored'
+        )
+    if go.den.anchor is None:
+        return go, y
+    den, mean = go.den.anchor.hold(go.den, y)
+    return replace(go, den=den, bridge=den.bridge.posterior()), mean
+
 # %% ../nbs/bridges/17_methods.ipynb #5e3cd79b
 @passes_on(draw_options)
 def draw(
@@ -669,6 +726,7 @@ def draw(
     go = route_of(method, den, steps, tau, grid, **options)
     codec, size = go.den.codec, y.shape[-2:]
     y = y if codec is None else codec.encode(y)
+    go, y = from_anchor(get_method(method), go, y)
     x = y if go.from_source else None
     more = dict(bridge=go.bridge, out=out, callback=callback, solver=go.solver)
     got = sample(go.den, y, go.grid, go.rule, seeds, ctx, x, **more)
@@ -681,9 +739,10 @@ def calls(
     steps: int,  # number of steps
     **options,  # as of `draw`; another `sampler` has another price
 ) -> int:
-    "Network evaluations of a number of steps, recursions included."
+    "Network evaluations of a number of steps, recursions and the anchor included."
     m = get_method(method)
-    return samplers[options.get('sampler', m.sampler)].calls(steps, **merged(m, options)) * m.recur
+    walked = samplers[options.get('sampler', m.sampler)].calls(steps, **merged(m, options))
+    return walked * m.recur + bool(m.anchor)
 
 
 def most_steps(

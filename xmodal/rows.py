@@ -16,7 +16,7 @@ from itertools import chain, starmap
 import numpy as np
 import torch
 
-from .core import item_seed
+from .core import InputError, item_seed
 from .denoise import Wrap
 from .explain import passes_on
 from .methods import draw_options, route_of
@@ -193,6 +193,11 @@ class ByRows:
         **how,  # steps, tau, grid, and options of the method's sampler:
     ):
         "Settle how the method samples; raises InputError for options that it does not have."
+        if tiled.anchor is not None:
+            raise InputError(
+                'a picture is sampled line by line only from its source, not from an anchor, which'
+                ' looks at a whole one: translate it whole, or in pieces of your own'
+            )
         self.inner, self.stand_in = tiled, StandIn(tiled.den)
         self.route = route_of(method, self.stand_in, **how)
         self.scene, self.seeds, self.ctx, self.bar, self.folder = scene, seeds, ctx, bar, folder

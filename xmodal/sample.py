@@ -186,6 +186,8 @@ class Estimator:
     takes_coefs = False  # may the caller hand over (a, b, c) at t, as `coefs`?
     two_networks = False  # is there a second network, for the noise?
     precision = 'no'  # 'no' or 'bf16', inside the network
+    anchor = None  # what turns the source into a mean and a spread to start from, if anything does
+    aside = None  # further images that its network is shown, (B, E, *spatial), see denoise.Beside
 
     def eps_hat(
         self,
