@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'InputError', 'first_line', 'limit', 'check_limit', 'project_root', 'item_seed', 'Noise', 'expand',
-           'table_dtype', 'check_same_shape', 'mend_torchvision', 'Waiting', 'postpone', 'unseen', 'light_diffusers']
+           'table_dtype', 'check_same_shape', 'mend_torchvision', 'Postponed', 'postpone', 'unseen', 'light_diffusers']
 
 # %% ../nbs/basics/00_core.ipynb #633629c1
 import contextlib
@@ -186,7 +186,7 @@ def mend_torchvision() -> bool:  # True if something was mended
     return False
 
 # %% ../nbs/basics/00_core.ipynb #c3cea49c
-class Waiting(types.ModuleType):
+class Postponed(types.ModuleType):
     "A package that is imported when somebody asks it for a name; its modules need not wait for it."
 
     def __getattr__(
@@ -215,7 +215,7 @@ def postpone(
     if package in sys.modules:
         return
     waiting = importlib.util.module_from_spec(importlib.util.find_spec(package))
-    waiting.__class__ = Waiting
+    waiting.__class__ = Postponed
     sys.modules[package] = waiting
     parent, _, child = package.rpartition('.')
     setattr(sys.modules[parent], child, waiting)
