@@ -39,7 +39,7 @@ from .metadata.record import read_metadata
 from .processes import is_main, map_over_processes
 from .scenes import shelves_in, write_scene
 from .data.units import own_type, units_note
-from .translate import check_options, name_says
+from .translate import check_ahead, name_says
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
@@ -977,7 +977,7 @@ def translate_paths(
 ) -> list:  # (path, what was wrong) of the files that failed; InputError if it is a single one
     "Translate a file, every volume, PNG and TIFF file or series of a folder, or a BIDS data set."
     chosen, d = TranslateOptions(**how), tr.data
-    check_options(d, chosen)
+    check_ahead(d, chosen)
     if labels and not bids:
         raise InputError('participants are chosen in a BIDS data set only; use --bids')
     if bids:

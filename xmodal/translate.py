@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_options', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'bar_of',
+           'check_counts', 'check_ahead', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'Ticking', 'bar_of',
            'seed_of', 'samples_of', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
            'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of',
            'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source',
@@ -227,7 +227,7 @@ class Translator(OpenedModel):
             raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
         how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
-        check_options(self.data, how)
+        check_ahead(self.data, how)
         return there_and_back(self, source, known, target, noise, force, how, more)
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
@@ -279,7 +279,7 @@ def check_counts(
             raise InputError(f'{k} must be a whole number of 1 or more, got {v!r}')
 
 # %% ../nbs/use/85_translate.ipynb #3bdb951e
-def check_options(
+def check_ahead(
     d: DataSpec,  # of the model
     how,  # SampleOptions, or another record with batch, samples, seed, overlap and planes
 ):
@@ -820,7 +820,7 @@ def concerns_of_further(
             out.append((k == 'sub', f'{what} {words}; give --more files of the same {k}'))
     return out
 
-
+# %% ../nbs/use/85_translate.ipynb #034bb994
 def concerns_of_names(
     d: DataSpec,  # of the model
     known,  # metadata of the first source, or None
@@ -864,7 +864,7 @@ def checked_cut(
         settle_concerns(concerns_of_values(d, frame.grey), frame.name, force)
     return y
 
-
+# %% ../nbs/use/85_translate.ipynb #044e6e96
 def there_and_back(
     tr,  # Translator
     source,  # as in `Translator.maps`
