@@ -41,7 +41,7 @@ class Echo(torch.nn.Module):
 
     config = dict(channels=1)
 
-    def forward(self, x, t, y, ctx=None):
+    def forward(self, x, t, y, ctx=None, side=None):
         return y
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import xmodal
 import xmodal.train
-from xmodal.cli import commands, main, make_parser
+from xmodal.cli import commands, main, make_parser, note_line
 from xmodal.job import JOB_TOPICS, NOISE_RULES
 from xmodal.options import joined
 
@@ -565,3 +565,14 @@ def test_training_is_shown_by_command_and_notebook():
     text = (Path(__file__).resolve().parents[1] / 'README.md').read_text(encoding='utf-8')
     train = text[text.index('## Train') : text.index('## What was found')]
     assert '\nxmodal train --' in train and '\npapermill nbs/train.ipynb' in train
+
+
+def test_a_note_is_not_glued_to_a_progress_bar():
+    from tqdm.auto import tqdm
+
+    assert note_line('changed', UserWarning, 'file', 1, line='x') == 'xmodal: note: changed\n'
+    for unseen in (True, False):
+        with tqdm(total=2, disable=unseen, file=io.StringIO()):
+            line = note_line('changed', UserWarning, 'file', 1)
+        assert line == '\n' * (not unseen) + 'xmodal: note: changed\n'
+    assert note_line('changed') == 'xmodal: note: changed\n'

@@ -15,8 +15,9 @@ from xmodal.core import InputError
 from xmodal.data.cache import native_grid, prepare
 from xmodal.data.frames import VolumeFrame
 from xmodal.data.records import Record
-from xmodal.engine import Sampling, translations
+from xmodal.engine import Sampling, measure_images, select_parts, translations
 from xmodal.folders import translate_paths
+from xmodal.metadata.context import WithContext
 from xmodal.methods import get_method
 from xmodal.nets.build import build
 from xmodal.training.loop import Draws, validate
@@ -254,3 +255,25 @@ def test_some_slices_without_tissue_are_learned_at_native_resolution(tmp_path, p
     ]  # every 8th of 20 bare ones; 20 to 23 are no pair
     assert kept(size=0, air=0) == kept(size=32) == list(range(24, 40))
     assert kept(size=32, air=4) == [2, 6, 10, 14, 18, *range(24, 40)]
+
+
+def test_slices_of_air_are_learned_and_are_no_test_images(tmp_path, capsys):
+    "Source and target are equal there, and one infinite PSNR would be the mean of the identity."
+    whole = np.zeros((20, 20, 40), np.float32)
+    whole[5:15, 5:15, 20:] = np.random.default_rng(0).uniform(500, 900, (10, 10, 20))
+    records = []
+    for name in 'abc':
+        paths = [tmp_path / f'{name}_{side}.nii.gz' for side in ('T1w', 'T2w')]
+        for path, v in zip(paths, (whole, whole.clip(0, 800))):
+            nib.save(nib.Nifti1Image(v, np.diag([2.0, 2, 2, 1])), path)
+        records.append(Record(name, name, *paths))
+    data = prepare(records, 0, cache=tmp_path / 'cache', progress=False)
+    table = {name: torch.zeros(1, 3, 4) for name in 'abc'}
+    for whole_set in (data, WithContext(data, table)):
+        parts = select_parts(whole_set, dict(train=['a'], val=['b'], test=['c']))
+        assert [len(v) for v in parts.values()] == [22, 20, 20]
+        assert '2 in val, 2 in test are left out' in capsys.readouterr().out
+        assert type(parts['test']) is type(whole_set)
+    test = parts['test']
+    rows = measure_images(np.stack([v['y'].numpy() for v in test]), test)
+    assert np.isfinite(rows.psnr).all() and len(rows) == 20

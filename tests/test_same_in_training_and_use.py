@@ -16,7 +16,7 @@ from xmodal.data import cache as caching
 from xmodal.data import dicom
 from xmodal.data.cache import cache_key, check_one_kind, measured_values, native_grid, prepare
 from xmodal.data.check import check
-from xmodal.data.frames import BesideSlices, VolumeFrame, frame_of
+from xmodal.data.frames import BesideSlices, VolumeFrame, concerns_of_values, frame_of
 from xmodal.data.records import Record, both_measured
 from xmodal.data.volumes import load_volume, open_volume
 from xmodal.evaluation.cohort import Case, read_case
@@ -244,13 +244,47 @@ def test_holes_count_in_no_number_about_a_training(tmp_path):
         [(x0**2).mean() ** 0.5, (y**2).mean() ** 0.5, (x0 * y).mean()],
     )
     values = source_values(data)
-    assert np.allclose([values['mean'][0], values['spread'][0]], [y.mean(), y.std()])
+    lit = y[y > -0.8]
+    seen = [values[f'foreground {k}'][0] for k in ('mean', 'spread')]
+    assert np.allclose(seen, [lit.mean(), lit.std()])
     assert np.allclose(target_reach(data), [torn[1][:10].min(), torn[1][:10].max()])
     frame = frame_of(records[0].source, Spec('image', 20, source_window='0:1'), 1)
     seen = frame.cut()
     assert np.isfinite(seen).all() and np.isclose(np.nanmean(frame.grey), y.mean())
     item = data[0]
     assert len(measured_values(item, 'y')[0]) == 200
+
+
+@pytest.mark.parametrize(
+    'how, tile',
+    [
+        (dict(size=32), None),
+        (dict(size=0), 16),
+        (dict(size=0, air=1), None),
+        (dict(size=0, plane='all'), 16),
+        (dict(size=48, plane='coronal'), None),
+        (dict(size=0, slices=3), None),
+    ],
+)
+def test_nobody_of_the_training_is_unlike_the_training(how, tile, tmp_path):
+    "People of other sizes with air around them, whose files are then translated by their model."
+    records = []
+    for k, shape in enumerate([(24, 28, 20), (40, 44, 30), (22, 22, 40)]):
+        paths = [tmp_path / f'{k}_{side}.nii.gz' for side in ('T1w', 'T2w')]
+        inside = np.linalg.norm(np.indices(shape).T / (np.array(shape) - 1) - 0.5, axis=-1).T < 0.4
+        for path, power in zip(paths, (1, 2)):
+            x = inside * (np.random.default_rng(k).uniform(0.5, 1, shape) * 900) ** power
+            nib.save(nib.Nifti1Image(x.astype('f4'), np.diag([2.0, 2, 2, 1])), path)
+        records.append(Record(f's{k}', f's{k}', *paths))
+    data = prepare(records, cache=tmp_path / 'cache', progress=False, **how)
+    p = data.index['params']
+    own = dict(size=p['size'], spacing=p['spacing'], plane=p.get('plane', 'axial'), tile=tile)
+    spec = Spec(**own, source_values=source_values(data))
+    for r in records:
+        frame = frame_of(r.source, spec, 1)
+        frame.cut()
+        assert concerns_of_values(spec, frame.grey) == []
+    assert concerns_of_values(spec, -frame.grey)  # bright and dark exchanged
 
 
 def test_both_sides_are_measured_where_no_channel_is_nan():

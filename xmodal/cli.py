@@ -6,9 +6,9 @@
 __all__ = ['PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job', 'Drawing',
            'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'Written',
            'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'main', 'about_failure', 'translate', 'check_evaluate', 'read_classes', 'read_hu',
-           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_command', 'report', 'data', 'list_data', 'show_card',
-           'get_data', 'check_data_set']
+           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'translate', 'check_evaluate',
+           'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images', 'evaluate_command', 'report', 'data',
+           'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/87_cli.ipynb #d5d01119
 import sys, warnings
@@ -366,6 +366,21 @@ def add_check_parser(
     add_options(c, 'pairs', Pairs)
     add_options(c, 'looking', Looking)
 
+# %% ../nbs/use/87_cli.ipynb #7bdbd1ee
+def bars_drawn() -> bool:
+    "Is a progress bar on the screen? tqdm keeps those that are; nothing is imported for it."
+    tqdm = getattr(sys.modules.get('tqdm'), 'tqdm', None)
+    return any(not bar.disable for bar in getattr(tqdm, '_instances', ()))
+
+
+def note_line(
+    text,  # of the warning
+    *where,  # class, file and line, which nobody is told
+    **more,  # the line of code
+) -> str:
+    "A warning as a line for people, on its own line."
+    return '\n' * bars_drawn() + f'xmodal: note: {text}\n'
+
 # %% ../nbs/use/87_cli.ipynb #5b3bf003
 def main(
     args=None,  # list of words; default: the command line
@@ -374,8 +389,7 @@ def main(
     a = make_parser().parse_args(args)
     from xmodal.core import InputError
 
-    # one line, without the place in our code
-    warnings.formatwarning = lambda text, *_, **__: f'xmodal: note: {text}\n'
+    warnings.formatwarning = note_line
     try:
         return commands[a.command](a)
     except InputError as e:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of', 'windows_of',
-           'prepare_pairs', 'Parts', 'select_parts', 'few_images', 'load_parts', 'Sampling', 'own_sampling',
-           'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'Trained', 'train_row', 'translations', 'of_volumes',
-           'measured_pixels', 'measure_images']
+           'prepare_pairs', 'Parts', 'without_air', 'select_parts', 'few_images', 'load_parts', 'Sampling',
+           'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'Trained', 'train_row', 'translations',
+           'of_volumes', 'measured_pixels', 'measure_images']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ from .core import InputError, item_seed
 from .data.cache import prepare, volumes_of
 from .data.layouts import check_one_rule, datasets, default_windows
 from .data.layouts import find_records, split_like
+from .data.records import without_tissue
 from .data.split import split_records
 from .evaluation.masks import evaluate_masks, threshold
 from .evaluation.metrics import evaluate_pairs, measures
@@ -30,7 +31,7 @@ from .parameters import words_of
 from .tiles import Tiled, in_tiles
 from .nets.latent import warm_start
 from .training.adversarial import fit
-from .processes import map_over_processes
+from .processes import is_main, map_over_processes
 from .training.loop import measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
@@ -151,13 +152,32 @@ class Parts:
             for k, v in self.split.items()
         ]
 
+# %% ../nbs/use/82_engine.ipynb #47f0ced8
+def without_air(
+    data,  # data.cache.Slices, a view
+):  # the view without slices that show nothing on either side
+    "The images that a translation can be measured on."
+    if not data.index['params'].get('air'):
+        return data
+    pairs = (
+        (item['y'].numpy(), item['x0'].numpy()) for item in (data[i] for i in range(len(data)))
+    )
+    empty = np.array([without_tissue(*pair).all() for pair in pairs], dtype=bool)
+    return data.view(data.items[~empty]) if empty.any() else data
+
 
 def select_parts(
     data,  # the prepared whole
     split: dict,  # part -> subjects
 ) -> dict:  # part -> a view of the whole
-    "The images of every part."
-    return {k: data.select(v) for k, v in split.items()}
+    "The images of every part; slices of air are learnt from, and measured in no other part."
+    found = {k: data.select(v) for k, v in split.items()}
+    kept = {k: v if k == 'train' else without_air(v) for k, v in found.items()}
+    lost = {k: len(found[k]) - len(v) for k, v in kept.items() if len(v) < len(found[k])}
+    if lost and is_main():
+        words = ', '.join(f'{n} in {k}' for k, n in lost.items())
+        print(f'note: slices of air are learnt from, and measured nowhere: {words} are left out')
+    return kept
 
 # %% ../nbs/use/82_engine.ipynb #4da6b562
 def few_images(

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['BROKEN', 'MAPS', 'DISK', 'SAID', 'UNSEEN', 'kind_of', 'split_ending', 'companion_path', 'save_translation', 'Placed',
            'with_place', 'write_result', 'write_tiff', 'Task', 'what_is', 'no_file', 'file_tasks', 'name_of_output',
-           'ending_for', 'single_task', 'check_output', 'folder_tasks', 'series_task', 'few', 'voxels_beside',
-           'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
-           'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'notes_of',
-           'notes_on_further', 'digest', 'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output',
-           'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'folder_of', 'is_done', 'begin', 'keep',
-           'write_notes', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on', 'check_foreign',
-           'check_unique', 'files_in', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind', 'in_stages',
-           'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task', 'translate_task', 'translate_single',
-           'translate_tasks']
+           'ending_for', 'single_task', 'check_output', 'folder_tasks', 'series_task', 'few', 'of_first_source',
+           'voxels_beside', 'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of',
+           'bids_files', 'bids_task', 'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions',
+           'settings_of', 'notes_of', 'notes_on_further', 'digest', 'note_of', 'check_origin', 'finished',
+           'is_series_folder', 'remove_output', 'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'folder_of',
+           'is_done', 'begin', 'keep', 'write_notes', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on',
+           'check_foreign', 'check_unique', 'files_in', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind',
+           'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task', 'translate_task',
+           'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -37,7 +37,7 @@ from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS,
 from .data.images import IMAGE_ENDINGS, JPEG_ENDINGS, WRITTEN_ENDINGS
 from .data.images import is_tiff, write_geotiff
 from .nets.latent import weights_fingerprint
-from .data.layouts import is_series, read_json
+from .data.layouts import is_series, read_json, sources_of
 from .methods import calls
 from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
@@ -46,6 +46,8 @@ from .scenes import shelves_in, write_scene
 from .data.units import own_type, units_note
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 from .translate import SampleOptions, alike, answers, load_source, restored_answer
+from .translate import check_ahead, name_says
+from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
 def kind_of(
@@ -315,6 +317,27 @@ def few(
     "The first eight of some names."
     return ', '.join(names[:8]) + ' ...' * (len(names) > 8)
 
+# %% ../nbs/use/86_folders.ipynb #866999c7
+def of_first_source(
+    d,  # DataSpec of the model
+    tasks: list,  # of Task, of one folder
+) -> list:  # of Task
+    "The tasks of files that may be the model's first source by their names; says which are left."
+    first = sources_of(d.source)[0]
+    words = [name_says(d, t.source) for t in tasks]
+    wanted = first if first in words else ''
+    taken = [t for t, word in zip(tasks, words) if word == wanted]
+    left = [t.source.name for t, word in zip(tasks, words) if word != wanted]
+    if not taken:
+        raise InputError(
+            f'{tasks[0].source.parent}: holds no {first} by the names of its files ({few(left)}), '
+            f'and this model translates {first}; give it {first}, or force it (--force)'
+        )
+    if left and is_main():
+        why = f'by their names they are no {first}' if wanted else 'their names say what they are'
+        print(f'{len(left)} of {len(tasks)} files are left out, {why}: {few(left)}; see --force')
+    return taken
+
 # %% ../nbs/use/86_folders.ipynb #361e21ba
 def voxels_beside(
     named: list,  # of Path: volumes and pictures
@@ -368,7 +391,8 @@ def bids_tasks(
     """
     root, output = Path(root), Path(output)
     check_bids(root, output)
-    have, want = suffix_of(model_data.source), target_of(model_data, target)
+    have = suffix_of(sources_of(model_data.source)[0])
+    want = target_of(model_data, target)
     files = bids_files(root, have, people_of(root, labels))
     known = '_ce-' in (model_data.source or '')
     enhanced = [f for f in files if '_ce-' in f.name and not known]
@@ -1014,6 +1038,7 @@ def translate_paths(
 ) -> list:  # (path, what was wrong) of the files that failed; InputError if it is a single one
     "Translate a file, every volume, PNG and TIFF file or series of a folder, or a BIDS data set."
     chosen, d = TranslateOptions(**how), tr.data
+    check_ahead(d, chosen)
     if labels and not bids:
         raise InputError('participants are chosen in a BIDS data set only; use --bids')
     if bids:
@@ -1021,6 +1046,8 @@ def translate_paths(
     else:
         tasks = file_tasks(source, output, ending_for(d))
     single = not bids and tasks[0].source == Path(source)  # a file, or one DICOM series
+    if not (single or bids or chosen.force):
+        tasks = of_first_source(d, tasks)
     bars = progress and (single or len(tasks) < 4)
     settings = settings_of(tr, chosen)
     common = Common(chosen, settings, overwrite, None if single else {}, bars)

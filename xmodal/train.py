@@ -30,6 +30,7 @@ from .parameters import convert, numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
 from .data.cache import BLOCK, blocks_around, is_image, measured_values
+from .data.frames import foreground_values, value_sums
 from .data.images import nodata_tag
 from .data.volumes import open_volume
 from .data.windows import Window
@@ -850,17 +851,16 @@ def target_middle(
 # %% ../nbs/use/84_train.ipynb #ec0399a4
 def source_values(
     data,  # prepared pairs of the training
-) -> dict:  # mean, spread -> (smallest, largest) over the records
+) -> dict:  # foreground mean, foreground spread -> (smallest, largest) over the records
     """What the scaled grey values of the training sources are like, for
     `frames.concerns_of_values`.
     """
     sums = {}
     for i in range(len(data)):
-        y = measured_values(data[i], 'y').double()
-        s = sums.setdefault(data.info(i)['record'], np.zeros(3))
-        s += [y.numel(), float(y.sum()), float(y.square().sum())]
-    each = np.array([(s / n, max(q / n - (s / n) ** 2, 0) ** 0.5) for n, s, q in sums.values()])
-    return {k: (float(v.min()), float(v.max())) for k, v in zip(('mean', 'spread'), each.T)}
+        y, name = measured_values(data[i], 'y'), data.info(i)['record']
+        sums[name] = sums.get(name, 0) + value_sums(y)
+    each = [foreground_values(v) for v in sums.values()]
+    return {k: (min(v[k] for v in each), max(v[k] for v in each)) for k in each[0]}
 
 
 def about_prompts(

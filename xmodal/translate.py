@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'in_parts_of', 'Ticking', 'bar_of',
-           'seed_of', 'samples_of', 'room_for', 'summed', 'most_frequent', 'path_times', 'shares', 'promptable',
-           'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling', 'context_of',
-           'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of', 'concerns_of_source',
-           'companion', 'further_sources', 'settle_concerns', 'checked_cut', 'Loaded', 'load_source', 'alike',
-           'answers', 'restored_answer', 'there_and_back', 'not_by_rows', 'kept_on_disk', 'summed_strips',
-           'translated_scene', 'target_units']
+           'check_counts', 'check_ahead', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'in_parts_of',
+           'Ticking', 'bar_of', 'seed_of', 'samples_of', 'room_for', 'summed', 'most_frequent', 'path_times', 'shares',
+           'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
+           'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
+           'concerns_of_source', 'companion', 'further_sources', 'ways_to_write', 'word_in_name', 'name_says',
+           'entities_of', 'concerns_of_further', 'concerns_of_names', 'settle_concerns', 'checked_cut', 'Loaded',
+           'load_source', 'alike', 'answers', 'restored_answer', 'there_and_back', 'not_by_rows', 'kept_on_disk',
+           'summed_strips', 'translated_scene', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, tempfile, warnings
@@ -21,9 +22,10 @@ import numpy as np
 import torch
 
 from .choices import unknown_word
+from .listing import name_and_ending
 from .core import InputError, item_seed
 from .explain import explained, passes_on
-from .data.formats import volume_stem
+from .data.formats import is_volume, volume_stem
 from .data.layouts import sources_of
 from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.frames import stride_of, tile_side
@@ -224,6 +226,7 @@ class Translator(OpenedModel):
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
         how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
+        check_ahead(self.data, how)
         return there_and_back(self, source, known, target, noise, force, how, more)
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
@@ -275,6 +278,26 @@ def check_counts(
     for k, v in dict(batch=how.batch, samples=how.samples).items():
         if not (isinstance(v, int) and v >= 1):
             raise InputError(f'{k} must be a whole number of 1 or more, got {v!r}')
+
+# %% ../nbs/use/85_translate.ipynb #3bdb951e
+def check_ahead(
+    d: DataSpec,  # of the model
+    how,  # SampleOptions, or another record with batch, samples, seed, overlap and planes
+):
+    "Raise InputError for options that no file could be translated with."
+    check_counts(how)
+    if not (isinstance(how.overlap, (int, float)) and 0 <= how.overlap < 1):
+        raise InputError(f'overlap must be 0 or more and below 1, got {how.overlap!r}')
+    if isinstance(how.seed, bool) or not isinstance(how.seed, (int, np.integer)):
+        raise InputError(f'seed must be a whole number, got {how.seed!r}')
+    strange = [w for w in words_of(how.planes) if w not in PLANES]
+    if strange:
+        raise InputError(unknown_word('plane', strange[0], PLANES))
+    if words_of(how.planes) and d.plane != 'all':
+        raise InputError(
+            f'planes {how.planes!r} need a model of all planes (train it with plane all); this one '
+            'has seen one plane, leave planes out'
+        )
 
 # %% ../nbs/use/85_translate.ipynb #3d2ce7ec
 def check_answer(
@@ -671,7 +694,8 @@ def concerns_of_modality(
     known: dict = {},  # metadata of the source
 ) -> list:  # (refuse?, what is wrong and what to do)
     "Another modality than the model's, by what is known about a source."
-    is_, should = modality_of(known), modality_of(dict(modality=d.source or ''))
+    first = sources_of(d.source)[0] or ''
+    is_, should = modality_of(known), modality_of(dict(modality=first))
     if not is_ or should not in spellings['modality'].values() or is_ == should:
         return []
     return [(True, f'is a {is_}, and this model translates {should}; give it {should} scans')]
@@ -761,6 +785,86 @@ def further_sources(
         )
         warnings.warn(f'{where or "the source"}: {words}', Changed)
     return list(more)
+
+# %% ../nbs/use/85_translate.ipynb #21a2e5fa
+def ways_to_write(
+    word: str,  # as a data set calls a source or a target
+) -> set:  # of texts in lower case
+    "A word and, if it is a modality, its other spellings."
+    low, known = word.casefold(), spellings['modality']
+    return {low} | {k for k, v in known.items() if low in known and v == known[low]}
+
+
+def word_in_name(
+    path,  # of a file
+    words,  # that it may carry
+) -> str:  # one of them, or ''
+    "Which of some words the name of a file carries, the last of several."
+    stem, found = name_and_ending(Path(path).name)[0].casefold(), []
+    for word in words:
+        for w in ways_to_write(word):
+            alone = rf'(?<![a-z0-9]){re.escape(w)}(?![a-z0-9])' + '$' * (len(w) == 1)
+            found += [(m.end(), len(w), word) for m in re.finditer(alone, stem)]
+    return max(found)[2] if found else ''
+
+
+def name_says(
+    d: DataSpec,  # of the model
+    path,  # of a file
+) -> str:  # a source or target of the model as it calls them, another modality, or ''
+    "What the name of a file says that it is."
+    known = spellings['modality']
+    own = [w for w in (*sources_of(d.source), *words_of(d.target or '')) if w]
+    same = {known.get(w.casefold()) for w in own}
+    first = str(sources_of(d.source)[0]).casefold()
+    return word_in_name(path, [*own, *(set(known.values()) - same if first in known else ())])
+
+# %% ../nbs/use/85_translate.ipynb #96f01a1c
+def entities_of(
+    path,  # of a file
+) -> dict:  # sub and ses, as far as the path has them
+    "Whom and which session BIDS names in a path, the file's name before its folders."
+    return dict(re.findall(r'(?<![A-Za-z0-9])(sub|ses)-([A-Za-z0-9]+)', str(path)))
+
+
+def concerns_of_further(
+    d: DataSpec,  # of the model
+    paths: list,  # of all sources, in the model's order; None for one without a file
+) -> list:  # (refuse?, what is wrong and what to do)
+    "Further sources that are named as something else, twice, or as somebody else's."
+    out, names = [], sources_of(d.source)
+    for i, path in [v for v in enumerate(paths) if v[0] and v[1]]:
+        what = f'source {i + 1} of {len(paths)} ({d.source})'
+        word = name_says(d, path)
+        if word and word != names[i]:
+            words = f'is the {names[i]}, and {Path(path).name} is called {word}'
+            out.append((True, f'{what} {words}; give --more the others in this order'))
+        there = Path(path).resolve()
+        twice = [j + 1 for j, v in enumerate(paths[:i]) if v and Path(v).resolve() == there]
+        if twice:
+            words = f'is the same file as source {twice[0]}; give --more the {names[i]} of it'
+            out.append((True, f'{what} {words}'))
+        here, there = entities_of(paths[0] or ''), entities_of(path)
+        for k in [k for k in there if here.get(k, there[k]) != there[k]]:
+            words = f'is of {k}-{there[k]}, and the first source of {k}-{here[k]}'
+            out.append((k == 'sub', f'{what} {words}; give --more files of the same {k}'))
+    return out
+
+# %% ../nbs/use/85_translate.ipynb #034bb994
+def concerns_of_names(
+    d: DataSpec,  # of the model
+    known,  # metadata of the first source, or None
+    where,  # its path, or None
+    more: list,  # further sources: paths or images, None for one that is not there
+) -> list:  # (refuse?, what is wrong and what to do)
+    "What speaks against the sources by the names of their files."
+    out = concerns_of_further(d, [where, *map(path_of, more)])
+    word, first = name_says(d, where) if where else '', sources_of(d.source)[0]
+    if word in ('', first) or modality_of(known or {}) or modality_beside(where):
+        return out  # the modality of a volume is settled with its frame
+    sure = is_volume(where) and word in spellings['modality'].values()
+    words = f'is a {word} by its name, and this model translates {first}'
+    return [*out, (sure, f'{words}; give it {first}')]
 
 # %% ../nbs/use/85_translate.ipynb #6a70ee43
 def settle_concerns(
@@ -901,6 +1005,36 @@ def there_and_back(
     "Open, check, cut, draw, restore; a scene by rows."
     loaded = load_source(tr, source, known, target, noise, force, how, more)
     return restored_answer(loaded, *answers(tr, [loaded]))
+
+# %% ../nbs/use/85_translate.ipynb #044e6e96
+def there_and_back(
+    tr,  # Translator
+    source,  # as in `Translator.maps`
+    known,  # metadata of the source, or None: read beside its file
+    target,  # request, or None
+    noise,  # 'shared' or 'independent'
+    force,  # translate what does not fit all the same
+    how: SampleOptions,  # see there
+    more=None,  # further sources, see `further_sources`
+) -> dict:  # name -> the source's own kind
+    "Open, check, cut, draw, restore; a scene by rows."
+    d, where = tr.data, path_of(source)
+    found = further_sources(d, where, more)
+    settle_concerns(concerns_of_names(d, known, where, found), where or 'the source', force)
+    if known is None and where and d.text:
+        known = nearby_metadata(where)
+    ctx, units = tr.context(known, target), target_units(d, known, target)
+    if scene := scene_of(source, d, tr.model.channels, found, not_by_rows(tr, how)):
+        return translated_scene(tr, scene, ctx, units, force, how)
+    frame = frame_of(source, d, tr.model.channels)
+    y = checked_cut(frame, known, where, force)
+    units, how = frame.settle(units), replace(how, planes=planes_to_see(frame, how.planes))
+    label = units.label if frame.in_units else None
+    side, names = frame.side(found), frame.names(noise)
+    frame.forget()
+    got = draws(tr, y, how, names, ctx, label, side)
+    y = side = None
+    return frame.restore(got, units)
 
 # %% ../nbs/use/85_translate.ipynb #2b155895
 def not_by_rows(

@@ -421,6 +421,9 @@ def save_dicom(
     pixels, slope, intercept = as_pixels(voxels)
     low, high = (float(v) for v in np.percentile(voxels, (1, 99)))
     series, study = generate_uid(), generate_uid()
+    kept = 'values are stored as they are'
+    if slope != 1:
+        kept = f'values are rounded, each by {slope / 2:.2g} or less'
     Path(folder).mkdir()
     for k, (old, plane) in enumerate(zip(source_slices(image), pixels.transpose(2, 1, 0)), 1):
         d = new_header(old, target, source)
@@ -430,7 +433,7 @@ def save_dicom(
         d.WindowWidth = DSfloat(max(high - low, 1e-3), auto_format=True)
         d.DerivationDescription = (
             f'{target} made from {source} by xmodal {__version__}, not acquired, '
-            f'not for diagnosis; values are kept to {0 if slope == 1 else slope / 2:.2g}'
+            f'not for diagnosis; {kept}'
         )
         d.StudyInstanceUID = d.get('StudyInstanceUID') or study
         d.SeriesInstanceUID, d.SOPInstanceUID, d.InstanceNumber = series, generate_uid(), k

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header', 'measured', 'concerns_of_size',
-           'concerns_of_values', 'Frame', 'copy_space', 'image_like', 'check_one_window', 'shared_view',
-           'field_overlap', 'check_field_overlap', 'slice_distance', 'slice_count', 'stride_of', 'distance_for',
-           'concerns_of_slices', 'concerns_of_depth', 'concerns_of_distance', 'images_beside', 'around', 'BesideSlices',
-           'CutVolume', 'volumes_beside', 'further_frame', 'pictures_beside', 'HollowVolume', 'concerns_of_holes',
-           'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network', 'from_network',
-           'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for', 'has_meaning', 'with_room',
-           'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of', 'check_picture', 'CutPicture',
-           'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices', 'SlicesFrame', 'TensorFrame',
-           'picture_frame', 'frame_of_array', 'frame_of']
+           'value_sums', 'foreground_values', 'slice_values', 'concerns_of_values', 'Frame', 'copy_space', 'image_like',
+           'check_one_window', 'shared_view', 'field_overlap', 'check_field_overlap', 'slice_distance', 'slice_count',
+           'stride_of', 'distance_for', 'concerns_of_slices', 'concerns_of_depth', 'concerns_of_distance',
+           'images_beside', 'around', 'BesideSlices', 'CutVolume', 'volumes_beside', 'further_frame', 'pictures_beside',
+           'HollowVolume', 'concerns_of_holes', 'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of',
+           'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for',
+           'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of',
+           'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices',
+           'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
 # %% ../../nbs/data/31_frames.ipynb #e590af3d
 import warnings
@@ -135,17 +135,46 @@ def concerns_of_size(
         out.append((None, words))
     return out
 
+# %% ../../nbs/data/31_frames.ipynb #7c1ddc7f
+def value_sums(
+    y,  # scaled values, NaN where nothing was measured
+) -> np.ndarray:  # (2, 3): of the foreground, and of all: number, sum, sum of squares
+    "What mean and spread of many images are computed from, one image after the other."
+    v = np.asarray(y, dtype=np.float64)
+    v = v[np.isfinite(v)]
+    return np.array([[len(u), u.sum(), (u * u).sum()] for u in (v[v > -0.8], v)])
+
+
+def foreground_values(
+    sums,  # (2, 3), of one or more images from `value_sums`
+) -> dict:  # foreground mean, foreground spread
+    "Mean and spread of the foreground; where there is none, of everything."
+    n, total, squares = sums[0] if sums[0][0] else sums[1]
+    mean = total / max(n, 1)
+    spread = max(squares / max(n, 1) - mean**2, 0) ** 0.5
+    return {'foreground mean': float(mean), 'foreground spread': float(spread)}
+
+
+def slice_values(
+    y,  # scaled slices (S, H, W), or a picture (C, H, W), NaN where nothing was measured
+) -> dict:  # mean, spread
+    "Mean and spread of whole slices with tissue, as older model folders have them."
+    tissue = (y > -0.8).mean((-1, -2)) >= 0.05
+    y = y[tissue] if tissue.any() else y
+    y = y[np.isfinite(y)] if np.isnan(y).any() else y
+    return dict(mean=float(y.mean()), spread=float(y.std()))
+
 # %% ../../nbs/data/31_frames.ipynb #59181ca0
 def concerns_of_values(
     d,  # DataSpec of the model; `source_values` has (smallest, largest) of mean and spread
     y,  # scaled slices (S, H, W), or a picture (C, H, W), NaN where nothing was measured
 ) -> list:  # (refuse?, text)
     "Grey values unlike those of every training subject."
-    out, tissue = [], (y > -0.8).mean((-1, -2)) >= 0.05  # slices as training has them
-    y = y[tissue] if tissue.any() else y
-    y = y[np.isfinite(y)] if np.isnan(y).any() else y  # NaN: not measured, as in training
-    for k, v in dict(mean=float(y.mean()), spread=float(y.std())).items():
-        seen = (d.source_values or {}).get(k)
+    known, out = d.source_values or {}, []
+    found = foreground_values(sum(map(value_sums, y))) if known else {}
+    found |= slice_values(y) if 'mean' in known else {}
+    for k, v in found.items():
+        seen = known.get(k)
         if not seen:
             continue
         slack = max(0.1, (seen[1] - seen[0]) / 2)

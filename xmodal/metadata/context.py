@@ -152,6 +152,13 @@ class WithContext(Dataset):
         "The slices of these subjects, with their contexts."
         return WithContext(self.data.select(subjects), self.table)
 
+    def view(
+        self,
+        items,  # numbers in the cache
+    ):  # WithContext
+        "Some of the slices, with their contexts."
+        return WithContext(self.data.view(items), self.table)
+
 # %% ../../nbs/metadata/53_context.ipynb #54d34028
 def asked_modality(
     r,  # Record
