@@ -417,7 +417,7 @@ def test_label_maps(tmp_path, capsys):
         ('five', words, 'sub-2.png: holds the value 8'),
         ('rgb', words, 'channels differ'),
         ('p', ['--masks', '--classes', '1:a,2:b'], 'holds the value 3'),
-        ('p', ['--masks'], '--classes 1:name'),
+        ('p', ['--masks'], '--classes 1:a,2:b,3:c'),
         ('p', ['--classes', '1:a'], '--masks'),
         ('p', ['--masks', '--classes', '1:a,1:b'], 'occurs twice'),
         ('p', [*words, '--window', '0:3'], 'leave --window away'),

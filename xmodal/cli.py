@@ -6,13 +6,13 @@
 __all__ = ['PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job', 'Drawing',
            'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'Written',
            'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'translate', 'check_evaluate',
-           'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images', 'evaluate_command', 'report', 'data',
-           'list_data', 'show_card', 'get_data', 'check_data_set']
+           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'translate', 'as_classes',
+           'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images', 'evaluate_command',
+           'report', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/87_cli.ipynb #d5d01119
 import sys, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __version__
@@ -193,8 +193,8 @@ class Scaling:
     protocol: str = option('fixed', 'fixed, cdtsde, selfrdb, syndiff or synthrad')
     window: str | None = option(
         None,
-        'intensity scale, found on each truth: percentile, minmax, dtype, hu, LO:HI (default:'
-        ' percentile for volumes, dtype for images)',
+        'intensity scale, found on each truth: percentile, minmax, dtype, hu, LO:HI, labels:LO:HI,'
+        ' labels:LO:HI:IGNORE (default: percentile for volumes, dtype for images)',
         metavar='RULE',
     )
     pred_window: str | None = option(
@@ -221,11 +221,17 @@ class Matching:
 
     source: str | None = option(
         None,
-        'folder of the sources: finds translations or truths that are copies of them',
+        'folder of the sources: what was not measured there (NaN, nodata) is left out, and'
+        ' translations or truths that are copies of them are found',
         metavar='FOLDER',
     )
     mask: str | None = option(
         None, 'folder of masks: only what is not 0 is measured', metavar='FOLDER'
+    )
+    ignore: float | None = option(
+        None,
+        'value of the truth where nobody knows the label, such as 255: left out of every measure',
+        metavar='VALUE',
     )
     group: str | None = option(
         None, 'regular expression that finds the subject in a file name', metavar='REGEX'
@@ -448,6 +454,25 @@ def translate(
             print(f'xmodal: not translated: {why}', file=sys.stderr)
     return 1 if bad else 0
 
+# %% ../nbs/use/87_cli.ipynb #2f90467c
+def as_classes(
+    rule,  # window rule that was typed, or None
+) -> str:
+    "What says with --masks what a rule of labels says, for the message; '' for other rules."
+    from xmodal.core import InputError
+    from xmodal.data.windows import ignored_value, written_window
+    from xmodal.evaluation.cohort import classes_words
+
+    if not str(rule).startswith('labels:'):
+        return ''
+    try:
+        w, ignored = written_window(rule), ignored_value(rule)
+    except InputError:
+        return ''
+    words = classes_words([v for v in range(int(w.lo), int(w.hi) + 1) if v != 0])
+    ignoring = '' if ignored is None else f' --ignore {ignored:g}'
+    return f'; instead of {rule}, name the labels: --classes {words}{ignoring}'
+
 # %% ../nbs/use/87_cli.ipynb #05a85a7d
 def check_evaluate(
     a,  # what was typed
@@ -461,7 +486,8 @@ def check_evaluate(
     given = [f'--{k.replace("_", "-")}' for k, v in alone.items() if v]
     given += ['--protocol'] * (a.protocol != 'fixed')
     if a.masks and given:
-        raise InputError(f'--masks has a protocol of its own; leave {" and ".join(given)} away')
+        words = f'--masks has a protocol of its own; leave {" and ".join(given)} away'
+        raise InputError(words + as_classes(a.window))
     if a.classes and not a.masks:
         raise InputError(
             '--classes names the values of label maps, which are measured with --masks; '
@@ -570,6 +596,7 @@ def evaluate_command(
     bars = sys.stderr.isatty()  # a bar in a log file hides the message behind it
     check_evaluate(a)
     cases = match(a.pred, a.truth, source=a.source, mask=a.mask, group=a.group, partial=a.partial)
+    cases = [replace(c, ignore=a.ignore) for c in cases]
     missing = left_out(a.truth, cases)
     measure = evaluate_as_masks if a.masks else evaluate_as_images
     rows, label, scores, notes = measure(a, cases, missing, bars)

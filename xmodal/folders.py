@@ -10,10 +10,10 @@ __all__ = ['BROKEN', 'MAPS', 'DISK', 'SAID', 'UNSEEN', 'kind_of', 'split_ending'
            'bids_files', 'bids_task', 'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions',
            'settings_of', 'notes_of', 'notes_on_further', 'digest', 'note_of', 'check_origin', 'finished',
            'is_series_folder', 'remove_output', 'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'folder_of',
-           'is_done', 'begin', 'keep', 'write_notes', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on',
-           'check_foreign', 'check_unique', 'files_in', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind',
-           'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task', 'translate_task',
-           'translate_single', 'translate_tasks']
+           'is_done', 'begin', 'keep', 'write_notes', 'number_of_holes', 'not_measured', 'write_maps', 'say_place',
+           'say_kind', 'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'translate_paths',
+           'Waiting', 'Ahead', 'next_ways', 'Behind', 'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks',
+           'keep_task', 'translate_task', 'translate_single', 'translate_tasks']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -32,9 +32,9 @@ from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
 from .data.dicom import dicom_kind, save_dicom
-from .data.frames import Changed, tile_side
+from .data.frames import Changed, Hollow, tile_side
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
-from .data.images import IMAGE_ENDINGS, JPEG_ENDINGS, WRITTEN_ENDINGS
+from .data.images import IMAGE_ENDINGS, JPEG_ENDINGS, NODATA, WRITTEN_ENDINGS
 from .data.images import is_tiff, write_geotiff
 from .nets.latent import weights_fingerprint
 from .data.layouts import is_series, read_json, sources_of
@@ -42,7 +42,7 @@ from .methods import calls
 from .metadata.context import nearby_metadata
 from .metadata.record import read_metadata
 from .processes import is_main, map_over_processes
-from .scenes import shelves_in, write_scene
+from .scenes import blocks_of, shelves_in, write_scene
 from .data.units import own_type, units_note
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 from .translate import SampleOptions, alike, answers, load_source, restored_answer
@@ -103,17 +103,20 @@ class Placed:
     "A picture, and where it lies on earth."
 
     pixels: np.ndarray  # (H, W) or (H, W, C)
-    place: object  # Place of `data.images`
+    place: object  # Place of `data.images`; None: none, or no file for it
+    nodata: float = None  # without a place: number that stands for "not measured"
 
 
 def with_place(
     got: dict,  # from `Translator.maps`
     k: str,  # which of them: mean, std, mix
+    nodata: float = None,  # number that stands for "not measured" in the mean, if there is one
 ):  # nibabel image, array, or Placed
     "One of the answers, with the place on earth of its source if there is one."
     place = got.get('place')
     if place is None:
-        return got[k]
+        pixels = isinstance(got[k], np.ndarray) and nodata is not None
+        return Placed(got[k], None, nodata) if pixels else got[k]
     if k == 'mean':
         return Placed(got[k], place)
     pixels = got[k].transpose(1, 2, 0) if k == 'mix' else got[k]
@@ -128,11 +131,12 @@ def write_result(
 ):
     "Write a translation for `path` to `tmp`."
     pixels = result.pixels if isinstance(result, Placed) else result
+    place, nodata = getattr(result, 'place', None), getattr(result, 'nodata', None)
     if isinstance(pixels, np.memmap) and is_tiff(path):
-        write_scene(tmp, pixels, result.place if isinstance(result, Placed) else None)
+        write_scene(tmp, pixels, place, nodata)
         return
-    if isinstance(result, Placed) and is_tiff(path):
-        write_geotiff(tmp, result.pixels, result.place)
+    if place and is_tiff(path):
+        write_geotiff(tmp, pixels, place)
         return
     result = pixels
     if not kind_of(path):
@@ -149,19 +153,21 @@ def write_result(
             raise InputError(f'{path}: {kind} results{colour} cannot be saved as PNG; use .tif')
         Image.fromarray(result).save(tmp)
     else:
-        write_tiff(tmp, result)
+        write_tiff(tmp, result, nodata)
 
 # %% ../nbs/use/86_folders.ipynb #b38b9f33
 def write_tiff(
     path,  # where the file is written
     x,  # (H, W), (H, W, C), or (T, H, W) of the shares along a path
+    nodata: float = None,  # number that stands for "not measured"; None: no tag
 ):
     "Write a TIFF; the channels of a picture that is not RGB are samples of one page."
     import tifffile
 
     bands = x.ndim == 3 and x.shape[-1] != 3 and x.shape[-1] < min(x.shape[:2])
     how = dict(photometric='minisblack', planarconfig='contig') if bands else {}
-    tifffile.imwrite(path, x, **how)
+    tags = [] if nodata is None else [(NODATA, 's', 0, f'{nodata:.17g}', True)]
+    tifffile.imwrite(path, x, extratags=tags, **how)
 
 # %% ../nbs/use/86_folders.ipynb #979a8f6f
 @dataclass
@@ -593,7 +599,8 @@ def notes_of(
     concerns=(),  # what spoke against the source, in words
     changes=(),  # what was done to it on the way, in words
     forced=False,  # was the translation asked for in spite of concerns?
-    digests={},  # of the output, its maps and further sources, as they stand in the notes
+    # digests of the output, its maps and further sources, and `not_measured`, as they stand there
+    digests={},
 ) -> dict:
     "The sidecar of a translated file."
     d, target = tr.data, settings['target']
@@ -892,6 +899,8 @@ def keep(
         got = restored_answer(way.loaded, way.got)
         say_place(got, task.output)
         say_kind(task.output, target)
+    empty = number_of_holes(way.said)
+    holes = {} if empty is None else dict(NotMeasured=not_measured(got['mean'], empty))
     concerns, changes = passed_on(task, way.said, common)
     files = {k: companion_path(task.output, k) for k in MAPS}
     if not common.overwrite:
@@ -902,13 +911,13 @@ def keep(
         if common.overwrite and k not in got:
             files[k].unlink(missing_ok=True)
     remove_output(task.output)  # not finished from here, whatever its notes say
-    note = lambda digests: write_notes(tr, way, common, (concerns, changes), digests)
+    note = lambda v: write_notes(tr, way, common, (concerns, changes), dict(v, **holes))
     made = [k for k in MAPS if k in got]
     if made:  # whose the maps are, in case that nothing comes after them
         note({})
     maps = write_maps(got, {k: files[k] for k in made})
     save_translation(
-        with_place(got, 'mean'),
+        with_place(got, 'mean', empty),
         task.output,
         lambda tmp: note(dict(OutputDigest=digest(tmp, task.output), MapDigests=maps)),
         (target, suffix_of(tr.data.source)),
@@ -928,6 +937,27 @@ def write_notes(
     digests = dict(digests, FurtherSources=way.further) if way.further else digests
     words = notes_of(tr, task, common.settings, *said, forced, digests)
     write_note(companion_path(task.output, 'json'), words)
+
+# %% ../nbs/use/86_folders.ipynb #fcd24dcc
+def number_of_holes(
+    said: list,  # warnings that were caught
+) -> float:  # None where nothing is missing, or NaN says it
+    "The number that stands for what was not measured, in an answer of whole numbers."
+    numbers = [w.message.number for w in said if isinstance(w.message, Hollow)]
+    return next((v for v in numbers if not np.isnan(v)), None)
+
+
+def not_measured(
+    answer,  # nibabel image or array; a scene's numpy.memmap is read in blocks
+    number: float,  # that stands for what was not measured
+) -> dict:  # as it stands in the notes
+    "Which number stands for what was not measured, and how many values hold it."
+    pixels = np.asanyarray(getattr(answer, 'dataobj', answer))
+    blocks = [pixels]
+    if isinstance(pixels, np.memmap):
+        blocks = (rows for _, rows in blocks_of(pixels))
+    count = sum(int((rows == number).sum()) for rows in blocks)
+    return dict(Number=number, Count=count, Share=round(count / pixels.size, 4))
 
 # %% ../nbs/use/86_folders.ipynb #81df35c9
 def write_maps(
@@ -978,12 +1008,12 @@ def passed_on(
     said = [w for w in said if issubclass(w.category, UserWarning)]
     text = {id(w): str(w.message).removeprefix(f'{task.source}: ') for w in said}
     for w in said:
-        if common.once is not None and w.category is Changed:
+        if common.once is not None and issubclass(w.category, Changed):
             common.once.setdefault(text[id(w)], []).append(task.source)
             continue
         common.later.append((f'{task.source}: {text[id(w)]}', w.category))
-    changes = [text[id(w)] for w in said if w.category is Changed]
-    return [text[id(w)] for w in said if w.category is not Changed], changes
+    changes = [text[id(w)] for w in said if issubclass(w.category, Changed)]
+    return [text[id(w)] for w in said if not issubclass(w.category, Changed)], changes
 
 
 def check_foreign(

@@ -521,11 +521,12 @@ def write_scene(
     path,  # where the file is written
     x,  # numpy.memmap (H, W) or (H, W, C)
     place=None,  # Place on earth, if it has one
+    nodata=None,  # without a place: number that stands for "not measured"
 ):
     "Write a scene block by block."
     from rasterio.transform import IDENTITY
 
-    place = place or Place(None, IDENTITY)
+    place = place or Place(None, IDENTITY, nodata=nodata)
     layout = dict(tiled=True, blockxsize=256, blockysize=256)
     layout |= dict(compress=place.compress) if place.compress else {}
     kind = bands_of(x[:1]).dtype.name

@@ -9,8 +9,8 @@ __all__ = ['SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'conc
            'stride_of', 'distance_for', 'concerns_of_slices', 'concerns_of_depth', 'concerns_of_distance',
            'images_beside', 'around', 'BesideSlices', 'CutVolume', 'volumes_beside', 'further_frame', 'pictures_beside',
            'HollowVolume', 'concerns_of_holes', 'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of',
-           'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'can_hold', 'nodata_for',
-           'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of',
+           'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'Hollow', 'can_hold',
+           'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of',
            'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices',
            'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
@@ -789,6 +789,12 @@ class Changed(UserWarning):
     "What the way through the model does to a file; no doubt about the answer."
 
 
+class Hollow(Changed):
+    "That pixels come out as a number which stands for what was not measured."
+
+    number: float = None  # that stands for it, and is written nowhere else; NaN says it by itself
+
+
 def can_hold(
     dtype,  # of an answer
     value: float,  # a number, or NaN
@@ -895,7 +901,9 @@ def settle_nodata(
         warnings.warn(f'{name}: {lost}, {units.dtype} has no such number to spare', Changed)
     if holes.any():
         what = 'voxels' if holes.ndim > 2 else 'pixels'
-        warnings.warn(f'{name}: {what} that were not measured come out as {empty:g}', Changed)
+        words = Hollow(f'{name}: {what} that were not measured come out as {empty:g}')
+        words.number = empty
+        warnings.warn(words)
     return units, empty
 
 

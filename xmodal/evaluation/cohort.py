@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['SUBJECT', 'ENDINGS', 'OTHER_ENDINGS', 'KINDS', 'HEADS', 'bare', 'stem_of', 'visible_files', 'is_map', 'files_of',
-           'without_kind', 'common_names', 'Case', 'subject_in', 'translated', 'check_order', 'other_kind',
-           'subject_hint', 'first_of', 'require_partners', 'files_beside', 'match', 'read_one', 'affine_distance',
-           'check_grids', 'one_channel', 'fixed_window', 'truth_rule', 'truth_window', 'read_marks', 'known_in',
-           'read_case', 'is_stated', 'hu_rule', 'filled_inside', 'survey', 'check_spans', 'notes_on', 'left_out',
-           'measured_mask', 'slices_of', 'check_cases', 'unit_of', 'scale_words', 'check_unmeasured', 'hole_notes',
-           'evaluate_cases', 'evaluate_mask_cases', 'as_stack', 'mask_notes', 'MaskCoding', 'check_binary', 'is_grey',
-           'grey_share', 'mask_coding', 'binary_coding', 'grey_coding', 'values_text', 'mask_remedy', 'check_classes',
-           'read_masks', 'error_by_label', 'spread_and_error', 'calibration_rows', 'calibration']
+           'without_kind', 'common_names', 'Case', 'subject_in', 'note_beside', 'translated', 'check_order',
+           'other_kind', 'subject_hint', 'first_of', 'require_partners', 'files_beside', 'match', 'read_one',
+           'hide_by_notes', 'read_pred', 'ignored_of', 'read_truth', 'affine_distance', 'check_grids', 'one_channel',
+           'fixed_window', 'truth_rule', 'truth_window', 'read_marks', 'known_in', 'read_source', 'refuse_ignored',
+           'read_case', 'is_stated', 'hu_rule', 'filled_inside', 'survey', 'check_spans', 'of_labels', 'notes_on',
+           'left_out', 'measured_mask', 'slices_of', 'check_cases', 'unit_of', 'scale_words', 'check_unmeasured',
+           'hole_notes', 'evaluate_cases', 'evaluate_mask_cases', 'as_stack', 'mask_notes', 'MaskCoding',
+           'check_binary', 'is_grey', 'grey_share', 'mask_coding', 'binary_coding', 'grey_coding', 'values_text',
+           'mask_remedy', 'classes_words', 'check_classes', 'marks_of', 'labels_of', 'read_masks', 'error_by_label',
+           'spread_and_error', 'calibration_rows', 'calibration']
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #eabea0e0
-import itertools, re, warnings
+import itertools, re, string, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +27,10 @@ from ..explain import passes_on
 from ..data.cache import is_image
 from ..data.formats import each_once, VOLUME_ENDINGS
 from ..data.images import IMAGE_ENDINGS, load_image
-from ..data.layouts import is_series
+from ..data.layouts import is_series, read_json
 from ..data.frames import measured
 from ..data.volumes import load_volume
-from ..data.windows import Window, ignored_value, rule_numbers, window_of
+from ..data.windows import Window, ignored_value, window_of
 from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases, table_of_measures
 from .masks import mask_protocol, measure_labels
@@ -167,6 +169,7 @@ class Case:
     labels: Path = None  # whole numbers: error by class
     std: Path = None  # standard deviation over several draws, in the translation's units
     grouped: bool = False  # the subject was found by a `group` that was given
+    ignore: float = None  # value of the truth where nobody knows the label; left out everywhere
 
 
 def subject_in(
@@ -187,16 +190,24 @@ def subject_in(
     return m[1] if m else name
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #8a3c7144
+def note_beside(
+    path,  # of an answer: a file, or the folder of a series
+) -> dict:  # {} if there is none
+    "The notes that xmodal has written beside an answer."
+    for note in (Path(f'{path}.json'), Path(f'{bare(path)}.json')):
+        words = read_json(note) if note.is_file() else {}
+        if 'xmodal' in words:
+            return words
+    return {}
+
+
 def translated(
     path,  # of an image file
 ) -> bool:
     "Does a name or a note beside the file say that xmodal has made it?"
-    from xmodal.data.layouts import read_json
-
     if '_desc-synth' in path.name or (path.parent / 'xmodal.json').is_file():
         return True
-    note = Path(f'{bare(path)}.json')
-    return note.is_file() and 'xmodal' in read_json(note)
+    return bool(note_beside(path))
 
 
 def check_order(
@@ -345,14 +356,77 @@ def read_one(
     path,  # of a volume or an image
     constant=False,  # is a volume of one value allowed?
     holes=False,  # may there be NaN, which was not measured?
+    rule=None,  # window rule; by one of labels the numbers of a palette are read
 ):
     """Volume (S, H, W) or image (C, H, W) in file units, its kind of number, and (volumes) the
     canonical image; raises InputError. `constant`: a volume of one value is allowed."""
     if is_image(path):
-        return (*load_image(path, holes=holes), None)
+        indices = str(rule).split(':')[0]  # without an ignore value, which is the truth's
+        return (*load_image(path, indices, holes=holes), None)
     img = load_volume(path, constant=constant, holes=holes)
     v = np.asarray(img.dataobj, dtype=np.float32)
     return v.transpose(2, 1, 0)[:, ::-1, ::-1], np.dtype('float32'), img
+
+# %% ../../nbs/evaluation/75_cohort.ipynb #5dc9af74
+def hide_by_notes(
+    path,  # of a translation
+    v,  # its values, any shape; NaN where its own tag says so
+):  # the same, with NaN for the number that stands for what was not measured
+    "Hide what the notes beside a translation call not measured; InputError if they contradict it."
+    said = note_beside(path).get('NotMeasured')
+    number = said.get('Number') if isinstance(said, dict) else None
+    if not isinstance(number, (int, float)):
+        return v
+    hidden = (v == np.float32(number)) | np.isnan(v)
+    if hidden.sum() != said.get('Count'):
+        raise InputError(
+            f'{path}: {hidden.sum()} of its values are {number:g}, and the notes beside it count'
+            f' {said.get("Count")} that were not measured: it was changed since; translate again,'
+            ' or remove the notes (.json) and give the folder of the sources with --source'
+        )
+    return np.where(hidden, np.float32('nan'), v)
+
+
+def read_pred(
+    case,  # a Case
+    rule=None,  # window rule, see `read_one`
+):
+    "The translation of a case as `read_one` gives it, NaN where its source was not measured."
+    v, kind, img = read_one(case.pred, True, True, rule)  # of one value is wrong, not missing
+    return hide_by_notes(case.pred, v), kind, img
+
+# %% ../../nbs/evaluation/75_cohort.ipynb #6207ff67
+def ignored_of(
+    case,  # a Case
+    window=None,  # rule for the truth, see `read_case`
+) -> float:  # None: there is none
+    "The value of a truth where nobody knows the label; InputError where two are stated."
+    stated = ignored_value(window)
+    if stated is None or case.ignore in (None, stated):
+        return case.ignore if stated is None else stated
+    raise InputError(
+        f'the ignore values {case.ignore:g} (--ignore) and {stated:g} (--window {window}) differ;'
+        ' leave one away'
+    )
+
+
+def read_truth(
+    case,  # a Case
+    window=None,  # rule for the truth, see `read_case`
+    constant=False,  # is a volume of one value allowed?
+):
+    "The truth of a case as `read_one` gives it, NaN where it was not measured or is ignored."
+    v, kind, img = read_one(case.truth, constant, True, window)
+    ignored = ignored_of(case, window)
+    if ignored is None:
+        return v, kind, img
+    v = np.where(v == np.float32(ignored), np.float32('nan'), v)
+    if np.isnan(v).all():
+        raise InputError(
+            f'{case.truth}: holds the ignore value {ignored:g} alone, so there is nothing to'
+            ' measure; leave this case out'
+        )
+    return v, kind, img
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #34d11098
 def affine_distance(
@@ -447,14 +521,10 @@ def truth_window(
     "The window of a truth that was read; raises InputError naming the file."
     rule = truth_rule(case, window)
     try:
-        if ignored_value(rule) is not None:
-            raise InputError(
-                f'window rule {rule!r}: an ignore value is for training; to leave pixels out here, '
-                f'give {":".join(rule_numbers(rule))} and a mask of those that count (--mask)'
-            )
         return window_of(measured(truth[0]), rule, truth[1])
     except InputError as e:
-        raise InputError(f'{case.truth}: {e}') from None
+        ignoring = ', or leave a value out that stands for "nobody knows": --ignore VALUE'
+        raise InputError(f'{case.truth}: {e}{ignoring * str(rule).startswith("labels:")}') from None
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #fc54f879
 def read_marks(
@@ -465,7 +535,7 @@ def read_marks(
     """The mask (boolean) or the label map (whole numbers) of a case, on the grid of its truth as
     `read_one` gives it; raises InputError."""
     path = getattr(case, kind)
-    marks = read_one(path, constant=True)
+    marks = read_one(path, constant=True, rule='labels')
     check_grids(marks, truth, path, case.truth, mask=True)
     v = marks[0]
     if kind == 'labels' and (v != np.round(v)).any():
@@ -484,6 +554,37 @@ def known_in(
     missing = np.logical_or.reduce(holes)
     return ~missing if missing.any() else None
 
+
+def read_source(
+    case,  # a Case
+    truth,  # its truth, (S, H, W) or (C, H, W)
+):  # the source in units of its file; None: none is given, or its grid is another
+    "The source of a case where it lies on its truth, NaN where it was not measured."
+    if case.source is None:
+        return None
+    v = read_one(case.source, True, True, 'labels')[0]
+    same = v.shape[1:] == truth.shape[1:] if is_image(case.truth) else v.shape == truth.shape
+    return v if same else None
+
+
+def refuse_ignored(
+    case,  # a Case
+    pred,  # its translation, in file units
+    known,  # True where truth and translation are known; None: everywhere
+    window=None,  # rule for the truth
+):
+    "Raise InputError for a translation that holds the ignore value of labels where it is asked."
+    ignored = ignored_of(case, window)
+    if ignored is None or not str(window).startswith('labels:'):
+        return
+    count = np.count_nonzero((pred == np.float32(ignored)) & (True if known is None else known))
+    if count:
+        raise InputError(
+            f'{case.pred}: holds the ignore value {ignored:g} ({count} pixels) where its truth has'
+            ' a label; answer with a label, or, if its source was not measured there, give the'
+            ' folder of the sources with --source'
+        )
+
 # %% ../../nbs/evaluation/75_cohort.ipynb #3b0e9a76
 def read_case(
     case,  # a Case
@@ -494,9 +595,9 @@ def read_case(
     # pred, truth, [source, mask, labels, known]: (S, H, W) or (C, H, W); window: of the truth
 ) -> dict:
     """Read one case, scaled to [-1, 1] by stated windows; raises InputError for whatever does
-    not fit. What was not measured in one of the files is -1 in all, and False in `known`."""
-    # a translation that is all one value is wrong, not missing
-    truth, pred = read_one(case.truth, holes=True), read_one(case.pred, True, True)
+    not fit. What was not measured in one of the files, or is ignored in the truth, is -1 in all,
+    and False in `known`."""
+    truth, pred = read_truth(case, window), read_pred(case, window)
     check_grids(pred, truth, case.pred, case.truth)
     w = truth_window(case, truth, window)
     v = fixed_window(pred_window) or w
@@ -512,12 +613,14 @@ def read_case(
             raise InputError(
                 f'{case.std}: holds negative numbers, which are no standard deviations'
             )
+    source, seen = read_source(case, truth[0]), []
     if case.source is not None:
-        s = read_one(case.source, holes=True)
-        shown = np.nan_to_num(s[0], nan=np.nanmin(s[0]))
-        out['source'] = shown if s[0].shape == truth[0].shape else None
+        alike = source is not None and source.shape == truth[0].shape
+        out['source'] = np.nan_to_num(source, nan=np.nanmin(source)) if alike else None
+        seen = [source] if source is not None else []
     scaled = [k for k in ('pred', 'truth', 'std') if k in out]
-    known = known_in([out[k] for k in scaled], is_image(case.truth))
+    known = known_in([out[k] for k in scaled] + seen, is_image(case.truth))
+    refuse_ignored(case, pred[0], known, window)
     if known is not None:
         out |= {k: np.where(known, out[k], -1.0 if k != 'std' else 0.0) for k in scaled}
         out['known'] = known
@@ -581,7 +684,7 @@ def survey(
 
     out = []
     for c in tqdm(cases, desc='looking at files', disable=not progress, leave=False):
-        truth, pred = read_one(c.truth, holes=True), read_one(c.pred, True, True)
+        truth, pred = read_truth(c, window), read_pred(c, window)
         check_grids(pred, truth, c.pred, c.truth)
         if hu and truth[1].kind in 'ub':
             raise InputError(
@@ -590,7 +693,9 @@ def survey(
             )
         w = truth_window(c, truth, window)
         v = fixed_window(pred_window) or w
-        source = None if c.source is None else filled_inside(read_one(c.source, True, True)[0])
+        source = (
+            None if c.source is None else filled_inside(read_one(c.source, True, True, 'labels')[0])
+        )
         facts = facts_beside_truth(
             c.name,
             c.subject,
@@ -629,8 +734,19 @@ def check_spans(
         f'{cases[first].pred}: values span {spans[first]:.3g} times those of'
         f' {cases[first].truth} (as in {odd.sum()} of {len(facts)} files); another unit?'
         ' state the scales of truth and translation with window and pred_window,'
-        f' such as --window {rule(lo, hi)} --pred-window {rule(a, b)}'
+        f' such as --window {rule(lo, hi)} --pred-window {rule(a, b)}' + of_labels(facts)
     )
+
+
+def of_labels(
+    facts,  # from `survey`
+) -> str:
+    "Where all truths hold a few whole numbers: how label maps are measured, for the message."
+    found = sorted({v for f in facts for v in f.values})
+    if len(found) < 2 or not all(f.values for f in facts):
+        return ''
+    remedy = mask_remedy(np.array(found))
+    return f'; or, if these are label maps, measure them as masks: --masks, and {remedy}'
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #e2b60ed4
 def notes_on(
@@ -760,7 +876,7 @@ def check_unmeasured(
     row = protocols.get(protocol)
     if not missing or row is None:
         return
-    words = f'{case.pred}: {missing:.1%} of it or of its truth was not measured (NaN)'
+    words = f'{case.pred}: {missing:.1%} of it, its truth or source was not measured (NaN, ignored)'
     if row.mask == 'none':
         raise InputError(
             f'{words}, and protocol {protocol} measures whole images; use fixed, or fill it'
@@ -772,14 +888,16 @@ def check_unmeasured(
 def hole_notes(
     missing: list,  # share of every case that was not measured
     measured_as,  # names of the metrics
+    ignored: float = None,  # value of truths that is left out
 ) -> list:  # one line, or none
     "What was left out because it was not measured, and which metrics look there all the same."
     torn = [v for v in missing if v]
     if not torn:
         return []
+    reasons = 'NaN or nodata' if ignored is None else f'NaN, nodata or the ignore value {ignored:g}'
     words = (
         f'{np.mean(missing):.1%} of the pixels ({len(torn)} of {len(missing)} files) were not '
-        'measured (NaN or nodata) in translation or truth, and are left out'
+        f'measured ({reasons}) in translation, truth or source, and are left out'
     )
     wide = [k for k in measured_as if k in table_of_measures and table_of_measures[k].beyond]
     if wide:
@@ -830,7 +948,7 @@ def evaluate_cases(
     e = evaluate(every(), (-1, 1), protocol, **options)
     for i, col in enumerate(('name', 'slice')):
         e.rows.insert(2 + i, col, [w[i] for w in where])
-    notes += hole_notes(torn, e.stats)
+    notes += hole_notes(torn, e.stats, ignored_of(cases[0], window))
     label = e.label.replace('per image', f'per {unit_of(cases[0], per)}')
     scale = scale_words(truth_rule(cases[0], window), pred_window, missing)
     parts = [label, scale, short] if short else [label, scale]
@@ -848,22 +966,26 @@ def evaluate_mask_cases(
     from tqdm.auto import tqdm
 
     check_cases(cases)
-    volume, facts, agree = not is_image(cases[0].truth), [], []
+    volume, facts, agree, torn = not is_image(cases[0].truth), [], [], []
     coding = None if classes else mask_coding(cases)
 
     def every():
         for c in tqdm(cases, desc='measuring masks', disable=not progress, leave=False):
-            p, t, step = read_masks(c, classes, coding)
+            p, t, step, known = marks_of(c, classes, coding)
             stacks = as_stack(p, volume), as_stack(t, volume)
             facts.append(facts_beside_truth(c.name, c.subject, *stacks, volume=volume))
-            agree.append(float((p == t).mean()))
-            yield p, t, c.subject, step
+            agree.append(float((p == t)[known].mean()))
+            torn.append(float(1 - known.mean()))
+            yield p, t, c.subject, (step, known)
 
-    df = measure_cases(every(), lambda p, t, step: measure_labels(p, t, step, tolerance, classes))
+    measure = lambda p, t, about: measure_labels(p, t, about[0], tolerance, classes, about[1])
+    df = measure_cases(every(), measure)
     df.insert(2, 'name', [cases[i].name for i in df['image']])
     line, short = subject_hint(cases)
     said = [mask_protocol(1.0 if volume else None, tolerance), coding.text if coding else '', short]
     notes = [line, *(coding.notes if coding else []), *mask_notes(facts, agree, classes, df)]
+    left = hole_notes(torn, (), cases[0].ignore)
+    notes += [f'{v}; masks end there as at the border of a picture' for v in left]
     df.attrs.update(protocol='; '.join(filter(None, said)), notes=list(filter(None, notes)))
     return df
 
@@ -946,12 +1068,12 @@ def mask_coding(
     whether 1 or 255 is the mask; raises InputError naming a file that is no mask."""
     tops, grey, between, marks = set(), [], [], set()
     for c in cases:
-        p, t = read_one(c.pred, constant=True), read_one(c.truth, constant=True)
+        p, t = read_pred(c, 'labels'), read_truth(c, 'labels', True)
         check_grids(p, t, c.pred, c.truth, mask=True)
-        found = np.unique(t[0])
+        found = np.unique(measured(t[0]))
         check_binary(found, c.truth)
         marks |= set(found[found != 0].tolist())
-        found = np.unique(p[0])
+        found = np.unique(measured(p[0]))
         if found[0] < 0:
             raise InputError(
                 f'{c.pred}: holds {values_text(found)}; masks and probabilities have no values'
@@ -961,7 +1083,7 @@ def mask_coding(
             tops.add(found[-1].item())
         if is_grey(found):
             grey.append((c, found, p[1]))
-            between.append(grey_share(p[0], found[-1]))
+            between.append(grey_share(measured(p[0]), found[-1]))
     notes = []
     if len(marks) > 1:
         notes.append(
@@ -998,8 +1120,7 @@ def grey_coding(
     c, found, kind = grey[0]
     if 1 < top <= 16 and all((v == np.round(v)).all() for _, v, _ in grey):
         raise InputError(
-            f'{c.pred}: holds {values_text(found)}, which is a label map;'
-            ' name its values with classes (--classes 1:name,2:name)'
+            f'{c.pred}: holds {values_text(found)}, which is a label map; {mask_remedy(found)}'
         )
     full = next((v for v in (1.0, 255.0, 65535.0) if top <= v), None)
     if full is None:
@@ -1028,17 +1149,32 @@ def mask_remedy(
     "What to do about a mask with several values."
     whole = len(found) <= 16 and (found == np.round(found)).all()
     if whole:
-        return 'name the values of a label map with classes (--classes 1:name,2:name)'
+        labels = [int(v) for v in found if v != 0]
+        beyond = len(labels) > 1 and labels[-1] > 2 * labels[-2] + 1
+        words = classes_words(labels[: len(labels) - beyond])
+        ignoring = f', and leave out what nobody knows (--ignore {labels[-1]})' if beyond else ''
+        return f'name the values of a label map with classes (--classes {words}){ignoring}'
     return (
         'threshold it (JPEG compression and smooth resizing leave such values behind),'
         ' or is it a grey image?'
     )
+
+
+def classes_words(
+    values,  # labels without 0, whole numbers
+    named='',  # what was typed for others, such as 1:dark,2:cross
+) -> str:
+    "How classes are named, for a message: 1:a,2:b,3:c."
+    taken = [w.split(':')[1] for w in named.split(',') if w]
+    free = [k for k in string.ascii_lowercase if k not in taken]
+    return ','.join([named] * bool(named) + [f'{v}:{k}' for v, k in zip(values, free)])
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #c8ab38f2
 def check_classes(
     v,  # array, a label map
     path,  # of its file, for the message
     classes,  # value -> name; 0 needs none
+    remedy='',  # what else may be done, for the message
 ):
     "Raise InputError naming the value if an array holds anything that is no label of `classes`."
     found, counts = np.unique(v, return_counts=True)
@@ -1047,16 +1183,65 @@ def check_classes(
         raise InputError(f'{path}: holds {broken[0]:g}; label maps hold whole numbers')
     bad = [(k, n) for k, n in zip(found, counts) if k != 0 and int(k) not in classes]
     if bad:
-        named = ', '.join(f'{k}:{n}' for k, n in classes.items())
+        named = ','.join(f'{k}:{n}' for k, n in classes.items())
+        known = [int(k) for k, _ in bad[:16]]
         value, pixels = bad[0]
         others = f', and {len(bad) - 1} more values' if len(bad) > 1 else ''
         raise InputError(
             f'{path}: holds the value {value:g} ({pixels} pixels{others}),'
             f' which the classes {named} do not name;'
-            ' add it to the classes, or map it to one of them'
+            f' add it (--classes {classes_words(known, named)}), or map it to one of them'
+            f'{remedy.format(known[0])}'
         )
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #592d24dc
+def marks_of(
+    case,  # a Case of masks or label maps
+    classes=None,  # value -> name, for label maps; None: binary masks
+    coding=None,  # MaskCoding of the cohort; default: of this case alone
+) -> tuple:  # translation, truth, voxel size in mm (None for images), known
+    """Translation and truth of one case as masks (boolean, or whole numbers with `classes`), all
+    (S, H, W) or (H, W), 0 where nothing is known."""
+    p, t = read_pred(case, 'labels'), read_truth(case, 'labels', True)
+    check_grids(p, t, case.pred, case.truth, mask=True)
+    image, source = t[2] is None, read_source(case, t[0])
+    known = known_in([v for v in (p[0], t[0], source) if v is not None], image)
+    if known is None:
+        known = np.ones(t[0].shape[1:] if image else t[0].shape, bool)
+    if not known.any():
+        raise InputError(f'{case.pred}: nothing of it is known in its truth too; leave it out')
+    pred, truth = (np.where(known, v[0], 0) for v in (p, t))
+    step = None if image else tuple(np.sqrt((t[2].affine[:3, :3] ** 2).sum(0))[::-1])
+    if classes:
+        return *labels_of(case, pred, truth, classes), step, known
+    coding = coding or mask_coding([case])
+    flat = lambda v: v.mean(0) if image else v
+    top = coding.top or float(pred.max()) or 1.0
+    return flat(pred) > top / 2, flat(truth) > 0, step, known
+
+
+def labels_of(
+    case,  # a Case of label maps
+    pred,  # its translation, (S, H, W) or (C, H, W), 0 where nothing is known
+    truth,  # its truth
+    classes,  # value -> name
+) -> tuple:  # both as whole numbers, (S, H, W) or (H, W)
+    "The labels of a case, all of which have a name; raises InputError for others."
+    if case.ignore is not None and int(case.ignore) in classes:
+        raise InputError(
+            f'the value {case.ignore:g} is one of the classes, and ignored; take it out of'
+            ' --classes, or leave --ignore away'
+        )
+    unknown = ', or leave it out if it stands for "nobody knows" (--ignore {})'
+    hole = ', or, if it stands for what was not measured, give the sources with --source'
+    flat = one_channel if is_image(case.truth) else lambda v, path: v
+    found = []
+    for path, v, remedy in ((case.pred, pred, hole), (case.truth, truth, unknown)):
+        check_classes(v, path, classes, remedy)
+        found.append(flat(v, path).astype(int))
+    return tuple(found)
+
+
 def read_masks(
     case,  # a Case of masks or label maps
     classes=None,  # value -> name, for label maps; None: binary masks
@@ -1064,18 +1249,7 @@ def read_masks(
 ):
     """Translation and truth of one case as masks (boolean, or whole numbers with `classes`), and
     the voxel size in mm (None for images)."""
-    p, t = read_one(case.pred, constant=True), read_one(case.truth, constant=True)
-    check_grids(p, t, case.pred, case.truth, mask=True)
-    step = None if t[2] is None else tuple(np.sqrt((t[2].affine[:3, :3] ** 2).sum(0))[::-1])
-    if classes:
-        for path, v in ((case.pred, p[0]), (case.truth, t[0])):
-            check_classes(v, path, classes)
-        flat = lambda v, path: v if step is not None else one_channel(v, path)
-        return flat(p[0], case.pred).astype(int), flat(t[0], case.truth).astype(int), step
-    coding = coding or mask_coding([case])
-    flat = lambda v: v.mean(0) if step is None else v
-    top = coding.top or float(p[0].max()) or 1.0
-    return flat(p[0]) > top / 2, flat(t[0]) > 0, step
+    return marks_of(case, classes, coding)[:3]
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #52ca0e5b
 def error_by_label(

@@ -351,17 +351,20 @@ def measure_labels(
     spacing=None,  # None: pixels; mm per pixel, one number or a tuple with one per axis
     tolerance=2,  # of lines, in pixels, or in mm with a spacing
     classes=None,  # value -> name, for label maps
+    known=True,  # boolean, same shape: False belongs to no mask of either side
 ):
     """What `measure_masks` says of one pair; of label maps one dict per class, with its name as
     label.
     """
     if not classes:
-        return measure_masks(pred, truth, tolerance, spacing)
+        p, t = check_masks(pred, truth)
+        return measure_masks(p & known, t & known, tolerance, spacing)
     rows = []
     for value, label in classes.items():
         p = one_class(pred, value, classes, 'pred')
         t = one_class(truth, value, classes, 'truth')
-        rows.append(dict(label=label) | measure_masks(p, t, tolerance, spacing))
+        found = measure_masks(p & known, t & known, tolerance, spacing)
+        rows.append(dict(label=label) | found)
     return rows
 
 # %% ../../nbs/evaluation/72_masks.ipynb #ac86262b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'check_columns', 'check_method', 'image_table', 'per_subject', 'differences', 'signed_rank', 'least_p',
            'subjects_needed', 'holm', 'interval', 'with_baseline', 'score_row', 'difference_row', 'warn_of_few',
-           'compare', 'forest_plot', 'paired_plot']
+           'compare', 'with_unit', 'p_text', 'forest_plot', 'paired_plot']
 
 # %% ../../nbs/evaluation/74_statistics.ipynb #00000002
 import math, warnings
@@ -305,6 +305,22 @@ def compare(
 UNITS = dict(psnr=', dB', hausdorff=', pixels', hd95=', pixels')
 
 
+def with_unit(
+    metric: str,  # a column, such as psnr, or psnr_brain where there are several places
+) -> str:
+    "A metric as an axis names it: PSNR brain, dB."
+    first, *place = metric.split('_')
+    name = ' '.join([first.upper(), *place]) if first in UNITS else metric
+    return name + UNITS.get(first, '')
+
+
+def p_text(
+    p: float,  # 0 to 1
+) -> str:
+    "A p-value in three digits; none is 0."
+    return 'p < 0.001' if p < 0.001 else f'p = {p:.3f}'
+
+
 def forest_plot(
     result,  # what `compare` returns
     ax=None,  # matplotlib axes; default: new ones
@@ -323,13 +339,13 @@ def forest_plot(
     ax.plot(r['diff'], y, 'D', color='C0', ms=5)
     beside = dict(transform=ax.get_yaxis_transform())  # right of the plot, at a height in rows
     for i, p, e in zip(y, r['p_holm'], r['effect']):
-        ax.text(1.02, i, f'p = {p:.3f}, r = {e:+.2f}', va='center', fontsize=8, **beside)
-    heading = dict(va='bottom', fontsize=7, color='.4', **beside)
+        ax.text(1.02, i, f'{p_text(p)}, r = {e:+.2f}', va='center', fontsize=9, **beside)
+    heading = dict(va='bottom', fontsize=8, color='.4', **beside)
     ax.text(1.02, len(r) - 0.45, 'p after Holm, rank-biserial r', **heading)
     ax.locator_params(axis='x', nbins=5)
     ax.set(yticks=y, yticklabels=r['method'], ylim=(-0.6, len(r) - 0.4))
     ax.set_xlabel(
-        f'{a["metric"]}{UNITS.get(a["metric"], "")}: difference from {a["baseline"]}'
+        f'{with_unit(a["metric"])}: difference from {a["baseline"]}'
         f' ({a["level"]:.0%} interval, n = {r["n"].iloc[0]} subjects)'
     )
     return ax
@@ -357,6 +373,6 @@ def paired_plot(
         xticks=at,
         xticklabels=means.columns,
         xlim=(-0.3, len(at) - 0.7),
-        ylabel=f'{metric}: difference from {baseline}',
+        ylabel=f'{with_unit(metric)},\nless {baseline}',
     )
     return ax
