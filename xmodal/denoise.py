@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['predictions', 'losses', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow',
-           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'keep_older', 'Network', 'Parametrised', 'Denoiser', 'fast',
-           'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside',
-           'beside', 'Ignoring']
+           'pred_noise', 'pred_i2sb', 'pred_ddbm', 'constant_factors', 'keep_older', 'Network', 'Parametrised',
+           'Denoiser', 'fast', 'run_net', 'squared_error', 'l1', 'aligned', 'loss_per_item', 'Inside', 'Wrap', 'Clip',
+           'Stop', 'Beside', 'beside', 'Ignoring']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
 
+from .bridge import kept_at
 from .choices import unknown_word
 from .core import check_same_shape, expand
 from .explain import explained, passes_on
-from .sample import Estimator, as_estimator
+from .sample import Estimator, as_estimator, weighted_sum
 
 # %% ../nbs/bridges/14_denoise.ipynb #75eb31d4
 @dataclass(frozen=True)
@@ -137,6 +139,18 @@ predictions = dict(
     ddbm=pred_ddbm,
 )
 
+# %% ../nbs/bridges/14_denoise.ipynb #d6d4d7c0
+@lru_cache
+def constant_factors(
+    pred: str,  # row of `predictions`
+) -> tuple:  # for c_skip, c_src, c_out and c_in a number, or None: it depends on the time
+    "Which factors of a parametrisation are the same at all times, on every bridge."
+    tries = torch.tensor([[0.3, 0.5, 0.7], [0.9, 0.2, 0.1], [0.6, 0.8, 0.4]], dtype=torch.float64)
+    scales = Scale(), Scale(0.7, 0.6, 0.2, 1.3), Scale(0.4, 0.8, 0.1, 0.6)
+    found = [predictions[pred](*abc, k) for abc, k in zip(tries, scales)]
+    each = [{float(v) for v in same} for same in zip(*found)]
+    return tuple(v.pop() if len(v) == 1 else None for v in each)
+
 # %% ../nbs/bridges/14_denoise.ipynb #bd78e07d
 def keep_older(
     new,  # estimate (B, C, *spatial)
@@ -222,9 +236,15 @@ class Parametrised(Estimator, nn.Module):
         self,
         coefs,  # (a, b, c) at t
         dtype=None,  # of the images; None: as the coefficients
-    ):  # c_skip, c_src, c_out, c_in
+    ):  # c_skip, c_src, c_out, c_in; those that are always the same, as numbers
         "The four factors of this parametrisation."
-        return tuple(v.to(dtype) for v in predictions[self.pred](*coefs, self.scale))
+        make = lambda: tuple(
+            v.to(dtype) if always is None else always
+            for v, always in zip(
+                predictions[self.pred](*coefs, self.scale), constant_factors(self.pred)
+            )
+        )
+        return kept_at(coefs, ('factors', self.pred, self.scale, dtype), make)
 
     def net_inputs(
         self,
@@ -232,10 +252,12 @@ class Parametrised(Estimator, nn.Module):
         t,  # times (B,) in [0, 1]
         y,  # source, shape of x
         c_in,  # scale of the state, from `factors`
+        coefs=None,  # (a, b, c) at t: with those of a table the network's time is kept too
     ):  # (B, C, *spatial), (B,), (B, C, *spatial)
         "What the network is shown: scaled state, its own time, source."
-        shown = c_in * x
-        return shown, self.bridge.clock(t, x.dtype), y if self.show_y else shown
+        shown, dtype = weighted_sum((c_in, x)), x.dtype
+        time = kept_at(coefs, ('clock', len(t), dtype), lambda: self.bridge.clock(t, dtype))
+        return shown, time, y if self.show_y else shown
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ee17517
 @explained
@@ -262,16 +284,26 @@ class Denoiser(Parametrised):
         c_skip, c_src, c_out, c_in = self.factors(coefs, x.dtype)
         more = dict(z=z) if self.latent else {}
         more['side'] = side
-        x0_hat, settled = torch.zeros_like(x), None
+        shown = self.net_inputs(x, t, y, c_in, coefs)
+        x0_hat, settled = torch.zeros_like(x) if self.recur > 1 or stop else None, None
         if self.show_snr:
-            more['x_r'] = (torch.atan2(coefs[0], coefs[2]) * 2 / math.pi).to(x.dtype).expand_as(x)
+            more['x_r'] = self.shown_snr(coefs, x.dtype).expand_as(x)
         for _ in range(self.recur):
             if self.recur > 1:
                 more['x_r'] = x0_hat
-            got = run_net(self.precision, self.net, *self.net_inputs(x, t, y, c_in), ctx, more)
-            newer = c_skip * x + c_src * y + c_out * got.to(x.dtype)
+            got = run_net(self.precision, self.net, *shown, ctx, more).to(x.dtype)
+            newer = weighted_sum((c_skip, x), (c_src, y), (c_out, got))
             x0_hat, settled = keep_older(newer, x0_hat, settled, stop)
         return x0_hat
+
+    def shown_snr(
+        self,
+        coefs,  # (a, b, c) at t
+        dtype,  # of the images
+    ):  # as large as the coefficients, in [0, 1]
+        "The angle of signal and noise, 1 where there is no noise."
+        make = lambda: (torch.atan2(coefs[0], coefs[2]) * 2 / math.pi).to(dtype)
+        return kept_at(coefs, ('snr', dtype), make)
 
     def eps_hat(
         self,
@@ -285,8 +317,8 @@ class Denoiser(Parametrised):
         "The twin's estimate of the noise; raises ValueError if there is no twin."
         if self.twin is None:
             return super().eps_hat(x, t, y, ctx, coefs)
-        c_in = self.factors(coefs or self.bridge.coefs(t, y), x.dtype)[3]
-        shown = self.net_inputs(x, t, y, c_in)
+        coefs = coefs or self.bridge.coefs(t, y)
+        shown = self.net_inputs(x, t, y, self.factors(coefs, x.dtype)[3], coefs)
         return run_net(self.precision, self.twin, *shown, ctx, dict(side=side)).to(x.dtype)
 
 # %% ../nbs/bridges/14_denoise.ipynb #3ffd07d9
