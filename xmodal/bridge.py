@@ -45,13 +45,11 @@ def kept_at(
 
 
 class Coefs(list):
-    """(a, b, c) at every time of a grid, each an `At`; what belongs to the whole way stands with the
-    first.
-    """
+    "(a, b, c) at every time of a grid, each an `At`; what belongs to all stands with the first."
 
     def __init__(
         self,
-        times,  # (n,) tensor, where the images are
+        times,  # 0-d tensors, where the images are
         each,  # (a, b, c) of every time
         kept: bool,  # will it be asked again?
     ):
@@ -64,7 +62,7 @@ class Coefs(list):
 # %% ../nbs/bridges/10_bridge.ipynb #4841b059
 @explained
 class KeptCoefs(nn.Module):
-    "The coefficients along a grid, kept for the next call. Subclasses give `coefs`, `mix`, `u_max`."
+    "Coefficients along a grid, kept for the next call. Subclasses give `coefs`, `mix`, `u_max`."
 
     kept = None  # what `table` has made last
     grids = {}  # name of a grid -> its times
@@ -111,7 +109,7 @@ class KeptCoefs(nn.Module):
         kept: bool,  # will it be asked again?
     ) -> Coefs:
         "`coefs` along a grid, computed."
-        times = grid.to(y.device, table_dtype(y.device))
+        times = grid.to(y.device, table_dtype(y.device)).unbind()
         return Coefs(times, [self.coefs(t, y) for t in times], kept)
 
     def train(

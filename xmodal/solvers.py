@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['grids', 'samplers', 'solver_options', 'Multistep', 'dossr_correction', 'DOSSR', 'half_log_snr', 'dbim_correction',
-           'DBIM', 'dual_factors', 'Dual', 'Euler', 'slope_factors', 'ddbm_slope', 'Heun', 'karras', 'dbim_grid',
-           'entries', 'bbdm_grid', 'nodes', 'leave_source', 'Score', 'noise_factor', 'Unmatched', 'Sampler']
+           'DBIM', 'dual_factors', 'Dual', 'Euler', 'slope_factors', 'ddbm_slope', 'HeunParts', 'Heun', 'karras',
+           'dbim_grid', 'entries', 'bbdm_grid', 'nodes', 'leave_source', 'Score', 'noise_factor', 'Unmatched',
+           'Sampler']
 
 # %% ../nbs/bridges/16_solvers.ipynb #72cd3cce
 import math
@@ -85,7 +86,7 @@ def half_log_snr(
     a, _, c = at
     return (a / c).log()
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #20345546
 def dbim_correction(
     i,  # number of the step, 0 at the start
     n,  # number of steps
@@ -106,7 +107,7 @@ def dbim_correction(
     D2 = 2 * ((x_0 - x_1) / h1 - (x_1 - x_2) / h2) / (h1 + h2)
     return at_s[0] * (((-h).exp() + h - 1) * D1 + (h * h / 2 - h + 1 - (-h).exp()) * D2)
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #faa33631
 class DBIM(Multistep):
     """DBIM (Zheng et al., ICLR 2025): booting step from the source, then the one step or its higher
     orders; these are for sampling without noise.
@@ -139,7 +140,7 @@ def dual_factors(
     q = b_s / b_t
     return tuple(v.to(dtype) for v in (q, a_s - q * a_t, f * (c_s - q * c_t)))
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #3ef916bb
 @dataclass
 class Dual(Solver):
     "ABridge's sampler (Xiao et al., CVPR 2025): two networks, no noise after the first step."
@@ -195,7 +196,7 @@ class Dual(Solver):
         k, k0, ke = now.at_t.keep(('dual', f, dtype), make)
         return weighted_sum((k, now.x), (k0, x0_hat), (0.0 if eps is None else ke, eps)), x0_hat
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #17075741
 @dataclass
 class Euler(Dual):
     "Euler's step on a path without noise: rectified flow, I2SB's OT-ODE."
@@ -218,7 +219,7 @@ def slope_factors(
     a, b, c, *others = (v.to(dtype) for v in made)
     return a, b, c**2, *others
 
-
+# %% ../nbs/bridges/16_solvers.ipynb #5ab034c8
 def ddbm_slope(
     x,  # state (B, C, *spatial)
     x0_hat,  # estimate of the target, shape of x
@@ -235,65 +236,11 @@ def ddbm_slope(
     s_h = -(x - r * y) / hc
     return f_ * x - g2_ * (s_q * (1.0 if sde else 0.5) - guidance * s_h), g2_
 
-# %% ../nbs/bridges/16_solvers.ipynb #54b6d02c
-@dataclass
-class Heun(Solver):
-    "DDBM's hybrid Heun sampler (Zhou et al., ICLR 2024, Algorithm 1)."
+# %% ../nbs/bridges/16_solvers.ipynb #db7a734b
+class HeunParts(Solver):
+    "What Heun's step is made of beside images, kept with the table."
 
-    churn: float = 0.33  # share of each step that is stochastic, in [0, 1); 0: the ODE
-    guidance: float = 1.0  # w, weight of the h-transform
-    ruled = False
-
-    def __post_init__(self):
-        if not 0 <= self.churn < 1:
-            raise InputError(f'churn must lie in [0, 1), got {self.churn!r}')
-
-    def calls(
-        self,
-        n,  # number of steps
-    ):  # network evaluations
-        "Two in every step, one in the last, and one more in each with churn."
-        return 3 * n - 1 if self.churn else 2 * n - 1
-
-    def check(
-        self,
-        walk,  # Walk
-    ):
-        "Raise InputError for a bridge without a process, or a grid that starts at 1."
-        if walk.bridge.process is None:
-            raise InputError(
-                'the Heun sampler needs the drift and noise of a DDBM bridge, not'
-                f' {type(walk.bridge).__name__}'
-            )
-        if walk.grid[0] >= 1:
-            raise InputError(
-                'the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras'
-            )
-
-    def __call__(
-        self,
-        now,  # Now
-    ):  # state at s, x0_hat
-        "A stochastic share of the step, then Heun's method for the rest."
-        x, y, br, w = now.x, now.y, now.bridge, self.guidance
-        first, mid = self.both_parts(now)
-        if first is not None:
-            x0_hat = now.estimate(x, now.t)
-            du, spread, of_t = first
-            d, _ = ddbm_slope(x, x0_hat, y, now.t, br, w, True, of_t)
-            x = x + d * du + spread * now.noise()
-        t, du, of_mid = mid
-        x0_hat = now.estimate(x, t)
-        if now.stateless:
-            return x, x0_hat
-        d1, _ = ddbm_slope(x, x0_hat, y, t, br, w, False, of_mid)
-        x1 = x + d1 * du
-        if now.ends:
-            return x1, x0_hat  # only Euler into u = 0
-        x0_hat = now.estimate(x1, now.s)
-        of_s = self.slope_at(now, now.at_s, now.s)
-        d2, _ = ddbm_slope(x1, x0_hat, y, now.s, br, w, False, of_s)
-        return x + (d1 + d2) / 2 * du, x0_hat
+    churn = 0.0  # share of each step that is stochastic
 
     def slope_at(
         self,
@@ -329,6 +276,66 @@ class Heun(Solver):
             first = du, (du.abs() * of_t[4]).sqrt(), of_t
         of_mid = None if now.stateless else self.slope_at(now, now.at_t, mid, self.churn)
         return first, (mid, ((s - mid) * u_max).to(dtype), of_mid)
+
+# %% ../nbs/bridges/16_solvers.ipynb #54b6d02c
+@dataclass
+class Heun(HeunParts):
+    "DDBM's hybrid Heun sampler (Zhou et al., ICLR 2024, Algorithm 1)."
+
+    churn: float = 0.33  # share of each step that is stochastic, in [0, 1); 0: the ODE
+    guidance: float = 1.0  # w, weight of the h-transform
+    ruled = False
+
+    def __post_init__(self):
+        if not 0 <= self.churn < 1:
+            raise InputError(f'churn must lie in [0, 1), got {self.churn!r}')
+
+    def calls(
+        self,
+        n,  # number of steps
+    ):  # network evaluations
+        "Two in every step, one in the last, and one more in each with churn."
+        return 3 * n - 1 if self.churn else 2 * n - 1
+
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError for a bridge without a process, or a grid that starts at 1."
+        if walk.bridge.process is None:
+            raise InputError(
+                'the Heun sampler needs the drift and noise of a DDBM bridge, not'
+                f' {type(walk.bridge).__name__}'
+            )
+        if walk.grid.tolist()[0] >= 1:
+            raise InputError(
+                'the Heun sampler is singular at t = 1: its grid starts inside, see the grid karras'
+            )
+
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, x0_hat
+        "A stochastic share of the step, then Heun's method for the rest."
+        x, y, br, w = now.x, now.y, now.bridge, self.guidance
+        first, mid = self.both_parts(now)
+        if first is not None:
+            x0_hat = now.estimate(x, now.t)
+            du, spread, of_t = first
+            d, _ = ddbm_slope(x, x0_hat, y, now.t, br, w, True, of_t)
+            x = x + d * du + spread * now.noise()
+        t, du, of_mid = mid
+        x0_hat = now.estimate(x, t)
+        if now.stateless:
+            return x, x0_hat
+        d1, _ = ddbm_slope(x, x0_hat, y, t, br, w, False, of_mid)
+        x1 = x + d1 * du
+        if now.ends:
+            return x1, x0_hat  # only Euler into u = 0
+        x0_hat = now.estimate(x1, now.s)
+        of_s = self.slope_at(now, now.at_s, now.s)
+        d2, _ = ddbm_slope(x1, x0_hat, y, now.s, br, w, False, of_s)
+        return x + (d1 + d2) / 2 * du, x0_hat
 
 # %% ../nbs/bridges/16_solvers.ipynb #28d0b1b3
 def karras(
