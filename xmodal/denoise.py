@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predictions', 'TRIM_THRESHOLD', 'MMAP_THRESHOLD', 'KEPT_BYTES', 'ROUNDED', 'losses', 'Scale', 'pred_x0', 'pred_eps',
            'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow', 'pred_noise', 'pred_i2sb', 'pred_ddbm', 'constant_factors',
-           'keep_older', 'Network', 'filled_up', 'Parametrised', 'Answering', 'Denoiser', 'keep_memory', 'has_amx',
+           'keep_older', 'Network', 'filled_up', 'Parametrised', 'SingleCall', 'Denoiser', 'keep_memory', 'has_amx',
            'round_weights', 'channels_last_of', 'check_precision', 'fast', 'run_net', 'squared_error', 'l1', 'aligned',
            'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside', 'beside', 'Ignoring']
 
@@ -261,6 +261,10 @@ class Parametrised(Estimator, nn.Module):
         )
         return kept_at(coefs, ('factors', self.pred, self.scale, dtype), make)
 
+# %% ../nbs/bridges/14_denoise.ipynb #988df4e4
+class SingleCall(Parametrised):
+    "What a denoiser asks of itself while it estimates."
+
     def net_inputs(
         self,
         x,  # state (B, C, *spatial)
@@ -273,10 +277,6 @@ class Parametrised(Estimator, nn.Module):
         shown, dtype = x if known_to_be(c_in, 1) else c_in * x, x.dtype
         time = kept_at(coefs, ('clock', len(t), dtype), lambda: self.bridge.clock(t, dtype))
         return shown, time, y if self.show_y else shown
-
-# %% ../nbs/bridges/14_denoise.ipynb #3220da50
-class Answering(Parametrised):
-    "What a denoiser asks of itself while it estimates."
 
     def answer(
         self,
@@ -305,7 +305,7 @@ class Answering(Parametrised):
 
 # %% ../nbs/bridges/14_denoise.ipynb #4ee17517
 @explained
-class Denoiser(Answering):
+class Denoiser(SingleCall):
     "A network that estimates the target: den(x, t, y, ctx) -> x0_hat."
 
     def forward(
@@ -415,7 +415,7 @@ def check_precision(
             ' again'
         )
 
-
+# %% ../nbs/bridges/14_denoise.ipynb #912c6e21
 def fast(
     den,  # Denoiser
     precision='no',  # 'no' or 'bf16', inside the network; bf16 rounds its weights for good
