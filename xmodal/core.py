@@ -111,20 +111,27 @@ class Noise:
         seeds,  # one int per item of the batch
         device='cpu',  # where the draws are made
     ):
-        "Start one generator per item."
-        self.gens = [torch.Generator(device).manual_seed(int(s)) for s in seeds]
+        "Start one generator per seed."
+        seeds = [int(s) for s in seeds]
+        own = {s: k for k, s in enumerate(dict.fromkeys(seeds))}
+        self.own = [torch.Generator(device).manual_seed(s) for s in own]
+        self.items = len(seeds)
+        self.rows = [own[s] for s in seeds] if 1 < len(own) < len(seeds) else None
 
     def __call__(
         self,
         like,  # (B, ...) tensor; B must be the number of seeds
     ):  # draws of the shape, dtype and device of `like`
-        if len(like) != len(self.gens):
-            raise ValueError(
-                f'Noise was made for {len(self.gens)} items, got a batch of {len(like)}'
-            )
-        return torch.stack(
-            [torch.randn(like.shape[1:], generator=g, device=like.device) for g in self.gens]
-        ).to(like.dtype)
+        if len(like) != self.items:
+            raise ValueError(f'Noise was made for {self.items} items, got a batch of {len(like)}')
+        if len(self.own) == 1:
+            one = torch.randn(like.shape[1:], generator=self.own[0], device=like.device)
+            return one.to(like.dtype).expand(like.shape)
+        drawn = torch.empty((len(self.own), *like.shape[1:]), device=like.device)
+        for row, g in zip(drawn.unbind(), self.own):
+            row.normal_(generator=g)
+        every = drawn if self.rows is None else drawn[self.rows]
+        return every.to(like.dtype)
 
 # %% ../nbs/basics/00_core.ipynb #26ed627c
 def expand(

@@ -177,14 +177,12 @@ class SoftPrior(Tabulated):
         a[-1], b[-1] = 0.0, 1.0
         super().__init__(a, b, gamma * beta.sum() * np.sqrt(s2) / (s2 + r2))
         self.N, self.beta, self.s, self.posterior_std = N, beta, np.sqrt(s2), posterior_std
+        released = posterior_std == 's'
+        self.stepping = Tabulated(self.a.values, self.b.values, self.s) if released else None
 
     def posterior(self):  # this bridge, or the same with the noise of the release
         "The bridge whose coefficients a reverse step uses."
-        return (
-            self
-            if self.posterior_std == 'delta'
-            else Tabulated(self.a.values, self.b.values, self.s)
-        )
+        return self.stepping or self
 
 # %% ../nbs/bridges/15_families.ipynb #dd4dbef0
 def clean_prior(

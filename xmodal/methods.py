@@ -6,13 +6,14 @@
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
            'dtfnet', 'with_anchor', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN',
            'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge',
-           'dbim_row', 'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'known_options', 'check_options',
-           'merged', 'make_grid', 'noise_rule', 'Route', 'route_of', 'from_anchor', 'draw', 'calls', 'most_steps',
-           'steps_for', 'time_of', 'parse_options', 'split_options']
+           'dbim_row', 'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'arguments_of', 'known_options',
+           'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of', 'from_anchor', 'draw', 'calls',
+           'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Callable
 
 from torch import Tensor
@@ -555,6 +556,14 @@ draw_options = dict(
 OWN = ('clip', 'start', 'sampler')
 
 
+@lru_cache
+def arguments_of(
+    function,  # row of `grids`
+) -> tuple:  # of names
+    "What a function takes; it is asked at every draw, and Python looks it up slowly."
+    return tuple(inspect.signature(function).parameters)
+
+
 def known_options(
     m,  # a Method
     options={},  # may name another sampler
@@ -563,7 +572,7 @@ def known_options(
     name = options.get('sampler', m.sampler)
     if name not in samplers:
         raise InputError(unknown_word('sampler', name, samplers))
-    of_grid = set(inspect.signature(grids[m.grid]).parameters) - {'n', 'bridge'}
+    of_grid = set(arguments_of(grids[m.grid])) - {'n', 'bridge'}
     known = {*OWN, *(samplers[name].options - {'twin'}), *of_grid}
     if samplers[name].ruled:
         known.add('eta')
@@ -625,8 +634,10 @@ def make_grid(
     row = grid or m.grid
     if row not in grids:
         raise InputError(unknown_word('grid', row, grids))
-    takes = inspect.signature(grids[row]).parameters
-    return check_grid(grids[row](steps, bridge, **{k: v for k, v in options.items() if k in takes}))
+    takes = arguments_of(grids[row])
+    mine = {k: v for k, v in options.items() if k in takes}
+    make = lambda: check_grid(grids[row](steps, bridge, **mine))
+    return bridge.keep_grid((row, steps, *sorted(mine.items())), make)
 
 # %% ../nbs/bridges/17_methods.ipynb #79e521c5
 def noise_rule(

@@ -1,0 +1,148 @@
+"""What the sampler and a network in use cost, in launches, waits and bytes; nothing is timed."""
+
+import platform
+
+import pytest
+import torch
+
+from xmodal.bridge import Brownian
+from xmodal.core import Noise
+from xmodal.denoise import Denoiser, Network, fast, keep_memory, run_net
+from xmodal.methods import draw, methods
+from xmodal.nets.build import build
+from xmodal.sample import sample, uniform, weighted_sum
+from xmodal.testing import Launches
+
+SMALL = dict(
+    unet=dict(ch=8, mults=[1, 2], layers=1),
+    unet256=dict(ch=8, levels=4, dropout=0.0),
+    dtfnet=dict(ch=4),
+    ncsnpp=dict(ch=8, mults=[1, 2], layers=1, latent=4),
+)
+
+
+class Echo(Network):
+    "Answers with its state, and notes how many images it was asked about."
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, x, t, y, ctx=None, **more):
+        self.asked.append(len(x))
+        return x
+
+
+def around_nothing(method):
+    "The denoiser of a method whose network does nothing."
+    den = build(method, 1, SMALL[methods[method].net]).eval()
+    den.net = Echo()
+    if den.twin is not None:
+        den.twin = Echo()
+    return den
+
+
+def counted(f):
+    "What is launched by `f` once it has been called before."
+    f()
+    with Launches() as seen:
+        f()
+    return seen
+
+
+@pytest.mark.parametrize('method', ['cdtsde', 'cdtsde_linear', 'i2sb', 'bbdm', 'dossr', 'flow'])
+def test_five_steps_launch_little(method):
+    den, y = around_nothing(method), torch.randn(1, 1, 16, 16)
+    seen = counted(lambda: draw(method, den, y, steps=5, seeds=[3]))
+    assert seen.total <= 60, seen.counts
+    assert seen.waits == 0
+
+
+@pytest.mark.parametrize('method', sorted(methods))
+def test_no_sampler_waits_for_the_device(method):
+    den, y = around_nothing(method), torch.randn(2, 1, 16, 16)
+    steps = min(4, methods[method].steps)
+    seen = counted(lambda: draw(method, den, y, steps=steps, seeds=[3, 4]))
+    assert seen.waits == 0, seen.counts
+
+
+def test_slices_of_a_volume_share_one_draw():
+    den, y = around_nothing('bbdm'), torch.randn(8, 1, 16, 16)
+    shared = counted(lambda: draw('bbdm', den, y, steps=5, seeds=[3] * 8))
+    own = counted(lambda: draw('bbdm', den, y, steps=5, seeds=range(8)))
+    assert shared.counts['randn'] == 4 and shared.total <= 60
+    assert own.counts['normal_'] == 8 * 4
+    together = draw('bbdm', den, y, steps=5, seeds=[3, 9, 3, 3, 9, 3, 3, 9])
+    alone = draw('bbdm', den, y[4:5], steps=5, seeds=[9])
+    assert torch.equal(together[4:5], alone)
+
+
+def test_no_noise_is_drawn_where_none_is_wanted():
+    y, drawn = torch.randn(1, 1, 8, 8), Noise([5])
+    den = Denoiser(Echo(), Brownian(), 'grad').eval()
+    rule = lambda at_t, at_s: torch.zeros_like(at_s[2])
+    # the path starts without noise, so that its first step boots; then none is wanted any more
+    seen = counted(lambda: sample(den, y, uniform(4), rule, seeds=[5], x=y))
+    assert seen.counts['randn'] == 1
+    # another may go on with a source of noise that was handed in: it is where it always was
+    sample(den, y, uniform(4), rule, seeds=drawn, x=y)
+    again = Noise([5])
+    for _ in range(3):
+        again(y)
+    assert torch.equal(drawn(y), again(y))
+
+
+def test_a_sum_is_the_formula():
+    x, y, z = torch.randn(3, 2, 1, 9, 9)
+    k, q = torch.rand(()), torch.rand(1, 1, 9, 9)
+    with torch.no_grad():
+        kept = x.clone()
+        assert torch.equal(weighted_sum((1.0, x), (k, y), (q, z)), x + k * y + q * z)
+        assert torch.equal(weighted_sum((0.0, None), (k, y), (-1.0, z)), k * y - z)
+        assert torch.equal(
+            weighted_sum((k, x), (1.0, y), (q.double(), z)), k * x + y + q.double() * z
+        )
+        assert torch.equal(x, kept)
+    k.requires_grad_()
+    weighted_sum((k, x), (k, y)).sum().backward()
+    assert torch.isclose(k.grad, (x + y).sum())
+
+
+@pytest.mark.parametrize('method', ['bbdm', 'selfrdb', 'syndiff', 'pix2pix', 'dtfnet'])
+def test_weights_rounded_once_answer_as_automatic_casting(method):
+    torch.manual_seed(0)
+    arch = 'ncsnpp' if method == 'syndiff' else methods[method].net
+    den = build(method, 1, SMALL[arch], arch=arch).eval()
+    x, y, t = torch.randn(2, 1, 16, 16), torch.randn(2, 1, 16, 16), torch.tensor([500.0, 300.0])
+    more = dict(z=torch.randn(2, den.latent)) if den.latent else {}
+    more |= dict(x_r=torch.zeros_like(x)) if den.recur > 1 else {}
+    with torch.no_grad():
+        cast = run_net('bf16', den.net, x, t, y, None, more)
+        with Launches() as before:
+            run_net('bf16', den.net, x, t, y, None, more)
+        fast(den, 'bf16')
+        den.net.to(memory_format=torch.contiguous_format)  # as the other one was
+        assert torch.equal(run_net('bf16', den.net, x, t, y, None, more), cast)
+        with Launches() as after:
+            run_net('bf16', den.net, x, t, y, None, more)
+    assert after.counts['_to_copy'] < before.counts['_to_copy']
+
+
+def test_a_compiled_network_is_asked_about_full_batches(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda *a, **k: None)
+    y = torch.randn(5, 1, 8, 8)
+    den = around_nothing('bbdm')
+    plain = [draw('bbdm', den, v, steps=3, seeds=[7] * len(v)) for v in (y[:3], y[3:])]
+    fast(den, compile=True).net.asked.clear()
+    full = [draw('bbdm', den, v, steps=3, seeds=[7] * len(v)) for v in (y[:3], y[3:])]
+    assert set(den.net.asked) == {3}
+    assert all(torch.equal(a, b) for a, b in zip(plain, full))
+
+
+def test_memory_is_kept_once_and_only_by_glibc(monkeypatch):
+    assert keep_memory() == (platform.libc_ver()[0] == 'glibc')
+    monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', '0')
+    assert not keep_memory.__wrapped__()
+    monkeypatch.delenv('MALLOC_TRIM_THRESHOLD_')
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
+    assert not keep_memory.__wrapped__()
