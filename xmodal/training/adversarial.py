@@ -10,8 +10,8 @@ __all__ = ['TRANSLATED', 'CYCLED', 'STEP', 'SUMMED', 'adam_rate', 'steps_judged'
            'cycle_helpers', 'make_cycle', 'cycle_discriminator', 'cycle_penalty', 'cycle_generator', 'sobel',
            'ssim_of_batch', 'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'patch_time_discriminator',
            'metadb_helpers', 'metadb_generator', 'metadb_watch', 'variant', 'make_networks', 'make_optimisers',
-           'clip_weights', 'Players', 'check_option', 'find_objective', 'loss_inputs', 'Adversarial', 'fit', 'Zero',
-           'try_options', 'share_options']
+           'clip_weights', 'average_gradients', 'Players', 'check_option', 'find_objective', 'loss_inputs',
+           'Adversarial', 'fit', 'Zero', 'try_options', 'share_options']
 
 # %% ../../nbs/training/62_adversarial.ipynb #3f2cfa94
 from dataclasses import dataclass, field, replace
@@ -643,6 +643,21 @@ def clip_weights(
         for p in module.parameters():
             p.clamp_(-bound, bound)
 
+# %% ../../nbs/training/62_adversarial.ipynb #ae483bf3
+def average_gradients(
+    acc,  # accelerate's Accelerator
+    params,  # parameters; their gradients are replaced
+):
+    "The mean over all processes of every gradient, in one message for each type of numbers."
+    grads = [p.grad for p in params if p.grad is not None]
+    if acc.num_processes == 1 or not grads:
+        return
+    for kind in sorted({g.dtype for g in grads}, key=str):
+        some = [g for g in grads if g.dtype == kind]
+        flat = acc.reduce(torch.cat([g.reshape(-1) for g in some]), 'mean')
+        for g, mean in zip(some, flat.split([g.numel() for g in some])):
+            g.copy_(mean.view_as(g))
+
 # %% ../../nbs/training/62_adversarial.ipynb #5a362b51
 class Players:
     "Generator, discriminators and helpers of one training, and the two optimisers that move them."
@@ -693,10 +708,7 @@ class Players:
             g['lr'] = lr_at(k, self.r) * g['factor']
         opt.zero_grad(set_to_none=True)
         self.acc.backward(loss)
-        if self.acc.num_processes > 1:
-            for p in params:
-                if p.grad is not None:
-                    p.grad = self.acc.reduce(p.grad, 'mean')
+        average_gradients(self.acc, params)
         norm = self.acc.clip_grad_norm_(params, self.r.clip)
         opt.step()
         return norm

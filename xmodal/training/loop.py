@@ -6,11 +6,11 @@
 __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 'dropped', 'Draws', 'measure_scale',
            'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer', 'checkpoints', 'RunState',
            'write_tensors', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_scaler',
-           'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'trainable',
-           'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'Denoising', 'Log', 'old_rows',
-           'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device',
-           'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights',
-           'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'adamw',
+           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'Denoising', 'Log',
+           'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
+           'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
+           'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -580,6 +580,22 @@ class PairLoss(nn.Module):
         den = den if valid is None else Ignoring(den, valid, eps)
         return loss_per_item(den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
+# %% ../../nbs/training/61_loop.ipynb #6266c038
+def in_one_launch(
+    den,  # Denoiser
+) -> bool:
+    "Do optimiser and average go over all parameters at once? On GPUs, where each launch counts."
+    return next(den.parameters()).device.type == 'cuda'
+
+
+def adamw(
+    den,  # Denoiser
+    r,  # Recipe
+):  # torch's optimiser
+    "AdamW for network and bridge."
+    how = dict(lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay)
+    return torch.optim.AdamW(param_groups(den, r), fused=in_one_launch(den) or None, **how)
+
 # %% ../../nbs/training/61_loop.ipynb #adfc34e2
 def trainable(
     den,  # Denoiser
@@ -660,8 +676,7 @@ class Denoising:
     ):
         "One AdamW for network and bridge."
         self.den, self.m, self.r = den, m, r
-        how = dict(lr=r.lr, betas=tuple(r.betas), weight_decay=r.weight_decay)
-        self.opts = dict(optim=torch.optim.AdamW(param_groups(den, r), **how))
+        self.opts = dict(optim=adamw(den, r))
 
     def prepare(
         self,

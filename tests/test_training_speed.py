@@ -1,0 +1,76 @@
+"Fewer launches and messages in training, and the same numbers."
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from xmodal.core import mend_torchvision
+from xmodal.training import loop
+from xmodal.training.adversarial import average_gradients
+from xmodal.training.loop import Recipe, make_ema, pack_optimizer, unpack_optimizer
+
+
+class Two:
+    "Two processes, the other with gradients three times as large; counts the messages."
+
+    num_processes, sent = 2, 0
+
+    def reduce(self, x, how):
+        self.sent += 1
+        return 2 * x
+
+
+def test_gradients_of_players_travel_in_one_message():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 3), nn.Linear(3, 3))
+    net[:2](torch.ones(1, 1, 8, 8)).sum().backward()  # the last has no gradient
+    before = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    acc = Two()
+    average_gradients(acc, list(net.parameters()))
+    assert acc.sent == 1
+    for p, g in zip(net.parameters(), before):
+        assert (g is None and p.grad is None) or torch.equal(p.grad, 2 * g)
+    alone = SimpleNamespace(num_processes=1)
+    average_gradients(alone, list(net.parameters()))
+
+
+@pytest.mark.parametrize('old, new', [(False, True), (True, False)])
+def test_a_checkpoint_continues_with_and_without_a_fused_optimiser(old, new):
+    def step(net, opt):
+        opt.zero_grad()
+        (net(torch.ones(2, 3)) - 1).square().sum().backward()
+        opt.step()
+
+    def begin(fused):
+        torch.manual_seed(0)
+        net = nn.Linear(3, 2)
+        return net, torch.optim.AdamW(net.parameters(), lr=0.1, fused=fused)
+
+    (first, one), (second, two) = begin(old), begin(new)
+    for _ in range(3):
+        step(first, one)
+    second.load_state_dict(first.state_dict())
+    saved = {k: v.clone() for k, v in pack_optimizer(one).items()}
+    unpack_optimizer(two, saved)
+    assert bool(two.param_groups[0]['fused']) == new
+    step(first, one)
+    step(second, two)
+    torch.testing.assert_close(second.weight, first.weight)
+
+
+def test_the_average_over_all_parameters_at_once_is_the_same(monkeypatch):
+    mend_torchvision()
+    found = []
+    for at_once in (False, True):
+        monkeypatch.setattr(loop, 'in_one_launch', lambda den: at_once)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        ema = make_ema(net, Recipe(ema=0.9))
+        assert ema.foreach == at_once
+        for _ in range(4):
+            for p in net.parameters():
+                p.data.add_(torch.randn_like(p))
+            ema.step(loop.trainable(net))
+        found.append(ema.shadow_params)
+    torch.testing.assert_close(*found)
