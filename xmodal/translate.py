@@ -226,7 +226,6 @@ class Translator(OpenedModel):
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
         how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
-        check_ahead(self.data, how)
         return there_and_back(self, source, known, target, noise, force, how, more)
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
@@ -1019,6 +1018,7 @@ def there_and_back(
 ) -> dict:  # name -> the source's own kind
     "Open, check, cut, draw, restore; a scene by rows."
     d, where = tr.data, path_of(source)
+    check_ahead(d, how)
     found = further_sources(d, where, more)
     settle_concerns(concerns_of_names(d, known, where, found), where or 'the source', force)
     if known is None and where and d.text:
