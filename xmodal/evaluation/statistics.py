@@ -301,7 +301,7 @@ def compare(
     df.attrs.update(metric=metric, baseline=baseline, level=level, note=note)
     return df
 
-# %% ../../nbs/evaluation/74_statistics.ipynb #00000023
+# %% ../../nbs/evaluation/74_statistics.ipynb #e2786c59
 UNITS = dict(psnr=', dB', hausdorff=', pixels', hd95=', pixels')
 
 
@@ -320,7 +320,7 @@ def p_text(
     "A p-value in three digits; none is 0."
     return 'p < 0.001' if p < 0.001 else f'p = {p:.3f}'
 
-
+# %% ../../nbs/evaluation/74_statistics.ipynb #00000023
 def forest_plot(
     result,  # what `compare` returns
     ax=None,  # matplotlib axes; default: new ones
