@@ -381,8 +381,10 @@ def bars_drawn() -> bool:
 
 def note_line(
     text,  # of the warning
-    *where,  # class, file and line, which nobody is told
-    **more,  # the line of code
+    category=None,  # its class; this and the next three nobody is told
+    filename='',  # where it was given
+    lineno=0,  # in which line
+    line=None,  # the line of code
 ) -> str:
     "A warning as a line for people, on its own line."
     return '\n' * bars_drawn() + f'xmodal: note: {text}\n'

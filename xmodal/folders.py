@@ -47,7 +47,6 @@ from .data.units import own_type, units_note
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 from .translate import SampleOptions, alike, answers, load_source, restored_answer
 from .translate import check_ahead, name_says
-from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
 def kind_of(

@@ -933,7 +933,9 @@ def load_source(
     if noise not in ('shared', 'independent'):
         raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
     d, where = tr.data, path_of(source)
+    check_ahead(d, how)
     found = further_sources(d, where, more)
+    settle_concerns(concerns_of_names(d, known, where, found), where or 'the source', force)
     if known is None and where and d.text:
         known = nearby_metadata(where)
     ctx, units = tr.context(known, target), target_units(d, known, target)
@@ -1004,37 +1006,6 @@ def there_and_back(
     "Open, check, cut, draw, restore; a scene by rows."
     loaded = load_source(tr, source, known, target, noise, force, how, more)
     return restored_answer(loaded, *answers(tr, [loaded]))
-
-# %% ../nbs/use/85_translate.ipynb #044e6e96
-def there_and_back(
-    tr,  # Translator
-    source,  # as in `Translator.maps`
-    known,  # metadata of the source, or None: read beside its file
-    target,  # request, or None
-    noise,  # 'shared' or 'independent'
-    force,  # translate what does not fit all the same
-    how: SampleOptions,  # see there
-    more=None,  # further sources, see `further_sources`
-) -> dict:  # name -> the source's own kind
-    "Open, check, cut, draw, restore; a scene by rows."
-    d, where = tr.data, path_of(source)
-    check_ahead(d, how)
-    found = further_sources(d, where, more)
-    settle_concerns(concerns_of_names(d, known, where, found), where or 'the source', force)
-    if known is None and where and d.text:
-        known = nearby_metadata(where)
-    ctx, units = tr.context(known, target), target_units(d, known, target)
-    if scene := scene_of(source, d, tr.model.channels, found, not_by_rows(tr, how)):
-        return translated_scene(tr, scene, ctx, units, force, how)
-    frame = frame_of(source, d, tr.model.channels)
-    y = checked_cut(frame, known, where, force)
-    units, how = frame.settle(units), replace(how, planes=planes_to_see(frame, how.planes))
-    label = units.label if frame.in_units else None
-    side, names = frame.side(found), frame.names(noise)
-    frame.forget()
-    got = draws(tr, y, how, names, ctx, label, side)
-    y = side = None
-    return frame.restore(got, units)
 
 # %% ../nbs/use/85_translate.ipynb #2b155895
 def not_by_rows(
