@@ -9,7 +9,7 @@ __all__ = ['SPREAD_FLOOR', 'Spread', 'Anchored', 'Midpoint']
 import torch
 
 from .bridge import Bridge, Coefs
-from .core import InputError, table_dtype
+from .core import InputError
 from .denoise import Denoiser, Wrap
 from .explain import explained, passes_on
 from .sample import Solver
@@ -62,8 +62,7 @@ class Spread(Bridge):
         y,  # the mean (B, C, *spatial)
     ) -> Coefs:  # (a, b, c) at every time
         "The coefficients along a grid, made anew for every draw."
-        times = grid.to(y.device, table_dtype(y.device))
-        return Coefs(self.coefs(t, y) for t in times)
+        return self.new_table(grid, y, False)
 
 # %% ../nbs/bridges/47_spread.ipynb #f0c426fa
 @explained
