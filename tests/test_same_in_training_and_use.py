@@ -14,7 +14,14 @@ from PIL import Image
 from xmodal.core import InputError
 from xmodal.data import cache as caching
 from xmodal.data import dicom
-from xmodal.data.cache import cache_key, check_one_kind, measured_values, native_grid, prepare
+from xmodal.data.cache import (
+    CACHE_FORMAT,
+    cache_key,
+    check_one_kind,
+    measured_values,
+    native_grid,
+    prepare,
+)
 from xmodal.data.check import check
 from xmodal.data.frames import BesideSlices, VolumeFrame, concerns_of_values, frame_of
 from xmodal.data.records import Record, both_measured
@@ -38,6 +45,7 @@ class Spec:
     fit: str = 'shrink'
     dataset: str = 'test'
     tile: int = None
+    depth: int = None
     further: int = 0
     plane: str = 'axial'
     source_values: dict = None
@@ -87,7 +95,9 @@ def earlier_key(records, params):
         for r in records
         for p in (r.source, r.target)
     ]
-    text = json.dumps([3, params, [(r.subject, r.name) for r in records], files], sort_keys=True)
+    text = json.dumps(
+        [CACHE_FORMAT, params, [(r.subject, r.name) for r in records], files], sort_keys=True
+    )
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 

@@ -211,7 +211,7 @@ def test_a_folder_is_translated_by_two_processes(tmp_path, run_name):
     (tmp_path / 'in').mkdir()
     for p in made:
         shutil.copy(p, tmp_path / 'in')
-    (tmp_path / 'in' / 'broken.nii.gz').write_bytes(b'not a scan')
+    (tmp_path / 'in' / 'broken_T1w.nii.gz').write_bytes(b'not a scan')
     r = launched(
         '-m',
         'xmodal.cli',
@@ -227,7 +227,7 @@ def test_a_folder_is_translated_by_two_processes(tmp_path, run_name):
     assert (
         r.returncode != 0
         and r.stderr.count('not translated: ') == 1
-        and 'broken.nii.gz' in r.stderr
+        and 'broken_T1w.nii.gz' in r.stderr
     )
     assert (
         xmodal(

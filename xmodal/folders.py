@@ -1210,7 +1210,7 @@ class Behind:
         "Starts with the first thing."
         self.keep, self.tick, self.limit = keep, tick, limit
         self.waiting, self.held, self.fates = deque(), 0, []
-        self.thread = ThreadPoolExecutor(1)
+        self.broken, self.thread = False, ThreadPoolExecutor(1)
 
     def __enter__(self):
         return self
@@ -1228,10 +1228,23 @@ class Behind:
     ):
         "Have something kept; waits if too much does."
         size = way.bytes
-        self.waiting.append((self.thread.submit(self.keep, way), size))
+        self.waiting.append((self.thread.submit(self.keep_one, way), size))
         self.held += size
         while self.waiting and (self.held > self.limit or self.waiting[0][0].done()):
             self.finish_one()
+
+    def keep_one(
+        self,
+        way: Underway,  # answered, or with a fate
+    ) -> str:  # its fate
+        "Keep one thing, unless one before it has ended the run: a full disk treats none better."
+        if self.broken:
+            return ''
+        try:
+            return self.keep(way)
+        except BaseException:
+            self.broken = True
+            raise
 
     def finish_one(self):
         "Wait for the first of them."
