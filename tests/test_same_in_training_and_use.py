@@ -348,7 +348,7 @@ def test_an_ignore_value_is_refused_for_volumes(tmp_path):
     with pytest.raises(InputError, match='works for pictures'):
         frame.cut()
     case = Case('s', 's', records[0].target, records[0].target)
-    with pytest.raises(InputError, match='a_T2w.*is for training.*give 0:3 and a mask'):
+    with pytest.raises(InputError, match='a_T2w.*whole numbers from 0 to 3.*--ignore VALUE'):
         read_case(case, window='labels:0:3:255')
 
 

@@ -1253,7 +1253,7 @@ class Behind:
         self.held -= size
         self.tick()
 
-
+# %% ../nbs/use/86_folders.ipynb #cd9f5fa3
 def in_stages(
     tr,  # Translator
     tasks: list,  # of Task
