@@ -8,7 +8,7 @@ __all__ = ['SPREAD_FLOOR', 'Spread', 'Anchored', 'Midpoint']
 # %% ../nbs/bridges/47_spread.ipynb #f59a52c8
 import torch
 
-from .bridge import Bridge, Coefs
+from .bridge import AroundBridge, Coefs
 from .core import InputError
 from .denoise import Denoiser, Wrap
 from .explain import explained, passes_on
@@ -19,7 +19,7 @@ SPREAD_FLOOR = 0.01  # smallest spread of a pixel, in units of the image, which 
 
 
 @explained
-class Spread(Bridge):
+class Spread(AroundBridge):
     "A bridge whose noise has a size of its own in every pixel of one batch."
 
     def __init__(
@@ -29,23 +29,15 @@ class Spread(Bridge):
         floor: float = SPREAD_FLOOR,  # below this a spread counts as this
     ):
         "Multiply the noise of a bridge."
-        super().__init__()
-        self.inside, self.mix, self.total = inside, inside.mix, inside.total
-        self.u_max, self.t_min = inside.u_max, inside.t_min
+        super().__init__(inside)
         self.sigma, self.floor = torch.as_tensor(sigma).clamp(min=floor), floor
 
-    def clock(
+    def around(
         self,
-        t,  # (B,) in [0, 1]
-        dtype=torch.float32,  # of the answer
-    ):  # (B,), about [0, 1000]
-        "As of the bridge inside."
-        return self.inside.clock(t, dtype)
-
-    def posterior(self):
-        "This bridge, or the same spread on the other bridge that steps."
-        other = self.inside.posterior()
-        return self if other is self.inside else Spread(other, self.sigma, self.floor)
+        other,  # a Bridge
+    ):  # Spread
+        "The same spread on another bridge."
+        return Spread(other, self.sigma, self.floor)
 
     def coefs(
         self,

@@ -13,7 +13,7 @@ from itertools import groupby, islice, product
 
 import torch
 
-from .bridge import Bridge
+from .bridge import AroundBridge
 from .core import InputError
 from .data.frames import around
 from .denoise import Wrap
@@ -315,7 +315,7 @@ def check_planes(
     return planes
 
 # %% ../nbs/networks/45_tiles.ipynb #bf8fca8a
-class SlicewiseBridge(Bridge):
+class SlicewiseBridge(AroundBridge):
     "A bridge of pictures, for volumes: the field of every axial slice."
 
     def __init__(
@@ -323,22 +323,15 @@ class SlicewiseBridge(Bridge):
         inside,  # a Bridge
     ):
         "Put a bridge inside."
-        super().__init__()
-        self.inside, self.mix, self.total = inside, inside.mix, inside.total
-        self.u_max, self.t_min, self.process = inside.u_max, inside.t_min, inside.process
+        super().__init__(inside)
+        self.process = inside.process
 
-    def clock(
+    def around(
         self,
-        t,  # (B,) in [0, 1]
-        dtype=torch.float32,  # of the answer
-    ):  # (B,), about [0, 1000]
-        "As of the bridge inside."
-        return self.inside.clock(t, dtype)
-
-    def posterior(self):
-        "This bridge, or the same around the other one that steps."
-        other = self.inside.posterior()
-        return self if other is self.inside else SlicewiseBridge(other)
+        other,  # a Bridge
+    ):  # SlicewiseBridge
+        "The slices of another bridge."
+        return SlicewiseBridge(other)
 
     def coefs(
         self,

@@ -10,8 +10,8 @@ __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_sh
            'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
            'concerns_of_source', 'companion', 'further_sources', 'ways_to_write', 'word_in_name', 'name_says',
            'entities_of', 'concerns_of_further', 'concerns_of_names', 'settle_concerns', 'checked_cut', 'Loaded',
-           'load_source', 'alike', 'answers', 'restored_answer', 'there_and_back', 'not_by_rows', 'kept_on_disk',
-           'summed_strips', 'translated_scene', 'target_units']
+           'load_source', 'alike', 'answers', 'restored_answer', 'not_by_rows', 'kept_on_disk', 'summed_strips',
+           'translated_scene', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import re, tempfile, warnings
@@ -226,7 +226,8 @@ class Translator(OpenedModel):
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
         how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
-        return there_and_back(self, source, known, target, noise, force, how, more)
+        loaded = load_source(self, source, known, target, noise, force, how, more)
+        return restored_answer(loaded, *answers(self, [loaded]))
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
 def in_short(
@@ -991,21 +992,6 @@ def restored_answer(
 ) -> dict:  # name -> the source's own kind
     "An answer on the grid and in the kind of its source."
     return got if loaded.scene else loaded.frame.restore(got, loaded.units)
-
-
-def there_and_back(
-    tr,  # Translator
-    source,  # as in `Translator.maps`
-    known,  # metadata of the source, or None: read beside its file
-    target,  # request, or None
-    noise,  # 'shared' or 'independent'
-    force,  # translate what does not fit all the same
-    how: SampleOptions,  # see there
-    more=None,  # further sources, see `further_sources`
-) -> dict:  # name -> the source's own kind
-    "Open, check, cut, draw, restore; a scene by rows."
-    loaded = load_source(tr, source, known, target, noise, force, how, more)
-    return restored_answer(loaded, *answers(tr, [loaded]))
 
 # %% ../nbs/use/85_translate.ipynb #2b155895
 def not_by_rows(
