@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of', 'windows_of',
            'prepare_pairs', 'Parts', 'without_air', 'select_parts', 'few_images', 'load_parts', 'Sampling',
-           'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'Trained', 'train_row', 'translations',
-           'of_volumes', 'measured_pixels', 'measure_images']
+           'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'fit_first', 'Trained', 'train_row',
+           'translations', 'of_volumes', 'measured_pixels', 'measure_images']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,13 +27,14 @@ from .evaluation.masks import evaluate_masks, threshold
 from .evaluation.metrics import evaluate_pairs, measures
 from .job import FromData
 from .methods import calls, get_method, recipe_for
-from .nets.build import build
+from .nets.anchor import anchor_sizes, build_anchored
 from .parameters import words_of
 from .tiles import Tiled, in_tiles
 from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import is_main, map_over_processes
-from .training.loop import measure_scale, predict, Recipe
+from .training.folds import AnchorFit, AnchorPlan, fit_anchor
+from .training.loop import Denoising, checkpoints, measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
 def targets_of(
@@ -263,6 +265,7 @@ class RowPlan:
     device: str = None  # 'cpu', 'cuda', ...; None: what there is
     accumulate: int = 1  # parts in which a batch is gone through
     compile: bool = False  # compile the network
+    anchor: AnchorPlan = AnchorPlan()  # how its anchor is fitted, if it has one
 
 # %% ../nbs/use/82_engine.ipynb #f72b1c52
 def build_row(
@@ -273,8 +276,10 @@ def build_row(
     model = dict(row.model)
     if (model.get('pred') or get_method(row.method).pred) == 'ddbm':
         model['scale'] = measure_scale(learn)
+    if get_method(row.method).anchor:
+        model.setdefault('anchor', anchor_sizes(model['net']))
     torch.manual_seed(item_seed(row.recipe.seed, 'weights'))
-    den = build(**model)
+    den = build_anchored(**model)
     if row.prior:
         warm_start(den.net, row.prior)
     return den, model
@@ -288,11 +293,36 @@ def fit_row(
     val=None,  # the validation set; None: no validation
 ):  # the log, a pandas DataFrame
     "Train a row, or go on where it stopped."
+    first = None if den.anchor is None else fit_first(row, den, model, learn, val)
     often = dict(log_every=row.log_every, val_every=row.val_every, save_every=row.save_every)
     where = dict(resume=row.resume, workers=row.workers, device=row.device)
     how = dict(accumulate=row.accumulate, compile=row.compile, options=row.validation)
     what = dict(objective=row.objective, provenance=row.provenance, val=val)
-    return fit(den, learn, row.out, row.method, row.recipe, model, **what, **often, **where, **how)
+    if first:
+        learn, about = first.data, dict(row.provenance or {}, anchor=first.about)
+        begun = bool(checkpoints(Path(row.out) / 'checkpoints'))
+        where['resume'] = row.resume and begun
+        what |= dict(provenance=about, trainer=partial(Denoising, folds=first.folds))
+    log = fit(den, learn, row.out, row.method, row.recipe, model, **what, **often, **where, **how)
+    if first:
+        log.attrs |= dict(seconds=log.attrs['seconds'] + first.seconds, anchor=first.about)
+    return log
+
+
+def fit_first(
+    row: RowPlan,  # of a method with an anchor
+    den,  # from `build_row`; its anchor is given its weights
+    model: dict,  # from `build_row`
+    learn,  # the training set
+    val=None,  # the validation set, or None
+):  # training.folds.Fitted
+    "Fit the anchors of a row before its denoiser."
+    how = dict(workers=row.workers, device=row.device, accumulate=row.accumulate)
+    how |= dict(save_every=row.save_every)
+    more = dict(resume=row.resume, how=how, provenance=row.provenance)
+    return fit_anchor(
+        den, learn, AnchorFit(model, row.recipe, Path(row.out), row.anchor, **more), val
+    )
 
 # %% ../nbs/use/82_engine.ipynb #a9677551
 class Trained(NamedTuple):

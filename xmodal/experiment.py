@@ -390,7 +390,11 @@ def plan_row(
     "A row under the budget of an experiment; it goes on if it was interrupted."
     folder, steps = row_folder(x, row.name, seed), x.budget.steps
     often = dict(log_every=max(1, steps // 20), save_every=max(1, steps // 3))
-    where = dict(resume=(folder / 'checkpoints').is_dir(), workers=x.workers, device=x.device)
+    where = dict(
+        resume=any((folder / k).is_dir() for k in ('anchor', 'checkpoints')),
+        workers=x.workers,
+        device=x.device,
+    )
     recipe = x.budget.recipe(row, seed)
     return RowPlan(row.method, model, recipe, folder, row.objective, **often, **where)
 

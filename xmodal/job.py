@@ -128,12 +128,18 @@ class ByNetwork:
         'cdtsde_released, dossr, bbdm, bbdm_sin, abridge, abridge_single, abridge_score, '
         'ddbm_vp, ddbm_ve, ddbm_ve_log, dbim, dbim2, dbim3, i2sb, i2sb_ode, flow, flow_noise, '
         'ddpm, dualdb_like, pix2pix, selfrdb, syndiff, syndiff_cycle, dtfnet, metadb, '
-        'diffusion, regression, ...',
+        'diffusion, residual, pmrf, corrdiff, regression, ...',
     )
     options: str = option(
         '',
         'of bridge, sampler and critics, such as eta 0.5 and order 2 written with equals sign '
         'and comma, or a JSON object; a wrong name is answered with those there are',
+    )
+    anchor: str = option(
+        '',
+        'what the bridge starts from instead of the source: mean (a prediction of the target), '
+        'scalar (with one fitted spread), spread (with one per pixel), none; empty: as the '
+        'method says (residual: spread; pmrf, corrdiff: mean; others: none)',
     )
     pred: str = option(
         '',
@@ -224,6 +230,17 @@ class ByTraining:
         'several sources (source T1w,FLAIR): the share of the training samples in which each '
         'further source is left out, so that the model can do without it',
     )
+    folds: int = option(
+        5,
+        'anchor: parts of the training people; each is predicted by an anchor that has not seen '
+        'them (fewer people: leave one out); 1: in fold',
+    )
+    anchor_steps: int = option(
+        0,
+        'steps of each of the folds + 1 anchors; 0: 2/(folds + 1) of steps, which takes about as '
+        'long in all as the rest',
+    )
+    anchor_rule: str = option('nll', 'what its spread is fitted by: nll (likelihood) or crps')
     accumulate: int = option(
         1,
         'parts in which a process goes through its share of a batch: less memory, the same result',
@@ -279,10 +296,10 @@ JOB_TOPICS = {
     ' context fit register check allow_unpaired split slices air plane'
     ' train_subjects test_subjects limit',
     'simulated data': 'made_subjects made_voxel made_pixels made_varied',
-    'model': 'method options pred net depth ch mults layers attention checkpointing',
+    'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch lr ema drop_sources accumulate baseline val_every save_every'
+    'training': 'steps batch lr ema folds anchor_steps anchor_rule drop_sources accumulate baseline val_every save_every'
     ' seed resume smoke',
     'translation': 'sample_steps tau',
     'machine': 'device precision channels_last compile workers processes',

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
-           'dtfnet', 'with_anchor', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN',
-           'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge',
-           'dbim_row', 'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'arguments_of', 'known_options',
-           'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of', 'from_anchor', 'draw', 'calls',
-           'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
+           'dtfnet', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options',
+           'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge',
+           've_bridge', 'dbim_row', 'soft_prior', 'on_anchor', 'get_method', 'recipe_for', 'make_bridge',
+           'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of',
+           'from_anchor', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -472,6 +472,28 @@ with_anchor = dict(
         anchor='mean',
     ),
 )
+methods.update(with_anchor)
+
+# %% ../nbs/bridges/17_methods.ipynb #535694f6
+ANCHORS = ('mean', 'scalar', 'spread')  # kinds of anchors, see 48_anchor
+
+
+@explained
+def on_anchor(
+    name: str,  # row of `methods`, perhaps with a kind behind it
+    kind: str,  # one of `ANCHORS`, or 'none'; 'mean+scalar' and 'mean+spread' are understood too
+) -> str:  # the name of that row: 'i2sb-mean', or 'residual' where the kind is the row's own
+    "The name of a row with another anchor; raises InputError where it can have none."
+    kind, m = kind.removeprefix('mean+'), get_method(name)
+    if kind not in (*ANCHORS, 'none'):
+        raise InputError(unknown_word('kind of anchor', kind, (*ANCHORS, 'none')))
+    if kind != 'none' and (m.times == 'one' or m.adversarial):
+        raise InputError(
+            f'method {name} cannot start from an anchor: it answers in one step or is trained with'
+            ' discriminators; use a bridge or a diffusion, such as residual or i2sb'
+        )
+    row = name.partition('-')[0]
+    return row if kind == (methods[row].anchor or 'none') else f'{row}-{kind}'
 
 # %% ../nbs/bridges/17_methods.ipynb #d5551d97
 bridge_parts = dict(
@@ -493,20 +515,18 @@ bridge_options = gathered(bridge_parts, leave_out=('channels', 'mix', 'kind', 'n
 # %% ../nbs/bridges/17_methods.ipynb #7563db30
 @explained
 def get_method(
-    name,  # row of `methods`, or a Method, which is returned as it is
+    name,  # row of `methods`, perhaps with an anchor's kind behind it, or a Method: as it is
 ) -> Method:
     "The row `name`; raises InputError with the list of names."
     if isinstance(name, Method):
         return name
-    if name in with_anchor:
-        raise InputError(
-            f'method {name!r} is trained with an anchor, a network for mean and spread, which no'
-            f' command trains yet: use one of {", ".join(methods)}; in Python its row is'
-            f' xmodal.methods.with_anchor[{name!r}]'
-        )
-    if name not in methods:
+    if name in methods:
+        return methods[name]
+    row, _, kind = str(name).rpartition('-')
+    if row not in methods or kind not in (*ANCHORS, 'none'):
         raise InputError(unknown_word('method', name, methods))
-    return methods[name]
+    on_anchor(row, kind)  # can it have one?
+    return replace(methods[row], anchor='' if kind == 'none' else kind)
 
 
 # this package's own, for short trainings from random weights; and CDTSDE's, for a pretrained
@@ -706,6 +726,7 @@ def from_anchor(
     m,  # a Method
     go,  # Route
     y,  # source (B, C, *spatial), latents where the network works on them
+    ctx=None,  # conditioning, for an anchor that is steered by prompts too
 ) -> tuple:  # (Route, what the bridge starts from), the same two for a denoiser without an anchor
     "Ask the anchor of a denoiser, if it has one; raises InputError where a row needs one."
     if go.den.anchor is None and m.anchor:
@@ -715,7 +736,7 @@ def from_anchor(
         )
     if go.den.anchor is None:
         return go, y
-    den, mean = go.den.anchor.hold(go.den, y)
+    den, mean = go.den.anchor.hold(go.den, y, ctx)
     return replace(go, den=den, bridge=den.bridge.posterior()), mean
 
 # %% ../nbs/bridges/17_methods.ipynb #5e3cd79b
@@ -737,7 +758,7 @@ def draw(
     go = route_of(method, den, steps, tau, grid, **options)
     codec, size = go.den.codec, y.shape[-2:]
     y = y if codec is None else codec.encode(y)
-    go, y = from_anchor(get_method(method), go, y)
+    go, y = from_anchor(get_method(method), go, y, ctx)
     x = y if go.from_source else None
     more = dict(bridge=go.bridge, out=out, callback=callback, solver=go.solver)
     got = sample(go.den, y, go.grid, go.rule, seeds, ctx, x, **more)

@@ -35,6 +35,8 @@ def what_is_there(
         found.append('a log')
     if (run / 'regression').exists():
         found.append('a baseline')
+    if (run / 'anchor').exists():
+        found.append('anchors')
     return found
 
 # %% ../nbs/basics/08_run_folder.ipynb #3ea883ee

@@ -69,14 +69,14 @@ class Anchored(Wrap):
         self,
         den,  # Estimator
         source,  # what the mean was predicted from (B, C, *spatial)
-        sigma,  # predicted spread: a number, or (B, C, *spatial)
+        sigma,  # predicted spread: a number, one per image (B, 1, ...), or (B, C, *spatial)
         shown: bool = True,  # does the network see source and spread beside the mean?
     ):
         "Hold the source and the spread of one batch."
         super().__init__(den)
         self.spread = Spread(self.den.bridge, sigma)
         seen = [source, self.spread.sigma.to(source)]
-        self.beside = seen[: shown * (1 + (self.spread.sigma.ndim > 0))]
+        self.beside = seen[: shown * (1 + (self.spread.sigma.shape == source.shape))]
 
     @property
     def bridge(self):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLANES', 'window_starts', 'window_shares', 'part_of', 'ByPart', 'pack', 'batches', 'gather', 'whole_coefs', 'told_of',
-           'check_asked_in_parts', 'InParts', 'Tiled', 'in_tiles', 'check_planes', 'SlicewiseBridge', 'Around', 'Views']
+           'check_asked_in_parts', 'AnchorInParts', 'InParts', 'Tiled', 'in_tiles', 'check_planes', 'SlicewiseBridge',
+           'Around', 'Views']
 
 # %% ../nbs/networks/45_tiles.ipynb #b7a84a7e
 import math
@@ -157,6 +158,48 @@ def check_asked_in_parts(
     if not (isinstance(batch, int) and batch >= 1):
         raise ValueError(f'batch must be a whole number of 1 or more, got {batch!r}')
 
+# %% ../nbs/networks/45_tiles.ipynb #3a87237d
+class AnchorInParts:
+    "The anchor of a denoiser that is asked part by part: anchor(y, side, ctx) -> mu, sigma."
+
+    def __init__(
+        self,
+        den,  # InParts around a denoiser with an anchor
+    ):
+        "Keep both."
+        self.den, self.inside = den, den.den.anchor
+
+    def __call__(
+        self,
+        y,  # source (B, C, *spatial)
+        side=None,  # further images (B, E, *spatial), or None
+        ctx=None,  # prompts by image, or None
+    ) -> tuple:  # mu, shape of y, and sigma: the same, or one number
+        "What the anchor says of the parts, added up."
+        sides, numbers = tuple(y.shape[2:]), []
+        if self.den.covers(sides):
+            return self.inside(y, side, ctx)
+
+        def ask(x, t, y, side=None, ctx=None):
+            mu, sigma = self.inside(y, side, ctx)
+            numbers[:] = [sigma] * (sigma.ndim == 0)
+            return torch.cat([mu, sigma.expand_as(mu)], 1)
+
+        both, t = torch.cat([torch.zeros_like(y)] * 2, 1), y.new_zeros(len(y))
+        told = dict(x=both, t=t, y=y, side=self.den.surround(y, side), ctx=ctx)
+        mu, sigma = gather(ask, self.den.parts(sides), self.den.batch, told).chunk(2, 1)
+        return mu, numbers[0] if numbers else sigma
+
+    def hold(
+        self,
+        den,  # Estimator
+        y,  # source (B, C, *spatial)
+        ctx=None,  # prompts, or None
+        ask=None,  # as of the anchor inside; None: in parts
+    ) -> tuple:  # (`spread.Anchored`, mu)
+        "As the anchor inside, but asked in parts."
+        return self.inside.hold(den, y, ctx, ask or self)
+
 # %% ../nbs/networks/45_tiles.ipynb #2a3f3ecd
 class InParts(Wrap):
     "A denoiser that is asked about parts of the state; the estimates are summed up."
@@ -170,6 +213,11 @@ class InParts(Wrap):
         super().__init__(den)
         check_asked_in_parts(self, batch)
         self.batch = batch
+
+    @property
+    def anchor(self):
+        "The anchor of the denoiser inside, asked in these parts, or None."
+        return self.den.anchor and AnchorInParts(self)
 
     def parts(
         self,

@@ -1002,6 +1002,8 @@ def not_by_rows(
     mix = tr.den.bridge.mix
     if mix is not None and not mix.flat:
         return 'the mixing field of this model looks at the whole picture'
+    if tr.den.anchor is not None:
+        return 'this model starts from an anchor, which is asked for the whole picture'
     return 'the share of the source along the path (mix) is drawn in one piece' if how.mix else ''
 
 

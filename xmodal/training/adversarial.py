@@ -907,7 +907,9 @@ def try_options(
     they do not run.
     """
     den = Zero(make_bridge(method, channels, **bridge))
-    draw(method, den, torch.zeros(1, channels, 8, 8), 2, **sampler)
+    m = get_method(method)
+    row = replace(m, anchor='') if m.anchor else method  # there is none to be asked here
+    draw(row, den, torch.zeros(1, channels, 8, 8), 2, **sampler)
 
 
 def share_options(

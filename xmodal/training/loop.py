@@ -15,6 +15,7 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,8 @@ class Draws(Dataset):
         if 'side' in item:  # neighbouring slices, further sources
             rng = np.random.default_rng(item_seed(self.seed, 'drop', n))
             out['side'] = dropped(item['side'], item.get('groups', ()), self.drop, rng)
+        if 'fold' in item:  # which anchor has not seen this person, see 63_folds
+            out['fold'] = torch.tensor(item['fold'])
         if 'x0_std' in item:  # latents: the target is drawn from its Gaussian
             out['x0_std'] = item['x0_std']
         return out
@@ -559,10 +562,25 @@ class PairLoss(nn.Module):
         den,  # Denoiser
         loss='mse',  # row of denoise.losses
         weight='x0',  # 'x0' or 'net', see denoise.loss_per_item
+        # module (y, side, ctx, fold) -> mu, sigma, for a denoiser with an anchor; None: the anchor
+        folds=None,
     ):
         "Keep the denoiser and what its error is."
         super().__init__()
-        self.den, self.loss, self.weight = den, loss, weight
+        self.den, self.loss, self.weight, self.folds = den, loss, weight, folds
+
+    def started(
+        self,
+        den,  # Estimator
+        y,  # sources (B, C, H, W)
+        ctx=None,  # prompts (B, 3, dim), or None
+        fold=None,  # (B,) numbers of the folds that the images are in, or None
+    ) -> tuple:  # denoiser, and what its bridge starts from
+        "Denoiser and source, or the denoiser held at a predicted mean, and that mean."
+        if den.anchor is None:
+            return den, y
+        ask = None if self.folds is None else partial(self.folds, fold=fold)
+        return den.anchor.hold(den, y, ctx, ask)
 
     def forward(
         self,
@@ -571,12 +589,13 @@ class PairLoss(nn.Module):
         t,  # times (B,) in (0, 1]
         eps,  # standard normal noise, shape of x0
         z=None,  # (B, latent) standard normal, or None
-        ctx=None,  # prompts (B, 3, dim), or None
-        side=None,  # further images (B, E, H, W), or None
-        valid=None,  # (B, 1, H, W), False where nothing was measured; None: all was
+        # what else the batch has: prompts ctx (B, 3, dim), further images side (B, E, H, W), valid
+        # (B, 1, H, W), False where nothing was measured, and fold (B,)
+        more: dict = {},
     ):  # 0-d
         "Mean of the images' losses."
-        den = beside(self.den, side)
+        ctx, side, valid, fold = (more.get(k) for k in ('ctx', 'side', 'valid', 'fold'))
+        den, y = self.started(beside(self.den, side), y, ctx, fold)
         den = den if valid is None else Ignoring(den, valid, eps)
         return loss_per_item(den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
 
@@ -673,10 +692,15 @@ class Denoising:
         m,  # row of `methods`
         r,  # Recipe
         data,  # data set; not needed here
+        folds=None,  # where mean and spread come from, see `PairLoss`
     ):
         "One AdamW for network and bridge."
-        self.den, self.m, self.r = den, m, r
+        self.den, self.m, self.r, self.folds = den, m, r, folds
         self.opts = dict(optim=adamw(den, r))
+
+    def loss_module(self) -> nn.Module:  # called as `PairLoss`
+        "What is wrapped for several processes."
+        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds)
 
     def prepare(
         self,
@@ -685,8 +709,7 @@ class Denoising:
     ):
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
-        loss_fn = PairLoss(self.den, self.m.loss, self.m.weight)
-        self.loss_fn, self.opts['optim'] = acc.prepare(loss_fn, self.opts['optim'])
+        self.loss_fn, self.opts['optim'] = acc.prepare(self.loss_module(), self.opts['optim'])
 
     def loss(
         self,
@@ -701,7 +724,8 @@ class Denoising:
         eps = noise(x0)
         z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
         with acc.autocast():
-            return self.loss_fn(x0, y, t, eps, z, ctx, side, valid)
+            more = dict(ctx=ctx, side=side, valid=valid, fold=b.get('fold'))
+            return self.loss_fn(x0, y, t, eps, z, more)
 
     def step(
         self,

@@ -27,7 +27,8 @@ from ..core import check_limit, InputError
 from ..files import atomic, clear_left
 from ..core import first_line
 from ..methods import check_options, get_method
-from ..nets.build import build, find_net
+from ..nets.anchor import build_anchored
+from ..nets.build import find_net
 from ..sample import check_grid, rules
 from ..data.windows import rule_numbers
 from ..metadata.encoder import hub
@@ -142,6 +143,7 @@ class ModelSpec(Section):
     bridge: dict = None  # options of the method's bridge
     pred: str = None  # what the network predicts: row of `denoise.predictions`
     scale: dict = None  # measured constants of the prediction 'ddbm': s0, sT, cov
+    anchor: dict = None  # sizes of the anchor, for a method with one: ch, mults, layers
     more: dict = dataclasses.field(default_factory=dict)  # keys of a later version
 
     @classmethod
@@ -156,7 +158,7 @@ class ModelSpec(Section):
 
     def build(self):  # Denoiser with fresh weights
         "The denoiser; raises InputError or, for arguments that do not fit, what Python raises."
-        return build(**self.to_json())
+        return build_anchored(**self.to_json())
 
 # %% ../../nbs/training/60_model_folder.ipynb #d9c594d3
 @dataclass(frozen=True, kw_only=True)
@@ -529,7 +531,7 @@ def check_model_section(
         refuse_value(path, 'model.method', 'the name of a method', m.get('method'))
     if not is_count(m.get('channels'), 1024):
         refuse_value(path, 'model.channels', 'a whole number from 1 to 1024', m.get('channels'))
-    for key in ('net', 'bridge', 'scale'):
+    for key in ('net', 'bridge', 'scale', 'anchor'):
         if not isinstance(m.get(key) or {}, dict):
             refuse_value(path, f'model.{key}', 'an object', m[key])
         bad = absurd(m.get(key) or {}, f'model.{key}')
