@@ -32,7 +32,7 @@ import sys
 import tempfile
 import warnings
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 for threads in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
@@ -56,7 +56,8 @@ from xmodal.train import train_command as train_main
 from xmodal.nets.latent import read_prior, tiny_prior
 from xmodal.data.layouts import datasets
 from xmodal.methods import draw, make_bridge, methods, parse_options, recipe_for, split_options
-from xmodal.nets.build import build, nets
+from xmodal.nets.anchor import build_anchored as build
+from xmodal.nets.build import nets
 from xmodal.sample import GaussianOracle, rules, scaled
 from xmodal.solvers import grids, samplers
 from xmodal.nets.conditioning import conditionings
@@ -169,8 +170,9 @@ def method_bridge(name, **options):
 def method_oracle(name):
     "The row's own number of steps on an oracle, two channels, float64."
     oracle = Oracle(filled(make_bridge(name, 2)))
-    y = images(2, 2, 4, 3, torch.float64)
-    return path_of(lambda see: draw(name, oracle, y, seeds=11, out='state', callback=see))
+    y, m = images(2, 2, 4, 3, torch.float64), replace(methods[name], anchor='')
+    m = m if methods[name].anchor else name  # the oracle has no anchor
+    return path_of(lambda see: draw(m, oracle, y, seeds=11, out='state', callback=see))
 
 
 def few_steps(name):

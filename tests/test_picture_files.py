@@ -20,7 +20,7 @@ from xmodal.data.records import Record
 from xmodal.engine import measure_images
 from xmodal.folders import translate_paths
 from xmodal.methods import get_method, methods
-from xmodal.nets.build import build
+from xmodal.nets.anchor import build_anchored as build
 from xmodal.train import common_nodata
 from xmodal.training.adversarial import LossInputs
 from xmodal.training.loop import Draws, PairLoss, cropped, psnr_of
@@ -367,7 +367,7 @@ def test_no_loss_sees_what_was_not_measured(name):
     b = batch(-1.0)
     eps = torch.randn(b['x0'].shape, generator=torch.Generator().manual_seed(1))
     more = dict(side=b['y'], valid=b['valid'])  # with further images, too
-    loss = PairLoss(den, m.loss, m.weight)(b['x0'], b['y'], b['t'], eps, **more)
+    loss = PairLoss(den, m.loss, m.weight)(b['x0'], b['y'], b['t'], eps, more=more)
     loss.backward()
     assert loss.isfinite()
     for net in filter(None, (den.net, den.twin)):

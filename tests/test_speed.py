@@ -9,7 +9,7 @@ from xmodal.bridge import Brownian
 from xmodal.core import Noise
 from xmodal.denoise import Denoiser, Network, fast, keep_memory, run_net
 from xmodal.methods import draw, methods
-from xmodal.nets.build import build
+from xmodal.nets.anchor import build_anchored as build
 from xmodal.sample import sample, uniform, weighted_sum
 from xmodal.testing import Launches
 

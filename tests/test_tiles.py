@@ -14,6 +14,7 @@ from xmodal.core import InputError
 from xmodal.denoise import Clip, Denoiser, Network, Stop
 from xmodal.methods import draw, methods
 from xmodal.mixing import SpatialMix
+from xmodal.nets.anchor import build_anchored
 from xmodal.nets.build import build, sizes_for
 from xmodal.sample import Estimator, Plain, sample, uniform, zero
 from xmodal.tiles import PLANES, SlicewiseBridge, Tiled, Views
@@ -152,7 +153,10 @@ def test_prompts_pictures_and_random_vectors_follow_their_image():
         close(sample(Tiled(den, 16), y, uniform(2), ctx=ctx), sample(den, y, uniform(2), ctx=ctx))
 
 
-@pytest.mark.parametrize('method', methods)
+WITHOUT_ANCHOR = [n for n, m in methods.items() if not m.anchor]  # the others: test_anchor
+
+
+@pytest.mark.parametrize('method', WITHOUT_ANCHOR)
 def test_every_method(method):
     made = build(method, 1, net=dict(ch=8, mults=(1,), layers=1), arch='unet').eval()
     made.net = Pixelwise(latent=made.latent)
@@ -317,7 +321,7 @@ def test_views_and_tiles_compose():
         close(draw('cdtsde', both, vol, 2), want, 1e-5)
 
 
-@pytest.mark.parametrize('method', methods)
+@pytest.mark.parametrize('method', WITHOUT_ANCHOR)
 def test_a_volume_by_every_method(method):
     made = build(method, 1, net=dict(ch=8, mults=(1,), layers=1), arch='unet').eval()
     made.net = Pixelwise(latent=made.latent)
@@ -384,7 +388,7 @@ def test_the_same_as_sliding_windows_of_monai():
 def solid(method='bbdm', **options):
     "A denoiser of volumes with weights that are not zero."
     torch.manual_seed(0)
-    den = build(method, 1, net=dict(ch=8, mults=(1, 2)), arch='unet3d', **options).eval()
+    den = build_anchored(method, 1, dict(ch=8, mults=(1, 2)), arch='unet3d', **options).eval()
     for q in (q for q in den.net.parameters() if not q.any()):
         nn.init.normal_(q, std=0.1)
     return den
@@ -421,7 +425,8 @@ def test_each_method_serves_volumes_or_is_refused_in_one_line(method):
         den = solid(method)
     except InputError as e:
         assert '\n' not in str(e) and 'unet' in str(e)
-        assert methods[method].adversarial or method.startswith('cdtsde') or 'metadb' in method
+        m = methods[method]
+        assert m.adversarial or m.anchor or method.startswith('cdtsde') or 'metadb' in method
         return
     assert not methods[method].adversarial  # critics look at pictures
     vol = noise(1, 1, 4, 6, 5)
