@@ -131,6 +131,8 @@ class Bridge(KeptCoefs):
     u_max = 1.0  # end of the paper's own clock
     t_min = 1e-4  # the earliest time of the paper, as a share of u_max
     process = None  # DDBM: u -> alpha, rho^2, rho_max^2 - rho^2, drift, g^2 of the SDE behind it
+    latent = 0  # length of the random vector that its networks are made with; 0: none
+    shows_state = True  # is the network shown the state? False: the source in its place
 
     def __init__(self):
         "A path without a mixing field; subclasses that have one set `mix`."

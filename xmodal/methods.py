@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
-           'dtfnet', 'with_anchor', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options', 'OWN',
-           'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge',
-           'dbim_row', 'soft_prior', 'get_method', 'recipe_for', 'make_bridge', 'arguments_of', 'known_options',
-           'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of', 'from_anchor', 'draw', 'calls',
-           'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
+           'dtfnet', 'ONE_CALL', 'with_anchor', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options',
+           'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge',
+           've_bridge', 'dbim_row', 'soft_prior', 'one_call', 'get_method', 'recipe_for', 'make_bridge', 'arguments_of',
+           'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of', 'from_anchor',
+           'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -25,7 +25,7 @@ from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import Estimator, Solver, as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop
-from .families import DDBM, NoiseFlow, ResidualVP, ScoreBrownian, SoftPrior, Straight
+from .families import DDBM, NoiseFlow, OneCall, ResidualVP, ScoreBrownian, SoftPrior, Straight
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
 from .solvers import grids, karras, samplers, solver_options
 
@@ -440,6 +440,33 @@ methods.update(
     ),
 )
 
+# %% ../nbs/bridges/17_methods.ipynb #6f1429ed
+def one_call(
+    channels,  # C of the images; not needed
+    noise='image',  # 'image': an image of noise, 'z': a random vector in every layer, or 'both'
+    latent=32,  # length of the random vector
+    around=False,  # does the noise lie around a predicted mean? set by `nets.anchor.anchored_row`
+):  # OneCall
+    "The noise that a one-call row begins with."
+    return OneCall(noise, latent, around)
+
+
+ONE_CALL = dict(pred='onset', steps=1, times='one', recipe=dict(betas=(0.9, 0.95)))
+methods.update(
+    ensemble=Method(
+        'one call from noise, trained by the CRPS of pixels, slopes and means (after AIFS-CRPS)',
+        one_call,
+        loss='ensemble',
+        **ONE_CALL,
+    ),
+    energy=Method(
+        'one call from noise, trained by the energy score of patches (after engression)',
+        one_call,
+        loss='energy',
+        **ONE_CALL,
+    ),
+)
+
 # %% ../nbs/bridges/17_methods.ipynb #65b00e84
 with_anchor = dict(
     residual=Method(
@@ -487,6 +514,7 @@ bridge_parts = dict(
     ddpm=ddpm,
     selfrdb=soft_prior,
     syndiff=big_steps,
+    ensemble=one_call,
 )
 bridge_options = gathered(bridge_parts, leave_out=('channels', 'mix', 'kind', 'n'))
 

@@ -9,6 +9,7 @@ __all__ = ['spread_rules', 'KINDS', 'FIRST_SPREAD', 'gaussian_nll', 'gaussian_cr
 # %% ../../nbs/networks/48_anchor.ipynb #ec4cc7ac
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -16,7 +17,7 @@ from torch import nn
 
 from ..choices import unknown_word
 from ..core import InputError
-from ..denoise import Denoiser
+from ..denoise import Denoiser, draws_of
 from ..explain import explained, passes_on
 from ..methods import Method, bridge_options, get_method, with_anchor
 from .build import build, unet_of
@@ -139,11 +140,13 @@ def anchored_row(
     kind = kind or m.anchor or 'spread'
     if kind not in KINDS:
         raise InputError(unknown_word('kind of anchor', kind, KINDS))
-    if m.times == 'one' or m.adversarial:
+    if (m.times == 'one' and draws_of[m.loss] == 1) or m.adversarial:
         raise InputError(
             f'method {name} cannot start from an anchor: it answers in one step or is trained with'
             ' discriminators; use a bridge or a diffusion, such as residual or i2sb'
         )
+    if m.times == 'one':  # the noise of a one-call row lies around the mean
+        return replace(m, anchor=kind, bridge=partial(m.bridge, around=True))
     return replace(m, anchor=kind)
 
 
