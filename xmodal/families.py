@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'before', 'bbdm', 'ScoreBrownian', 'DDBM', 'i2sb', 'SoftPrior', 'clean_prior', 'big_steps', 'ddpm',
-           'NoiseFlow', 'Straight', 'ResidualVP', 'OneCall']
+           'NoiseFlow', 'Straight', 'ResidualVP', 'OneCall', 'half_distance', 'UPSR', 'UDBM']
 
 # %% ../nbs/bridges/15_families.ipynb #96467442
 import math
@@ -287,20 +287,114 @@ class OneCall(Bridge):
         self,
         noise: str = 'image',  # 'image': an image of noise, 'z': a random vector, or 'both'
         latent: int = 32,  # length of the random vector, if there is one
-        around: bool = False,  # does the noise lie around what it starts from, a predicted mean?
     ):
         "Say where the noise comes in; raises ValueError for an unknown way."
         super().__init__()
         if noise not in NOISES:
             raise ValueError(f"noise must be 'image', 'z' or 'both', got {noise!r}")
         self.latent = 0 if noise == 'image' else latent
-        self.shows_state, self.around = noise != 'z', around
+        self.shows_state = noise != 'z'
 
     def coefs(
         self,
         t,  # time in [0, 1]: a number or (B,)
-        y=None,  # what the noise lies around (B, C, *spatial), for its shape only
+        y=None,  # source (B, C, *spatial), for its shape only
     ):  # a, b, c, float64
-        "1 - t, then t or 0, then t."
+        "1 - t, 0, t: nothing but noise at the start."
         t = self.time(t, y)
-        return 1 - t, t if self.around else torch.zeros_like(t), t
+        return 1 - t, torch.zeros_like(t), t
+
+    def with_spread(
+        self,
+        t,  # time in [0, 1]: a number or (B,)
+        y,  # the mean (B, C, *spatial), for its shape only
+        sigma,  # spread of the target in every pixel, tensor that broadcasts against y
+    ):  # a, b, c, float64
+        "1 - t, t, sigma t: noise of this size around the mean."
+        t = self.time(t, y)
+        return 1 - t, t, t * sigma.to(t.device, t.dtype)
+
+# %% ../nbs/bridges/15_families.ipynb #33d9de3f
+def half_distance(
+    source,  # (B, C, *spatial), in [-1, 1]
+    mean,  # predicted mean of the target, same shape
+):  # same shape, in units of the whole range
+    "How far a source is from the target that is expected: half of the absolute difference."
+    return (mean - source).abs() / 2
+
+
+class UPSR(Tabulated):
+    "ResShift with noise by uncertainty (Zhang et al., CVPR 2025), as its release has it."
+
+    keeps_source = True
+
+    def __init__(
+        self,
+        kappa: float = 2.5,  # standard deviation of the noise at the start where w is 1
+        un: float = 0.1,  # u_max, at which the noise is largest; share of the range of images
+        floor: float = 0.4,  # f, share of the noise where source and mean agree
+        first: float = 0.001**0.5,  # root of eta at the first step from the target
+        last: float = 0.99,  # root of eta at the start
+        power: float = 0.2,  # p, how fast the noise grows at first
+    ):
+        "The table of five steps."
+        k = np.linspace(0, 1, 5) ** power
+        eta = (first * (last / first) ** k) ** 2
+        self.un, self.floor = un, floor
+        super().__init__(before(1 - eta, 1.0), before(eta), before(kappa * np.sqrt(eta)))
+
+    def anchored(
+        self,
+        source,  # (B, C, *spatial)
+        mean,  # predicted mean of the target, same shape
+        sigma,  # predicted spread; not used
+    ) -> tuple:  # source, mean, w
+        "The path starts from the source; the mean stands beside it and says how much noise."
+        w = (half_distance(source, mean) / self.un).clamp(max=1)
+        return source, mean, self.floor + (1 - self.floor) * w
+
+# %% ../nbs/bridges/15_families.ipynb #3ad12f58
+class UDBM(Bridge):
+    "Weights and noise by uncertainty: uncertainty-aware diffusion bridge (ICML 2026), as released."
+
+    keeps_source = True
+
+    def __init__(
+        self,
+        size: float = 5.0,  # lambda, noise at half of the way where u is 0
+        p_min: float = 0.5,  # power of time where u is 1
+        p_max: float = 1.0,  # power of time where u is 0
+    ):
+        "Say how large the noise is, and how the source's weight rises."
+        super().__init__()
+        self.size, self.p_min, self.p_max = size, p_min, p_max
+
+    def with_spread(
+        self,
+        t,  # time in [0, 1]: a number or (B,)
+        y,  # source (B, C, *spatial)
+        sigma,  # u, tensor that broadcasts against y, in [0, 1]
+    ):  # a, b, c, float64
+        "The weights where u is known."
+        t = self.time(t, y)
+        u = sigma.to(t.device, t.dtype)
+        p = self.p_max - u * (self.p_max - self.p_min)
+        b = t**p / (t**p + (1 - t) ** p)
+        return 1 - b, b, (1 + u) * self.size * (4 * t * (1 - t) + t**2 / 5)
+
+    def coefs(
+        self,
+        t,  # time in [0, 1]: a number or (B,)
+        y=None,  # source (B, C, *spatial), or None
+    ):  # a, b, c, float64
+        "The weights where nothing is known: u = 1/2."
+        return self.with_spread(t, y, torch.tensor(0.5))
+
+    def anchored(
+        self,
+        source,  # (B, C, *spatial)
+        mean,  # predicted mean of the target, same shape
+        sigma,  # predicted spread; not used
+    ) -> tuple:  # source, mean, u
+        "The path starts from the source; the mean stands beside it and says u."
+        return source, mean, half_distance(source, mean).clamp(max=1)

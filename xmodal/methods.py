@@ -25,9 +25,10 @@ from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import Estimator, Solver, as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop
-from .families import DDBM, NoiseFlow, OneCall, ResidualVP, ScoreBrownian, SoftPrior, Straight
+from .families import DDBM, UDBM, UPSR, NoiseFlow, OneCall, ResidualVP, ScoreBrownian
+from .families import SoftPrior, Straight
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
-from .solvers import grids, karras, samplers, solver_options
+from .solvers import grids, karras, late, samplers, solver_options
 
 # %% ../nbs/bridges/17_methods.ipynb #7b78917a
 @explained
@@ -445,10 +446,9 @@ def one_call(
     channels,  # C of the images; not needed
     noise='image',  # 'image': an image of noise, 'z': a random vector in every layer, or 'both'
     latent=32,  # length of the random vector
-    around=False,  # does the noise lie around a predicted mean? set by `nets.anchor.anchored_row`
 ):  # OneCall
     "The noise that a one-call row begins with."
-    return OneCall(noise, latent, around)
+    return OneCall(noise, latent)
 
 
 ONE_CALL = dict(pred='onset', steps=1, times='one', recipe=dict(betas=(0.9, 0.95)))
@@ -477,6 +477,9 @@ with_anchor = dict(
         tau='zero',
         steps=2,
         times=(0.01, 1.0),
+        sampler='midpoint',
+        grid='late',
+        options=dict(finish='estimate'),
         anchor='spread',
     ),
     pmrf=Method(
@@ -498,6 +501,26 @@ with_anchor = dict(
         times=(0.01, 1.0),
         anchor='mean',
     ),
+    upsr=Method(
+        'UPSR: ResShift with noise by uncertainty, from the source (Zhang et al., CVPR 2025)',
+        lambda channels, **kw: UPSR(**kw),
+        pred='x0',
+        tau='zero',
+        steps=5,
+        times=5,
+        grid='nodes',
+        anchor='mean',
+    ),
+    udbm=Method(
+        'UDBM: weights and noise by uncertainty, from the source, one step (ICML 2026)',
+        lambda channels, **kw: UDBM(**kw),
+        pred='ysubx',
+        loss='l1',
+        tau='zero',
+        steps=1,
+        times=(0.001, 1.0),
+        anchor='mean',
+    ),
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #d5551d97
@@ -515,6 +538,8 @@ bridge_parts = dict(
     selfrdb=soft_prior,
     syndiff=big_steps,
     ensemble=one_call,
+    upsr=UPSR,
+    udbm=UDBM,
 )
 bridge_options = gathered(bridge_parts, leave_out=('channels', 'mix', 'kind', 'n'))
 
@@ -576,7 +601,7 @@ draw_options = dict(
     eta='share of the noise rule, in [0, 1]; 0: no noise (samplers that ask a rule)',
     stop='end a recursion at a change below this; 0: never (selfrdb, metadb)',
     **solver_options,
-    **gathered(dict(karras=karras), leave_out=('n', 'bridge')),
+    **gathered(dict(karras=karras, late=late), leave_out=('n', 'bridge')),
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #cba00e5e

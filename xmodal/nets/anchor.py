@@ -9,7 +9,6 @@ __all__ = ['spread_rules', 'KINDS', 'FIRST_SPREAD', 'gaussian_nll', 'gaussian_cr
 # %% ../../nbs/networks/48_anchor.ipynb #ec4cc7ac
 import math
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -124,10 +123,10 @@ class Anchor(nn.Module):
         self,
         den,  # Estimator
         y,  # source (B, C, H, W)
-    ) -> tuple:  # (`Anchored`, mu): the denoiser of this batch, and what its bridge starts from
+    ) -> tuple:  # (`Anchored`, mean or source): denoiser of this batch, what its bridge starts from
         "Ask mean and spread of a batch, without a gradient."
-        mu, sigma = self(y, den.aside)
-        return Anchored(den, y, sigma, self.shown), mu
+        start, beside, sigma = den.bridge.anchored(y, *self(y, den.aside))
+        return Anchored(den, beside, sigma, self.shown * (1 + (self.kind == 'spread'))), start
 
 # %% ../../nbs/networks/48_anchor.ipynb #095bf53b
 @explained
@@ -145,8 +144,6 @@ def anchored_row(
             f'method {name} cannot start from an anchor: it answers in one step or is trained with'
             ' discriminators; use a bridge or a diffusion, such as residual or i2sb'
         )
-    if m.times == 'one':  # the noise of a one-call row lies around the mean
-        return replace(m, anchor=kind, bridge=partial(m.bridge, around=True))
     return replace(m, anchor=kind)
 
 
