@@ -131,6 +131,12 @@ class Bridge(KeptCoefs):
     u_max = 1.0  # end of the paper's own clock
     t_min = 1e-4  # the earliest time of the paper, as a share of u_max
     process = None  # DDBM: u -> alpha, rho^2, rho_max^2 - rho^2, drift, g^2 of the SDE behind it
+    latent = 0  # length of the random vector that its networks are made with; 0: none
+    shows_state = True  # is the network shown the state? False: the source in its place
+    at_mean = False  # does it start from a predicted mean of the target?
+    keeps_source = (
+        False  # with a predicted mean at hand, does it start from the source all the same?
+    )
 
     def __init__(self):
         "A path without a mixing field; subclasses that have one set `mix`."
@@ -157,6 +163,25 @@ class Bridge(KeptCoefs):
     ):  # a, b, c: float64 tensors that broadcast against y
         "The weights of target, source and noise at a time; every bridge has its own."
         raise NotImplementedError
+
+    def with_spread(
+        self,
+        t,  # time in [0, 1]: a number or shape (B,)
+        y,  # what the path starts from (B, C, *spatial)
+        sigma,  # spread of the target in every pixel, tensor that broadcasts against y
+    ):  # a, b, c, as of `coefs`
+        "The weights where every pixel has a spread: the noise is as much larger."
+        a, b, c = self.coefs(t, y)
+        return a, b, c * sigma.to(c.device, c.dtype)
+
+    def anchored(
+        self,
+        source,  # (B, C, *spatial)
+        mean,  # predicted mean of the target, same shape
+        sigma,  # predicted spread: a number, or same shape
+    ) -> tuple:  # where the path starts, what the network sees beside it, spread
+        "What becomes of a prediction: the path starts from the mean, the source stands beside."
+        return mean, source, sigma
 
     def time(
         self,

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
-           'dtfnet', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS', 'draw_options',
-           'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge',
-           've_bridge', 'dbim_row', 'soft_prior', 'on_anchor', 'get_method', 'recipe_for', 'make_bridge',
-           'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of',
-           'from_anchor', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
+           'dtfnet', 'ONE_CALL', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS',
+           'draw_options', 'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge',
+           'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'one_call', 'on_anchor', 'get_method', 'recipe_for',
+           'make_bridge', 'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule',
+           'Route', 'route_of', 'from_anchor', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
+           'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -24,10 +25,11 @@ from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
 from .sample import Estimator, Solver, as_estimator, check_grid, rules, sample, scaled
-from .denoise import Clip, Stop
-from .families import DDBM, NoiseFlow, ResidualVP, ScoreBrownian, SoftPrior, Straight
+from .denoise import Clip, Stop, draws_of
+from .families import DDBM, UDBM, UPSR, NoiseFlow, OneCall, ResidualVP, ScoreBrownian
+from .families import SoftPrior, Straight
 from .families import bbdm, big_steps, clean_prior, ddpm, i2sb
-from .solvers import grids, karras, samplers, solver_options
+from .solvers import grids, karras, late, samplers, solver_options
 
 # %% ../nbs/bridges/17_methods.ipynb #7b78917a
 @explained
@@ -440,6 +442,32 @@ methods.update(
     ),
 )
 
+# %% ../nbs/bridges/17_methods.ipynb #6f1429ed
+def one_call(
+    channels,  # C of the images; not needed
+    noise='image',  # 'image': an image of noise, 'z': a random vector in every layer, or 'both'
+    latent=32,  # length of the random vector
+):  # OneCall
+    "The noise that a one-call row begins with."
+    return OneCall(noise, latent)
+
+
+ONE_CALL = dict(pred='onset', steps=1, times='one', recipe=dict(betas=(0.9, 0.95)))
+methods.update(
+    ensemble=Method(
+        'one call from noise, trained by the CRPS of pixels, slopes and means (after AIFS-CRPS)',
+        one_call,
+        loss='ensemble',
+        **ONE_CALL,
+    ),
+    energy=Method(
+        'one call from noise, trained by the energy score of patches (after engression)',
+        one_call,
+        loss='energy',
+        **ONE_CALL,
+    ),
+)
+
 # %% ../nbs/bridges/17_methods.ipynb #65b00e84
 with_anchor = dict(
     residual=Method(
@@ -450,6 +478,9 @@ with_anchor = dict(
         tau='zero',
         steps=2,
         times=(0.01, 1.0),
+        sampler='midpoint',
+        grid='late',
+        options=dict(finish='estimate'),
         anchor='spread',
     ),
     pmrf=Method(
@@ -471,6 +502,26 @@ with_anchor = dict(
         times=(0.01, 1.0),
         anchor='mean',
     ),
+    upsr=Method(
+        'UPSR: ResShift with noise by uncertainty, from the source (Zhang et al., CVPR 2025)',
+        lambda channels, **kw: UPSR(**kw),
+        pred='x0',
+        tau='zero',
+        steps=5,
+        times=5,
+        grid='nodes',
+        anchor='mean',
+    ),
+    udbm=Method(
+        'UDBM: weights and noise by uncertainty, from the source, one step (ICML 2026)',
+        lambda channels, **kw: UDBM(**kw),
+        pred='ysubx',
+        loss='l1',
+        tau='zero',
+        steps=1,
+        times=(0.001, 1.0),
+        anchor='mean',
+    ),
 )
 methods.update(with_anchor)
 
@@ -487,7 +538,8 @@ def on_anchor(
     kind, m = kind.removeprefix('mean+'), get_method(name)
     if kind not in (*ANCHORS, 'none'):
         raise InputError(unknown_word('kind of anchor', kind, (*ANCHORS, 'none')))
-    if kind != 'none' and (m.times == 'one' or m.adversarial):
+    one_answer = m.times == 'one' and draws_of[m.loss] == 1
+    if kind != 'none' and (one_answer or m.adversarial):
         raise InputError(
             f'method {name} cannot start from an anchor: it answers in one step or is trained with'
             ' discriminators; use a bridge or a diffusion, such as residual or i2sb'
@@ -509,6 +561,9 @@ bridge_parts = dict(
     ddpm=ddpm,
     selfrdb=soft_prior,
     syndiff=big_steps,
+    ensemble=one_call,
+    upsr=UPSR,
+    udbm=UDBM,
 )
 bridge_options = gathered(bridge_parts, leave_out=('channels', 'mix', 'kind', 'n'))
 
@@ -568,7 +623,7 @@ draw_options = dict(
     eta='share of the noise rule, in [0, 1]; 0: no noise (samplers that ask a rule)',
     stop='end a recursion at a change below this; 0: never (selfrdb, metadb)',
     **solver_options,
-    **gathered(dict(karras=karras), leave_out=('n', 'bridge')),
+    **gathered(dict(karras=karras, late=late), leave_out=('n', 'bridge')),
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #cba00e5e

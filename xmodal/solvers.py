@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['grids', 'samplers', 'solver_options', 'Multistep', 'dossr_correction', 'DOSSR', 'half_log_snr', 'dbim_correction',
            'DBIM', 'dual_factors', 'Dual', 'Euler', 'slope_factors', 'ddbm_slope', 'HeunParts', 'Heun', 'karras',
-           'dbim_grid', 'entries', 'bbdm_grid', 'nodes', 'leave_source', 'Score', 'noise_factor', 'Unmatched',
-           'Sampler']
+           'dbim_grid', 'late', 'entries', 'bbdm_grid', 'nodes', 'leave_source', 'Score', 'noise_factor', 'Unmatched',
+           'Midpoint', 'Sampler']
 
 # %% ../nbs/bridges/16_solvers.ipynb #72cd3cce
 import math
@@ -361,6 +361,18 @@ def dbim_grid(
     ends = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     return torch.cat([ends[0], inner[: n - 1], ends[1]])
 
+
+def late(
+    n,  # number of steps
+    bridge=None,  # not used
+    left=0.2,  # time at which the last step begins, in (0, 1)
+):  # (n + 1,) falling times from 1 to 0
+    "Equal steps that leave one long last step, for an estimate at its end."
+    if n == 1:
+        return uniform(1)
+    times = torch.linspace(1, left, n, dtype=torch.float64)
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
 # %% ../nbs/bridges/16_solvers.ipynb #ba394afa
 def entries(
     n,  # number of steps
@@ -403,6 +415,7 @@ def nodes(
 grids = dict(
     uniform=lambda n, bridge=None: uniform(n),
     karras=karras,
+    late=late,
     dbim=dbim_grid,
     bbdm=bbdm_grid,
     nodes=nodes,
@@ -510,6 +523,57 @@ class Unmatched(Solver):
         t, s = now.walk.grid[now.i : now.i + 2].tolist()
         return now.move(x0_hat, noise_factor(self.amplitude, now.i, t, s) * now.fresh()), x0_hat
 
+# %% ../nbs/bridges/16_solvers.ipynb #723c32ee
+@dataclass
+class Midpoint(Solver):
+    """The midpoint rule for a path without fresh noise, whose first estimate is the start's mean:
+    for bridges that start from a predicted mean.
+    """
+
+    finish: str = 'midpoint'  # last step: 'midpoint', or 'estimate', with one call, at its start
+    ruled = False
+
+    def __post_init__(self):
+        if self.finish not in ('midpoint', 'estimate'):
+            raise InputError(f"finish must be 'midpoint' or 'estimate', got {self.finish!r}")
+
+    def calls(
+        self,
+        n: int,  # number of steps, 1 or more
+    ) -> int:
+        "Two a step; in the first the estimate at the start is known."
+        return 2 * n - 1 - (self.finish == 'estimate' and n > 1)
+
+    def check(
+        self,
+        walk,  # Walk
+    ):
+        "Raise InputError for a walk that does not begin at a predicted mean."
+        if not (walk.bridge.at_mean and walk.grid[0] == 1):
+            raise InputError(
+                'the midpoint rule takes what the bridge starts from for the mean of the target:'
+                ' use it for a bridge with an anchor, from time 1'
+            )
+
+    def __call__(
+        self,
+        now,  # Now
+    ):  # state at s, and the estimate in the middle; after the last step the state twice
+        "Go to the middle of the step, ask there, and take the slope from there."
+        x, y, (a_t, b_t, c_t), (a_s, b_s, c_s) = now.x, now.y, now.at_t, now.at_s
+        first = y if now.i == 0 else now.estimate()
+        if now.ends and now.i and self.finish == 'estimate':
+            return first, first
+        mid = (now.t + now.s) / 2
+        a, b, c = (v.to(x.dtype) for v in now.bridge.coefs(mid, y))
+        left = c / c_t.to(x.dtype)
+        x_mid = left * x + (a - left * a_t.to(x.dtype)) * first + (b - left * b_t.to(x.dtype)) * y
+        x0_hat = now.estimate(x_mid, mid)
+        eps_hat = (x_mid - a * x0_hat - b * y) / c
+        da, db, dc = (v.to(x.dtype) for v in (a_s - a_t, b_s - b_t, c_s - c_t))
+        x = x + da * x0_hat + db * y + dc * eps_hat
+        return x, x if now.ends else x0_hat
+
 # %% ../nbs/bridges/16_solvers.ipynb #3908383b
 @dataclass(frozen=True)
 class Sampler:
@@ -572,6 +636,7 @@ samplers = dict(
     unmatched=Sampler(Unmatched),
     dual=Sampler(Dual),
     heun=Sampler(Heun),
+    midpoint=Sampler(Midpoint, zero),
 )
 
 # %% ../nbs/bridges/16_solvers.ipynb #f093bf38

@@ -150,11 +150,12 @@ class Anchor(nn.Module):
         y,  # source (B, C, *spatial)
         ctx=None,  # prompts, or None
         ask=None,  # function (y, side, ctx) -> mu, sigma; None: this network
-    ) -> tuple:  # (`Anchored`, mu): the denoiser of this batch, and what its bridge starts from
+    ) -> tuple:  # (`Anchored`, mean or source): denoiser of this batch, what its bridge starts from
         "Ask mean and spread of a batch, without a gradient."
         with torch.autocast(y.device.type, enabled=False):
             mu, sigma = (ask or self)(y, den.aside, ctx)
-        return Anchored(den, y, sigma, self.shown), mu
+        start, beside, sigma = den.bridge.anchored(y, mu, sigma)
+        return Anchored(den, beside, sigma, self.shown * (1 + (self.kind == 'spread'))), start
 
 # %% ../../nbs/networks/48_anchor.ipynb #095bf53b
 @explained

@@ -7,8 +7,8 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 
            'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer', 'checkpoints', 'RunState',
            'write_tensors', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_scaler',
            'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'adamw',
-           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'Denoising', 'Log',
-           'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
+           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'Denoising',
+           'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
            'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
            'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
@@ -27,7 +27,7 @@ from ..core import InputError, item_seed, Noise
 from ..explain import explained, passes_on
 from ..files import atomic, clear_left
 from ..core import first_line
-from ..denoise import Ignoring, beside, fast, loss_per_item
+from ..denoise import Ignoring, beside, draws_of, fast, loss_per_item
 from ..data.cache import measured_values
 from ..data.frames import ABSENT
 from ..tiles import in_tiles
@@ -679,6 +679,19 @@ def in_parts(
     "A batch as n smaller ones."
     return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
 
+# %% ../../nbs/training/61_loop.ipynb #374304dd
+def doubled(
+    b: dict,  # batch: dict of tensors, see `Draws`
+    draws: int,  # draws of each image that the loss needs, see denoise.draws_of
+) -> dict:  # the same, `draws` times as long; the first part is the batch itself
+    "A batch with every image as often as the loss wants draws of it."
+    if draws == 1:
+        return b
+    more = {k: v.repeat(draws, *[1] * (v.ndim - 1)) for k, v in b.items()}
+    seeds = b['noise'].tolist()
+    again = [item_seed(s, 'draw', k) for k in range(1, draws) for s in seeds]
+    return more | dict(noise=torch.tensor(seeds + again))
+
 # %% ../../nbs/training/61_loop.ipynb #e5637955
 class Denoising:
     "One optimiser step of the denoising loss."
@@ -716,7 +729,7 @@ class Denoising:
         b,  # batch: dict of tensors, see `Draws`
     ):  # 0-d
         "Mean loss of a batch."
-        acc = self.acc
+        acc, b = self.acc, doubled(b, draws_of[self.m.loss])
         x0, y, t, ctx, side, valid = tensors_of(b, acc.device)
         refuse_holes(self.den, b)
         noise = Noise(b['noise'].tolist(), acc.device)
