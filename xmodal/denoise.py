@@ -572,7 +572,7 @@ def of_pair(
     second,  # second draw
     want,  # target
 ):  # (B,)
-    "The fair score of two draws for a distance: half of (to the target, twice, less to each other)."
+    "The fair score of two draws: half of the distances to the target, less that of the draws."
     to_target = distance(first, want) + distance(second, want)
     return (to_target - distance(first, second)) / 2
 
