@@ -187,8 +187,7 @@ class Translator(OpenedModel):
         noise: str = 'shared',  # by the slices of a volume; 'independent': each has its own
         mix: bool = False,  # for `maps`; makes no difference here
         force: bool = False,  # translate what does not fit the model all the same, with a warning
-        # further sources, for a model of several, in its order; None in a place: not there.
-        # Default: looked for beside a file, by their names
+        # further sources of a model of several, in its order; None: not there. Default: looked for
         more: list = None,
         overlap: float = 0.25,  # of the tiles of a model of patches, share of their side, 0 to 1
         planes: str = None,  # of a model of all planes: as 'axial,coronal'; default: all sensible
@@ -199,8 +198,8 @@ class Translator(OpenedModel):
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, mix=mix)
         how |= dict(target=target, known=known, samples=samples, noise=noise, force=force)
-        how |= dict(more=more, overlap=overlap, planes=planes, views=views)
-        return self.maps(source, **how)['mean']
+        how |= dict(overlap=overlap, planes=planes, views=views)
+        return self.maps(source, **how, more=more)['mean']
 
     def maps(
         self,
@@ -227,9 +226,8 @@ class Translator(OpenedModel):
         A TIFF of more than 16.8 million pixels gives arrays on disk, if the model was trained on
         patches. Raises InputError for what cannot be translated.
         """
-        how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
-        how |= dict(overlap=overlap, planes=planes, views=views)
-        how = SampleOptions(**how, samples=samples, mix=mix)
+        how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, views=views)
+        how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
         loaded = load_source(self, source, known, target, noise, force, how, more)
         return restored_answer(loaded, *answers(self, [loaded]))
 
