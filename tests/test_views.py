@@ -16,7 +16,7 @@ from xmodal.data.frames import VolumeFrame
 from xmodal.data.records import APART, Record
 from xmodal.data.volumes import planes_of
 from xmodal.tiles import PLANES, Around, Views
-from xmodal.translate import Translator, from_sides
+from xmodal.translate import SampleOptions, Translator, from_sides
 
 
 def head(seed, shape=(24, 24, 24), zooms=(2.0, 2.0, 2.0), contrast=1.0):
@@ -180,9 +180,27 @@ def test_thick_slices_are_looked_at_in_their_plane(people, trained):
 def test_views_get_stride_and_planes_from_the_model(trained):
     tr = Translator.from_pretrained(trained, 'cpu')
     object.__setattr__(tr.data, 'step', 6.0)
-    views = from_sides(tr.den, tr.data, type('How', (), dict(planes='axial', batch=2)))
+    views = from_sides(tr.den, tr.data, SampleOptions(planes='axial', batch=2))
     assert isinstance(views, Views) and views.stride == 3 and views.context == 1
     assert views.planes == ('axial',)
+
+
+def test_sides_take_turns_at_a_third_of_the_cost(people, trained):
+    tr, asked, got = Translator.from_pretrained(trained, 'cpu'), {}, {}
+    seen = []
+    hook = tr.den.net.register_forward_pre_hook(
+        lambda net, a, kw: seen.append(len(a[0])), with_kwargs=True
+    )
+    for views in ('average', 'turn', 'turn'):
+        seen.clear()
+        got[views] = tr.translate(people[0].source, steps=3, batch=24, views=views).get_fdata()
+        asked[views] = sum(seen)
+    hook.remove()
+    assert asked['average'] == 3 * asked['turn'] > 0
+    assert np.abs(got['turn'] - got['average']).max() > 0 and np.isfinite(got['turn']).all()
+    for wrong, word in ((dict(steps=2), '3 steps or more'), (dict(views='trun'), 'turn')):
+        with pytest.raises(InputError, match=word):
+            tr.translate(people[0].source, **dict(dict(steps=3, views='turn'), **wrong))
 
 
 def test_a_thick_stack_has_the_distance_of_its_own_plane(tmp_path):

@@ -122,6 +122,12 @@ class Machine:
         'of a model of all planes: those in which volumes are looked at, e.g. axial,coronal '
         '(default: all that make sense)',
     )
+    views: str = option(
+        'average',
+        'of these planes: all at every step, their estimates averaged; or turn: one at each step, '
+        'in a third of the time',
+        choices=('average', 'turn'),
+    )
     batch: int = option(8, 'slices at a time; less takes less memory')
     precision: str = option(
         'no',
@@ -446,7 +452,18 @@ def translate(
         compile=a.compile,
     )
     tr.context(target=target)  # an impossible wish is refused before the first file
-    same = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'planes', 'samples')
+    same = (
+        'bids',
+        'overwrite',
+        'steps',
+        'seed',
+        'tau',
+        'batch',
+        'overlap',
+        'planes',
+        'samples',
+        'views',
+    )
     how = {k: getattr(a, k) for k in (*same, 'noise', 'force')}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
     how |= dict(more=words_of(a.more) or None)

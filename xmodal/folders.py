@@ -554,6 +554,7 @@ class TranslateOptions:
     batch: int = 8  # slices at a time
     overlap: float = 0.25  # of the tiles of a model of crops, share of their side
     planes: str = None  # of a model of all planes: those to look in, as 'axial,coronal'; None: all
+    views: str = 'average'  # of these planes: all at every step, averaged; 'turn': one at each
     more: list = None  # further sources of one file; None: looked for beside it
     samples: int = 1  # draws; their mean is the translation
     noise: str = 'shared'  # or 'independent': among the slices of a volume
@@ -588,6 +589,8 @@ def settings_of(
         settings['overlap'] = chosen.overlap
     if tr.data.plane == 'all':
         settings['planes'] = chosen.planes or 'all'
+    if chosen.views != 'average':
+        settings['views'] = chosen.views
     return json.loads(json.dumps(settings))
 
 # %% ../nbs/use/86_folders.ipynb #c4cc4546
@@ -878,9 +881,8 @@ def begin(
     if is_done(way, common):
         return 'finished'
     how = {k: getattr(chosen, k) for k in ('steps', 'seed', 'tau', 'batch', 'samples', 'mix')}
-    how = SampleOptions(
-        **how, overlap=chosen.overlap, planes=chosen.planes, progress=common.progress
-    )
+    how |= {k: getattr(chosen, k) for k in ('overlap', 'planes', 'views')}
+    how = SampleOptions(**how, progress=common.progress)
     source = task.source, task.known, chosen.target, chosen.noise, chosen.force
     with hear(way.said), shelves_in(folder_of(task)):
         way.loaded = load_source(tr, *source, how, chosen.more)

@@ -33,7 +33,7 @@ from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.windows import Window
 from .denoise import Wrap, beside
 from .denoise import fast as faster
-from .tiles import PLANES, SlicewiseBridge, Tiled, Views, in_tiles
+from .tiles import PLANES, VIEWS, InTurn, SlicewiseBridge, Tiled, Views, in_tiles
 from .methods import calls, draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
 from .parameters import words_of
@@ -82,6 +82,7 @@ class SampleOptions:
     # planes that a volume is looked at in, for a model of all planes, as 'axial,coronal'; None: all
     # that make sense
     planes: str = None
+    views: str = 'average'  # of these planes: at every step all, averaged; 'turn': one at each step
     # of the method's sampler; what is not named here is as stored with the model
     options: dict = field(default_factory=dict)
 
@@ -186,19 +187,19 @@ class Translator(OpenedModel):
         noise: str = 'shared',  # by the slices of a volume; 'independent': each has its own
         mix: bool = False,  # for `maps`; makes no difference here
         force: bool = False,  # translate what does not fit the model all the same, with a warning
-        # further sources, for a model of several, in its order; None in a place: not there.
-        # Default: looked for beside a file, by their names
+        # further sources of a model of several, in its order; None: not there. Default: looked for
         more: list = None,
         overlap: float = 0.25,  # of the tiles of a model of patches, share of their side, 0 to 1
         planes: str = None,  # of a model of all planes: as 'axial,coronal'; default: all sensible
+        views: str = 'average',  # of the planes at every step; 'turn': one at each step
     ):  # the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """One volume or image, as `maps`. NIfTI: same grid and place; units and type of the target.
         A scene, the path of a TIFF of more than 16.8 million pixels, gives a `numpy.memmap`.
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, mix=mix)
         how |= dict(target=target, known=known, samples=samples, noise=noise, force=force)
-        how |= dict(more=more, overlap=overlap, planes=planes)
-        return self.maps(source, **how)['mean']
+        how |= dict(overlap=overlap, planes=planes, views=views)
+        return self.maps(source, **how, more=more)['mean']
 
     def maps(
         self,
@@ -218,13 +219,14 @@ class Translator(OpenedModel):
         more: list = None,  # further sources, for a model of several; default: looked for
         overlap: float = 0.25,  # of the tiles of a model of patches, share of their side
         planes: str = None,  # of a model of all planes: those to look in; default: all
+        views: str = 'average',  # of the planes at every step; 'turn': one at each step
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
         """Translate one volume or image, with what is known about its reliability.
 
         A TIFF of more than 16.8 million pixels gives arrays on disk, if the model was trained on
         patches. Raises InputError for what cannot be translated.
         """
-        how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress)
+        how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, views=views)
         how = SampleOptions(**how, samples=samples, mix=mix, overlap=overlap, planes=planes)
         loaded = load_source(self, source, known, target, noise, force, how, more)
         return restored_answer(loaded, *answers(self, [loaded]))
@@ -293,6 +295,13 @@ def check_ahead(
     strange = [w for w in words_of(how.planes) if w not in PLANES]
     if strange:
         raise InputError(unknown_word('plane', strange[0], PLANES))
+    if how.views not in VIEWS:
+        raise InputError(unknown_word('views', how.views, VIEWS))
+    if how.views != 'average' and d.plane != 'all':
+        raise InputError(
+            f'views {how.views!r} need a model of all planes (train it with plane all); this one '
+            'has seen one plane, leave views out'
+        )
     if words_of(how.planes) and d.plane != 'all':
         raise InputError(
             f'planes {how.planes!r} need a model of all planes (train it with plane all); this one '
@@ -369,23 +378,28 @@ def planes_to_see(
 def from_sides(
     den,  # Estimator of slices
     d: DataSpec,  # of the model: context, step, spacing
-    how: SampleOptions,  # planes and batch
-):  # Views
+    how: SampleOptions,  # planes, views and batch
+    times=(),  # of the sampler, falling, for sides that take turns
+):  # Views or InTurn
     "A denoiser of volumes that looks at their slices from these sides."
     planes = words_of(how.planes) or tuple(PLANES)
-    return Views(den, planes, how.batch, None, d.context or 0, stride_of(d, None))
+    looking = lambda some: Views(den, some, how.batch, None, d.context or 0, stride_of(d, None))
+    if how.views == 'turn' and len(planes) > 1:
+        return InTurn([looking(k) for k in planes], times)
+    return looking(planes)
 
 
 def in_parts_of(
     den,  # Estimator of slices, or of blocks
     d: DataSpec,  # of the model
-    how: SampleOptions,  # planes, overlap and batch
-):  # Tiled or Views
+    how: SampleOptions,  # planes, views, overlap and batch
+    times=(),  # of the sampler, as of `from_sides`
+):  # Tiled, Views or InTurn
     "A denoiser of volumes that looks at blocks of slices, or at slices from several sides."
     side = tile_side(d)
     if d.depth:
         return Tiled(den, (d.depth, side, side), how.overlap, how.batch)
-    return from_sides(den, d, how)
+    return from_sides(den, d, how, times)
 
 # %% ../nbs/use/85_translate.ipynb #5171b81c
 class Ticking(Wrap):
@@ -420,8 +434,8 @@ def bar_of(
 
     total = len(y) * how.samples
     if y.ndim == 5:
-        steps = len(path_times(tr, use)) - 1
-        parts = in_parts_of(tr.den, tr.data, how)
+        times = path_times(tr, use)
+        steps, parts = len(times) - 1, in_parts_of(tr.den, tr.data, how, times)
         total *= parts.count(y.shape[2:]) * calls(tr.model.method, steps, **tr.data.options)
     unseen = dict(disable=not how.progress, leave=False)
     unit = 'block' if tr.data.depth else 'slice'
@@ -454,7 +468,8 @@ def samples_of(
         now = range(first, min(first + at_once, how.samples))
         again = lambda v: None if v is None else torch.cat([v] * len(now))
         den = in_tiles(tr.den, side, how.overlap, how.batch)
-        den = in_parts_of(Ticking(den, bar), tr.data, how) if y.ndim == 5 else den
+        if y.ndim == 5:
+            den = in_parts_of(Ticking(den, bar), tr.data, how, path_times(tr, use))
         seeds = [seed_of(how.seed, k, n) for k in now for n in names]
         den = beside(den, again(beside_y))
         drawn = draw(tr.model.method, den, again(y), ctx=again(ctx), seeds=seeds, **use).float()
