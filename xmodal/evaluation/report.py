@@ -120,6 +120,7 @@ class RunReport:
     notes: list = None  # likely faults, one line each
     protocols: dict = None  # further protocols: name -> scores, label
     calibration: dict = None  # ratio and covered, means over subjects
+    draws: dict = None  # number of draws; ranks: name -> shares of pixels by rank of the truth
     nfe: int = None  # network calls per image
     steps: int = None  # of the sampler
     seconds_per_image: float = None
