@@ -990,7 +990,8 @@ def show_draws_compared(
 
     now = draw_rows(rows[rows.asked == 'own'])
     print(*lines_on_draws(of_each(now), number, lpips), sep='\n')
-    result = compare_draws(now, baseline)
+    others = now[(now.method != 'identity') | (baseline == 'identity')]
+    result = compare_draws(others, baseline)
     print(*result.attrs['notes'], sep='\n')
     display(result.drop(columns=['mean_low', 'mean_high'], errors='ignore').round(4))
     return fig_ranks({m: ranks_of(v) for m, v in of_each(now).items()})

@@ -1044,6 +1044,8 @@ def evaluate_cases(
     notes += hole_notes(torn, e.stats, ignored_of(cases[0], window))
     label = e.label.replace('per image', f'per {unit_of(cases[0], per)}')
     scale = scale_words(truth_rule(cases[0], window), pred_window, missing)
+    if cases[0].pred in cases[0].draws:
+        scale += f'; mean of {len(cases[0].draws)} draws'
     parts = [label, scale, short] if short else [label, scale]
     return replace(e, label='; '.join(parts), notes=tuple(notes))
 
