@@ -238,7 +238,7 @@ class Matching:
     )
     partial: bool = option(False, 'leave out truths that have no translation, and say so')
 
-
+# %% ../nbs/use/87_cli.ipynb #322a0c9d
 @dataclass(frozen=True)
 class OfMasks:
     "What is measured if both folders hold masks."
@@ -606,7 +606,7 @@ def evaluate_as_images(
     print(e)
     return e.rows, e.label, {Path(a.pred).name: e.stats}, e.notes
 
-
+# %% ../nbs/use/87_cli.ipynb #1801d428
 def evaluate_as_draws(
     a,  # what was typed
     cases,  # from `cohort.match`
@@ -641,7 +641,7 @@ def evaluate_as_draws(
         print(f'note: {line}')
     return rows, stats
 
-
+# %% ../nbs/use/87_cli.ipynb #e6eaed02
 def evaluate_command(
     a,  # what was typed
 ) -> int:

@@ -455,7 +455,7 @@ def drawn_cases(
         for j, i in enumerate(items):
             yield case_of(data[i], [v[j] for v in draws], data.subjects[i])
 
-
+# %% ../nbs/use/82_engine.ipynb #671f76ea
 def measure_drawn(
     den,  # a trained denoiser, on its device; None: `first` is all there is
     data,  # the test set

@@ -375,7 +375,7 @@ class MeasureOptions:
         "The test sets by name."
         return self.tests(test) if self.tests else {'': test}
 
-
+# %% ../nbs/use/83_experiment.ipynb #102a7b4d
 def beside_draws(
     frame,  # from `measure_images`
     drawn,  # from `measure_drawn`, of the same images
@@ -978,7 +978,7 @@ def draw_scores(
     table['network calls'] = [int(nfe[m]) * (1 if single[m] else number) for m in table.index]
     return table
 
-
+# %% ../nbs/use/83_experiment.ipynb #33405a8d
 def show_draws_compared(
     rows,  # from `run_rows` with draws
     baseline: str,  # the row that the others are compared with
@@ -996,7 +996,7 @@ def show_draws_compared(
     display(result.drop(columns=['mean_low', 'mean_high'], errors='ignore').round(4))
     return fig_ranks({m: ranks_of(v) for m, v in of_each(now).items()})
 
-
+# %% ../nbs/use/83_experiment.ipynb #aacf52fe
 def draw_curve(
     rows,  # from `run_rows` with draws
 ):  # DataFrame: method, nfe, psnr_draw, crps: means over people

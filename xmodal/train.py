@@ -40,7 +40,6 @@ from xmodal.engine import (
     RowPlan,
     Sampling,
     simulation_options,
-    measure_drawn,
     measure_images,
     prepare_pairs,
     recipe_with,
@@ -58,15 +57,6 @@ from .training.adversarial import share_options
 from .nets.latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior
 from .data.layouts import datasets, published, sources_of
 from .methods import calls, get_method, parse_options
-from xmodal.evaluation.draws import (
-    compare_draws,
-    DrawOptions,
-    draw_summary,
-    draw_table,
-    fig_ranks,
-    lines_on_draws,
-    ranks_of,
-)
 from .evaluation.metrics import format_summary, measures, summary
 from .nets.build import build, check_net, sizes_for
 from .metadata.context import WithContext, contexts, prompts_hash, seen_values, typical_target
@@ -88,6 +78,18 @@ from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
 from .processes import is_main, join_processes
 from .run_folder import check_name, hold, release, what_is_there
+
+# %% ../nbs/use/84_train.ipynb #d45683e9
+from .engine import measure_drawn
+from xmodal.evaluation.draws import (
+    compare_draws,
+    DrawOptions,
+    draw_summary,
+    draw_table,
+    fig_ranks,
+    lines_on_draws,
+    ranks_of,
+)
 
 # %% ../nbs/use/84_train.ipynb #79b298cd
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def shrink(
     net = dict(ch=8, mults='1,2', layers=1, made_voxel=6.0, made_pixels=64)
     return replace(p, **few, **small, **net, val_every=10, save_every=10)
 
-
+# %% ../nbs/use/84_train.ipynb #f78a2606
 def sees_beside(
     p: Job,  # context, source
 ) -> bool:
@@ -726,7 +728,7 @@ class Measured:
         words = {k: {m: format_summary(s, m) for m in s} for k, s in self.scores.items()}
         return pd.DataFrame(words).T
 
-
+# %% ../nbs/use/84_train.ipynb #f17e9621
 def drawn_rows(
     p: Plan,  # draws, lpips, seed
     d: JobData,  # from `prepare_data`
@@ -1101,7 +1103,7 @@ def about_draws(
     means = {k: v.mean().tolist() for k, v in ranks.items() if v is not None}
     return dict(number=p.draws, ranks=means)
 
-
+# %% ../nbs/use/84_train.ipynb #06b12e5b
 def save_run(
     p,  # from `plan`
     d,  # from `prepare_data`

@@ -437,7 +437,7 @@ def compare_draws(
     out.attrs['notes'] = list(dict.fromkeys(said))
     return out
 
-
+# %% ../../nbs/evaluation/78_draws.ipynb #a443dc3c
 def lines_on_draws(
     rows: dict,  # name -> from `measure_draws`
     number: int,  # draws of an image that were asked for

@@ -154,8 +154,11 @@ class RunReport:
         content = parsed_metrics(text)
         least = dict(scores=content['scores'], name=None, protocol='', parameters={})
         own = {f.name for f in fields(cls)} - {'more', 'keys'}
-        more = {k: v for k, v in content.items() if k not in own}
-        return cls(**least | {k: content[k] for k in own & {*content}}, more=more, keys=(*content,))
+        return cls(
+            **least | {k: content[k] for k in own & {*content}},
+            more={k: v for k, v in content.items() if k not in own},
+            keys=(*content,),
+        )
 
     def save(
         self,
