@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job', 'Drawing',
-           'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'Written',
+           'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'OfDraws', 'Written',
            'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
            'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'translate', 'as_classes',
-           'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images', 'evaluate_command',
-           'report', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
+           'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws',
+           'evaluate_command', 'report', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/87_cli.ipynb #d5d01119
 import sys, warnings
@@ -244,7 +244,7 @@ class Matching:
     )
     partial: bool = option(False, 'leave out truths that have no translation, and say so')
 
-
+# %% ../nbs/use/87_cli.ipynb #322a0c9d
 @dataclass(frozen=True)
 class OfMasks:
     "What is measured if both folders hold masks."
@@ -254,6 +254,17 @@ class OfMasks:
         None, '--masks: names of the values of label maps, such as 1:dark,2:cross'
     )
     tolerance: float = option(2, '--masks: how far a line may be off, pixels or mm')
+
+
+@dataclass(frozen=True)
+class OfDraws:
+    "What is measured if there are several draws of a file: NAME_draw-1, NAME_draw-2, ..."
+
+    lpips: str | None = option(
+        None,
+        "draws: file of torchvision's AlexNet, for LPIPS (default: not measured)",
+        metavar='FILE',
+    )
 
 
 @dataclass(frozen=True)
@@ -275,11 +286,19 @@ def add_evaluate_parser(
         ' printed beside every number. Nothing is resampled, rescaled or left out to make them'
         ' fit: what does not fit is named, and the exit code is 1.',
     )
-    e.add_argument('pred', help='folder of translations (or one file)')
+    e.add_argument(
+        'pred',
+        help=(
+            'folder of translations (or one file); several draws of each, NAME_draw-1,'
+            ' NAME_draw-2, ... or in folders draw-1, draw-2, ..., are measured as a distribution'
+            ' too'
+        ),
+    )
     e.add_argument('truth', help='folder of what was really measured (or one file)')
     add_options(e, 'scale', Scaling)
     add_options(e, 'matching', Matching)
     add_options(e, 'masks', OfMasks)
+    add_options(e, 'draws', OfDraws)
     add_options(e, 'output', Written)
 
 
@@ -604,12 +623,48 @@ def evaluate_as_images(
     print(e)
     return e.rows, e.label, {Path(a.pred).name: e.stats}, e.notes
 
+# %% ../nbs/use/87_cli.ipynb #1801d428
+def evaluate_as_draws(
+    a,  # what was typed
+    cases,  # from `cohort.match`
+    label: str,  # protocol in words
+    bars: bool,  # draw progress bars
+) -> tuple:  # rows, from `draws.draw_summary`; (None, {}) without draws
+    "Measure several draws of every file as a distribution and print the scores."
+    from xmodal.core import InputError
+    from xmodal.evaluation.draws import (
+        DrawOptions,
+        draw_summary,
+        draw_text,
+        evaluate_draws,
+        lines_on_draws,
+    )
 
+    number = len(cases[0].draws)
+    if not number and a.lpips:
+        raise InputError(
+            '--lpips is measured of several draws, and there is one translation of each file; '
+            'name draws NAME_draw-1, NAME_draw-2, ..., or leave --lpips away'
+        )
+    if not number:
+        return None, {}
+    how = DrawOptions(a.protocol, read_hu(a.hu).get('hu'), a.lpips or '')
+    rows = evaluate_draws(cases, how, a.window, a.pred_window, a.per, bars)
+    stats = draw_summary(rows)
+    for k in stats:
+        people = f'n = {stats[k]["n_subjects"]}'
+        print(f'{k} {draw_text(stats, k)} ({people}; {number} draws) [{label}]')
+    for line in lines_on_draws({Path(a.pred).name: rows}, number, a.lpips or ''):
+        print(f'note: {line}')
+    return rows, stats
+
+# %% ../nbs/use/87_cli.ipynb #e6eaed02
 def evaluate_command(
     a,  # what was typed
 ) -> int:
     "xmodal evaluate"
     from xmodal.evaluation.cohort import left_out, match
+    from xmodal.evaluation.draws import ranks_in
     from xmodal.evaluation.report import environment, RunReport
 
     bars = sys.stderr.isatty()  # a bar in a log file hides the message behind it
@@ -619,11 +674,14 @@ def evaluate_command(
     missing = left_out(a.truth, cases)
     measure = evaluate_as_masks if a.masks else evaluate_as_images
     rows, label, scores, notes = measure(a, cases, missing, bars)
+    drawn, stats = (None, {}) if a.masks else evaluate_as_draws(a, cases, label, bars)
+    scores |= {k: {**v, **stats} for k, v in scores.items() if stats}
     if not a.out:
         return 0
     metrics = RunReport(
         name=Path(a.out).name,
         scores=scores,
+        draws=None if drawn is None else ranks_in(drawn, Path(a.pred).name),
         protocol=label,
         notes=list(notes),
         subjects=sorted({c.subject for c in cases}),
@@ -631,8 +689,10 @@ def evaluate_command(
         environment=environment(),
     )
     metrics.save(a.out)
-    rows.to_csv(Path(a.out) / 'rows.csv', index=False)
-    print(f'written: {a.out} (metrics.json, rows.csv)')
+    tables = {'rows.csv': rows} | ({} if drawn is None else {'draws.csv': drawn})
+    for name, table in tables.items():
+        table.to_csv(Path(a.out) / name, index=False)
+    print(f'written: {a.out} ({", ".join(["metrics.json", *tables])})')
     return 0
 
 # %% ../nbs/use/87_cli.ipynb #ed9d2c76

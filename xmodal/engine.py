@@ -6,7 +6,8 @@
 __all__ = ['MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of', 'windows_of',
            'prepare_pairs', 'Parts', 'without_air', 'select_parts', 'few_images', 'load_parts', 'Sampling',
            'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'fit_first', 'Trained', 'train_row',
-           'translations', 'of_volumes', 'measured_pixels', 'measure_images']
+           'translations', 'of_volumes', 'measured_pixels', 'measure_images', 'draw_seed', 'depends_on_noise',
+           'case_of', 'drawn_cases', 'measure_drawn']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from .data.layouts import check_one_rule, datasets, default_windows
 from .data.layouts import find_records, split_like
 from .data.records import without_tissue
 from .data.split import split_records
+from .evaluation.draws import DrawOptions, measure_draws, ranks_of
 from .evaluation.masks import evaluate_masks, threshold
 from .evaluation.metrics import evaluate_pairs, measures
 from .job import FromData
@@ -429,3 +431,75 @@ def measure_images(
         [threshold(np.clip(v, -1.4, 1.4)) for v in pred], [threshold(v) for v in truth], subjects
     )
     return rows.merge(found[['image', *MASK_MEASURES]], on='image')
+
+# %% ../nbs/use/82_engine.ipynb #e71c78ab
+def draw_seed(
+    seed: int,  # of the first draw
+    k: int,  # number of the draw, from 0
+) -> int:
+    "The seed of one of several draws of a test set."
+    return seed if k == 0 else item_seed(seed, 'draw', k)
+
+
+def depends_on_noise(
+    den,  # a trained denoiser, on its device
+    data,  # the test set
+    how: Sampling,  # method, steps, noise rule
+    first: np.ndarray,  # (N, C, H, W), its translations with this seed
+    seed: int = 0,  # of them
+) -> bool:
+    "Does another seed give another translation?"
+    at = len(data) // 2
+    again = translations(den, data, how, draw_seed(seed, 1), items=[at])
+    return not np.allclose(again[0], first[at], rtol=0, atol=1e-5)
+
+
+def case_of(
+    item: dict,  # of a test set
+    draws: list,  # translations of it, each (C, H, W)
+    subject,  # whose it is
+) -> tuple:  # as `measure_draws` wants it
+    "Draws, truth, subject and mask of one image; what was not measured is alike in all."
+    truth, valid = item['x0'].numpy(), measured_pixels(item)
+    if valid is None:
+        return np.stack(draws), truth, subject
+    return np.stack([np.where(valid, v, truth) for v in draws]), truth, subject, valid
+
+
+def drawn_cases(
+    den,  # a trained denoiser, on its device
+    data,  # the test set
+    how: Sampling,  # method, steps, noise rule; None where nothing more is drawn
+    first: np.ndarray,  # (N, C, H, W), the first draw of every image
+    seed: int,  # of it
+    number: int,  # draws of every image
+):  # yields what `measure_draws` wants
+    "Every image of a test set with its draws; every process has to go through them."
+    volumes = how is not None and how.depth > 0
+    at_once = len(data) if volumes else 64  # volumes are translated as a whole
+    for start in range(0, len(data), at_once):
+        items = range(start, min(start + at_once, len(data)))
+        draws = [first[start : items.stop]]
+        for k in range(1, number):
+            draws.append(translations(den, data, how, draw_seed(seed, k), items))
+        for j, i in enumerate(items):
+            yield case_of(data[i], [v[j] for v in draws], data.subjects[i])
+
+# %% ../nbs/use/82_engine.ipynb #671f76ea
+def measure_drawn(
+    den,  # a trained denoiser, on its device; None: `first` is all there is
+    data,  # the test set
+    how: Sampling,  # method, steps, noise rule
+    first: np.ndarray,  # (N, C, H, W), its translations
+    seed: int = 0,  # of them
+    number: int = 8,  # draws of every image
+    asked: DrawOptions = DrawOptions(),  # LPIPS
+):  # DataFrame of `measure_draws`; None in all processes but the first
+    "Draw a test set several times and measure the draws; once, where they are all the same."
+    if den is None or not depends_on_noise(den, data, how, first, seed):
+        number = 1
+    cases = drawn_cases(den, data, how, first, seed, number)
+    if is_main():
+        return measure_draws(cases, (-1, 1), asked, len(data))
+    for _ in cases:
+        pass

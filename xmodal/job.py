@@ -263,6 +263,14 @@ class WithTraining(ByTraining):
 
     sample_steps: int = option(0, 'steps of the sampler; 0: as the method says')
     tau: str = option('', f'noise rule: {", ".join(NOISE_RULES)}; empty: as the method says')
+    draws: int = option(
+        1,
+        'translate every test image so many times, and also measure the draws as a distribution:'
+        ' CRPS, mean of the draws, spread, coverage',
+    )
+    lpips: str = option(
+        '', "with draws: file of torchvision's AlexNet, for LPIPS; empty: not measured"
+    )
     name: str = option(
         '',
         'folder under runs/; empty: DATASET-METHOD, with smoke DATASET-METHOD-smoke',
@@ -301,7 +309,7 @@ JOB_TOPICS = {
     'prompts': 'text encoder fields forget',
     'training': 'steps batch lr ema folds anchor_steps anchor_rule drop_sources accumulate baseline val_every save_every'
     ' seed resume smoke',
-    'translation': 'sample_steps tau',
+    'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',
 }

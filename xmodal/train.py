@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOWEST', 'Plan', 'print_once', 'first_alone', 'shrink', 'sees_beside', 'check_lowest', 'check_anchored',
-           'anchor_plan', 'check_seen_beside', 'check_prompts', 'check_words', 'spread_evenly', 'paper_slices',
-           'with_block', 'with_anchor_named', 'fill_in', 'find_targets', 'recipe_of', 'plan', 'network_sizes',
-           'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'with_network', 'check_fit', 'check_pairs',
-           'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts', 'prepare_data', 'show_batch',
-           'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training',
-           'show_mixing', 'Measured', 'scores_of', 'measure', 'shown_images', 'show_panels', 'about_cut',
-           'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
-           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
-           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'save_run', 'train_only',
-           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
+           'anchor_plan', 'check_seen_beside', 'check_draws_asked', 'check_prompts', 'check_words', 'spread_evenly',
+           'paper_slices', 'with_block', 'with_anchor_named', 'fill_in', 'find_targets', 'recipe_of', 'plan',
+           'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'with_network', 'check_fit',
+           'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts', 'prepare_data',
+           'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all',
+           'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'scores_of', 'measure', 'shown_images',
+           'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type',
+           'common_type', 'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts',
+           'about_latent', 'windows_of_targets', 'about_beside', 'about_data', 'about_training', 'memory_used',
+           'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only', 'environment_of',
+           'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, contextlib, os, resource, shutil, socket, sys, time
@@ -81,6 +82,18 @@ from .metadata.record import FIELDS, read_metadata, subset
 from .processes import is_main, join_processes
 from .run_folder import check_name, hold, release, what_is_there
 
+# %% ../nbs/use/84_train.ipynb #d45683e9
+from .engine import measure_drawn
+from xmodal.evaluation.draws import (
+    compare_draws,
+    DrawOptions,
+    draw_summary,
+    draw_table,
+    fig_ranks,
+    lines_on_draws,
+    ranks_of,
+)
+
 # %% ../nbs/use/84_train.ipynb #79b298cd
 @dataclass(frozen=True)
 class Plan(Job):
@@ -125,6 +138,7 @@ LOWEST = dict(  # parameters that are numbers, and the smallest that each may be
     steps=1,
     batch=1,
     sample_steps=1,
+    draws=1,
     workers=0,
     seed=0,
     limit=0,
@@ -151,7 +165,7 @@ def shrink(
     net = dict(ch=8, mults='1,2', layers=1, made_voxel=6.0, made_pixels=64)
     return replace(p, **few, **small, **net, val_every=10, save_every=10)
 
-
+# %% ../nbs/use/84_train.ipynb #f78a2606
 def sees_beside(
     p: Job,  # context, source
 ) -> bool:
@@ -208,6 +222,17 @@ def check_seen_beside(
         raise InputError('patch cuts images, and this run learns on latents; leave it out')
 
 # %% ../nbs/use/84_train.ipynb #4575533c
+def check_draws_asked(
+    p: Plan,  # draws, lpips
+):
+    "Can the draws be measured as asked? Raises InputError."
+    if p.lpips and p.draws == 1:
+        raise InputError('lpips is measured of draws; give draws (2 or more), or leave lpips out')
+    if p.lpips and 0 < p.size < 64:
+        raise InputError(f'lpips needs images of 64 x 64 pixels or more, and size is {p.size}')
+    DrawOptions(weights=p.lpips).check()
+
+
 def check_prompts(
     p: Plan,  # text, encoder, fields, forget
 ):
@@ -344,6 +369,7 @@ def plan(
         check_anchored(p)
     check_device(p.device or None)
     p = with_network(p)
+    check_draws_asked(p)
     if p.accumulate > 1 and p.m.adversarial:
         raise InputError(
             f'accumulate = {p.accumulate}: method {p.method} has critics, which look at a whole'
@@ -735,6 +761,7 @@ class Measured:
     results: dict  # row -> translations, (N, C, H, W)
     scores: dict  # row -> summary over subjects; {} in all processes but the first
     seconds: float  # per image, of the method
+    draws: dict = field(default_factory=dict)  # row -> scores of its draws, a row per image
 
     @property
     def table(self):
@@ -743,6 +770,28 @@ class Measured:
 
         words = {k: {m: format_summary(s, m) for m in s} for k, s in self.scores.items()}
         return pd.DataFrame(words).T
+
+# %% ../nbs/use/84_train.ipynb #f17e9621
+def drawn_rows(
+    p: Plan,  # draws, lpips, seed
+    d: JobData,  # from `prepare_data`
+    rows: dict,  # from `train_all`
+    results: dict,  # row -> translations, the first draw
+    own: Sampling,  # of the method
+) -> dict:  # row -> DataFrame of `measure_draws`; {} without draws
+    "The draws of every row, measured; of the first process alone."
+    if p.draws == 1:
+        return {}
+    asked, found = DrawOptions(weights=p.lpips), {}
+    for name, first in results.items():
+        den = rows[name][0] if name in rows else None
+        how = (
+            own
+            if name == p.method
+            else replace(own, method=name, steps=1, tau='markov', options={})
+        )
+        found[name] = measure_drawn(den, d.test, how, first, p.seed, p.draws, asked)
+    return found if is_main() else {}
 
 
 def scores_of(
@@ -771,7 +820,8 @@ def measure(
         den = rows['regression'][0]
         results['regression'] = translations(den, test, once, p.seed, progress=bar)
     results['identity'] = source
-    return Measured(truth, source, results, scores_of(results, test) if bar else {}, spent)
+    drawn = drawn_rows(p, d, rows, results, own)
+    return Measured(truth, source, results, scores_of(results, test) if bar else {}, spent, drawn)
 
 # %% ../nbs/use/84_train.ipynb #ae0f24ea
 def shown_images(
@@ -805,6 +855,35 @@ def show_panels(
         others=others,
     )
     return save_figure(fig, p.run / 'figures' / 'panels.png')
+
+# %% ../nbs/use/84_train.ipynb #6f2ec99e
+def draws_compared(
+    found: Measured,  # from `measure`
+):  # DataFrame of `compare_draws`, against regression if it is there, else against the source
+    "Is a row better than regression in the scores that may rank them?"
+    import pandas as pd
+
+    base = 'regression' if 'regression' in found.draws else 'identity'
+    some = {k: v for k, v in found.draws.items() if k == base or k != 'identity'}
+    every = [v.assign(method=k) for k, v in some.items()]
+    return compare_draws(pd.concat(every, ignore_index=True), base)
+
+
+def show_draws(
+    p: Plan,  # draws, lpips; where the figure goes
+    found: Measured,  # from `measure`
+):  # the figure; None: nothing was drawn several times, or nothing depends on the noise
+    "Tables of the draws, how to read them, and the rank histogram."
+    if not found.draws:
+        return None
+    print(draw_table({k: draw_summary(v) for k, v in found.draws.items()}).T.to_string())
+    print(*lines_on_draws(found.draws, p.draws, p.lpips), sep='\n')
+    beside = draws_compared(found)
+    if len(beside):
+        shown = beside.drop(columns=['std', 'mean_low', 'mean_high']).round(4)
+        print(shown.to_string(index=False), *beside.attrs['notes'], sep='\n')
+    fig = fig_ranks({k: ranks_of(v) for k, v in found.draws.items()})
+    return None if fig is None else save_figure(fig, p.run / 'figures' / 'ranks.png')
 
 # %% ../nbs/use/84_train.ipynb #7ee98f1d
 from .training.model_folder import DataSpec, LatentSpec, ModelSpec, PromptSpec
@@ -1050,6 +1129,26 @@ def protocol_words(
     )
 
 
+def all_scores(
+    found: Measured,  # from `measure`
+) -> dict:  # row -> measure -> summary
+    "The scores of every row, those of its draws among them."
+    drawn = {k: draw_summary(v) for k, v in found.draws.items()}
+    return {k: {**v, **drawn.get(k, {})} for k, v in found.scores.items()}
+
+
+def about_draws(
+    p,  # from `plan`
+    found: Measured,  # from `measure`
+) -> dict:  # number, ranks: row -> shares; None without draws
+    "How many draws were measured, and where among them the truth lies, mean over people."
+    if not found.draws:
+        return None
+    ranks = {k: ranks_of(v) for k, v in found.draws.items()}
+    means = {k: v.mean().tolist() for k, v in ranks.items() if v is not None}
+    return dict(number=p.draws, ranks=means)
+
+# %% ../nbs/use/84_train.ipynb #06b12e5b
 def save_run(
     p,  # from `plan`
     d,  # from `prepare_data`
@@ -1069,7 +1168,8 @@ def save_run(
     save_model(p.run / 'model', den, model, about, training, card)
     metrics = RunReport(
         name=p.name,
-        scores=found.scores,
+        scores=all_scores(found),
+        draws=about_draws(p, found),
         protocol=protocol,
         nfe=p.nfe,
         steps=p.sample_steps,
@@ -1174,6 +1274,7 @@ def run(
         show_mixing(p, d, rows)
         show_panels(p, d, rows, found)
         print(found.table.to_string())
+        show_draws(p, found)
     save_run(p, d, rows, found)
 
 # %% ../nbs/use/84_train.ipynb #7df6ccbb

@@ -120,6 +120,7 @@ class RunReport:
     notes: list = None  # likely faults, one line each
     protocols: dict = None  # further protocols: name -> scores, label
     calibration: dict = None  # ratio and covered, means over subjects
+    draws: dict = None  # number of draws; ranks: name -> shares of pixels by rank of the truth
     nfe: int = None  # network calls per image
     steps: int = None  # of the sampler
     seconds_per_image: float = None
@@ -153,8 +154,11 @@ class RunReport:
         content = parsed_metrics(text)
         least = dict(scores=content['scores'], name=None, protocol='', parameters={})
         own = {f.name for f in fields(cls)} - {'more', 'keys'}
-        more = {k: v for k, v in content.items() if k not in own}
-        return cls(**least | {k: content[k] for k in own & {*content}}, more=more, keys=(*content,))
+        return cls(
+            **least | {k: content[k] for k in own & {*content}},
+            more={k: v for k, v in content.items() if k not in own},
+            keys=(*content,),
+        )
 
     def save(
         self,
