@@ -330,9 +330,12 @@ def check_net(
 # %% ../../nbs/networks/44_build.ipynb #7dedf22a
 def vector_for(
     name: str,  # row of `nets`
-    bridge,  # the method's bridge
+    method: str,  # row of `methods`
+    options: dict,  # of its bridge
 ) -> dict:  # sizes of the network beside the user's
     "The random vector that a bridge's networks take; raises InputError where one cannot."
+    with torch.random.fork_rng(devices=[]):  # a field that is only looked at draws no weights
+        bridge = make_bridge(method, 1, **options)
     if not bridge.latent:
         return {}
     if 'latent' not in inspect.signature(find_net(name)).parameters:
@@ -358,7 +361,7 @@ def build(
     check_net(name, method, pred)
     # state, source, and the previous estimate or the signal's share
     three = dict(images=3) if m.recur > 1 or m.show_snr else {}
-    three |= vector_for(name, make_bridge(method, channels, **(bridge or {})))
+    three |= vector_for(name, method, bridge or {})
     make = lambda: nets[name](channels, **{**three, **(net or {})})
     try:
         first, second = make(), make() if m.twin else None
