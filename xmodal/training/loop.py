@@ -142,16 +142,13 @@ class Draws(Dataset):
         if 'ctx' in item:  # one of the versions of the prompts
             rng = np.random.default_rng(item_seed(self.seed, 'prompt', n))
             out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
-        if 'valid' in item:  # not all pixels were measured
-            out['valid'] = item['valid']
         if 'side' in item:  # neighbouring slices, further sources
             rng = np.random.default_rng(item_seed(self.seed, 'drop', n))
             out['side'] = dropped(item['side'], item.get('groups', ()), self.drop, rng)
-        if 'fold' in item:  # which anchor has not seen this person, see 63_folds
-            out['fold'] = torch.tensor(item['fold'])
-        if 'x0_std' in item:  # latents: the target is drawn from its Gaussian
-            out['x0_std'] = item['x0_std']
-        return out
+        # not all pixels were measured; latents, whose target is drawn from its Gaussian; which
+        # anchor has not seen this person, see 63_folds
+        more = {k: item[k] for k in ('valid', 'x0_std', 'fold') if k in item}
+        return out | more
 
 # %% ../../nbs/training/61_loop.ipynb #96f0a4b7
 def measure_scale(
