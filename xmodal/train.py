@@ -35,6 +35,8 @@ from .data.frames import foreground_values, value_sums
 from .data.images import nodata_tag
 from .data.volumes import open_volume
 from .data.windows import Window
+
+# %% ../nbs/use/84_train.ipynb #7fe3ee77
 from xmodal.engine import (
     Parts,
     RowPlan,

@@ -7,8 +7,8 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 
            'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer', 'checkpoints', 'RunState',
            'write_tensors', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_scaler',
            'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'adamw',
-           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'Denoising', 'Log',
-           'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
+           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'AdamStep', 'Denoising',
+           'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
            'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
            'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
@@ -677,8 +677,8 @@ def in_parts(
     return [dict(zip(b, v)) for v in zip(*(x.chunk(n) for x in b.values()))]
 
 # %% ../../nbs/training/61_loop.ipynb #e5637955
-class Denoising:
-    "One optimiser step of the denoising loss."
+class AdamStep:
+    "One optimiser step of a loss; which one is said by `loss_module` and `loss`."
 
     # further columns of the log, further networks, can a batch be done in parts?
     columns, extra_networks, splits = (), {}, True
@@ -695,10 +695,6 @@ class Denoising:
         self.den, self.m, self.r, self.folds = den, m, r, folds
         self.opts = dict(optim=adamw(den, r))
 
-    def loss_module(self) -> nn.Module:  # called as `PairLoss`
-        "What is wrapped for several processes."
-        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds)
-
     def prepare(
         self,
         acc,  # accelerate's Accelerator
@@ -707,22 +703,6 @@ class Denoising:
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
         self.loss_fn, self.opts['optim'] = acc.prepare(self.loss_module(), self.opts['optim'])
-
-    def loss(
-        self,
-        b,  # batch: dict of tensors, see `Draws`
-    ):  # 0-d
-        "Mean loss of a batch."
-        acc = self.acc
-        x0, y, t, ctx, side, valid = tensors_of(b, acc.device)
-        refuse_holes(self.den, b)
-        noise = Noise(b['noise'].tolist(), acc.device)
-        x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
-        eps = noise(x0)
-        z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
-        with acc.autocast():
-            more = dict(ctx=ctx, side=side, valid=valid, fold=b.get('fold'))
-            return self.loss_fn(x0, y, t, eps, z, more)
 
     def step(
         self,
@@ -745,6 +725,30 @@ class Denoising:
         norm = acc.clip_grad_norm_(trainable(self.den), self.r.clip)
         opt.step()
         return dict(loss=total, grad_norm=norm)
+
+# %% ../../nbs/training/61_loop.ipynb #d40ae08a
+class Denoising(AdamStep):
+    "One optimiser step of the denoising loss."
+
+    def loss_module(self) -> nn.Module:  # called as `PairLoss`
+        "What is wrapped for several processes."
+        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds)
+
+    def loss(
+        self,
+        b,  # batch: dict of tensors, see `Draws`
+    ):  # 0-d
+        "Mean loss of a batch."
+        acc = self.acc
+        x0, y, t, ctx, side, valid = tensors_of(b, acc.device)
+        refuse_holes(self.den, b)
+        noise = Noise(b['noise'].tolist(), acc.device)
+        x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
+        eps = noise(x0)
+        z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
+        with acc.autocast():
+            more = dict(ctx=ctx, side=side, valid=valid, fold=b.get('fold'))
+            return self.loss_fn(x0, y, t, eps, z, more)
 
 # %% ../../nbs/training/61_loop.ipynb #c4bad956
 class Log:
