@@ -135,12 +135,6 @@ class ByNetwork:
         'of bridge, sampler and critics, such as eta 0.5 and order 2 written with equals sign '
         'and comma, or a JSON object; a wrong name is answered with those there are',
     )
-    anchor: str = option(
-        '',
-        'what the bridge starts from instead of the source: mean (a prediction of the target), '
-        'scalar (with one fitted spread), spread (with one per pixel), none; empty: as the '
-        'method says (residual: spread; pmrf, corrdiff: mean; others: none)',
-    )
     pred: str = option(
         '',
         'what the network predicts: eps, x0, v, grad, ...; empty: as the method says',
@@ -187,8 +181,14 @@ class ByNetwork:
 # %% ../nbs/use/81_job.ipynb #4934d03a
 @dataclass(frozen=True)
 class ByModel(ByNetwork):
-    "What learns, and what it is told: network and prompts."
+    "What learns, where it starts and what it is told: network, anchor and prompts."
 
+    anchor: str = option(
+        '',
+        'what the bridge starts from instead of the source: mean (a prediction of the target), '
+        'scalar (with one fitted spread), spread (with one per pixel), none; empty: as the '
+        'method says (residual: spread; pmrf, corrdiff: mean; others: none)',
+    )
     text: str = option(
         '',
         'how they enter the network: none, source, target, both, cross_attention; empty: as the '
@@ -307,8 +307,8 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch lr ema folds anchor_steps anchor_rule drop_sources accumulate baseline val_every save_every'
-    ' seed resume smoke',
+    'training': 'steps batch lr ema folds anchor_steps anchor_rule drop_sources accumulate'
+    ' baseline val_every save_every seed resume smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLANES', 'VIEWS', 'window_starts', 'window_shares', 'part_of', 'ByPart', 'pack', 'batches', 'gather', 'whole_coefs',
-           'told_of', 'check_asked_in_parts', 'AnchorInParts', 'InParts', 'Tiled', 'in_tiles', 'check_planes',
-           'SlicewiseBridge', 'Around', 'Views', 'InTurn']
+           'told_of', 'check_asked_in_parts', 'AnchorInParts', 'WithParts', 'InParts', 'Tiled', 'in_tiles',
+           'check_planes', 'SlicewiseBridge', 'Around', 'Views', 'InTurn']
 
 # %% ../nbs/networks/45_tiles.ipynb #b7a84a7e
 import math
@@ -164,7 +164,7 @@ class AnchorInParts:
 
     def __init__(
         self,
-        den,  # InParts around a denoiser with an anchor
+        den,  # WithParts around a denoiser with an anchor
     ):
         "Keep both."
         self.den, self.inside = den, den.den.anchor
@@ -201,8 +201,8 @@ class AnchorInParts:
         return self.inside.hold(den, y, ctx, ask or self)
 
 # %% ../nbs/networks/45_tiles.ipynb #2a3f3ecd
-class InParts(Wrap):
-    "A denoiser that is asked about parts of the state; the estimates are summed up."
+class WithParts(Wrap):
+    "A denoiser around another one that sees parts: which there are, and what stands beside them."
 
     def __init__(
         self,
@@ -240,6 +240,10 @@ class InParts(Wrap):
     ):  # what `pack` cuts, or None
         "What the network sees beside the source."
         return side
+
+# %% ../nbs/networks/45_tiles.ipynb #b5857b83
+class InParts(WithParts):
+    "A denoiser that is asked about parts of the state; the estimates are summed up."
 
     def forward(
         self,

@@ -36,6 +36,8 @@ from .data.frames import foreground_values, value_sums
 from .data.images import nodata_tag
 from .data.volumes import open_volume
 from .data.windows import Window
+
+# %% ../nbs/use/84_train.ipynb #7fe3ee77
 from xmodal.engine import (
     Parts,
     RowPlan,
@@ -184,7 +186,7 @@ def check_lowest(
         if 0 < getattr(p, k) < 16:
             raise InputError(f'parameter {k} must be 0 or 16 or more, got {getattr(p, k)}')
 
-
+# %% ../nbs/use/84_train.ipynb #aaa25bb8
 def check_anchored(
     p: Plan,  # backbone, context, plane and what is about the anchor
 ):
@@ -204,7 +206,7 @@ def anchor_plan(
     "How the anchor is fitted, if there is one; raises InputError for an unknown rule."
     return AnchorPlan(p.folds, p.anchor_steps, p.anchor_rule)
 
-
+# %% ../nbs/use/84_train.ipynb #3fadf0b3
 def check_seen_beside(
     p: Plan,  # context, source, patch
 ):
@@ -305,7 +307,7 @@ def with_anchor_named(
         )
     return replace(p, method=method)
 
-
+# %% ../nbs/use/84_train.ipynb #a90ea22d
 def fill_in(
     p: Job,  # as it was asked for, shrunk with `smoke`
 ) -> Plan:

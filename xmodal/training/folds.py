@@ -145,7 +145,7 @@ class MeanOf(Network):
         "The mean."
         return self.anchor(y, side, ctx)[0]
 
-
+# %% ../../nbs/training/63_folds.ipynb #7f0d2d06
 class AnchorLoss(nn.Module):
     "The loss of an anchor, called as `loop.PairLoss` is."
 

@@ -7,10 +7,11 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'random_corner', 'cropped', 
            'StepBatches', 'Recipe', 'lr_at', 'pack_optimizer', 'unpack_optimizer', 'checkpoints', 'RunState',
            'write_tensors', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_scaler',
            'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'adamw',
-           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'Denoising',
-           'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save', 'keep_going', 'train',
-           'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
-           'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
+           'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Training', 'write_row', 'save',
+           'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
+           'make_loader', 'log_row', 'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite',
+           'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -142,16 +143,13 @@ class Draws(Dataset):
         if 'ctx' in item:  # one of the versions of the prompts
             rng = np.random.default_rng(item_seed(self.seed, 'prompt', n))
             out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
-        if 'valid' in item:  # not all pixels were measured
-            out['valid'] = item['valid']
         if 'side' in item:  # neighbouring slices, further sources
             rng = np.random.default_rng(item_seed(self.seed, 'drop', n))
             out['side'] = dropped(item['side'], item.get('groups', ()), self.drop, rng)
-        if 'fold' in item:  # which anchor has not seen this person, see 63_folds
-            out['fold'] = torch.tensor(item['fold'])
-        if 'x0_std' in item:  # latents: the target is drawn from its Gaussian
-            out['x0_std'] = item['x0_std']
-        return out
+        # not all pixels were measured; latents, whose target is drawn from its Gaussian; which
+        # anchor has not seen this person, see 63_folds
+        more = {k: item[k] for k in ('valid', 'x0_std', 'fold') if k in item}
+        return out | more
 
 # %% ../../nbs/training/61_loop.ipynb #96f0a4b7
 def measure_scale(
@@ -693,8 +691,8 @@ def doubled(
     return more | dict(noise=torch.tensor(seeds + again))
 
 # %% ../../nbs/training/61_loop.ipynb #e5637955
-class Denoising:
-    "One optimiser step of the denoising loss."
+class AdamStep:
+    "One optimiser step of a loss; which one is said by `loss_module` and `loss`."
 
     # further columns of the log, further networks, can a batch be done in parts?
     columns, extra_networks, splits = (), {}, True
@@ -711,10 +709,6 @@ class Denoising:
         self.den, self.m, self.r, self.folds = den, m, r, folds
         self.opts = dict(optim=adamw(den, r))
 
-    def loss_module(self) -> nn.Module:  # called as `PairLoss`
-        "What is wrapped for several processes."
-        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds)
-
     def prepare(
         self,
         acc,  # accelerate's Accelerator
@@ -723,22 +717,6 @@ class Denoising:
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
         self.loss_fn, self.opts['optim'] = acc.prepare(self.loss_module(), self.opts['optim'])
-
-    def loss(
-        self,
-        b,  # batch: dict of tensors, see `Draws`
-    ):  # 0-d
-        "Mean loss of a batch."
-        acc, b = self.acc, doubled(b, draws_of[self.m.loss])
-        x0, y, t, ctx, side, valid = tensors_of(b, acc.device)
-        refuse_holes(self.den, b)
-        noise = Noise(b['noise'].tolist(), acc.device)
-        x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
-        eps = noise(x0)
-        z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
-        with acc.autocast():
-            more = dict(ctx=ctx, side=side, valid=valid, fold=b.get('fold'))
-            return self.loss_fn(x0, y, t, eps, z, more)
 
     def step(
         self,
@@ -761,6 +739,30 @@ class Denoising:
         norm = acc.clip_grad_norm_(trainable(self.den), self.r.clip)
         opt.step()
         return dict(loss=total, grad_norm=norm)
+
+# %% ../../nbs/training/61_loop.ipynb #d40ae08a
+class Denoising(AdamStep):
+    "One optimiser step of the denoising loss."
+
+    def loss_module(self) -> nn.Module:  # called as `PairLoss`
+        "What is wrapped for several processes."
+        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds)
+
+    def loss(
+        self,
+        b,  # batch: dict of tensors, see `Draws`
+    ):  # 0-d
+        "Mean loss of a batch."
+        acc, b = self.acc, doubled(b, draws_of[self.m.loss])
+        x0, y, t, ctx, side, valid = tensors_of(b, acc.device)
+        refuse_holes(self.den, b)
+        noise = Noise(b['noise'].tolist(), acc.device)
+        x0, y = as_latents(self.den, x0, y, b.get('x0_std'), noise)
+        eps = noise(x0)
+        z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
+        with acc.autocast():
+            more = dict(ctx=ctx, side=side, valid=valid, fold=b.get('fold'))
+            return self.loss_fn(x0, y, t, eps, z, more)
 
 # %% ../../nbs/training/61_loop.ipynb #c4bad956
 class Log:
