@@ -24,7 +24,7 @@ from .data.layouts import check_one_rule, datasets, default_windows
 from .data.layouts import find_records, split_like
 from .data.records import without_tissue
 from .data.split import split_records
-from .evaluation.draws import DrawOptions, measure_draws, ranks_of
+from .evaluation.draws import DrawOptions, measure_draws
 from .evaluation.masks import evaluate_masks, threshold
 from .evaluation.metrics import evaluate_pairs, measures
 from .job import FromData

@@ -53,7 +53,6 @@ from xmodal.evaluation.draws import (
     fig_ranks,
     lines_on_draws,
     ranks_of,
-    RANKING,
 )
 from .evaluation.metrics import format_summary, ssim, summary
 from .evaluation.statistics import compare, forest_plot
