@@ -86,10 +86,27 @@ def test_draws_start_from_the_anchor(name):
     assert calls(m, 2) == calls(m.__class__(m.about, m.bridge, **without(m)), 2) + 1
     held, mu = den.anchor.hold(den, y)
     assert isinstance(held, Anchored) and isinstance(held.bridge, Spread)
+    if den.bridge.keeps_source:  # see the next test
+        return
     c, inner = (b.coefs(0.5, mu)[2] for b in (held.bridge, den.bridge))
     assert torch.allclose(c, inner * held.bridge.sigma.double())
     with torch.no_grad():
         assert torch.equal(mu, den.anchor(y)[0])
+
+
+@pytest.mark.parametrize('name', ['upsr', 'udbm'])
+def test_noise_by_the_distance_of_source_and_mean(name):
+    "The path starts from the source, shows the mean beside it, and has more noise where they differ."
+    torch.manual_seed(0)
+    den, y = build_anchored(name, **SMALL).eval(), torch.randn(1, 1, 16, 16).tanh()
+    held, start = den.anchor.hold(den, y)
+    with torch.no_grad():
+        mean = den.anchor(y)[0]
+    assert torch.equal(start, y) and len(held.beside) == 1 and torch.equal(held.beside[0], mean)
+    noise, u = held.bridge.coefs(0.8, y)[2].flatten(), (mean - y).abs().flatten()
+    assert (noise[u.argsort()].diff() >= -1e-6).all() and noise.max() > 1.1 * noise.min()
+    with pytest.raises(InputError, match='anchor'):
+        draw(with_anchor[name], den, y, sampler='midpoint')
 
 
 def without(m):
