@@ -1,8 +1,5 @@
 "Bridges that start from a predicted mean and spread: the fit of both, draws, refusals."
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from xmodal.core import InputError
@@ -11,6 +8,9 @@ from xmodal.nets.anchor import Anchor, anchor_loss, anchored_row, build_anchored
 from xmodal.rows import SceneSampling
 from xmodal.spread import Anchored, Spread
 from xmodal.tiles import Tiled
+from xmodal.train import train_command
+
+from small_model import copied
 
 SMALL = dict(net=dict(ch=8, mults=[1], layers=1), anchor=dict(ch=8, mults=[1]))
 
@@ -119,8 +119,8 @@ def test_no_command_takes_the_rows_yet(name, tmp_path):
         get_method(name)
     assert '\n' not in str(e.value)
     if name == 'residual':
-        words = [sys.executable, '-m', 'xmodal.train', '--method', name, '--root', 'made']
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        words = ['--method', name, '--root', 'made']
+        done = copied(lambda *w: train_command([*w]), *words, cwd=tmp_path)
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode and 'trained with an anchor' in last, done.stderr[-800:]
         assert not list(tmp_path.rglob('model'))
