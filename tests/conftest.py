@@ -21,6 +21,7 @@ LONG = (
     'test_experiments',
     'test_main_job',
     'test_rows',
+    'test_derivations',
     'test_scale',
     'test_translate',
     'test_hostile',

@@ -6,13 +6,14 @@ papermill finds, checks and injects the parameters as ever; only the kernel is r
 few steps, and then started again with `resume`, which must find it finished and unchanged. The report maps each method to '' or to what went wrong.
 """
 
-import json, sys, time, traceback
+import contextlib, json, shutil, sys, time, traceback
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use('Agg')
 import papermill
+from matplotlib.figure import Figure
 from papermill.engines import Engine, papermill_engines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,8 +74,22 @@ def execute(notebook, cwd=ROOT, **parameters) -> int:
     return OneProcess.figures
 
 
+@contextlib.contextmanager
+def unpainted():
+    "Figures are made and files of their names written, but nothing is painted."
+    usual = Figure.savefig
+    Figure.savefig = lambda fig, path, **how: Path(path).write_bytes(b'not painted')
+    try:
+        yield
+    finally:
+        Figure.savefig = usual
+
+
 def row(method, run):
-    "Train, then resume; raises if the second start changed the weights."
+    """Train, then resume; raises if the second start changed the weights, or wrote other figures.
+
+    What the second start shows is what the first has painted.
+    """
     words = dict(
         method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4
     )
@@ -88,10 +103,16 @@ def row(method, run):
             for f in (run / part).rglob('*.safetensors')
         }
 
+    def figures():
+        return {f.name for f in (run / 'figures').iterdir()}
+
     start(overwrite=True)
-    first = weights()
+    first, shown = weights(), figures()
     (run / 'model' / 'model.safetensors').unlink()
-    start(resume=True)
+    shutil.rmtree(run / 'figures')
+    with unpainted():
+        start(resume=True)
+    assert figures() == shown, f'started again with resume, it shows {figures()}, not {shown}'
     assert weights() == first, 'a finished run, started again with resume, gave other weights'
 
 

@@ -1,9 +1,13 @@
 """What many tests begin with: the descriptions of a small model, of volumes and of images, and one
-whose network answers with its source; and a training by its command.
+whose network answers with its source; a command in a copy of this process; and a training by it.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
 
 import torch
 
@@ -53,11 +57,57 @@ def echo(base, channels=1, **data):
     return Translator(den.eval(), described)
 
 
+def copied(work, *words, cwd=None, env=None, argv=()):
+    """Call work(*words) in a copy of this process: exit code, output and errors, as a command has them.
+
+    It has its own memory, streams, folder and environment, as if it were started anew, but no
+    imports to wait for. cwd: folder; env: variables that are added; argv: what sys.argv holds.
+    """
+    with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_work_in_the_copy(work, words, (out, err), cwd, env or {}, argv))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said = [(f.seek(0), f.read())[1] for f in (out, err)]
+    return subprocess.CompletedProcess(words, code, *said)
+
+
+def _work_in_the_copy(work, words, streams, cwd, env, argv):
+    "The copy's side of `copied`: its exit code."
+    code = 1
+    try:
+        for number, f in enumerate(streams, 1):
+            os.dup2(f.fileno(), number)
+        sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', closefd=False)
+        warnings.resetwarnings()  # pytest collects them
+        warnings._showwarnmsg_impl = lambda w: sys.stderr.write(warnings._formatwarnmsg(w))
+        sys.argv = [*map(str, argv)] or sys.argv
+        os.chdir(cwd or '.')
+        os.environ.update(env)
+        said = work(*map(str, words))
+        code = said if isinstance(said, int) else 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    for f in (sys.stdout, sys.stderr):
+        f.flush()
+    return code
+
+
+def xmodal(*words, **where):
+    "The command xmodal in a copy of this process; where: as for `copied`."
+    from xmodal.cli import main
+
+    return copied(lambda *w: main([*w]), *words, **where)
+
+
 def trained_by_command(root, name, words):
-    "Train in this folder, in a process of its own; the model's folder, and what was printed."
-    done = subprocess.run(
-        [sys.executable, '-m', 'xmodal.train', '--name', name, *words.split()],
-        cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
+    "Train in this folder, in a copy of this process; the model's folder, and what was printed."
+    from xmodal.train import train_command
+
+    done = copied(lambda *w: train_command([*w]), '--name', name, *words.split(), cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
     return root / 'runs' / name / 'model', done.stdout

@@ -10,7 +10,7 @@ from small_model import VOLUME
 from xmodal.core import InputError
 from xmodal.engine import RowPlan, train_row
 from xmodal.job import Job
-from xmodal.methods import calls, draw, get_method, methods, with_anchor
+from xmodal.methods import calls, draw, get_method, with_anchor
 from xmodal.nets.anchor import Anchor, anchor_loss, anchored_row, build_anchored, spread_rules
 from xmodal.rows import SceneSampling
 from xmodal.spread import Anchored, Spread

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from small_model import xmodal
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}'}
 
 
-def xmodal(*words):
+def started(*words):
     return subprocess.run(
         [sys.executable, '-m', 'xmodal.cli', *map(str, words)],
         cwd=ROOT,
@@ -68,7 +70,7 @@ def folders(tmp_path_factory):
 
 
 def test_numbers_carry_their_protocol(folders, tmp_path):
-    r = xmodal('evaluate', folders / 'good', folders / 'truth', '--out', tmp_path / 'run')
+    r = started('evaluate', folders / 'good', folders / 'truth', '--out', tmp_path / 'run')
     assert r.returncode == 0, r.stderr
     line = next(l for l in r.stdout.splitlines() if l.startswith('psnr'))
     for word in (

@@ -1,8 +1,6 @@
 "Layouts of other programs are read, and a folder that no layout fits gets a table that would do."
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from xmodal.data.images import load_image
 from xmodal.data.layouts import SAID, find_records, guess_layout, join_sources, say_once
 from xmodal.data.split import split_records
 
+from small_model import xmodal
 from test_sources import people, save, scene
 
 
@@ -265,7 +264,7 @@ def test_check_auto(tmp_path, capsys):
     said = f'xmodal data check bids --root {tmp_path} --source T1w --target T2w'
     assert said in capsys.readouterr().out
     words = ['data', 'check', 'auto', '--root', str(tmp_path), '--target', 'T2w']
-    r = subprocess.run([sys.executable, '-m', 'xmodal.cli', *words], capture_output=True, text=True)
+    r = xmodal(*words)
     assert 'looks like data set bids (4 pairs)' in r.stdout, r.stderr
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from run_rows import execute
+from small_model import xmodal as copy_of_xmodal
 from xmodal.data.layouts import datasets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,11 +147,7 @@ def test_console_command_keeps_the_grid(ixi_run, tmp_path):
     )
     v = b.get_fdata()
     assert np.isfinite(v).all() and v.std() > 0
-    r = subprocess.run(
-        [str(BIN / 'xmodal'), 'translate', str(ixi_run / 'model'), str(source), str(out)],
-        capture_output=True,
-        text=True,
-    )
+    r = copy_of_xmodal('translate', ixi_run / 'model', source, out)
     assert r.returncode == 1 and 'exists' in r.stderr and 'Traceback' not in r.stderr
 
 
@@ -310,32 +307,22 @@ def test_image_folders_train_and_translate(run_name, tmp_path):
     # grouped by subject, not by slice
     assert all(re.fullmatch(r'sub-\d+', s) for part in m['split'].values() for s in part)
     source = sorted((ROOT / 'data' / 'made').glob('folder-*/A/*.png'))[0]
-    r = subprocess.run(
-        [
-            str(BIN / 'xmodal'),
-            'translate',
-            str(ROOT / 'runs' / run_name / 'model'),
-            str(source),
-            str(tmp_path / 'b.png'),
-            '--steps',
-            '1',
-        ],
-        capture_output=True,
-        text=True,
+    r = copy_of_xmodal(
+        'translate',
+        str(ROOT / 'runs' / run_name / 'model'),
+        str(source),
+        str(tmp_path / 'b.png'),
+        '--steps',
+        '1',
     )
     assert r.returncode == 0, r.stderr
     a, b = Image.open(source), Image.open(tmp_path / 'b.png')
     assert a.size == b.size and a.mode == b.mode == 'L' and np.asarray(b).std() > 0
-    r = subprocess.run(
-        [
-            str(BIN / 'xmodal'),
-            'translate',
-            str(ROOT / 'runs' / run_name / 'model'),
-            str(next((ROOT / 'data' / 'made').glob('*/**/*.nii.gz'))),
-            str(tmp_path / 'c.nii.gz'),
-        ],
-        capture_output=True,
-        text=True,
+    r = copy_of_xmodal(
+        'translate',
+        str(ROOT / 'runs' / run_name / 'model'),
+        str(next((ROOT / 'data' / 'made').glob('*/**/*.nii.gz'))),
+        str(tmp_path / 'c.nii.gz'),
     )
     assert r.returncode == 1 and 'not on volumes' in r.stderr and r.stderr.count('\n') == 1
 
@@ -450,19 +437,14 @@ def test_data_check_names_the_faulty_file(tmp_path):
     bad = sorted(root.glob('sub-*/anat/*_T2w.nii.gz'))[1]
     img = nib.load(bad)
     nib.save(nib.Nifti1Image(np.roll(np.asarray(img.dataobj), 6, 1), img.affine, img.header), bad)
-    r = subprocess.run(
-        [
-            str(BIN / 'xmodal'),
-            'data',
-            'check',
-            'bids',
-            '--root',
-            str(root),
-            '--picture',
-            str(tmp_path / 'worst.png'),
-        ],
-        capture_output=True,
-        text=True,
+    r = copy_of_xmodal(
+        'data',
+        'check',
+        'bids',
+        '--root',
+        str(root),
+        '--picture',
+        str(tmp_path / 'worst.png'),
     )
     assert (
         r.returncode == 1

@@ -1,6 +1,6 @@
 "Several processes: real ones, started by accelerate, on the CPU. They must give what one process gives, and nothing twice."
 
-import ast, json, os, re, shutil, subprocess, sys
+import ast, json, os, re, runpy, shutil, subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from small_model import copied
 
 # noqa: F401  (run_name is a fixture)
 from test_main_job import BIN, ROOT, papermill, run_name, xmodal
@@ -88,11 +90,10 @@ def job(tmp_path, out, n, method='cdtsde', net='unet', objective=None, **how):
     script = tmp_path / 'job.py'
     script.write_text(SCRIPT)
     words = [str(script), str(tmp_path / out), method, net, json.dumps(objective), json.dumps(how)]
-    r = (
-        launched(*words, n=n)
-        if n > 1
-        else subprocess.run([sys.executable, *words], env=ENV, capture_output=True, text=True)
-    )
+    if n > 1:
+        r = launched(*words, n=n)
+    else:
+        r = copied(runpy.run_path, script, argv=words, env=ENV)
     assert r.returncode == 0, r.stderr[-3000:]
     return r
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
 
-from small_model import VOLUME, echo
+from small_model import VOLUME, echo, xmodal
 
 from xmodal.nets.build import build
 from xmodal.training.model_folder import save_model
@@ -349,24 +349,19 @@ def test_a_bids_derivative_follows_the_rules(model, tmp_path):
         scan(raw / f'{n}.nii.gz')
     (raw / 'sub-03' / 'anat' / 'sub-03_T1w.nii.gz').write_bytes(b'nothing')
     (raw / 'dataset_description.json').write_text(json.dumps(dict(Name='raw', BIDSVersion='1.8.0')))
-    go = lambda *more: subprocess.run(
-        command(
-            'translate',
-            model,
-            raw,
-            raw / 'derivatives' / 'xmodal',
-            '--bids',
-            '--steps',
-            '1',
-            '--samples',
-            '2',
-            '--device',
-            'cpu',
-            *more,
-        ),
-        env=ENV,
-        capture_output=True,
-        text=True,
+    go = lambda *more: xmodal(
+        'translate',
+        model,
+        raw,
+        raw / 'derivatives' / 'xmodal',
+        '--bids',
+        '--steps',
+        '1',
+        '--samples',
+        '2',
+        '--device',
+        'cpu',
+        *more,
     )
     r = go()
     assert r.returncode == 1 and r.stderr.count('not translated') == 1 and 'sub-03_T1w' in r.stderr
@@ -391,13 +386,8 @@ def test_forced_and_said_so(model, tmp_path):
     (tmp_path / 'sub-9_T2w.json').write_text(
         json.dumps(dict(Modality='MR', ProtocolName='t2', modality='T2w'))
     )
-    run = lambda *more: subprocess.run(
-        command(
-            'translate', model, f, tmp_path / 'out.nii.gz', '--steps', '1', '--device', 'cpu', *more
-        ),
-        env=ENV,
-        capture_output=True,
-        text=True,
+    run = lambda *more: xmodal(
+        'translate', model, f, tmp_path / 'out.nii.gz', '--steps', '1', '--device', 'cpu', *more
     )
     r = run()
     assert r.returncode == 1 and 'is a T2w' in r.stderr and not (tmp_path / 'out.nii.gz').exists()
