@@ -7,7 +7,7 @@ __all__ = ['AnchorPlan', 'people_in_folds', 'WithFolds', 'Folds', 'MeanOf', 'Anc
            'say_folds', 'fit_anchor']
 
 # %% ../../nbs/training/63_folds.ipynb #3370c259
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
