@@ -201,7 +201,8 @@ def method_loss(name):
         t = (t * m.times).ceil() / m.times
     ctx = prompts() if m.text else None
     z = images(2, 1, 2).flatten(1) if den.latent else None
-    loss = loss_per_item(den, x0, y, t, eps, ctx, m.loss, m.weight, z)
+    held, y = (den, y) if den.anchor is None else den.anchor.hold(den, y)
+    loss = loss_per_item(held, x0, y, t, eps, ctx, m.loss, m.weight, z)
     loss.sum().backward()
     slopes = {k: p.grad for k, p in den.named_parameters() if p.grad is not None}
     return dict(loss=numbers(loss), **whole(slopes, 'slopes'))

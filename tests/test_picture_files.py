@@ -362,7 +362,7 @@ PLAIN_ROWS = [k for k, m in methods.items() if not m.adversarial]
 def test_no_loss_sees_what_was_not_measured(name):
     "Every method that is not adversarial: no gradient under the mask, and one outside of it."
     m = get_method(name)
-    den = build(name, 1, net=TINY['net'])
+    den = build(name, 1, net=dict(TINY['net'], side=1) if m.anchor else TINY['net'])
     den.net, den.twin = Steep(), Steep() if den.two_networks else None
     b = batch(-1.0)
     eps = torch.randn(b['x0'].shape, generator=torch.Generator().manual_seed(1))

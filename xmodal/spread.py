@@ -51,8 +51,10 @@ class Spread(AroundBridge):
         grid,  # falling times (n,) in [0, 1], on the CPU
         y,  # the mean (B, C, *spatial)
     ) -> Coefs:  # (a, b, c) at every time
-        "The coefficients along a grid, made anew for every draw."
-        return self.new_table(grid, y, False)
+        "The coefficients along a grid; those of the bridge inside as it keeps them."
+        along = self.inside.table(grid, y)
+        sigma = self.sigma.to(y.device, along[0][2].dtype)
+        return Coefs(along.times, [(a, b, c * sigma) for a, b, c in along], False)
 
 # %% ../nbs/bridges/47_spread.ipynb #f0c426fa
 @explained

@@ -272,7 +272,7 @@ def say_folds(
     if not n:
         print(f'anchor {kind}: fitted in fold, {steps} steps by {rule}: residuals are too small')
         return
-    left = 'one person' if n == len(table) else f'a {n}th of {len(table)} people'
+    left = 'one person' if n == len(table) else f'{len(table) / n:.3g} of {len(table)} people'
     print(f'anchor {kind}: {n} without {left} each and one with all, {steps} steps each by {rule}')
 
 
