@@ -111,7 +111,7 @@ def test_on_an_anchor_the_noise_lies_around_the_mean():
     "mu + sigma F: with an answer of 0 a draw is the mean, with the noise itself a pixelwise Gaussian."
     m = anchored_row('ensemble')
     small = dict(ch=8, mults=(1, 2), layers=1)
-    den = build_anchored('ensemble', net=small, anchor=small).eval()
+    den = build_anchored('ensemble-spread', net=small, anchor=small).eval()
     y = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
         mu, sigma = den.anchor(y)

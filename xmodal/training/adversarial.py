@@ -11,7 +11,7 @@ __all__ = ['TRANSLATED', 'CYCLED', 'STEP', 'SUMMED', 'adam_rate', 'steps_judged'
            'ssim_of_batch', 'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'patch_time_discriminator',
            'metadb_helpers', 'metadb_generator', 'metadb_watch', 'variant', 'make_networks', 'make_optimisers',
            'clip_weights', 'average_gradients', 'Players', 'check_option', 'find_objective', 'loss_inputs',
-           'Adversarial', 'fit', 'Zero', 'try_options', 'share_options']
+           'Adversarial', 'fit', 'ZeroAnchor', 'Zero', 'try_options', 'share_options']
 
 # %% ../../nbs/training/62_adversarial.ipynb #3f2cfa94
 from dataclasses import dataclass, field, replace
@@ -36,6 +36,7 @@ from ..denoise import Denoiser, Ignoring, l1
 from ..nets.published import DTFNet
 from ..methods import draw, get_method, make_bridge, split_options, time_of
 from ..sample import Estimator, rules, step
+from ..spread import Anchored
 from ..nets.conditioning import SRNet, semantic_loss
 from .loop import lr_at, param_groups, same_weights, tensors_of, train
 
@@ -875,12 +876,27 @@ def fit(
         )
     return train(den, data, out, method, recipe, model, **kw)
 
+# %% ../../nbs/training/62_adversarial.ipynb #ze70a9c4
+class ZeroAnchor:
+    "An anchor whose mean is always zero and whose spread is one."
+
+    def hold(
+        self,
+        den,  # Zero
+        y,  # source (B, C, H, W)
+        ctx=None,  # not used
+    ) -> tuple:  # (Anchored, what its bridge starts from)
+        "The denoiser of this batch, as of a trained anchor."
+        start, beside, sigma = den.bridge.anchored(y, torch.zeros_like(y), torch.ones(()))
+        return Anchored(den, beside, sigma), start
+
 # %% ../../nbs/training/62_adversarial.ipynb #1481dd3c
 @dataclass
 class Zero(Estimator):
     "A denoiser that always answers zero, also about the noise."
 
     bridge: object
+    anchor: object = None
     latent = 0
 
     def __call__(
@@ -906,10 +922,9 @@ def try_options(
     """Values, not only words: two steps with a denoiser that answers zero. Raises InputError if
     they do not run.
     """
-    den = Zero(make_bridge(method, channels, **bridge))
-    m = get_method(method)
-    row = replace(m, anchor='') if m.anchor else method  # there is none to be asked here
-    draw(row, den, torch.zeros(1, channels, 8, 8), 2, **sampler)
+    bridge = make_bridge(method, channels, **bridge)
+    den = Zero(bridge, ZeroAnchor() if get_method(method).anchor else None)
+    draw(method, den, torch.zeros(1, channels, 8, 8), 2, **sampler)
 
 
 def share_options(
