@@ -254,6 +254,22 @@ def test_values_come_from_an_anchor_that_has_not_seen_the_person(tmp_path, monke
         train_row(row_of(out, folds=4, resume=True), data)
 
 
+def test_each_image_is_answered_by_its_fold():
+    class Says(torch.nn.Module):
+        def __init__(self, k, ndim):
+            super().__init__()
+            self.k, self.ndim = float(k), ndim
+
+        def forward(self, y, side=None, ctx=None):
+            return y + self.k, torch.full(y.shape[: self.ndim], self.k)
+
+    y, fold = torch.randn(4, 1, 3, 3), torch.tensor([2, 0, 2, 1])
+    for ndim in (0, 4):
+        mu, sigma = folded.Folds([Says(k, ndim) for k in range(3)])(y, fold=fold)
+        want = fold[:, None, None, None].float()
+        assert torch.allclose(mu, y + want) and torch.equal(sigma, want.expand_as(sigma))
+
+
 def test_in_fold_the_anchor_is_asked_itself(tmp_path, capsys):
     got = train_row(row_of(tmp_path, 'i2sb-scalar', folds=1), People(range(3)))
     assert 'in fold' in capsys.readouterr().out and got.log.attrs['anchor']['folds'] == 0
