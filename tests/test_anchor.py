@@ -372,3 +372,15 @@ def test_a_model_folder_holds_the_anchor(tmp_path):
         with pytest.raises(InputError, match=said) as e:
             load_model(folder)
         assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('name', [*with_anchor, 'ensemble-spread', 'i2sb-spread'])
+def test_a_table_holds_what_the_bridge_says_at_each_time(name):
+    y, sigma = torch.rand(2, 2, 1, 4, 4)
+    held = Spread(get_method(name).bridge(1), sigma).eval()
+    grid = torch.tensor([1.0, 0.6, 0.2])
+    with torch.no_grad():
+        table = held.table(grid, y)
+    for t, at in zip(grid.double(), table):
+        for got, wanted in zip(at, held.coefs(t, y)):
+            assert torch.allclose(got.expand_as(y), wanted.expand_as(y).to(got.dtype), atol=1e-9)

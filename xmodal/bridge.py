@@ -126,6 +126,7 @@ class WithPrediction(KeptCoefs):
     "What a path makes of a predicted mean and spread; subclasses give `coefs`."
 
     at_mean = False  # does it start from a predicted mean of the target?
+    only_noise = True  # does a spread change the noise alone, as in this `with_spread`?
     keeps_source = False  # with a mean at hand, does it start from the source all the same?
 
     def with_spread(

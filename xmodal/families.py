@@ -283,6 +283,8 @@ NOISES = ('image', 'z', 'both')
 class OneCall(Bridge):
     "Not a path but its beginning: the noise that a network makes a draw of in one call."
 
+    only_noise = False  # around a mean it starts from that, and from zero elsewhere
+
     def __init__(
         self,
         noise: str = 'image',  # 'image': an image of noise, 'z': a random vector, or 'both'
@@ -358,6 +360,7 @@ class UDBM(Bridge):
     "Weights and noise by uncertainty: uncertainty-aware diffusion bridge (ICML 2026), as released."
 
     keeps_source = True
+    only_noise = False
 
     def __init__(
         self,

@@ -549,7 +549,7 @@ class Midpoint(Solver):
         walk,  # Walk
     ):
         "Raise InputError for a walk that does not begin at a predicted mean."
-        if not (walk.bridge.at_mean and walk.grid[0] == 1):
+        if not (walk.bridge.at_mean and walk.grid.tolist()[0] == 1):
             raise InputError(
                 'the midpoint rule takes what the bridge starts from for the mean of the target:'
                 ' use it for a bridge with an anchor, from time 1'

@@ -51,7 +51,9 @@ class Spread(AroundBridge):
         grid,  # falling times (n,) in [0, 1], on the CPU
         y,  # the mean (B, C, *spatial)
     ) -> Coefs:  # (a, b, c) at every time
-        "The coefficients along a grid; those of the bridge inside as it keeps them."
+        "The coefficients along a grid; those of the bridge inside as it keeps them, if they do."
+        if not self.inside.only_noise:
+            return self.new_table(grid, y, False)
         along = self.inside.table(grid, y)
         sigma = self.sigma.to(y.device, along[0][2].dtype)
         return Coefs(along.times, [(a, b, c * sigma) for a, b, c in along], False)
