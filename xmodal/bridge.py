@@ -161,9 +161,6 @@ class Bridge(WithPrediction):
     process = None  # DDBM: u -> alpha, rho^2, rho_max^2 - rho^2, drift, g^2 of the SDE behind it
     latent = 0  # length of the random vector that its networks are made with; 0: none
     shows_state = True  # is the network shown the state? False: the source in its place
-    keeps_source = (
-        False  # with a predicted mean at hand, does it start from the source all the same?
-    )
 
     def __init__(self):
         "A path without a mixing field; subclasses that have one set `mix`."

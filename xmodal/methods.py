@@ -6,10 +6,9 @@
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
            'dtfnet', 'ONE_CALL', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS',
            'draw_options', 'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge',
-           'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'one_call', 'on_anchor', 'get_method', 'recipe_for',
-           'make_bridge', 'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule',
-           'Route', 'route_of', 'from_anchor', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
-           'split_options']
+           'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'on_anchor', 'get_method', 'recipe_for', 'make_bridge',
+           'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of',
+           'from_anchor', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -443,26 +442,17 @@ methods.update(
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #6f1429ed
-def one_call(
-    channels,  # C of the images; not needed
-    noise='image',  # 'image': an image of noise, 'z': a random vector in every layer, or 'both'
-    latent=32,  # length of the random vector
-):  # OneCall
-    "The noise that a one-call row begins with."
-    return OneCall(noise, latent)
-
-
 ONE_CALL = dict(pred='onset', steps=1, times='one', recipe=dict(betas=(0.9, 0.95)))
 methods.update(
     ensemble=Method(
         'one call from noise, trained by the CRPS of pixels, slopes and means (after AIFS-CRPS)',
-        one_call,
+        lambda channels, **kw: OneCall(**kw),
         loss='ensemble',
         **ONE_CALL,
     ),
     energy=Method(
         'one call from noise, trained by the energy score of patches (after engression)',
-        one_call,
+        lambda channels, **kw: OneCall(**kw),
         loss='energy',
         **ONE_CALL,
     ),
@@ -561,7 +551,7 @@ bridge_parts = dict(
     ddpm=ddpm,
     selfrdb=soft_prior,
     syndiff=big_steps,
-    ensemble=one_call,
+    ensemble=OneCall,
     upsr=UPSR,
     udbm=UDBM,
 )

@@ -93,6 +93,7 @@ from xmodal.evaluation.draws import (
     draw_table,
     fig_ranks,
     lines_on_draws,
+    ranks_in,
     ranks_of,
 )
 
@@ -1146,9 +1147,8 @@ def about_draws(
     "How many draws were measured, and where among them the truth lies, mean over people."
     if not found.draws:
         return None
-    ranks = {k: ranks_of(v) for k, v in found.draws.items()}
-    means = {k: v.mean().tolist() for k, v in ranks.items() if v is not None}
-    return dict(number=p.draws, ranks=means)
+    each = [ranks_in(v, k)['ranks'] for k, v in found.draws.items()]
+    return dict(number=p.draws, ranks={k: v for ranks in each for k, v in ranks.items()})
 
 # %% ../nbs/use/84_train.ipynb #06b12e5b
 def save_run(
