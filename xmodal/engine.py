@@ -36,7 +36,7 @@ from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import is_main, map_over_processes
 from .training.folds import AnchorFit, AnchorPlan, fit_anchor
-from .training.loop import Denoising, checkpoints, measure_scale, predict, Recipe
+from .training.loop import Denoising, checkpoints, Judged, measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
 def targets_of(
@@ -262,6 +262,7 @@ class RowPlan:
     log_every: int = 20  # steps between lines of the log
     val_every: int = 0  # steps between validations; 0: at the end
     save_every: int = 0  # steps between checkpoints; 0: at the end
+    judged: Judged = Judged()  # which weights are kept, and when it may end
     resume: bool = False  # go on from its newest checkpoint
     workers: int = 0  # processes that load
     device: str = None  # 'cpu', 'cuda', ...; None: what there is
@@ -299,7 +300,7 @@ def fit_row(
     often = dict(log_every=row.log_every, val_every=row.val_every, save_every=row.save_every)
     where = dict(resume=row.resume, workers=row.workers, device=row.device)
     how = dict(accumulate=row.accumulate, compile=row.compile, options=row.validation)
-    what = dict(objective=row.objective, provenance=row.provenance, val=val)
+    what = dict(objective=row.objective, provenance=row.provenance, val=val, judged=row.judged)
     if first:
         learn, about = first.data, dict(row.provenance or {}, anchor=first.about)
         begun = bool(checkpoints(Path(row.out) / 'checkpoints'))
@@ -321,6 +322,8 @@ def fit_first(
     "Fit the anchors of a row before its denoiser."
     how = dict(workers=row.workers, device=row.device, accumulate=row.accumulate)
     how |= dict(save_every=row.save_every)
+    if row.judged.keep != 'last':  # of a mean there is one answer
+        how |= dict(val_every=row.val_every, judged=replace(row.judged, keep='psnr'))
     more = dict(resume=row.resume, how=how, provenance=row.provenance)
     return fit_anchor(
         den, learn, AnchorFit(model, row.recipe, Path(row.out), row.anchor, **more), val

@@ -251,6 +251,17 @@ class ByTraining:
         'also train one-step regression with the same budget, to compare with',
     )
     val_every: int = option(200, 'steps between validations by sampling')
+    val_images: int = option(
+        16, 'validation images that are sampled, at equal distances among all; 0: all'
+    )
+    keep: str = option(
+        'last',
+        'the weights that make the model: last, or those of the best validation by psnr (of one '
+        'draw) or crps (of two draws: honest spread counts)',
+    )
+    patience: int = option(
+        0, 'end after so many validations without a better one; 0: go to the end (needs keep)'
+    )
     save_every: int = option(200, 'steps between checkpoints')
 
 # %% ../nbs/use/81_job.ipynb #f0812c3a
@@ -308,7 +319,7 @@ JOB_TOPICS = {
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
     'training': 'steps batch lr ema folds anchor_steps anchor_rule drop_sources accumulate'
-    ' baseline val_every save_every seed resume smoke',
+    ' baseline val_every val_images keep patience save_every seed resume smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',

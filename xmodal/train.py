@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['LOWEST', 'Plan', 'print_once', 'first_alone', 'shrink', 'sees_beside', 'check_lowest', 'check_anchored',
            'anchor_plan', 'check_seen_beside', 'check_draws_asked', 'check_prompts', 'check_words', 'spread_evenly',
-           'paper_slices', 'with_block', 'with_anchor_named', 'fill_in', 'find_targets', 'recipe_of', 'plan',
-           'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'with_network', 'check_fit',
-           'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts', 'prepare_data',
-           'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all',
-           'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'scores_of', 'measure', 'shown_images',
-           'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type',
-           'common_type', 'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts',
-           'about_latent', 'windows_of_targets', 'about_beside', 'about_data', 'about_training', 'memory_used',
-           'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only', 'environment_of',
-           'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
+           'paper_slices', 'with_block', 'with_anchor_named', 'fill_in', 'find_targets', 'recipe_of', 'judged_of',
+           'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'with_network',
+           'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts',
+           'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained',
+           'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'scores_of', 'measure',
+           'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata',
+           'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle', 'source_values',
+           'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data', 'about_training',
+           'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only',
+           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, contextlib, os, resource, shutil, socket, sys, time
@@ -76,7 +76,7 @@ from xmodal.evaluation.report import (
 from .sample import rules
 from .nets.conditioning import conditionings
 from .training.folds import AnchorPlan
-from .training.loop import check_device, NotFinite, Recipe
+from .training.loop import check_device, Judged, NotFinite, Recipe
 from .training.model_folder import save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
@@ -356,6 +356,16 @@ def recipe_of(
         asked['ema'] = p.ema
     return recipe_with(method, asked, p.backbone)
 
+
+def judged_of(
+    p: Plan,  # keep, patience, val_images, val_every
+) -> Judged:
+    "What is made of its validations; raises InputError where there are none to judge by."
+    judged = Judged(p.keep, p.patience, p.val_images)
+    if judged.keep != 'last' and not p.val_every:
+        raise InputError(f'keep {p.keep} needs validations; give val_every, such as 200')
+    return judged
+
 # %% ../nbs/use/84_train.ipynb #3d30cd7f
 def plan(
     p,  # a `Job`, or a namespace with its parameters
@@ -379,6 +389,7 @@ def plan(
             ' batch; use accumulate 1 and a smaller batch'
         )
     recipe_of(p, p.method)
+    judged_of(p)
     nfe = calls(p.method, p.sample_steps, **p.sampler_options)
     p = replace(p, run=project_root() / 'runs' / p.name, nfe=nfe, targets=tuple(find_targets(p)))
     check_name(p)
@@ -678,6 +689,7 @@ def plan_of_row(
     often |= dict(save_every=p.save_every, resume=p.resume)
     how = dict(workers=p.workers, device=p.device or None)
     how |= dict(accumulate=p.accumulate, compile=p.compile, provenance=provenance_of(p, d))
+    how['judged'] = judged_of(p)
     how['anchor'] = anchor_plan(p)
     if p.arch == 'latent':
         how['prior'] = p.prior
@@ -1095,6 +1107,7 @@ def about_training(
     return dict(
         recipe=asdict(recipe_of(p, p.method)),
         **anchor,
+        **({'kept': log.attrs['kept']} if 'kept' in log.attrs else {}),
         objective=p.objective,
         n_train_subjects=len(d.split['train']),
         n_train_images=len(d.parts['train']),

@@ -22,7 +22,7 @@ from ..denoise import Denoiser, Network
 from ..methods import get_method, make_bridge
 from ..nets.anchor import Anchor, anchor_loss, build_anchored, spread_rules
 from ..processes import is_main
-from .loop import Denoising, Recipe, checkpoints, train
+from .loop import Denoising, Judged, Recipe, checkpoints, train
 
 # %% ../../nbs/training/63_folds.ipynb #a50d781c
 @dataclass(frozen=True)
@@ -218,6 +218,11 @@ class AnchorFit:
         "The steps of each anchor."
         return self.plan.steps_of(self.recipe.steps, folds)
 
+    @property
+    def judges(self) -> bool:
+        "Are weights kept by validation?"
+        return self.how.get('judged', Judged()).keep != 'last'
+
     def fit(
         self,
         name: str,  # 'fold0', 'fold1', ..., or 'all'
@@ -245,6 +250,7 @@ class AnchorFit:
             val=val,
             resume=self.resume and bool(checkpoints(out / 'checkpoints')),
             trainer=partial(Fitting, rule=self.plan.rule, folds=residuals),
+            title=f'anchor {name}',
             log_every=max(1, min(20, recipe.steps // 20)),
             **self.how,
         )
@@ -290,7 +296,7 @@ def fit_anchor(
         say_folds(fit, table, kind)
     for k in range(n):
         others = learn.select([s for s, f in table.items() if f != k])
-        anchor, spent = fit.fit(f'fold{k}', others, n)
+        anchor, spent = fit.fit(f'fold{k}', others, n, val=val if fit.judges else None)
         each, seconds = [*each, anchor], seconds + spent
     folds = Folds(each).eval() if n else None
     learn = WithFolds(learn, table) if n else learn
