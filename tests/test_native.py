@@ -148,7 +148,7 @@ def test_a_model_of_two_sources_finds_the_second_beside_the_first(people, traine
     assert (tr.data.source, tr.data.target) == ('T1w,FLAIR', 'T2w')  # not as they were typed
     path, second = people[3].source, people[3].more_sources[0]
     found = tr.translate(path, batch=3)
-    given = tr.translate(path, more=[second])
+    given = tr.translate(path, more=[second], batch=3)
     np.testing.assert_array_equal(found.dataobj, given.dataobj)
     with pytest.warns(UserWarning, match='without source 2'):
         alone = tr.translate(path, more=[None])
@@ -187,12 +187,12 @@ def watched():
 def test_validation_and_measurement_see_tiles_of_the_trainings_size(people, tmp_path):
     data = prepare(people, 0, cache=tmp_path, progress=False)
     den = watched()
-    validate(den, None, data, get_method('regression'), 'cpu', tile=16)
+    validate(den, None, data, get_method('regression'), tile=16)
     assert set(den.net.shown) == {(16, 16)}
     den = watched()
     translations(den, data, Sampling('regression', 1, tile=16), items=[0])
     assert set(den.net.shown) == {(16, 16)}
-    validate(den, None, data, get_method('regression'), 'cpu')
+    validate(den, None, data, get_method('regression'))
     assert (32, 32) in den.net.shown
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from xmodal.core import InputError
+from xmodal.core import InputError, mend_torchvision
 from xmodal.denoise import Denoiser, loss_per_item
 from xmodal.training.adversarial import Adversarial, loss_inputs, objectives, share_options
 from xmodal.train import Job, plan, recipe_of
@@ -248,6 +248,7 @@ def test_i2sbs_inclusive_sums_move_its_label_by_a_thousandth():
 
 def test_a_latent_has_the_priors_spread(tmp_path):
     "Mean and standard deviation of the autoencoder's posterior, both times its scaling factor."
+    mend_torchvision()
     from diffusers import AutoencoderKL
     from xmodal.nets.latent import Codec, tiny_prior
 

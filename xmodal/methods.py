@@ -8,7 +8,8 @@ __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCL
            'draw_options', 'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge',
            'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'on_anchor', 'get_method', 'recipe_for', 'make_bridge',
            'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of',
-           'from_anchor', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
+           'from_anchor', 'cooled', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
+           'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -19,7 +20,7 @@ from typing import Callable
 from torch import Tensor
 
 from .choices import unknown_word
-from .core import InputError
+from .core import InputError, Noise
 from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
 from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
@@ -612,13 +613,14 @@ draw_options = dict(
     sampler="another row of `samplers` than the method's own",
     eta='share of the noise rule, in [0, 1]; 0: no noise (samplers that ask a rule)',
     stop='end a recursion at a change below this; 0: never (selfrdb, metadb)',
+    temperature='factor of all noise of a draw: 1 as trained; below 1 draws are more alike',
     **solver_options,
     **gathered(dict(karras=karras, late=late), leave_out=('n', 'bridge')),
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #cba00e5e
 # of `draw` itself, beside `eta` (noise rules) and `stop` (recursions)
-OWN = ('clip', 'start', 'sampler')
+OWN = ('clip', 'start', 'sampler', 'temperature')
 
 
 @lru_cache
@@ -669,6 +671,9 @@ def check_options(
     stop = options.get('stop', 0.0)
     if isinstance(stop, (str, bool)) or not 0 <= stop < math.inf:
         raise InputError(f'stop must be 0 (never) or a small positive number, got {stop!r}')
+    heat = options.get('temperature', 1.0)
+    if isinstance(heat, (str, bool)) or not 0 <= heat < math.inf:
+        raise InputError(f'temperature must be 0 or more (1: as trained), got {heat!r}')
 
 # %% ../nbs/bridges/17_methods.ipynb #704b5c7c
 def merged(
@@ -734,6 +739,7 @@ class Route:
     rule: Callable  # noise rule
     solver: Solver
     from_source: bool  # does the walk start at the source itself, or at a draw of the bridge?
+    temperature: float = 1.0  # factor of all noise
 
 
 @passes_on(draw_options)
@@ -764,7 +770,8 @@ def route_of(
     if options.get('clip'):
         den = Clip(den)
     solver = samplers[name].made(options)
-    return Route(den, bridge, times, tau, solver, options.get('start') == 'source')
+    start = options.get('start') == 'source'
+    return Route(den, bridge, times, tau, solver, start, options.get('temperature', 1.0))
 
 # %% ../nbs/bridges/17_methods.ipynb #6411718c
 def from_anchor(
@@ -783,6 +790,19 @@ def from_anchor(
         return go, y
     den, mean = go.den.anchor.hold(go.den, y, ctx)
     return replace(go, den=den, bridge=den.bridge.posterior()), mean
+
+
+def cooled(
+    seeds,  # as of `draw`
+    y,  # source (B, C, *spatial)
+    temperature: float,  # factor of the noise
+):  # seeds, or a function that draws like a tensor
+    "The noise of a draw at a temperature; seeds as they are at 1."
+    if temperature == 1:
+        return seeds
+    seeds = range(seeds, seeds + len(y)) if isinstance(seeds, int) else seeds
+    noise = seeds if callable(seeds) else Noise(seeds, y.device)
+    return lambda like: temperature * noise(like)
 
 # %% ../nbs/bridges/17_methods.ipynb #5e3cd79b
 @passes_on(draw_options)
@@ -805,6 +825,7 @@ def draw(
     y = y if codec is None else codec.encode(y)
     go, y = from_anchor(get_method(method), go, y, ctx)
     x = y if go.from_source else None
+    seeds = cooled(seeds, y, go.temperature)
     more = dict(bridge=go.bridge, out=out, callback=callback, solver=go.solver)
     got = sample(go.den, y, go.grid, go.rule, seeds, ctx, x, **more)
     return got if codec is None else codec.decode(got, size)

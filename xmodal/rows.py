@@ -57,9 +57,11 @@ class PlaceNoise:
         seeds,  # one int per image
         first: int = 0,  # line of the scene that the images begin with
         number: int = 0,  # how many draws came before
+        temperature: float = 1.0,  # factor of all noise
     ):
         "Draws nothing yet."
         self.seeds, self.first, self.number = list(seeds), first, number
+        self.temperature = temperature
 
     def __call__(
         self,
@@ -67,7 +69,8 @@ class PlaceNoise:
     ):  # draws of the shape, dtype and device of `like`
         each = [place_noise(s, self.number, tuple(like.shape[1:]), self.first) for s in self.seeds]
         self.number += 1
-        return torch.stack(each).to(like.device, like.dtype)
+        drawn = torch.stack(each).to(like.device, like.dtype)
+        return drawn if self.temperature == 1 else self.temperature * drawn
 
 # %% ../nbs/networks/46_rows.ipynb #fec8d293
 def window_rows(
@@ -221,7 +224,8 @@ class ByRows:
         number: int,  # draws of noise that came before
     ) -> Walk:
         "The walk of one strip, as `sample` has it for a picture."
-        go, noise = self.route, PlaceNoise(self.seeds, strip.first, number)
+        go = self.route
+        noise = PlaceNoise(self.seeds, strip.first, number, go.temperature)
         return Walk(go.den, strip.y, go.grid, go.rule, noise, self.ctx, go.bridge, True)
 
     def begin(self):  # yields Strip

@@ -1103,11 +1103,10 @@ def about_training(
 ) -> dict:  # the section `training` of config.json
     "What a model card says of the training."
     several = f'{processes} processes, ' if processes > 1 else ''
-    anchor = dict(anchor=log.attrs['anchor']) if 'anchor' in log.attrs else {}
+    known = {k: log.attrs[k] for k in ('anchor', 'kept') if k in log.attrs}
     return dict(
         recipe=asdict(recipe_of(p, p.method)),
-        **anchor,
-        **({'kept': log.attrs['kept']} if 'kept' in log.attrs else {}),
+        **known,
         objective=p.objective,
         n_train_subjects=len(d.split['train']),
         n_train_images=len(d.parts['train']),

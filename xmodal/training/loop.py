@@ -8,10 +8,11 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'JUDGES', 'random_corner', '
            'write_tensors', 'save_checkpoint', 'read_state', 'check_same_run', 'load_checkpoint', 'load_scaler',
            'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'adamw',
            'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
-           'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'scores_of_one', 'evenly', 'Judged',
-           'Best', 'averaged_weights', 'Training', 'write_row', 'save', 'keep_going', 'train', 'check_device',
-           'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights',
-           'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
+           'Best', 'averaged_weights', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row', 'save',
+           'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
+           'make_loader', 'log_row', 'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite',
+           'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -878,30 +879,6 @@ def psnr_of(
     mse = (pred - truth).reshape(len(pred), -1).__pow__(2).mean(1)
     return float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-12))))
 
-
-def scores_of_one(
-    draws: list,  # one or two translations of an image, each (1, C, H, W) in [-1, 1], numpy
-    truth,  # the image, same shape
-    valid=None,  # (1, H, W), False where nothing was measured; None: all was
-) -> tuple:  # PSNR of the first draw, dB; of two draws also their CRPS, in shares of the range
-    "What a validation makes of an image."
-    score = psnr_of(draws[0], truth, valid)
-    if len(draws) == 1:
-        return (score,)
-    at = slice(None) if valid is None else np.broadcast_to(valid, truth.shape)
-    a, b, t = (v[at] for v in (*draws, truth))
-    miss = (np.abs(a - t) + np.abs(b - t)) / 2
-    return score, float((miss - np.abs(a - b) / 2).mean() / 2)
-
-
-def evenly(
-    n: int,  # how many there are
-    wanted: int,  # how many at most; 0: all
-) -> list:  # numbers
-    "Some of n, at equal distances: of images that stand person by person, some of everybody."
-    k = min(wanted or n, n)
-    return ((np.arange(k) + 0.5) * n / k).astype(int).tolist()
-
 # %% ../../nbs/training/61_loop.ipynb #b0e57a02
 JUDGES = dict(last='', psnr='val_psnr', crps='val_crps')
 
@@ -930,6 +907,14 @@ class Judged:
         "What the log gains."
         return ('val_crps',) if self.keep == 'crps' else ()
 
+    def check(
+        self,
+        val,  # data set, or None
+    ):
+        "Raise InputError if there is nothing to judge by."
+        if self.keep != 'last' and (val is None or not len(val)):
+            raise InputError(f'keep {self.keep} needs validation images, and there are none')
+
     def better(
         self,
         a: float,  # a validation
@@ -938,14 +923,38 @@ class Judged:
         "Is a better than b?"
         return a < b if self.keep == 'crps' else a > b
 
+# %% ../../nbs/training/61_loop.ipynb #b0e57c01
+def scores_of_one(
+    draws: list,  # one or two translations of an image, each (1, C, H, W) in [-1, 1], numpy
+    truth,  # the image, same shape
+    valid=None,  # (1, H, W), False where nothing was measured; None: all was
+) -> tuple:  # PSNR of the first draw, dB; of two draws also their CRPS, in shares of the range
+    "What a validation makes of an image."
+    score = psnr_of(draws[0], truth, valid)
+    if len(draws) == 1:
+        return (score,)
+    at = slice(None) if valid is None else np.broadcast_to(valid, truth.shape)
+    a, b, t = (v[at] for v in (*draws, truth))
+    miss = (np.abs(a - t) + np.abs(b - t)) / 2
+    return score, float((miss - np.abs(a - b) / 2).mean() / 2)
+
+
+def evenly(
+    n: int,  # how many there are
+    wanted: int,  # how many at most; 0: all
+) -> list:  # numbers
+    "Some of n, at equal distances: of images that stand person by person, some of everybody."
+    k = min(wanted or n, n)
+    return ((np.arange(k) + 0.5) * n / k).astype(int).tolist()
+
 # %% ../../nbs/training/61_loop.ipynb #b0e57a03
 class Best:
-    "The weights of the best validation of a training, in a folder."
+    "Which validation of a training was the best, and its weights in a folder."
 
     def __init__(
         self,
         judged: Judged,  # by what
-        folder: Path,  # where they are written
+        folder: Path,  # where the weights are written
         every: int,  # steps between validations; 0: only at the end
         start: int = 0,  # steps finished before; 0: what an older run has left is removed
         writes: bool = True,  # is this the process that writes?
@@ -953,12 +962,17 @@ class Best:
         "Go on from what is there, if it was judged in the same way."
         self.judged, self.folder, self.every, self.writes = judged, folder, every, writes
         self.step, self.value, old = 0, None, folder / 'best.json'
+        if not start and writes:
+            shutil.rmtree(folder, ignore_errors=True)
         if start and judged.keep != 'last' and old.is_file():
             said = json.loads(old.read_text(encoding='utf-8'))
             if (said['keep'], said['images']) == (judged.keep, judged.images):
                 self.step, self.value = said['step'], said['value']
-        if not start and writes:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def about(self) -> dict:
+        "Step, value and rule."
+        return dict(step=self.step, value=self.value, keep=self.judged.keep)
 
     def judge(
         self,
@@ -967,19 +981,14 @@ class Best:
         run: RunState,  # whose weights they are
     ):
         "Keep the weights, if they are the best so far."
-        keep = self.judged.keep
-        if keep == 'last' or (
-            self.value is not None and not self.judged.better(found[keep], self.value)
-        ):
+        value = found.get(self.judged.keep)
+        better = self.value is None or self.judged.better(value, self.value)
+        if value is None or not better:
             return
-        self.step, self.value = step, found[keep]
-        if not self.writes:
-            return
-        about = dict(step=step, value=self.value, keep=keep, images=self.judged.images)
-        with atomic(self.folder) as tmp:
-            Path(tmp).mkdir()
-            save_tensors(averaged_weights(run.den, run.ema), tmp / 'model.safetensors')
-            (tmp / 'best.json').write_text(json.dumps(about), encoding='utf-8')
+        self.step, self.value = step, value
+        if self.writes:
+            about = dict(self.about, images=self.judged.images)
+            write_best(self.folder, averaged_weights(run.den, run.ema), about)
 
     def waited_enough(
         self,
@@ -989,21 +998,7 @@ class Best:
         wait = self.judged.patience * self.every
         return bool(wait) and self.value is not None and step - self.step >= wait
 
-    def put_back(
-        self,
-        den,  # Denoiser, changed in place
-        steps: int,  # that were planned
-    ) -> dict:  # kept: step, value and rule; {}: the last weights are kept
-        "Give the network the best weights; says which."
-        if self.judged.keep == 'last' or self.value is None:
-            return {}
-        load_weights(den, self.folder / 'model.safetensors')
-        if self.writes:
-            unit = dict(psnr='{:.2f} dB', crps='CRPS {:.4f}')[self.judged.keep].format(self.value)
-            print(f'kept: the weights of step {self.step} of {steps}, the best validation ({unit})')
-        return dict(kept=dict(step=self.step, value=self.value, keep=self.judged.keep))
-
-
+# %% ../../nbs/training/61_loop.ipynb #b0e57b01
 def averaged_weights(
     den,  # Denoiser
     ema,  # Average, or None
@@ -1012,6 +1007,48 @@ def averaged_weights(
     names = [k for k, v in den.named_parameters() if v.requires_grad]
     averages = dict(zip(names, ema.shadow_params)) if ema else {}
     return {**den.state_dict(), **averages}
+
+
+def write_best(
+    folder: Path,  # replaced as a whole
+    weights: dict,  # name -> tensor
+    about: dict,  # step, value, keep, images
+):
+    "Write the best weights and what they are."
+    with atomic(folder) as tmp:
+        Path(tmp).mkdir()
+        save_tensors(weights, tmp / 'model.safetensors')
+        (tmp / 'best.json').write_text(json.dumps(about), encoding='utf-8')
+
+
+def put_back(
+    best: Best,  # of the training
+    den,  # Denoiser, changed in place
+    steps: int,  # that were planned
+) -> dict:  # kept: step, value and rule; {}: the last weights are kept
+    "Give the network the best weights, and say which."
+    if best.value is None:
+        return {}
+    load_weights(den, best.folder / 'model.safetensors')
+    if best.writes:
+        unit = dict(psnr='{:.2f} dB', crps='CRPS {:.4f}')[best.judged.keep].format(best.value)
+        print(f'kept: the weights of step {best.step} of {steps}, the best validation ({unit})')
+    return dict(kept=best.about)
+
+
+def last_or_best(
+    run: RunState,  # whose denoiser is given its final weights
+    best: Best,  # of the training
+    out: Path,  # folder of the run
+):  # the log, a DataFrame
+    "The last weights or the best ones, averaged if there is an average."
+    if run.ema:
+        run.ema.copy_to(trainable(run.den))
+    kept = put_back(best, run.den, run.recipe.steps)
+    run.den.eval()
+    log = read_log(out)
+    log.attrs |= kept
+    return log
 
 # %% ../../nbs/training/61_loop.ipynb #5cc8d033
 @dataclass
@@ -1088,9 +1125,8 @@ def write_row(
     lr = lr_at(k, run.recipe)
     row = log_row(run.den, done, lr, norm, now.seconds(done), y.to(acc.device)) | means
     if validating:
-        judged = now.best.judged
-        how = dict(tile=run.recipe.patch, images=judged.images, crps=judged.keep == 'crps')
-        found = validate(run.den, run.ema, now.val, now.m, acc.device, **how, **now.options)
+        how = dict(tile=run.recipe.patch, judged=now.best.judged, **now.options)
+        found = validate(run.den, run.ema, now.val, now.m, **how)
         row |= {f'val_{k}': f'{v:.4g}' for k, v in found.items()}
         now.best.judge(done, found, run)
     now.bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False)
@@ -1174,8 +1210,7 @@ def train(
     """
     from tqdm.auto import tqdm
 
-    if judged.keep != 'last' and (val is None or not len(val)):
-        raise InputError(f'keep {judged.keep} needs validation images, and there are none')
+    judged.check(val)
     m, r, out, acc = get_method(method), recipe, Path(out), accelerator(recipe.precision, device)
     den.to(acc.device).train()
     work = trainer(den, m, r, data)
@@ -1203,13 +1238,7 @@ def train(
             f'stopped after step {stopped} of {r.steps}; the checkpoint is whole, continue with'
             ' resume=True'
         )
-    if ema:
-        ema.copy_to(trainable(den))
-    kept = best.put_back(den, r.steps)
-    den.eval()
-    log = read_log(out)
-    log.attrs |= kept
-    return log
+    return last_or_best(run, best, out)
 
 # %% ../../nbs/training/61_loop.ipynb #654e22d4
 def check_device(
@@ -1440,14 +1469,12 @@ def validate(
     ema,  # Average, or None
     val,  # data set
     m,  # row of `methods`, as a Method
-    device,  # where the network is
     steps=None,  # number of steps; None: the row's
     tau=None,  # noise rule by name; None: the row's
     tile=0,  # side of the crops of the training, pixels; larger images are sampled in tiles
-    images=16,  # so many images, at equal distances among them; 0: all
-    crps=False,  # also the score of two draws?
+    judged: Judged = Judged(),  # how many images, and by what
     **options,  # of the sampler and its grid, as in `methods.draw`:
-) -> dict:  # psnr, dB; with `crps` also crps, in shares of the range
+) -> dict:  # psnr, dB; if it is judged by crps also crps, in shares of the range
     """Mean PSNR of sampled translations of validation images, by all processes together, with the
     averaged weights if there are any.
     """
@@ -1456,17 +1483,17 @@ def validate(
         ema.copy_to(trainable(den))
     den.eval()
 
-    how = dict(device=device, progress=False, **options)
+    how = dict(device=next(den.parameters()).device, progress=False, **options)
     whole = in_tiles(den, tile)
 
-    at = evenly(len(val), images)
+    at, draws = evenly(len(val), judged.images), 1 + (judged.keep == 'crps')
     args = whole, val, steps or m.steps, tau or m.tau, m
 
     def some(mine):
         items = [at[k] for k in mine]
-        draws = [predict(*args, items=items, seed=k, **how) for k in range(1 + crps)]
+        drawn = [predict(*args, items=items, seed=k, **how) for k in range(draws)]
         truths = [(np.asarray(val[i]['x0'])[None], val[i].get('valid')) for i in items]
-        return [scores_of_one([a[None] for a in v], *t) for *v, t in zip(*draws, truths)]
+        return [scores_of_one([a[None] for a in v], *t) for *v, t in zip(*drawn, truths)]
 
     got = np.mean(map_over_processes(len(at), some), axis=0)
     den.train()
