@@ -90,6 +90,10 @@ class Drawing:
         'draw so many translations; writes their mean, and their standard deviation beside it'
         ' (_std)',
     )
+    temperature: float = option(
+        1.0,
+        'factor of all noise of a draw: below 1 draws are more alike, 0 leaves one answer',
+    )
     noise: str = option(
         'shared',
         'slices of a volume share their noise, or each has its own',
@@ -481,6 +485,7 @@ def translate(
         'overlap',
         'planes',
         'samples',
+        'temperature',
         'views',
     )
     how = {k: getattr(a, k) for k in (*same, 'noise', 'force')}

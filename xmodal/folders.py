@@ -557,6 +557,7 @@ class TranslateOptions:
     views: str = 'average'  # of these planes: all at every step, averaged; 'turn': one at each
     more: list = None  # further sources of one file; None: looked for beside it
     samples: int = 1  # draws; their mean is the translation
+    temperature: float = 1.0  # factor of all noise of a draw; 1: as trained
     noise: str = 'shared'  # or 'independent': among the slices of a volume
     mix: bool = False  # also the share of the source along the path
     force: bool = False  # translate what does not fit the model
@@ -591,6 +592,8 @@ def settings_of(
         settings['planes'] = chosen.planes or 'all'
     if chosen.views != 'average':
         settings['views'] = chosen.views
+    if chosen.temperature != 1:
+        settings['temperature'] = chosen.temperature
     return json.loads(json.dumps(settings))
 
 # %% ../nbs/use/86_folders.ipynb #c4cc4546
@@ -882,6 +885,8 @@ def begin(
         return 'finished'
     how = {k: getattr(chosen, k) for k in ('steps', 'seed', 'tau', 'batch', 'samples', 'mix')}
     how |= {k: getattr(chosen, k) for k in ('overlap', 'planes', 'views')}
+    if chosen.temperature != 1:
+        how['options'] = dict(temperature=chosen.temperature)
     how = SampleOptions(**how, progress=common.progress)
     source = task.source, task.known, chosen.target, chosen.noise, chosen.force
     with hear(way.said), shelves_in(folder_of(task)):
