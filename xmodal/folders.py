@@ -697,9 +697,10 @@ def check_origin(
             f'{output}: exists, and nothing says that xmodal has made it; '
             'remove it, choose another name, or use --overwrite'
         )
-    differ = [k for k in settings if words['xmodal'].get(k) != settings[k]]
+    was = words['xmodal']  # a word that only one of them has counts too
+    differ = [k for k in {**was, **settings} if was.get(k) != settings.get(k)]
     if differ:
-        how = ', '.join(f'{k} {words["xmodal"].get(k)!r}, now {settings[k]!r}' for k in differ[:3])
+        how = ', '.join(f'{k} {was.get(k)!r}, now {settings.get(k)!r}' for k in differ[:3])
         raise InputError(
             f'{output}: exists and was made otherwise ({how}); choose another name, '
             'or use --overwrite'
