@@ -269,6 +269,7 @@ class RowPlan:
     accumulate: int = 1  # parts in which a batch is gone through
     compile: bool = False  # compile the network
     anchor: AnchorPlan = AnchorPlan()  # how its anchor is fitted, if it has one
+    anchor_sizes: dict = field(default_factory=dict)  # of its network, where they are not usual: ch
 
 # %% ../nbs/use/82_engine.ipynb #f72b1c52
 def build_row(
@@ -280,7 +281,8 @@ def build_row(
     if (model.get('pred') or get_method(row.method).pred) == 'ddbm':
         model['scale'] = measure_scale(learn)
     if get_method(row.method).anchor:
-        model.setdefault('anchor', anchor_sizes(model['net']))
+        sizes = anchor_sizes(model['net'])
+        model.setdefault('anchor', sizes | {k: v for k, v in row.anchor_sizes.items() if v})
     torch.manual_seed(item_seed(row.recipe.seed, 'weights'))
     den = build_anchored(**model)
     if row.prior:

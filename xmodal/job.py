@@ -240,6 +240,9 @@ class ByTraining:
         'steps of each of the folds + 1 anchors; 0: 2/(folds + 1) of steps, which takes about as '
         'long in all as the rest',
     )
+    anchor_ch: int = option(
+        0, "channels of the anchors' first level; 0: half of those of the network that follows"
+    )
     anchor_rule: str = option('nll', 'what its spread is fitted by: nll (likelihood) or crps')
     accumulate: int = option(
         1,
@@ -318,7 +321,7 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch lr ema folds anchor_steps anchor_rule drop_sources accumulate'
+    'training': 'steps batch lr ema folds anchor_steps anchor_ch anchor_rule drop_sources accumulate'
     ' baseline val_every val_images keep patience save_every seed resume smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',

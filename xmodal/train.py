@@ -300,10 +300,10 @@ def with_anchor_named(
 ) -> Job:
     "The job with its anchor in the method's name; InputError for a method that can have none."
     method = on_anchor(p.method, p.anchor) if p.anchor else p.method
-    own = (p.folds, p.anchor_steps, p.anchor_rule) == (5, 0, 'nll')
+    own = (p.folds, p.anchor_steps, p.anchor_ch, p.anchor_rule) == (5, 0, 0, 'nll')
     if not (own or get_method(method).anchor):
         raise InputError(
-            f'folds, anchor_steps and anchor_rule are about an anchor, and method {method} has'
+            f'folds, anchor_steps, anchor_ch and anchor_rule are about an anchor, and method {method} has'
             ' none; choose one with anchor (mean, scalar, spread)'
         )
     return replace(p, method=method)
@@ -690,7 +690,7 @@ def plan_of_row(
     how = dict(workers=p.workers, device=p.device or None)
     how |= dict(accumulate=p.accumulate, compile=p.compile, provenance=provenance_of(p, d))
     how['judged'] = judged_of(p)
-    how['anchor'] = anchor_plan(p)
+    how |= dict(anchor=anchor_plan(p), anchor_sizes=dict(ch=p.anchor_ch))
     if p.arch == 'latent':
         how['prior'] = p.prior
     if method == p.method:

@@ -237,6 +237,9 @@ class AnchorFit:
         anchor = build_anchored(**self.model).anchor.learning()
         den = Denoiser(MeanOf(anchor), make_bridge('regression', anchor.channels), 'x0')
         recipe = replace(self.recipe, steps=self.steps(folds), seed=seed)
+        often = {
+            k: min(v, max(1, recipe.steps // 10)) for k, v in self.how.items() if k == 'val_every'
+        }
         about = dict(self.provenance or {}, anchor=name, rule=self.plan.rule, folds=folds)
         about['learnt'] = sorted(set(map(str, learn.subjects)))
         log = train(
@@ -252,7 +255,7 @@ class AnchorFit:
             trainer=partial(Fitting, rule=self.plan.rule, folds=residuals),
             title=f'anchor {name}',
             log_every=max(1, min(20, recipe.steps // 20)),
-            **self.how,
+            **{**self.how, **often},
         )
         return anchor.requires_grad_(False), log.attrs['seconds']
 
