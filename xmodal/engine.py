@@ -269,7 +269,7 @@ class RowPlan:
     accumulate: int = 1  # parts in which a batch is gone through
     compile: bool = False  # compile the network
     anchor: AnchorPlan = AnchorPlan()  # how its anchor is fitted, if it has one
-    anchor_sizes: dict = field(default_factory=dict)  # of its network, where they are not usual: ch
+    anchor_sizes: dict = field(default_factory=dict)  # of its network, where they are unusual
 
 # %% ../nbs/use/82_engine.ipynb #f72b1c52
 def build_row(
