@@ -321,8 +321,8 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch lr ema folds anchor_steps anchor_ch anchor_rule drop_sources accumulate'
-    ' baseline val_every val_images keep patience save_every seed resume smoke',
+    'training': 'steps batch lr ema folds anchor_steps anchor_ch anchor_rule drop_sources'
+    ' accumulate baseline val_every val_images keep patience save_every seed resume smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',

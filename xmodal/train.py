@@ -303,7 +303,8 @@ def with_anchor_named(
     own = (p.folds, p.anchor_steps, p.anchor_ch, p.anchor_rule) == (5, 0, 0, 'nll')
     if not (own or get_method(method).anchor):
         raise InputError(
-            f'folds, anchor_steps, anchor_ch and anchor_rule are about an anchor, and method {method} has'
+            'folds, anchor_steps, anchor_ch and anchor_rule are about an anchor,'
+            f' and method {method} has'
             ' none; choose one with anchor (mean, scalar, spread)'
         )
     return replace(p, method=method)
