@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __version__
-from .job import JOB_USAGE, NOISE_RULES, add_job_options
+from .job import JOB_USAGE, NOISE_RULES, add_job_options, nothing_left
 from .options import Parser, add_config, add_options, option
 
 # %% ../nbs/use/87_cli.ipynb #7b487275
@@ -72,7 +72,9 @@ def add_train_parser(
 def run_job(
     a,  # what was typed
 ) -> int:
-    "xmodal train: the job of `python -m xmodal.train`, with its exit codes."
+    "xmodal train: the job of `python -m xmodal.train`, unless nothing of it is left to do."
+    if nothing_left(a):
+        return 0
     from xmodal.train import train_as_typed
 
     return train_as_typed(a)
