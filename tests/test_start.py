@@ -14,7 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from small_model import TINY, VOLUME, trained_by_command, xmodal
+from PIL import Image
+
+from small_model import IMAGE, TINY, VOLUME, trained_by_command, xmodal
 from xmodal.job import nothing_left, parser_of_jobs
 from xmodal.nets.build import build
 from xmodal.simulate.brain import write_bids
@@ -63,6 +65,15 @@ def test_a_scan_is_translated_without_what_only_trainings_and_reports_need(tmp_p
     heavy = {'transformers', 'torchvision', 'torchmetrics', 'open_clip', 'monai', 'sympy'}
     heavy |= {'torch._dynamo', 'pandas', 'matplotlib', 'skimage', 'scipy.stats', 'scipy.optimize'}
     assert not found & heavy
+
+
+def test_a_picture_that_fits_needs_nothing_to_resize_it(tmp_path):
+    save_model(tmp_path / 'model', build(**TINY), TINY, IMAGE, {}, '# A model of tests\n')
+    grey = np.random.default_rng(0).integers(0, 255, (32, 32)).astype('uint8')
+    Image.fromarray(grey).save(tmp_path / 'in.png')
+    found = packages('translate', tmp_path / 'model', tmp_path / 'in.png', tmp_path / 'out.png')
+    assert (tmp_path / 'out.png').exists() and 'torch' in found
+    assert not found & {'skimage', 'scipy', 'transformers', 'torchvision', 'pandas', 'matplotlib'}
 
 
 # xmodal.train as a program, as a launcher starts it
