@@ -126,8 +126,13 @@ class Noise:
     ):  # draws of the shape, dtype and device of `like`
         import torch
 
-        if len(like) != self.items:
-            raise ValueError(f'Noise was made for {self.items} items, got a batch of {len(like)}')
+        if like.shape[0] != self.items:
+            raise ValueError(
+                f'Noise was made for {self.items} items, got a batch of {like.shape[0]}'
+            )
+        if self.items == 1:
+            one = torch.randn(like.shape, generator=self.own[0], device=like.device)
+            return one.to(like.dtype)
         if len(self.own) == 1:
             one = torch.randn(like.shape[1:], generator=self.own[0], device=like.device)
             return one.to(like.dtype).expand(like.shape)
