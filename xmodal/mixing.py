@@ -166,11 +166,10 @@ class SpatialMix(Field):
     ):  # field (1 or B, C, H, W), float64, or None: the network has to say
         "The field at a clamped end, where nothing asks for a gradient, nor has to wait for a look."
         asked = torch.is_grad_enabled() or lam.numel() > 1 or lam.device.type != 'cpu'
-        if not self.clamp or asked or 0 < float(lam) < 1:
+        if not self.clamp or asked or 0 < (end := float(lam)) < 1:
             return None
         shape = (len(y) if self.sees_y else 1, *y.shape[1:])
-        end = float(float(lam) >= 1)
-        return torch.full(shape, end, dtype=table_dtype(y.device), device=y.device)
+        return torch.full(shape, float(end >= 1), dtype=table_dtype(y.device), device=y.device)
 
     def forward(
         self,
