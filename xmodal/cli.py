@@ -6,7 +6,7 @@
 __all__ = ['PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job', 'Drawing',
            'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'OfDraws', 'Written',
            'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'open_model',
+           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'opened_model',
            'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
            'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data', 'list_data', 'show_card',
            'get_data', 'check_data_set']
@@ -466,8 +466,8 @@ def all_stays():
         if usual:
             gc.enable()
 
-
-def open_model(
+# %% ../nbs/use/87_cli.ipynb #4d603d61
+def opened_model(
     a,  # what was typed
 ):  # Translator
     "The translator of `xmodal translate`, on its device."
@@ -490,7 +490,7 @@ def translate(
         from xmodal.folders import translate_paths
 
         target = parse_options(a.target, '--target', 'TE=120,field=3')
-        tr = open_model(a)
+        tr = opened_model(a)
     tr.context(target=target)  # an impossible wish is refused before the first file
     same = (
         'bids',
