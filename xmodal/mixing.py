@@ -150,8 +150,7 @@ class SpatialMix(Field):
             raise ValueError(f"unknown pe {pe!r}: use 'concat' or 'mean'")
         self.channels, self.pe, self.squash, self.eps = channels, pe, squash, eps
         self.sees_y, self.monotone, self.tanh, self.clamp = sees_y, monotone, tanh, clamp
-        n_in = (5 if pe == 'concat' else 1) + (channels if sees_y else 0)
-        self.net = field_net(n_in, channels)
+        self.net = field_net((5 if pe == 'concat' else 1) + channels * sees_y, channels)
 
     def inputs(
         self,
@@ -169,8 +168,7 @@ class SpatialMix(Field):
         )
         if self.sees_y:
             seen.append(y.float())
-        n = max(len(v) for v in seen)
-        return torch.cat([v.expand(n, -1, -1, -1) for v in seen], dim=1)
+        return torch.cat([v.expand(max(map(len, seen)), -1, -1, -1) for v in seen], dim=1)
 
     def forward(
         self,
