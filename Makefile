@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 
 .PHONY: help env train test smoke export format html clean
 help:
-	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde (again: go on, or only measure)"
+	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde (again: go on, or say that it is finished)"
 	@echo "make test    make the environment, run every unflagged test"
 	@echo "make smoke   the main job in its smallest form (well under a minute)"
 	@echo "make format  ruff over notebooks and tests, 100 columns; make test asks that it changes nothing"
@@ -21,6 +21,7 @@ $(READY): constraints.txt settings.ini setup.py
 
 train: $(READY)
 	@mkdir -p runs/phantom-cdtsde
+	@$(BIN)/python -m xmodal.job --name phantom-cdtsde --resume || \
 	$(BIN)/papermill nbs/train.ipynb runs/phantom-cdtsde/train.ipynb --progress-bar -p name phantom-cdtsde -p resume True
 	@echo 'written: runs/phantom-cdtsde/ (model, figures, metrics.json, log.csv, train.ipynb)'
 

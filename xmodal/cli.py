@@ -6,17 +6,18 @@
 __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job',
            'Drawing', 'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'OfDraws',
            'Written', 'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'translate', 'as_classes',
-           'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws',
-           'evaluate_command', 'report', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
+           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'opened_model',
+           'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
+           'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data', 'list_data', 'show_card',
+           'get_data', 'check_data_set']
 
 # %% ../nbs/use/87_cli.ipynb #d5d01119
-import sys, warnings
+import contextlib, gc, sys, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import __version__
-from .job import JOB_USAGE, NOISE_RULES, add_job_options
+from .job import JOB_USAGE, NOISE_RULES, add_job_options, nothing_left
 from .options import Parser, add_config, add_options, option
 
 # %% ../nbs/use/87_cli.ipynb #7b487275
@@ -72,7 +73,9 @@ def add_train_parser(
 def run_job(
     a,  # what was typed
 ) -> int:
-    "xmodal train: the job of `python -m xmodal.train`, with its exit codes."
+    "xmodal train: the job of `python -m xmodal.train`, unless nothing of it is left to do."
+    if nothing_left(a):
+        return 0
     from xmodal.train import train_as_typed
 
     return train_as_typed(a)
@@ -455,6 +458,31 @@ def about_failure(
     return f'{name}: {why}; choose another output, or free space or memory'
 
 # %% ../nbs/use/87_cli.ipynb #59b960c8
+@contextlib.contextmanager
+def all_stays():
+    "Within this, nothing is looked for that could be freed; what was made in it stays for good."
+    usual = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if usual:
+            gc.enable()
+
+# %% ../nbs/use/87_cli.ipynb #4d603d61
+def opened_model(
+    a,  # what was typed
+):  # Translator
+    "The translator of `xmodal translate`, on its device."
+    from xmodal.processes import join_processes
+    from xmodal.translate import Translator
+
+    join_processes(a.device)  # before a device is chosen
+    how = dict(device=a.device, precision=a.precision, channels_last=a.channels_last)
+    return Translator.from_pretrained(a.model, **how, compile=a.compile)
+
+
 # words of the command line that every file is translated with
 PASSED_ON = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'planes', 'samples')
 PASSED_ON += ('temperature', 'views', 'noise', 'force')
@@ -464,21 +492,14 @@ def translate(
     a,  # what was typed
 ) -> int:
     "xmodal translate"
-    from xmodal.methods import parse_options
-    from xmodal.parameters import words_of
-    from xmodal.processes import is_main, join_processes
-    from xmodal.folders import translate_paths
-    from xmodal.translate import Translator
+    with all_stays():
+        from xmodal.methods import parse_options
+        from xmodal.parameters import words_of
+        from xmodal.processes import is_main
+        from xmodal.folders import translate_paths
 
-    join_processes(a.device)  # before a device is chosen
-    target = parse_options(a.target, '--target', 'TE=120,field=3')
-    tr = Translator.from_pretrained(
-        a.model,
-        device=a.device,
-        precision=a.precision,
-        channels_last=a.channels_last,
-        compile=a.compile,
-    )
+        target = parse_options(a.target, '--target', 'TE=120,field=3')
+        tr = opened_model(a)
     tr.context(target=target)  # an impossible wish is refused before the first file
     how = {k: getattr(a, k) for k in PASSED_ON}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'InputError', 'first_line', 'limit', 'check_limit', 'project_root', 'item_seed', 'Noise', 'expand',
-           'table_dtype', 'check_same_shape', 'mend_torchvision', 'Postponed', 'postpone', 'unseen', 'light_diffusers']
+           'table_dtype', 'check_same_shape', 'mend_torchvision', 'Postponed', 'postpone', 'WhenAsked',
+           'packages_when_asked', 'unseen', 'light_diffusers']
 
 # %% ../nbs/basics/00_core.ipynb #633629c1
 import contextlib
@@ -13,9 +14,8 @@ import importlib.util
 import os
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 # %% ../nbs/basics/00_core.ipynb #cede8736
 class InputError(ValueError):
@@ -112,6 +112,8 @@ class Noise:
         device='cpu',  # where the draws are made
     ):
         "Start one generator per seed."
+        import torch
+
         seeds = [int(s) for s in seeds]
         own = {s: k for k, s in enumerate(dict.fromkeys(seeds))}
         self.own = [torch.Generator(device).manual_seed(s) for s in own]
@@ -122,8 +124,15 @@ class Noise:
         self,
         like,  # (B, ...) tensor; B must be the number of seeds
     ):  # draws of the shape, dtype and device of `like`
-        if len(like) != self.items:
-            raise ValueError(f'Noise was made for {self.items} items, got a batch of {len(like)}')
+        import torch
+
+        if like.shape[0] != self.items:
+            raise ValueError(
+                f'Noise was made for {self.items} items, got a batch of {like.shape[0]}'
+            )
+        if self.items == 1:
+            one = torch.randn(like.shape, generator=self.own[0], device=like.device)
+            return one.to(like.dtype)
         if len(self.own) == 1:
             one = torch.randn(like.shape[1:], generator=self.own[0], device=like.device)
             return one.to(like.dtype).expand(like.shape)
@@ -139,6 +148,8 @@ def expand(
     like,  # (B, C, *spatial) tensor
 ):  # `v` as a tensor that broadcasts against `like`, on its device, its dtype kept
     "Append axes to `v` until it broadcasts against `like`."
+    import torch
+
     v = torch.as_tensor(v, device=like.device)
     if v.ndim in (0, like.ndim):
         return v
@@ -152,8 +163,10 @@ def expand(
 # %% ../nbs/basics/00_core.ipynb #0f7892db
 def table_dtype(
     device,  # torch device, or its name
-) -> torch.dtype:
+):  # torch.dtype
     "float64, or float32 on devices that have no float64."
+    import torch
+
     return torch.float32 if torch.device(device).type == 'mps' else torch.float64
 
 # %% ../nbs/basics/00_core.ipynb #267b7e0b
@@ -161,6 +174,8 @@ def check_same_shape(
     **named,  # tensors under the names that the message shall use, such as x0=target, y=source
 ):
     "Raise unless all named tensors have one shape and are floating point."
+    import torch
+
     shapes = {k: tuple(v.shape) for k, v in named.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f'shapes must be equal, got {shapes}')
@@ -176,6 +191,8 @@ def mend_torchvision() -> bool:  # True if something was mended
     """Let `import torchvision` succeed beside a torch it was not built for (missing operator
     schemas).
     """
+    import torch
+
     try:
         import torchvision
     except RuntimeError as e:
@@ -227,6 +244,45 @@ def postpone(
     parent, _, child = package.rpartition('.')
     setattr(sys.modules[parent], child, waiting)
 
+# %% ../nbs/basics/00_core.ipynb #f4f71a33
+class WhenAsked(Mapping):
+    "A table that is made when something is looked up in it."
+
+    def __init__(
+        self,
+        make,  # function without arguments that makes it
+    ):
+        "Nothing is made yet."
+        self.make, self.made = make, None
+
+    def table(self) -> dict:
+        "The table, made once."
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+    def __getitem__(self, key):
+        return self.table()[key]
+
+    def __iter__(self):
+        return iter(self.table())
+
+    def __len__(self):
+        return len(self.table())
+
+
+@contextlib.contextmanager
+def packages_when_asked():
+    "Within this, the table of all installed packages is not made before it is used."
+    from importlib import metadata
+
+    usual = metadata.packages_distributions
+    metadata.packages_distributions = lambda: WhenAsked(usual)
+    try:
+        yield
+    finally:
+        metadata.packages_distributions = usual
+
 # %% ../nbs/basics/00_core.ipynb #9686dce7
 @contextlib.contextmanager
 def unseen(
@@ -248,7 +304,7 @@ def light_diffusers():
     """
     if 'diffusers.models.modeling_utils' in sys.modules:
         return
-    with unseen('torch._dynamo'):
+    with unseen('torch._dynamo'), packages_when_asked():
         import diffusers.utils.torch_utils
     with unseen('transformers'):
         import diffusers.models.modeling_utils  # noqa: F401

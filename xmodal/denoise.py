@@ -220,12 +220,14 @@ class WithNetworks(Estimator, nn.Module):
     @property
     def latent(self) -> int:
         "Length of the random vector z that the network takes; 0: none."
-        return self.net.latent if isinstance(self.net, Network) else 0
+        net = self.net
+        return net.latent if isinstance(net, Network) else 0
 
     @property
     def codec(self):
         "Autoencoder of a network that works on latents, or None."
-        return self.net.autoencoder() if isinstance(self.net, Network) else None
+        net = self.net
+        return net.autoencoder() if isinstance(net, Network) else None
 
     @property
     def anchor(self):
@@ -313,9 +315,10 @@ class SingleCall(Parametrised):
         coefs=None,  # (a, b, c) at t: with those of a table the network's time is kept too
     ):  # (B, C, *spatial), (B,), (B, C, *spatial)
         "What the network is shown: scaled state, its own time, source."
-        dtype, state = x.dtype, x if self.bridge.shows_state else y
+        bridge, dtype = self.bridge, x.dtype
+        state = x if bridge.shows_state else y
         shown = state if known_to_be(c_in, 1) else c_in * state
-        time = kept_at(coefs, ('clock', len(t), dtype), lambda: self.bridge.clock(t, dtype))
+        time = kept_at(coefs, ('clock', t.shape[0], dtype), lambda: bridge.clock(t, dtype))
         return shown, time, y if self.show_y else shown
 
     def answer(

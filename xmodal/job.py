@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NOISE_RULES', 'defaults', 'meanings', 'JOB_TOPICS', 'JOB_USAGE', 'FromFiles', 'FromData', 'ByNetwork', 'ByModel',
            'ByTraining', 'WithTraining', 'Job', 'by_topic', 'add_job_option', 'add_job_options', 'parser_of_jobs',
-           'typed_values']
+           'typed_values', 'job_of', 'nothing_left']
 
 # %% ../nbs/use/81_job.ipynb #ec96dc40
-import argparse
+import argparse, sys
 from dataclasses import asdict, dataclass, fields
 
 from xmodal.options import (
@@ -20,7 +20,11 @@ from xmodal.options import (
     option,
     shown_briefly,
 )
+from .core import InputError, project_root
 from .explain import explained
+from .parameters import convert
+from .processes import is_main
+from .run_folder import FINISHED, is_finished
 
 # %% ../nbs/use/81_job.ipynb #dd054d7e
 @dataclass(frozen=True)
@@ -383,3 +387,36 @@ def typed_values(
 ) -> dict:  # name -> value, perhaps as text
     "The parameters of a job that were typed or stood in a file, and nothing else."
     return {k: v for k, v in vars(found).items() if k in defaults}
+
+# %% ../nbs/use/81_job.ipynb #a32049f9
+def job_of(
+    found: argparse.Namespace,  # from a parser with the options of a job
+) -> Job:
+    "The job of a command line; raises InputError for a value of another type."
+    typed = typed_values(found)
+    return Job(**{k: convert(k, v, defaults[k]) for k, v in typed.items()})
+
+
+def nothing_left(
+    found: argparse.Namespace,  # from a parser with the options of a job
+) -> bool:
+    "Is this job, which is to be continued, finished already? Then it says so in one line."
+    try:
+        job = job_of(found)
+    except InputError:
+        return False
+    name = job.name or f'{job.dataset}-{job.method}' + '-smoke' * job.smoke
+    run = project_root() / 'runs' / name
+    if not job.resume or job.overwrite or job.processes > 1 or not is_finished(run, asdict(job)):
+        return False
+    if is_main():
+        print(
+            f'runs/{name} is finished and nothing has changed since, so nothing is done: scores in'
+            f' runs/{name}/metrics.json, figures in runs/{name}/figures; to measure again, delete'
+            f' runs/{name}/{FINISHED} first'
+        )
+    return True
+
+# %% ../nbs/use/81_job.ipynb #ac4a84a5
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(not nothing_left(parser_of_jobs().parse_args()))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEASED_EPS', 'position_encoding', 'interpolate', 'calibrated_logistic', 'finish', 'FixedMix', 'field_net',
-           'SpatialMix', 'ChannelMix', 'Averaged', 'AnyMix', 'mix_stats']
+           'known_end', 'SpatialMix', 'ChannelMix', 'Averaged', 'AnyMix', 'mix_stats']
 
 # %% ../nbs/bridges/11_mixing.ipynb #4aa66d8a
 import math
@@ -112,6 +112,19 @@ def field_net(
     nn.init.zeros_(net[-1].bias)
     return net
 
+# %% ../nbs/bridges/11_mixing.ipynb #90664d79
+def known_end(
+    field,  # SpatialMix
+    lam,  # base step, 0-d or (B, 1, 1, 1), in [0, 1]
+    y,  # source (B, C, H, W)
+):  # field (1 or B, C, H, W), float64, or None: the network has to say
+    "A clamped field at its end, where nothing asks for a gradient, nor has to wait for a look."
+    asked = torch.is_grad_enabled() or lam.numel() > 1 or lam.device.type != 'cpu'
+    if not field.clamp or asked or 0 < (end := float(lam)) < 1:
+        return None
+    shape = (len(y) if field.sees_y else 1, *y.shape[1:])
+    return torch.full(shape, float(end >= 1), dtype=table_dtype(y.device), device=y.device)
+
 # %% ../nbs/bridges/11_mixing.ipynb #213fdbbb
 @explained
 class SpatialMix(Field):
@@ -137,8 +150,7 @@ class SpatialMix(Field):
             raise ValueError(f"unknown pe {pe!r}: use 'concat' or 'mean'")
         self.channels, self.pe, self.squash, self.eps = channels, pe, squash, eps
         self.sees_y, self.monotone, self.tanh, self.clamp = sees_y, monotone, tanh, clamp
-        n_in = (5 if pe == 'concat' else 1) + (channels if sees_y else 0)
-        self.net = field_net(n_in, channels)
+        self.net = field_net((5 if pe == 'concat' else 1) + channels * sees_y, channels)
 
     def inputs(
         self,
@@ -156,8 +168,7 @@ class SpatialMix(Field):
         )
         if self.sees_y:
             seen.append(y.float())
-        n = max(len(v) for v in seen)
-        return torch.cat([v.expand(n, -1, -1, -1) for v in seen], dim=1)
+        return torch.cat([v.expand(max(map(len, seen)), -1, -1, -1) for v in seen], dim=1)
 
     def forward(
         self,
@@ -171,6 +182,8 @@ class SpatialMix(Field):
             raise ValueError(
                 f'SpatialMix was made for {self.channels} channels, the source has {y.shape[1]}'
             )
+        if (known := known_end(self, lam, y)) is not None:
+            return known
         # a field in half precision would have three digits
         with torch.autocast(y.device.type, enabled=False):
             h = self.net(self.inputs(lam, y))

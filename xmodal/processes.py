@@ -10,8 +10,6 @@ import atexit
 import datetime
 import os
 
-import torch
-
 # %% ../nbs/basics/05_processes.ipynb #31a1d08f
 def join_processes(
     device=None,  # 'cpu' keeps the processes off GPUs
@@ -21,6 +19,7 @@ def join_processes(
     """
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         return None
+    import torch
     from accelerate.state import PartialState
 
     atexit.register(leave_processes)
@@ -32,6 +31,8 @@ def join_processes(
 
 def leave_processes():
     "Close the group before Python ends: its threads would end the process by an abort."
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
+from .bridge import kept_at
 from .core import check_same_shape, Noise
 from .explain import explained
 
@@ -294,12 +295,13 @@ def estimate(
     at=None,  # (a, b, c), if the caller has them
 ):  # x0_hat
     "The denoiser's estimate at one time for all images."
-    den, more = as_estimator(den), {}
-    if den.latent:
-        more['z'] = noise(y.new_empty(len(y), den.latent))
+    den, n, more = as_estimator(den), y.shape[0], {}
+    if latent := den.latent:
+        more['z'] = noise(y.new_empty(n, latent))
     if at is not None and den.takes_coefs and den.bridge is bridge:
         more['coefs'] = at
-    return den(x, t.expand(len(y)), y, ctx, **more)
+    times = kept_at(at, ('times', n), lambda: t.expand(n))
+    return den(x, times, y, ctx, **more)
 
 # %% ../nbs/bridges/12_sample.ipynb #507860f9
 def as_number(

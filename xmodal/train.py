@@ -7,14 +7,24 @@ __all__ = ['LOWEST', 'Plan', 'print_once', 'first_alone', 'shrink', 'sees_beside
            'anchor_plan', 'check_seen_beside', 'check_draws_asked', 'check_prompts', 'check_words', 'spread_evenly',
            'paper_slices', 'with_block', 'with_anchor_named', 'fill_in', 'find_targets', 'recipe_of', 'judged_of',
            'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'with_network',
-           'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'JobData', 'open_latents', 'open_prompts',
-           'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained',
-           'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'scores_of', 'measure',
-           'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata',
-           'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle', 'source_values',
-           'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data', 'about_training',
-           'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only',
-           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
+           'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made', 'places_named', 'files_of_pairs',
+           'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts', 'prepare_data', 'show_batch',
+           'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training',
+           'show_mixing', 'Measured', 'drawn_rows', 'scores_of', 'measure', 'shown_images', 'show_panels',
+           'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type',
+           'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts', 'about_latent',
+           'windows_of_targets', 'about_beside', 'about_data', 'about_training', 'memory_used', 'last_mix',
+           'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port',
+           'launch', 'run', 'train_command', 'train_as_typed']
+
+# %% ../nbs/use/84_train.ipynb #76881533
+if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
+    from sys import exit
+
+    from xmodal.job import nothing_left, parser_of_jobs
+
+    if nothing_left(parser_of_jobs().parse_args()):
+        exit(0)
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
 import argparse, contextlib, os, resource, shutil, socket, sys, time
@@ -28,10 +38,11 @@ from .data.check import check as check_data
 from .choices import unknown_word
 from .core import InputError, first_line, project_root
 from .explain import explained
-from .parameters import convert, numbers, words_of
+from .parameters import numbers, words_of
 from .options import shown_briefly
 from .show import show_grid
 from .data.cache import BLOCK, blocks_around, is_image, measured_values
+from .data.formats import parts_of_volume
 from .data.frames import foreground_values, value_sums
 from .data.images import nodata_tag
 from .data.volumes import open_volume
@@ -55,10 +66,10 @@ from xmodal.engine import (
     where_from,
     windows_of,
 )
-from .job import Job, defaults, parser_of_jobs, typed_values
+from .job import Job, defaults, job_of, parser_of_jobs
 from .training.adversarial import share_options
 from .nets.latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior
-from .data.layouts import datasets, published, sources_of
+from .data.layouts import datasets, place_given, published, sources_of
 from .methods import calls, get_method, on_anchor, parse_options
 from .evaluation.metrics import format_summary, measures, summary
 from .nets.anchor import build_anchored
@@ -82,7 +93,8 @@ from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
 from .processes import is_main, join_processes
-from .run_folder import check_name, hold, release, what_is_there
+from .run_folder import check_name, FINISHED, hold, note_finished, release, state_of
+from .run_folder import what_is_there
 
 # %% ../nbs/use/84_train.ipynb #d45683e9
 from .engine import measure_drawn
@@ -112,6 +124,7 @@ class Plan(Job):
     run: Path = None  # folder under runs/
     nfe: int = 0  # network evaluations per image
     targets: tuple = ()  # names; several in a model that is told which is wanted
+    asked: dict = None  # the parameters as they were given
 
     __repr__ = shown_briefly
 
@@ -373,6 +386,7 @@ def plan(
 ) -> Plan:
     "Check the parameters and work out what follows from them; raises InputError."
     p = Job(**{k: getattr(p, k) for k in defaults})
+    asked = asdict(p)
     together = spread_evenly(p)
     p = fill_in(shrink(p, together) if p.smoke else p)
     check_lowest(p)
@@ -392,7 +406,8 @@ def plan(
     recipe_of(p, p.method)
     judged_of(p)
     nfe = calls(p.method, p.sample_steps, **p.sampler_options)
-    p = replace(p, run=project_root() / 'runs' / p.name, nfe=nfe, targets=tuple(find_targets(p)))
+    p = replace(p, run=project_root() / 'runs' / p.name, nfe=nfe, asked=asked)
+    p = replace(p, targets=tuple(find_targets(p)))
     check_name(p)
     paper = f' (the paper: {p.m.paper_steps} steps)' if p.m.paper_steps else ''
     print_once(
@@ -566,6 +581,61 @@ def find_pairs(
         )
     return records, split, windows
 
+# %% ../nbs/use/84_train.ipynb #ed1463b5
+def is_made(
+    p: Plan,  # dataset, root
+) -> bool:
+    "Are the data simulated by this package?"
+    return p.root == 'made' or (p.dataset == 'phantom' and not p.root)
+
+
+def places_named(
+    p: Plan,  # dataset, root, prior, encoder, lpips
+) -> list:
+    "What the parameters name, where it exists: data set, pretrained networks, weights."
+    data = [] if is_made(p) else [place_given(p.root or project_root() / 'data' / p.dataset)]
+    named = [Path(v).expanduser() for v in (p.prior, p.encoder, p.lpips) if v]
+    return [v for v in (*data, *named) if v.exists()]
+
+
+def files_of_pairs(
+    records: list,  # Records
+) -> list:  # paths of files and of folders with DICOM series
+    "Every file of the pairs."
+    sides = [v for r in records for v in (r.source, *r.more_sources, r.target, r.mask) if v]
+    return [q for v in sides for q in ([v] if v.is_dir() else parts_of_volume(v))]
+
+
+def states_before(
+    p: Plan,  # what its parameters name
+) -> dict:  # path -> state; None: it cannot be told
+    "The state of what is named, taken before anything is read."
+    afar = [v for v in (p.prior, p.encoder) if v not in ('', 'record')]
+    if any(not Path(v).expanduser().exists() for v in afar):
+        return None
+    try:
+        return {str(v.resolve()): state_of(v) for v in places_named(p)}
+    except OSError:
+        return None
+
+
+def with_files(
+    states: dict,  # from `states_before`
+    records: list,  # Records that take part
+    made: bool,  # are they simulated?
+) -> dict:  # path -> state; None: it cannot be told
+    "The same with the files of all pairs that lie elsewhere."
+    if states is None:
+        return None
+    files = {v.resolve() for v in files_of_pairs(records)}
+    places = [Path(os.path.commonpath(files))] if made else sorted(files)
+    try:
+        known = [Path(v) for v in states]
+        more = [v for v in places if not any(k == v or k in v.parents for k in known)]
+        return states | {str(v): state_of(v) for v in more}
+    except OSError:
+        return None
+
 # %% ../nbs/use/84_train.ipynb #8c6d686d
 @dataclass(frozen=True)
 class JobData(Parts):
@@ -575,6 +645,8 @@ class JobData(Parts):
     encoder: object = None  # the encoder of prompts; None: there are none
     codec: object = None  # the autoencoder; None in pixel space
     ceiling: float = None  # what it keeps of the targets, PSNR in dB
+    # file or folder -> its state before it was read; None: not known
+    read: dict = None
 
 
 def open_latents(
@@ -621,7 +693,9 @@ def prepare_data(
 ) -> JobData:
     "Prepare the data of a job; raises InputError."
     with first_alone(p.device):
+        before = states_before(p) if is_main() else None
         records, split, windows = find_pairs(p)
+        read = with_files(before, records, is_made(p))
         data = prepare_pairs(p, records, windows, p.workers, p.depth)
         more = dict(fed=blocks_around(data, p.depth) if p.depth else data)
         if p.backbone == 'latent':
@@ -629,7 +703,7 @@ def prepare_data(
     if p.text != 'none':
         more['encoder'], table = open_prompts(p, records)
         data, more['fed'] = WithContext(data, table), WithContext(more['fed'], table)
-    d = JobData(records, split, data, **select_parts(data, split), **more)
+    d = JobData(records, split, data, **select_parts(data, split), read=read, **more)
     for line, v in zip(d.lines(), split.values()):
         print_once(f'{line}   {", ".join(v[:8])}{" ..." if len(v) > 8 else ""}')
     return d
@@ -650,8 +724,13 @@ def show_batch(
 def start_over(
     p: Plan,  # whose folder it is; the caller holds it
 ):
-    "Remove an older run of this name, unless it is to be continued; the caller holds the folder."
-    if p.resume or not is_main():
+    """Remove an older run of this name, unless it is to be continued: then only the record that it
+    is finished. The caller holds the folder.
+    """
+    if not is_main():
+        return
+    (p.run / FINISHED).unlink(missing_ok=True)
+    if p.resume:
         return
     found = ', '.join(what_is_there(p.run))
     if found:
@@ -1198,6 +1277,8 @@ def save_run(
         environment=env,
     )
     metrics.save(p.run)
+    if d.read is not None:
+        note_finished(p.run, p.asked, d.read)
     print(
         f'runs/{p.name}/model written; {found.seconds:.2f} s per image with {p.nfe} network calls'
     )
@@ -1307,9 +1388,8 @@ def train_as_typed(
     import matplotlib
 
     matplotlib.use('Agg')
-    given = typed_values(found)
     try:
-        job = Job(**{k: convert(k, v, defaults[k]) for k, v in given.items()})
+        job = job_of(found)
         if job.processes > 1:
             raise InputError(
                 'processes is for notebooks; here use accelerate launch --num_processes N -m'

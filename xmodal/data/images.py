@@ -456,10 +456,10 @@ def shrunk(
     order: int,  # of the splines; 0: nearest neighbour
 ) -> np.ndarray:  # (C, h, w)
     "A picture with fewer pixels; each is the mean of what was measured, NaN if most was not."
-    from skimage.transform import resize
-
     if (h, w) == x.shape[1:]:
         return x
+    from skimage.transform import resize
+
     how = dict(order=order, anti_aliasing=order > 0)
     return over_measured(x, lambda v: resize(v, (len(v), h, w), **how))
 
@@ -485,12 +485,12 @@ def from_square(
     order=1,  # of the splines; 0: nearest neighbour, for labels
 ) -> np.ndarray:  # (C, h, w)
     "Undo `to_square`: cut the picture out, and enlarge it if it was shrunk."
-    from skimage.transform import resize
-
     top, left, hh, ww = square_box(h, w, x.shape[-1])
     x = x[:, top : top + hh, left : left + ww]
     if (hh, ww) == (h, w):
         return x
+    from skimage.transform import resize
+
     return resize(x, (len(x), h, w), order=order, anti_aliasing=False).astype(np.float32)
 
 # %% ../../nbs/data/29_images.ipynb #9fb8bdae

@@ -709,7 +709,7 @@ class AdamStep:
     ):
         "One AdamW for network and bridge."
         self.den, self.m, self.r, self.folds = den, m, r, folds
-        self.opts = dict(optim=adamw(den, r))
+        self.opts, self.learn = dict(optim=adamw(den, r)), trainable(den)
 
     def prepare(
         self,
@@ -738,7 +738,7 @@ class AdamStep:
                 loss = self.loss(part) * (len(part['t']) / len(b['t']))
                 acc.backward(loss)
             total = total + loss.detach()
-        norm = acc.clip_grad_norm_(trainable(self.den), self.r.clip)
+        norm = acc.clip_grad_norm_(self.learn, self.r.clip)
         opt.step()
         return dict(loss=total, grad_norm=norm)
 
@@ -1072,6 +1072,7 @@ class Training:
         self.first_bad = torch.full((), -1, device=self.acc.device)
         self.begun = time.perf_counter()
         self.interval = 1  # ask for a stop every so many steps
+        self.learn = trainable(self.run.den)  # looked up once
         self.new_row(self.start)
 
     def new_row(
@@ -1097,7 +1098,7 @@ class Training:
         got = self.work.step(k, b)
         norm = got.pop('grad_norm')
         if self.run.ema:
-            self.run.ema.step(trainable(self.run.den))
+            self.run.ema.step(self.learn)
         bad = ~finite_check(got, norm, self.run.recipe).isfinite()
         self.first_bad = torch.where((self.first_bad < 0) & bad, k, self.first_bad)
         for n, v in got.items():
