@@ -787,7 +787,11 @@ def further_sources(
         more = [v if v.exists() and v != Path(where) else None for v in beside_it]
         more = more if len(more) == count else [None] * count
     if len(more) != count:
-        raise InputError(f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}')
+        wanted = 'all but the first' if count else 'no further one'
+        raise InputError(
+            f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}; give --more '
+            f'(more=[...]) {wanted}'
+        )
     lacks = [i + 2 for i, v in enumerate(more) if v is None]
     if lacks and not d.may_lack:
         raise InputError(
