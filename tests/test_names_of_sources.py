@@ -10,6 +10,7 @@ from PIL import Image
 from small_model import IMAGE, VOLUME, echo
 from xmodal.core import InputError
 from xmodal.folders import translate_paths
+from xmodal.translate import further_sources
 
 QUIET = dict(progress=False)
 
@@ -136,3 +137,30 @@ def test_options_are_refused_before_a_file_is_read(wrong, word, tmp_path):
     with pytest.raises(InputError, match=word):
         translate_paths(echo(VOLUME, tile=16), folder, tmp_path / 'out', **QUIET, **wrong)
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('words', [('T1', 'FLAIR'), ('0', '1'), ('0000', '0001')])
+def test_channels_of_nnunet_are_told_apart_by_table_and_number(words, tmp_path):
+    tr = echo(VOLUME, dataset='nnunet', source=words[0], target=words[1])
+    folder = volumes(tmp_path / 'imagesTs', 'case_7_0000', 'case_7_0001', 'case_8_0002')
+    table = '{"channel_names": {"0": "T1", "1": "FLAIR", "2": "T1ce"}}'
+    (tmp_path / 'dataset.json').write_text(table)
+    assert taken(tr, folder) == ['case_7_0000']
+    how = dict(QUIET, force=True)  # a known modality is refused, a number only doubted
+    with pytest.warns(UserWarning, match=f'is a {words[1]} by its name'):
+        translate_paths(tr, folder / 'case_7_0001.nii.gz', tmp_path / 'o.nii.gz', **how)
+
+
+@pytest.mark.parametrize('words', ['T1,FLAIR', '0,1'])
+def test_further_channels_of_nnunet_lie_beside_the_first(words, tmp_path):
+    tr = echo(VOLUME, dataset='nnunet', source=words, target='labels', further=1)
+    folder = volumes(tmp_path / 'imagesTs', 'case_7_0000', 'case_7_0001', 'case_70_0001')
+    (tmp_path / 'dataset.json').write_text('{"channel_names": {"0": "T1", "1": "FLAIR"}}')
+    found = further_sources(tr.data, folder / 'case_7_0000.nii.gz')
+    assert [p.name for p in found] == ['case_7_0001.nii.gz']
+
+
+def test_without_a_table_a_model_of_names_takes_every_file_as_before(tmp_path):
+    tr = echo(VOLUME, dataset='nnunet', source='T1', target='FLAIR')
+    folder = volumes(tmp_path / 'imagesTs', 'case_7_0000', 'case_8_0000')
+    assert taken(tr, folder) == ['case_7_0000', 'case_8_0000']

@@ -1089,7 +1089,10 @@ def translate_paths(
     settings = settings_of(tr, chosen)
     common = Common(chosen, settings, overwrite, None if single else {}, bars)
     if chosen.more and len(tasks) > 1:
-        raise InputError(f'more names the sources of one file, and {source} holds {len(tasks)}')
+        raise InputError(
+            f'more names the sources of one file, and {source} holds {len(tasks)}; leave it out, '
+            'the sources of a folder are found beside each file by their names'
+        )
     check_unique(tasks)
     if bids and is_main():
         describe_derivative(source, output, d, chosen.target)

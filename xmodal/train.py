@@ -208,7 +208,8 @@ def check_anchored(
     anchor_plan(p)
     if p.backbone == 'latent':
         raise InputError(
-            f'method {p.method} starts from an anchor, which is for pixels, not for latents'
+            f'method {p.method} starts from an anchor, which is for pixels, not for latents; give '
+            'backbone pixel, or another method'
         )
     if p.context and p.plane == 'all':
         raise InputError('context with plane all is not for an anchor; leave one of them out')
@@ -226,14 +227,20 @@ def check_seen_beside(
 ):
     "Do crops, neighbouring slices and further sources fit this method? Raises InputError."
     if p.patch > p.size > 0:
-        raise InputError(f'patch = {p.patch} is larger than the images, size = {p.size}')
+        raise InputError(
+            f'patch = {p.patch} is larger than the images, size = {p.size}; give at most '
+            f'{p.size}, or size 0 for images as large as they are'
+        )
     if sees_beside(p) and p.m.adversarial and 'cycle' in p.method:
         raise InputError(
             f'{p.method} also translates back, from one target to one source; leave '
             'context and further sources out'
         )
     if sees_beside(p) and p.backbone == 'latent':
-        raise InputError('context and several sources are for pixels, not for latents')
+        raise InputError(
+            'context and several sources are for pixels, not for latents; leave them out, or give '
+            'backbone pixel'
+        )
     if p.patch and p.backbone == 'latent':
         raise InputError('patch cuts images, and this run learns on latents; leave it out')
 
@@ -506,7 +513,8 @@ def with_network(
     check_net(p.arch, p.method, p.pred)
     if p.checkpointing and p.arch not in ('unet', 'latent'):
         raise InputError(
-            f'checkpointing is for the networks unet and latent, this run has {p.arch}'
+            f'checkpointing is for the networks unet and latent, this run has {p.arch}; '
+            'leave it out'
         )
     if p.backbone == 'latent':
         return with_prior(p)

@@ -8,13 +8,13 @@ __all__ = ['usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_sh
            'Ticking', 'bar_of', 'seed_of', 'samples_of', 'room_for', 'summed', 'most_frequent', 'path_times', 'shares',
            'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable', 'check_seen', 'sampling',
            'context_of', 'target_window', 'concerns_of_modality', 'modality_of', 'modality_beside', 'path_of',
-           'concerns_of_source', 'companion', 'further_sources', 'ways_to_write', 'word_in_name', 'name_says',
-           'entities_of', 'concerns_of_further', 'concerns_of_names', 'settle_concerns', 'checked_cut', 'Loaded',
-           'load_source', 'alike', 'answers', 'restored_answer', 'not_by_rows', 'kept_on_disk', 'summed_strips',
-           'translated_scene', 'target_units']
+           'concerns_of_source', 'companion', 'further_sources', 'channel_in_name', 'companion_of', 'ways_to_write',
+           'word_in_name', 'name_says', 'entities_of', 'concerns_of_further', 'concerns_of_names', 'settle_concerns',
+           'checked_cut', 'Loaded', 'load_source', 'alike', 'answers', 'restored_answer', 'not_by_rows', 'kept_on_disk',
+           'summed_strips', 'translated_scene', 'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
-import re, tempfile, warnings
+import glob, re, tempfile, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from .listing import name_and_ending
 from .core import InputError, item_seed
 from .explain import explained, passes_on
 from .data.formats import is_volume, volume_stem
-from .data.layouts import sources_of
+from .data.layouts import nnunet_about, sources_of
 from .data.frames import Changed, VolumeFrame, concerns_of_values, frame_of, is_path
 from .data.frames import stride_of, tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
@@ -783,11 +783,15 @@ def further_sources(
     count = d.further or 0
     if more is None:
         names = sources_of(d.source)
-        beside_it = [companion(where, names[0], v) for v in names[1:]] if where else []
+        beside_it = [companion_of(d, where, v) for v in names[1:]] if where else []
         more = [v if v.exists() and v != Path(where) else None for v in beside_it]
         more = more if len(more) == count else [None] * count
     if len(more) != count:
-        raise InputError(f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}')
+        wanted = 'all but the first' if count else 'no further one'
+        raise InputError(
+            f'this model takes {1 + count} sources ({d.source}), got {1 + len(more)}; give --more '
+            f'(more=[...]) {wanted}'
+        )
     lacks = [i + 2 for i, v in enumerate(more) if v is None]
     if lacks and not d.may_lack:
         raise InputError(
@@ -800,6 +804,39 @@ def further_sources(
         )
         warnings.warn(f'{where or "the source"}: {words}', Changed)
     return list(more)
+
+# %% ../nbs/use/85_translate.ipynb #d18b3f60
+def channel_in_name(
+    d: DataSpec,  # of the model
+    path,  # of a file
+) -> str:  # as the model or the table calls it; '' for other data sets, or where nothing says it
+    "Which channel of an nnU-Net data set a file is by the number at the end of its name."
+    digits = re.search(r'_(\d{4})$', name_and_ending(Path(path).name)[0])
+    if d.dataset != 'nnunet' or not digits:
+        return ''
+    try:
+        named = nnunet_about(Path(path).absolute().parent.parent)[0].get(int(digits[1]), '')
+    except InputError:
+        named = ''  # a table that is damaged says nothing
+    own = [w for w in (*sources_of(d.source), *words_of(d.target or '')) if w]
+    numbers = [w for w in own if re.fullmatch(r'\d{1,4}', w)]
+    same = [w for w in own if w == named or w in numbers and int(w) == int(digits[1])]
+    return (*same, named or digits[1] * bool(numbers))[0]
+
+
+def companion_of(
+    d: DataSpec,  # of the model
+    path,  # of its first source
+    other: str,  # a further source, as the model calls it
+) -> Path:  # need not exist
+    "Where a further source lies; in an nnU-Net data set the file of the case with its number."
+    path, first = Path(path), sources_of(d.source)[0]
+    if not channel_in_name(d, path):
+        return companion(path, first, other)
+    stem, ending = name_and_ending(path.name)
+    case = path.parent.glob(f'{glob.escape(stem[:-4])}[0-9][0-9][0-9][0-9]{ending}')
+    fits = [p for p in sorted(case) if channel_in_name(d, p) == other]
+    return fits[0] if fits else companion(path, first, other)
 
 # %% ../nbs/use/85_translate.ipynb #21a2e5fa
 def ways_to_write(
@@ -828,6 +865,8 @@ def name_says(
     path,  # of a file
 ) -> str:  # a source or target of the model as it calls them, another modality, or ''
     "What the name of a file says that it is."
+    if channel := channel_in_name(d, path):
+        return channel
     known = spellings['modality']
     own = [w for w in (*sources_of(d.source), *words_of(d.target or '')) if w]
     same = {known.get(w.casefold()) for w in own}

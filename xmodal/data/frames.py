@@ -940,7 +940,12 @@ def check_picture(
             'give it NIfTI files'
         )
     if len(x) not in (1, d.channels[0]):
-        raise InputError(f'{name}: {len(x)} channels; this model takes images of {d.channels[0]}')
+        ways = {1: 'convert it to grey', 3: 'convert it to RGB'}
+        way = ways.get(d.channels[0], 'give all bands of the training, in its order')
+        raise InputError(
+            f'{name}: {len(x)} channels; this model takes images of {d.channels[0]}: {way}, or '
+            f'take a model trained on {len(x)}'
+        )
     if d.source_window == 'dtype' and dtype.kind not in 'ub':
         raise InputError(
             f'{name}: pixels of type {dtype}, and this model was trained on unsigned whole '
@@ -1153,7 +1158,7 @@ class TensorFrame(Frame):
                 f'a tensor must be floating point, finite and scaled to [-1, 1], got {x.dtype}'
             )
         if not x.numel():
-            raise InputError(f'the tensor is empty: shape {tuple(x.shape)}')
+            raise InputError(f'the tensor is empty: shape {tuple(x.shape)}; give one with pixels')
         if x.abs().max() > 3:
             raise InputError(
                 f'a tensor must be scaled to [-1, 1], this one reaches {float(x.abs().max()):g};'
@@ -1193,7 +1198,7 @@ def frame_of_array(
 ) -> Frame:
     "The frame of a numpy array: a picture, or slices of a volume."
     if a.size == 0:
-        raise InputError(f'the array is empty: shape {a.shape}')
+        raise InputError(f'the array is empty: shape {a.shape}; give one with pixels')
     if d.kind == 'image' or a.dtype.kind in 'ub':
         return picture_frame(image_of_array(a), d, channels, 'the array')
     return SlicesFrame(a, d, channels)

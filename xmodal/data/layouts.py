@@ -171,7 +171,10 @@ def keep_whole(
     whole = [r for r in found if all(r.more_sources)]
     names, lacking = ' or '.join(more), [r.name for r in found if not all(r.more_sources)]
     if not whole:
-        raise InputError(f'not one of {len(records)} pairs has {" and ".join(more)} too')
+        raise InputError(
+            f'not one of {len(records)} pairs has {" and ".join(more)} too; name sources that the '
+            'subjects have'
+        )
     if lacking:
         first = f'first: {lacking[0]}'
         print(f'{len(whole)} pairs; {len(lacking)} left out for want of {names} ({first})')
@@ -497,7 +500,8 @@ def read_table(
         return {}
     columns, rows = table_rows(path, (key,))
     if key not in columns:
-        raise InputError(f'{path}: has no column {key!r}, only {", ".join(columns) or "blanks"}')
+        there = f'there are {", ".join(columns)}' if columns else 'its first row is empty'
+        raise InputError(f'{path}: has no column {key!r}, {there}; its first row names the columns')
     found, conflicts = {}, set()
     for row in rows:
         new = {
@@ -858,7 +862,10 @@ def pscde(
         for path in image_files(root / want, '*/*'):
             split = path.parent.name
             if split not in ('train', 'val', 'test'):
-                raise InputError(f'{path.parent}: the folders of PSCDE are train, val and test')
+                raise InputError(
+                    f'{path.parent}: the folders of PSCDE are train, val and test; rename or '
+                    'remove it'
+                )
             if path.stem in side:
                 raise InputError(
                     f'{path}: {path.stem} is also in {splits[path.stem]["split"]}; an image '
@@ -868,7 +875,7 @@ def pscde(
             if splits.setdefault(path.stem, dict(split=split))['split'] != split:
                 raise InputError(
                     f'{path}: {path.stem} is in {splits[path.stem]["split"]} as {source} and in '
-                    f'{split} as {target}'
+                    f'{split} as {target}; move both to one side'
                 )
     return pair_up(*sides, (source, target), root, allow_unpaired, splits)
 
@@ -1105,7 +1112,7 @@ def ab(
     if not both:
         raise NotThisLayout(
             f'{root}: holds no train{source} beside train{target}, nor train/{source} or '
-            f'{source}/train'
+            f'{source}/train; give --source and --target as the folders are named'
         )
     split = split_of_parts(both)
     for part in both:
@@ -1177,7 +1184,10 @@ def whole_pictures(
     parts = {part: root / word for word, part in PARTS.items() if (root / word).is_dir()}
     found = [(p, q) for p, f in (parts or {'': root}).items() for q in image_files(f)]
     if not found:
-        raise NotThisLayout(f'{root}: holds no pictures, nor do train/, val/ and test/ in it')
+        raise NotThisLayout(
+            f'{root}: holds no pictures, nor do train/, val/ and test/ in it; '
+            'give the folder of the pictures, source and target side by side in each'
+        )
     return parts, found
 
 
@@ -1285,7 +1295,9 @@ def nnunet(
         for side, (end, _) in zip(sides, ends):
             for case, path in nnunet_part(root, part, end, ending).items():
                 if case in side:
-                    raise InputError(f'{path}: {case} is also in Tr; a case belongs to one side')
+                    raise InputError(
+                        f'{path}: {case} is also in Tr; a case belongs to one side, remove one'
+                    )
                 side[case] = (subject_of(path, pattern, group, case), path, {})
                 split_here = split if tested else ''
                 extra[case] = dict(mask=masks.get(case), split=split_here)
@@ -1366,8 +1378,8 @@ def side_columns(
     for c in (*sources, goal):
         if c not in columns:
             raise InputError(
-                f'{path}: has no column {c!r}, only {", ".join(columns)}; the first line names '
-                f'the columns, separated by commas'
+                f'{path}: has no column {c!r}, only {", ".join(filter(None, columns)) or "blanks"};'
+                ' write the columns source,target (and subject) into its first line'
             )
     return sources, goal
 
@@ -1416,7 +1428,10 @@ def csv(
         more[r.name] = tuple(v and beside_table(path, row[''], c, v) for c, v in cells)
         records.append(r)
     if not records:
-        raise InputError(f'{path}: the table has no rows')
+        raise InputError(
+            f'{path}: the table has no rows; write one row for each pair, under the columns '
+            f'{", ".join((*sources, goal))}'
+        )
     return keep_whole(records, sources[1:], lambda r: more[r.name])
 
 # %% ../../nbs/data/36_layouts.ipynb #3187aaa9

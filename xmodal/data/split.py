@@ -53,7 +53,8 @@ def check_names(
                 f'{n!r} is not a subject of this data set; it has {", ".join(every[:12])}{more}'
             )
     if train_names & test_names:
-        raise InputError(f'{", ".join(sorted(train_names & test_names))}: in training and in test')
+        both = ', '.join(sorted(train_names & test_names))
+        raise InputError(f'{both}: in training and in test; name a subject once')
 
 # %% ../../nbs/data/35_split.ipynb #c7520ee1
 def split_sizes(
@@ -113,7 +114,8 @@ def split_records(
         if given.setdefault(r.subject, r.split) != r.split:
             raise InputError(
                 f'subject {r.subject} is in {given[r.subject] or "no split"} and in'
-                f' {r.split or "no split"} ({r.name}); a subject belongs to one side'
+                f' {r.split or "no split"} ({r.name}); a subject belongs to one side, '
+                'give all its rows or files the same split'
             )
     blank = [s for s, v in given.items() if not v]
     if blank and len(blank) < len(given):

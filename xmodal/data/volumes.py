@@ -247,7 +247,9 @@ def volume_shape(
     if len(shape) != 3:
         raise InputError(several_volumes(name, img.shape))
     if 0 in shape:
-        raise InputError(f'{name}: empty volume of shape {tuple(shape)}')
+        raise InputError(
+            f'{name}: empty volume of shape {tuple(shape)}; convert it again, or leave it out'
+        )
     kind = img.get_data_dtype()
     if kind.kind not in 'iuf':
         raise InputError(
@@ -317,7 +319,9 @@ def check_holes(
         bad = infinite + missing
         raise InputError(f'{name}: {bad} voxels are NaN or infinite; replace them before use')
     if missing == data.size:
-        raise InputError(f'{name}: no voxel is measured, all are NaN')
+        raise InputError(
+            f'{name}: no voxel is measured, all are NaN; convert it again, or leave it out'
+        )
 
 # %% ../../nbs/data/28_volumes.ipynb #db958a01
 def check_affine(

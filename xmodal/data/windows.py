@@ -118,7 +118,10 @@ def ignored_value(
     except ValueError:
         return None  # `window_of` refuses the rule
     if lo <= ignored <= hi:
-        raise InputError(f'window rule {rule!r}: the ignore value {ignored:g} is one of the labels')
+        raise InputError(
+            f'window rule {rule!r}: the ignore value {ignored:g} is one of the labels; name '
+            'one outside of them, or leave it out'
+        )
     return ignored
 
 
@@ -187,7 +190,10 @@ def window_of(
         if str(rule).startswith('labels:'):
             check_labels(data, w, rule)
     if not (np.isfinite([w.lo, w.hi]).all() and w.lo < w.hi):
-        raise InputError(f'window rule {rule!r} gives the empty window {w.lo:g} to {w.hi:g}')
+        raise InputError(
+            f'window rule {rule!r} gives the empty window {w.lo:g} to {w.hi:g}; leave out files '
+            'that hold one value only, or give the limits as LO:HI'
+        )
     return w
 
 # %% ../../nbs/data/27_windows.ipynb #d9474607

@@ -122,7 +122,9 @@ def files_of(
             )
         found[name] = p
     if not found:
-        raise InputError(f'{root}: holds no {", ".join(ENDINGS)} file ({what})')
+        raise InputError(
+            f'{root}: holds no {", ".join(ENDINGS)} file ({what}); give the folder of the files'
+        )
     other = [q for q in every if q.name.lower().endswith(OTHER_ENDINGS)]
     if other and root.is_dir():
         warnings.warn(
@@ -167,7 +169,7 @@ def common_names(
         (a, p), (b, q) = *one.items(), *other.items()
         u, v = (re.search(SUBJECT, n) for n in (a, b))
         if u and v and u[1] != v[1]:
-            raise InputError(f'{p}: is of {u[1]}, but {q} of {v[1]}')
+            raise InputError(f'{p}: is of {u[1]}, but {q} of {v[1]}; give two files of one subject')
         return {'': p}, {'': q}
     return without_kind(one), without_kind(other)
 
@@ -534,7 +536,10 @@ def check_grids(
     affine; a mask may have other channels and numbers."""
     (a, da, ia), (b, db, ib) = one, other
     if (ia is None) != (ib is None):
-        raise InputError(f'{name_one}: an image and a volume cannot be compared ({name_other})')
+        raise InputError(
+            f'{name_one}: an image and a volume cannot be compared ({name_other}); '
+            'give two of a kind'
+        )
     if a.shape != b.shape and not (mask and ia is None and a.shape[1:] == b.shape[1:]):
         raise InputError(
             f'{name_one}: shape {a.shape}, but {name_other} has {b.shape}; compare on one grid'
@@ -694,7 +699,8 @@ def read_case(
         out['std'] = 2 * m[0] / (v.hi - v.lo)
         if (m[0] < 0).any():
             raise InputError(
-                f'{case.std}: holds negative numbers, which are no standard deviations'
+                f'{case.std}: holds negative numbers, which are no standard deviations; give '
+                'the file ..._std that was written with the translation'
             )
     source, seen = read_source(case, truth[0]), []
     if case.source is not None:
@@ -927,7 +933,10 @@ def check_cases(
 ):
     "Raise InputError if there are no cases, or images and volumes together."
     if not cases:
-        raise InputError('no translation has a truth of the same name: nothing to measure')
+        raise InputError(
+            'no translation has a truth of the same name: nothing to measure; give a translation '
+            'the name of its truth'
+        )
     odd = [c for c in cases if is_image(c.truth) != is_image(cases[0].truth)]
     if odd:
         raise InputError(

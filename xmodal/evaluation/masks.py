@@ -340,7 +340,8 @@ def one_class(
     if other:
         named = ', '.join(f'{k}: {v}' for k, v in classes.items())
         raise InputError(
-            f'{name}: holds the value {other[0]}, which classes does not name ({named})'
+            f'{name}: holds the value {other[0]}, which classes does not name ({named}); '
+            'name it too'
         )
     return a == value
 

@@ -186,7 +186,7 @@ def check_window(
     if min(shape[-dims:]) < size:
         raise InputError(
             f'shape {shape} is smaller than the {size}-pixel window {window!r} along its last'
-            f' {dims} axes; axes are (H, W), (C, H, W) or (S, H, W)'
+            f' {dims} axes, (H, W), (C, H, W) or (S, H, W): give images of {size} pixels or more'
         )
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #2eb85b00

@@ -171,7 +171,10 @@ def measure_scale(
     all_of = lambda k: np.concatenate([values(v, k) for v in some])
     x0, y = all_of('x0'), all_of('y')
     if min(x0.std(), y.std()) < 1e-4:
-        raise InputError('the training images are constant: nothing can be learned from them')
+        raise InputError(
+            'the training images are constant: nothing can be learned from them; look '
+            'at the files, and at the rules of source_window and target_window'
+        )
     return dict(
         s0=float((x0 * x0).mean() ** 0.5),
         sT=float((y * y).mean() ** 0.5),
