@@ -1073,8 +1073,7 @@ class Training:
 
     def __post_init__(self):
         self.first_bad = torch.full((), -1, device=self.acc.device)
-        self.begun = time.perf_counter()
-        self.interval = 1  # ask for a stop every so many steps
+        self.begun, self.interval = time.perf_counter(), 1  # ask for a stop every so many steps
         self.learn = trainable(self.run.den)  # looked up once
         self.new_row(self.start)
 
