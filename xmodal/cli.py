@@ -6,8 +6,8 @@
 __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job',
            'Drawing', 'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'OfDraws',
            'Written', 'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'opened_model',
-           'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
+           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature',
+           'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
            'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data', 'list_data', 'show_card',
            'get_data', 'check_data_set']
 
@@ -95,7 +95,7 @@ class Drawing:
     )
     temperature: float = option(
         1.0,
-        'factor of all noise of a draw: below 1 draws are more alike, 0 leaves one answer',
+        'factor of all noise of a draw; of one-call rows and residual draws are more alike below 1',
     )
     noise: str = option(
         'shared',
@@ -471,6 +471,22 @@ def all_stays():
             gc.enable()
 
 # %% ../nbs/use/87_cli.ipynb #4d603d61
+def say_temperature(
+    method: str,  # of the model
+    temperature: float,  # that is asked for
+):
+    "A word where less noise need not mean draws that are more alike."
+    from xmodal.methods import knows_temperature
+    from xmodal.processes import is_main
+
+    if temperature != 1 and is_main() and not knows_temperature(method):
+        print(
+            f'xmodal: note: {method} expects noise of its trained size at every step; a temperature'
+            f' of {temperature:g} can make its draws worse and less alike',
+            file=sys.stderr,
+        )
+
+
 def opened_model(
     a,  # what was typed
 ):  # Translator
@@ -501,6 +517,7 @@ def translate(
         target = parse_options(a.target, '--target', 'TE=120,field=3')
         tr = opened_model(a)
     tr.context(target=target)  # an impossible wish is refused before the first file
+    say_temperature(tr.model.method, a.temperature)
     how = {k: getattr(a, k) for k in PASSED_ON}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
     how |= dict(more=words_of(a.more) or None)

@@ -8,8 +8,8 @@ __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCL
            'draw_options', 'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge',
            'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'on_anchor', 'get_method', 'recipe_for', 'make_bridge',
            'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of',
-           'from_anchor', 'cooled', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of', 'parse_options',
-           'split_options']
+           'from_anchor', 'knows_temperature', 'cooled', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of',
+           'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -613,7 +613,7 @@ draw_options = dict(
     sampler="another row of `samplers` than the method's own",
     eta='share of the noise rule, in [0, 1]; 0: no noise (samplers that ask a rule)',
     stop='end a recursion at a change below this; 0: never (selfrdb, metadb)',
-    temperature='factor of all noise of a draw: 1 as trained; below 1 draws are more alike',
+    temperature='factor of all noise of a draw; 1: as trained; see `knows_temperature`',
     **solver_options,
     **gathered(dict(karras=karras, late=late), leave_out=('n', 'bridge')),
 )
@@ -790,6 +790,14 @@ def from_anchor(
         return go, y
     den, mean = go.den.anchor.hold(go.den, y, ctx)
     return replace(go, den=den, bridge=den.bridge.posterior()), mean
+
+
+def knows_temperature(
+    method,  # row of `methods` by name, or a Method
+) -> bool:
+    "Does noise enter a draw once, so that less of it makes draws more alike?"
+    m = get_method(method)
+    return m.times == 'one' or bool(m.anchor) and m.tau == 'zero'
 
 
 def cooled(
