@@ -397,7 +397,7 @@ def test_a_single_picture_has_notes_and_older_folders_are_read(tmp_path):
     assert go(tr, a, b) == []
     assert 'made otherwise' in go(tr, a, b, seed=3)[0][1]
     assert go(tr, a, b, temperature=0.5, overwrite=True) == []
-    assert 'made otherwise (temperature 0.5, now None)' in go(tr, a, b)[0][1]
+    assert 'made otherwise (temperature 0.5, now 1.0)' in go(tr, a, b)[0][1]
 
 
 def test_damaged_volumes_are_found(tmp_path):

@@ -475,10 +475,11 @@ def say_temperature(
     method: str,  # of the model
     temperature: float,  # that is asked for
 ):
-    "A word where less noise need not mean draws that are more alike."
-    from xmodal.methods import knows_temperature
+    "A word where less noise need not mean draws that are more alike; InputError for no number."
+    from xmodal.methods import check_options, knows_temperature
     from xmodal.processes import is_main
 
+    check_options(method, dict(temperature=temperature))
     if temperature != 1 and is_main() and not knows_temperature(method):
         print(
             f'xmodal: note: {method} expects noise of its trained size at every step; a temperature'
