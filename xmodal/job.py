@@ -297,8 +297,8 @@ class WithTraining(ByTraining):
     device: str = option('', 'cpu, cuda, ...; empty: a GPU if there is one')
     processes: int = option(
         1,
-        'train on so many GPUs (or CPU processes) of this machine; on the command line use accelerate '
-        'launch instead, which decides this by itself',
+        'train on so many GPUs (or CPU processes) of this machine; on the command line use '
+        'accelerate launch instead, which decides this by itself',
     )
     resume: bool = option(False, 'continue an interrupted run of this name')
     overwrite: bool = option(False, 'delete an older run of this name and begin anew')
