@@ -102,3 +102,12 @@ def test_validation_looks_at_everybody():
     "The first sixteen of a set that stands person by person may be one person's."
     people = np.repeat(np.arange(5), [40, 3, 9, 20, 8])
     assert set(people[evenly(80, 20)]) == set(range(5))
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Stops())
+    for text in ('{"step": 4', '[]', '{"step": "4", "value": 1, "keep": "psnr", "images": 16}'):
+        (tmp_path / 'checkpoints/best/best.json').write_text(text)
+        with pytest.raises(InputError, match='best.json: damaged'):
+            trained(tmp_path, resume=True)

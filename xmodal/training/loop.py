@@ -9,8 +9,8 @@ __all__ = ['FOREGROUND', 'PARTS_OF_STATE', 'PLAIN', 'JUDGES', 'random_corner', '
            'load_average', 'stop_flag', 'any_process', 'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'adamw',
            'trainable', 'param_groups', 'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
            'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
-           'Best', 'averaged_weights', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row', 'save',
-           'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
+           'Best', 'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row',
+           'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
            'make_loader', 'log_row', 'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite',
            'validate']
 
@@ -968,7 +968,7 @@ class Best:
         if not start and writes:
             shutil.rmtree(folder, ignore_errors=True)
         if start and judged.keep != 'last' and old.is_file():
-            said = json.loads(old.read_text(encoding='utf-8'))
+            said = read_best(old)
             if (said['keep'], said['images']) == (judged.keep, judged.images):
                 self.step, self.value = said['step'], said['value']
 
@@ -1010,6 +1010,21 @@ def averaged_weights(
     names = [k for k, v in den.named_parameters() if v.requires_grad]
     averages = dict(zip(names, ema.shadow_params)) if ema else {}
     return {**den.state_dict(), **averages}
+
+
+def read_best(
+    path: Path,  # best.json
+) -> dict:  # step, value, keep, images
+    "What the best weights are; raises InputError for a damaged file."
+    try:
+        said = json.loads(path.read_text(encoding='utf-8'))
+        numbers = is_number(said['step']) and is_number(said['value'])
+        if numbers and {'keep', 'images'} <= set(said):
+            return said
+        why = 'it lacks what it must say, or says it wrongly'
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        why = first_line(e)
+    raise InputError(f'{path}: damaged ({why}); delete the folder {path.parent} to judge anew')
 
 
 def write_best(
