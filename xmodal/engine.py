@@ -242,9 +242,10 @@ def recipe_with(
     method: str,  # row of `methods`
     asked: dict,  # fields of `Recipe` that somebody has decided
     backbone: str = 'pixel',  # 'pixel' or 'latent': the defaults differ
+    recipe: str = 'small',  # 'small', or 'published'
 ) -> Recipe:
     "The recipe of a row: what was asked for, else what the method says."
-    return Recipe(**{**recipe_for(method, backbone), **asked})
+    return Recipe(**{**recipe_for(method, backbone, recipe), **asked})
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,7 @@ class RowPlan:
     compile: bool = False  # compile the network
     anchor: AnchorPlan = AnchorPlan()  # how its anchor is fitted, if it has one
     anchor_sizes: dict = field(default_factory=dict)  # of its network, where they are unusual
+    anchor_recipe: Recipe = None  # how its anchor is trained; None: as the row is
 
 # %% ../nbs/use/82_engine.ipynb #f72b1c52
 def build_row(
@@ -327,9 +329,8 @@ def fit_first(
     if row.judged.keep != 'last':  # of a mean there is one answer
         how |= dict(val_every=row.val_every, judged=replace(row.judged, keep='psnr'))
     more = dict(resume=row.resume, how=how, provenance=row.provenance)
-    return fit_anchor(
-        den, learn, AnchorFit(model, row.recipe, Path(row.out), row.anchor, **more), val
-    )
+    recipe = row.anchor_recipe or row.recipe
+    return fit_anchor(den, learn, AnchorFit(model, recipe, Path(row.out), row.anchor, **more), val)
 
 # %% ../nbs/use/82_engine.ipynb #a9677551
 class Trained(NamedTuple):
