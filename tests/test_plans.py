@@ -205,3 +205,169 @@ def test_published_rates_over_a_run():
     np.testing.assert_allclose([lr_at(k, r) for k in (0, 99, 150, 199)], [2e-4, 2e-4, 1e-4, 2e-6])
     r = Recipe(**recipe_for('selfrdb', recipe='published') | dict(steps=1000))
     np.testing.assert_allclose([lr_at(k, r) for k in (0, 1000)], [1.6e-4, 1e-5])
+
+
+BEGUN = dict(steps=12, batch=2, lr=3e-3, ema=0.9, warmup=2, schedule='cosine')
+THEN = dict(steps=20, batch=3, lr=1e-3)
+
+
+def test_a_changed_run_is_what_an_unbroken_run_of_that_plan_gives(tmp_path):
+    "Changed twice and killed in between; weights, moments and averages to the last bit."
+    from xmodal.training.loop import checkpoints, load_tensors
+
+    how = dict(save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / 'parts', Recipe(**BEGUN), Stops(2 * 8 + 1), **how)
+    second = Recipe(**BEGUN | THEN)
+    with pytest.raises(KeyboardInterrupt):
+        more = dict(resume=True, change=('steps', 'batch', 'lr'))
+        trained(tmp_path / 'parts', second, Stops(3 * 4 + 1), **how, **more)
+    third = Recipe(**BEGUN | THEN | dict(schedule='constant', clip=0.1))
+    more = dict(resume=True, change=('schedule', 'clip'))
+    parts, log = trained(tmp_path / 'parts', third, **how, **more)
+    before = (
+        (8, dict(steps=12, batch=2, lr=3e-3)),
+        (12, dict(schedule='cosine', clip=1.0)),
+    )
+    plan_ = Recipe(**BEGUN | THEN | dict(schedule='constant', clip=0.1, before=before))
+    whole, _ = trained(tmp_path / 'whole', plan_, **how)
+    assert log.attrs['recipe'] == asdict(plan_) and torch.equal(weights(parts), weights(whole))
+    ends = [checkpoints(tmp_path / k / 'checkpoints')[-1] for k in ('parts', 'whole')]
+    for name in ('model', 'optim', 'ema'):
+        a, b = (load_tensors(v / f'{name}.safetensors') for v in ends)
+        assert all(torch.equal(a[k], b[k]) for k in {*a, *b})
+    other, _ = trained(tmp_path / 'other', Recipe(**BEGUN | THEN), **how)
+    assert not torch.equal(weights(parts), weights(other))
+
+
+def test_images_go_on_being_counted(tmp_path):
+    "With another batch every image is still seen once an epoch."
+
+    class Seen(Few):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __getitem__(self, i):
+            self.seen.append(i)
+            return super().__getitem__(i)
+
+    trained(tmp_path, Recipe(steps=3, batch=2))
+    data = Seen()
+    trained(tmp_path, Recipe(steps=5, batch=3), data, resume=True, change=('steps', 'batch'))
+    assert sorted(data.seen) == list(range(6))
+
+
+def test_what_cannot_change_and_what_was_not_named_is_refused(tmp_path):
+    trained(tmp_path, Recipe(steps=4, batch=2))
+    go = lambda change, **r: trained(
+        tmp_path, Recipe(**dict(steps=4, batch=2) | r), resume=True, change=change
+    )
+    for change, r, word in (
+        (('seed',), dict(seed=1), 'seed cannot change'),
+        (('optimiser',), dict(optimiser='adam'), 'optimiser cannot change'),
+        ((), dict(steps=8), 'change steps to go on'),
+        (('steps',), dict(steps=8, lr=1e-5), 'started with lr'),
+        (('steps',), dict(steps=8, seed=1), 'started with seed'),
+        (('steps',), dict(steps=3), '4 are done'),
+    ):
+        with pytest.raises(InputError, match=word):
+            go(change, **r)
+    assert trained(tmp_path, Recipe(steps=4, batch=2), resume=True)[1].step.iloc[-1] == 4
+
+
+def test_more_steps_after_an_early_stop_keep_the_best(tmp_path):
+    "A run that waited enough goes on with another rate, and its best is the best of both parts."
+    from xmodal.training.loop import Judged
+
+    r = dict(steps=40, batch=4, lr=1e-2)
+    how = dict(val=Few(100), val_every=4, save_every=4)
+    _, log = trained(tmp_path, Recipe(**r), judged=Judged('psnr', patience=2), **how)
+    end, kept = int(log.step.iloc[-1]), log.attrs['kept']
+    assert end < 40
+    more = dict(resume=True, change=('lr',), judged=Judged('psnr', patience=6))
+    second = Recipe(**r | dict(lr=1e-3))
+    den, log = trained(tmp_path, second, **how, **more)
+    assert int(log.step.iloc[-1]) > end and log.attrs['kept']['value'] >= kept['value']
+    before = ((end, dict(lr=1e-2)),)
+    plan_ = Recipe(**r | dict(lr=1e-3, before=before))
+    whole, _ = trained(tmp_path / 'whole', plan_, **how, judged=Judged('psnr', patience=6))
+    assert torch.equal(weights(den), weights(whole))
+
+
+def row(out, **how):
+    from xmodal.engine import RowPlan
+
+    r = Recipe(steps=400, batch=2)
+    return RowPlan('regression', TINY, r, out, device='cpu', **how)
+
+
+def test_minutes_are_steps(tmp_path, monkeypatch):
+    "From the cost of a step and of a validation; the run is that of so many steps, bit for bit."
+    from xmodal import engine
+
+    cost = lambda row, learn, val, n: 1.0 + 0.5 * n + (2.0 if val else 0.0)
+    monkeypatch.setattr(engine, 'seconds_of', cost)
+    r = row(tmp_path, minutes=1.0, val_every=8)
+    spent = 2 + 2 * 4 + 10 + 2 * 2
+    assert engine.steps_within(r, Few(), Few()) == int((60 - spent) / (0.5 + 2 / 8))
+    assert engine.steps_within(r, Few()) == int((60 - 20) / 0.5)
+    with pytest.raises(InputError, match='give more'):
+        engine.steps_within(row(tmp_path, minutes=0.3), Few())
+    timed = engine.train_row(row(tmp_path / 'a', minutes=0.4), Few())
+    n = int((24 - 20) / 0.5)
+    assert timed.log.step.iloc[-1] == n == 8
+    same = row(tmp_path / 'b')
+    from dataclasses import replace
+
+    other = engine.train_row(replace(same, recipe=replace(same.recipe, steps=n)), Few())
+    assert torch.equal(weights(timed.den), weights(other.den))
+
+
+def test_minutes_that_were_used_count(tmp_path, monkeypatch):
+    "A run that goes on has the steps that were planned, however fast the machine is by now."
+    from xmodal import engine
+
+    cost = lambda row, learn, val, n: 1.0 + 0.5 * n
+    monkeypatch.setattr(engine, 'seconds_of', cost)
+    how = dict(minutes=0.4, save_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        engine.train_row(row(tmp_path, **how), Stops(2 * 5))
+    monkeypatch.setattr(engine, 'seconds_of', None)
+    found = engine.train_row(row(tmp_path, **how, resume=True), Few())
+    assert found.log.step.iloc[-1] == 8
+    with pytest.raises(InputError, match='change minutes'):
+        engine.train_row(row(tmp_path, minutes=0.8, resume=True), Few())
+    found = engine.train_row(row(tmp_path, minutes=0.8, resume=True, change=('steps',)), Few())
+    assert found.log.step.iloc[-1] == 16
+
+
+def test_a_trial_leaves_nothing_and_costs_something(tmp_path, capsys):
+    from xmodal import engine
+
+    few, many = (engine.seconds_of(row(tmp_path), Few(), None, n) for n in (2, 60))
+    assert 0 < few < many and not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+def test_epochs_are_steps():
+    from xmodal.train import with_steps
+
+    p = Job(epochs=3, batch=8)
+    assert with_steps(p, 20).steps == 8 and with_steps(Job(steps=5), 20).steps == 5
+
+
+@pytest.mark.parametrize(
+    'wrong, word',
+    [
+        (dict(epochs=3, minutes=1.0), 'one of steps'),
+        (dict(epochs=3, steps=7), 'one of steps'),
+        (dict(epochs=-1), 'epochs'),
+        (dict(change='steps'), 'give resume'),
+        (dict(change='seed', resume=True), 'seed cannot change'),
+        (dict(change='batch', epochs=2, resume=True), 'give steps'),
+        (dict(minutes=1.0, processes=2), 'one process'),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused(wrong, word):
+    with pytest.raises(InputError, match=word):
+        plan(Job(name='no-such-run', **wrong))

@@ -216,6 +216,12 @@ class ByRecipe:
     "How the weights move."
 
     steps: int = option(400, 'optimiser steps')
+    epochs: int = option(0, 'in place of steps: how often every training image is seen; 0: steps')
+    minutes: float = option(
+        0.0,
+        'in place of steps: minutes of processor time (on a GPU: of time) for the method, and as '
+        'many for the baseline; 0: steps',
+    )
     batch: int = option(8, 'images per step, over all processes together')
     recipe: str = option(
         'small',
@@ -330,6 +336,11 @@ class WithTraining(ByTraining):
         'accelerate launch instead, which decides this by itself',
     )
     resume: bool = option(False, 'continue an interrupted run of this name')
+    change: str = option(
+        '',
+        'with resume: what may be other than when the run was started, such as steps,lr; of '
+        'steps, epochs, minutes, batch, lr, schedule, warmup, clip',
+    )
     overwrite: bool = option(False, 'delete an older run of this name and begin anew')
     smoke: bool = option(False, 'shrink everything: does it run at all? well under a minute')
 
@@ -354,9 +365,10 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
+    'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
     ' ema_start dropout folds anchor_steps anchor_ch anchor_rule drop_sources'
-    ' accumulate baseline val_every val_images keep patience save_every seed resume smoke',
+    ' accumulate baseline val_every val_images keep patience save_every seed resume change'
+    ' smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',
