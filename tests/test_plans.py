@@ -371,3 +371,88 @@ def test_epochs_are_steps():
 def test_a_budget_that_does_not_fit_is_refused(wrong, word):
     with pytest.raises(InputError, match=word):
         plan(Job(name='no-such-run', **wrong))
+
+
+def kept(folder, den, **model):
+    "A model folder of these weights."
+    from xmodal.training.model_folder import DataSpec, ModelSpec, save_model
+
+    window = dict(source_window='minmax', target_window=(0.0, 1.0), channels=(1, 1))
+    about = DataSpec(kind='volume', size=32, **window)
+    save_model(folder, den, ModelSpec(**TINY | model), about, {}, '')
+    return str(folder)
+
+
+def starting(out, init, model=TINY, **how):
+    from xmodal.engine import RowPlan
+
+    r = Recipe(steps=4, batch=2, lr=1e-2)
+    return RowPlan(model['method'], model, r, out, device='cpu', init=init, **how)
+
+
+def test_a_training_starts_from_a_model(tmp_path, capsys):
+    "All weights of another pair; of another method or channel count what fits, and that is said."
+    from xmodal.engine import build_row
+
+    old = made(seed=5)
+    folder = kept(tmp_path / 'model', old)
+    den, _ = build_row(starting(tmp_path, folder), Few())
+    assert torch.equal(weights(den), weights(old))
+    assert 'anew' not in capsys.readouterr().out
+    two, _ = build_row(starting(tmp_path, folder, TINY | dict(channels=2)), Few())
+    assert 'anew: conv_in, conv_out\n' in capsys.readouterr().out
+    names = [k for k, v in two.state_dict().items() if v.shape == old.state_dict().get(k).shape]
+    assert 0 < len(names) < len(old.state_dict())
+    assert all(torch.equal(two.state_dict()[k], old.state_dict()[k]) for k in names)
+    build_row(starting(tmp_path, folder, TINY | dict(method='cdtsde')), Few())
+    assert 'anew: bridge\n' in capsys.readouterr().out
+    wide = TINY | dict(net=dict(ch=16, mults=[1, 2], layers=1))
+    with pytest.raises(InputError, match='weights fit the network'):
+        build_row(starting(tmp_path, folder, wide), Few())
+
+
+def test_frozen_parts_stay_and_the_rest_learns(tmp_path):
+    from xmodal.engine import train_row
+
+    old = made(seed=5)
+    folder = kept(tmp_path / 'model', old)
+    row = starting(tmp_path / 'run', folder, freeze=('down_blocks', 'conv_in'))
+    found = train_row(row, Few())
+    before = old.state_dict()
+    still = {k for k, v in found.den.state_dict().items() if torch.equal(v, before[k])}
+    named = {k for k in before if '.down_blocks.' in k or '.conv_in.' in k}
+    assert named <= still and len(still) < len(before)
+    assert found.log.attrs['init']['frozen'] == ['down_blocks', 'conv_in']
+    with pytest.raises(InputError, match='no part .* its parts: .*mid_block'):
+        train_row(starting(tmp_path / 'x', folder, freeze=('downs',)), Few())
+    with pytest.raises(InputError, match='nothing is left'):
+        train_row(starting(tmp_path / 'x', folder, freeze=('net',)), Few())
+
+
+def test_a_fine_tuning_is_continued_only_from_the_same_start(tmp_path):
+    from dataclasses import replace
+
+    from xmodal.engine import train_row
+
+    folder = kept(tmp_path / 'model', made(seed=5))
+    other = kept(tmp_path / 'other', made(seed=6))
+    with pytest.raises(KeyboardInterrupt):
+        train_row(starting(tmp_path / 'a', folder, save_every=1), Stops(2 * 2))
+    with pytest.raises(InputError, match='init'):
+        train_row(starting(tmp_path / 'a', other, resume=True), Few())
+    with pytest.raises(InputError, match='freeze'):
+        row = starting(tmp_path / 'a', folder, resume=True, freeze=('mid_block',))
+        train_row(row, Few())
+    again = train_row(starting(tmp_path / 'a', folder, resume=True), Few())
+    whole = train_row(starting(tmp_path / 'b', folder), Few())
+    assert torch.equal(weights(again.den), weights(whole.den))
+    scratch = train_row(replace(starting(tmp_path / 'c', folder), init=''), Few())
+    assert not torch.equal(weights(scratch.den), weights(whole.den))
+
+
+@pytest.mark.parametrize(
+    'wrong, word', [(dict(freeze='mid_block'), 'give init'), (dict(init='/nowhere'), 'nowhere')]
+)
+def test_a_start_that_is_none_is_refused(wrong, word):
+    with pytest.raises(InputError, match=word):
+        plan(Job(name='no-such-run', **wrong))

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BUDGET', 'MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of',
            'windows_of', 'prepare_pairs', 'Parts', 'without_air', 'select_parts', 'few_images', 'load_parts',
-           'Sampling', 'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'fit_row', 'fit_first', 'Trained',
-           'clock', 'seconds_of', 'steps_within', 'with_minutes', 'train_row', 'translations', 'of_volumes',
-           'measured_pixels', 'measure_images', 'draw_seed', 'depends_on_noise', 'case_of', 'drawn_cases',
+           'Sampling', 'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'start_from', 'fit_row', 'with_start',
+           'fit_first', 'Trained', 'clock', 'seconds_of', 'steps_within', 'with_minutes', 'train_row', 'translations',
+           'of_volumes', 'measured_pixels', 'measure_images', 'draw_seed', 'depends_on_noise', 'case_of', 'drawn_cases',
            'measure_drawn']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
@@ -39,6 +39,7 @@ from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import is_main, map_over_processes
 from .training.folds import AnchorFit, AnchorPlan, fit_anchor
+from .training.model_folder import begin_from, freeze_parts
 from .training.loop import Denoising, checkpoints, Judged, measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
@@ -262,6 +263,8 @@ class RowPlan:
     objective: dict = None  # options of an adversarial objective
     provenance: dict = None  # what a checkpoint belongs to: a run is continued only with the same
     prior: str = ''  # latents: the pretrained networks that it starts from; empty: none
+    init: str = ''  # model folder whose weights it starts from; empty: none
+    freeze: tuple = ()  # parts of the network that keep those weights
     validation: dict = None  # how it validates: steps, tau, options; None: as the method says
     log_every: int = 20  # steps between lines of the log
     val_every: int = 0  # steps between validations; 0: at the end
@@ -294,7 +297,25 @@ def build_row(
     den = build_anchored(**model)
     if row.prior:
         warm_start(den.net, row.prior)
+    if row.init:
+        start_from(row, den)
     return den, model
+
+
+def start_from(
+    row: RowPlan,  # init, freeze
+    den,  # its denoiser, changed in place
+) -> dict:  # model, sha256, taken, of, anew, frozen
+    "Begin with the weights of a model, say in one line what fits, and freeze parts."
+    found = begin_from(den, row.init)
+    found['frozen'] = list(row.freeze)
+    still = freeze_parts(den, row.freeze)
+    if is_main():
+        anew = f'; anew: {", ".join(found["anew"])}' if found['anew'] else ''
+        kept = f'; frozen: {", ".join(row.freeze)} ({still} weights)' if still else ''
+        print(f'starts from {row.init}: {found["taken"]} of {found["of"]} weights{anew}{kept}')
+    den.started_from = found
+    return found
 
 
 def fit_row(
@@ -305,6 +326,7 @@ def fit_row(
     val=None,  # the validation set; None: no validation
 ):  # the log, a pandas DataFrame
     "Train a row, or go on where it stopped."
+    row = replace(row, provenance=with_start(row, den))
     first = None if den.anchor is None else fit_first(row, den, model, learn, val)
     often = dict(log_every=row.log_every, val_every=row.val_every, save_every=row.save_every)
     where = dict(resume=row.resume, change=row.change, workers=row.workers, device=row.device)
@@ -318,7 +340,20 @@ def fit_row(
     log = fit(den, learn, row.out, row.method, row.recipe, model, **what, **often, **where, **how)
     if first:
         log.attrs |= dict(seconds=log.attrs['seconds'] + first.seconds, anchor=first.about)
+    if row.init:
+        log.attrs['init'] = den.started_from
     return log
+
+
+def with_start(
+    row: RowPlan,  # provenance, init, freeze
+    den,  # from `build_row`
+) -> dict:
+    "What a checkpoint belongs to, with the weights that the run began with."
+    if not row.init:
+        return row.provenance
+    about = dict(init=den.started_from['sha256'], freeze=list(row.freeze))
+    return dict(row.provenance or {}, **about)
 
 
 def fit_first(

@@ -251,6 +251,14 @@ class ByRecipe:
     dropout: float = option(
         -1.0, 'share of the features left out in training; -1: as recipe and network say'
     )
+    init: str = option(
+        '', 'model folder, or hf://NAME/REPOSITORY: start from its weights, as far as they fit'
+    )
+    freeze: str = option(
+        '',
+        'with init: parts of the network that keep their weights, such as down_blocks,mid_block; '
+        'a wrong name is answered with those there are',
+    )
 
 # %% ../nbs/use/81_job.ipynb #74c9ef66
 @dataclass(frozen=True)
@@ -366,7 +374,7 @@ JOB_TOPICS = {
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
     'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
-    ' ema_start dropout folds anchor_steps anchor_ch anchor_rule drop_sources'
+    ' ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule drop_sources'
     ' accumulate baseline val_every val_images keep patience save_every seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',

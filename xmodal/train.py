@@ -91,7 +91,7 @@ from .sample import rules
 from .nets.conditioning import conditionings
 from .training.folds import AnchorPlan
 from .training.loop import check_change, check_device, Judged, NotFinite, Recipe, recipe_words
-from .training.model_folder import save_model
+from .training.model_folder import find_model, load_config, save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
@@ -486,6 +486,10 @@ def check_budget(
     found = changes_of(p)
     if found and not p.resume:
         raise InputError('change is about a run that goes on; give resume too, or leave it out')
+    if p.freeze and not p.init:
+        raise InputError('freeze keeps the weights of init; give init too, or leave it out')
+    if p.init:
+        load_config(find_model(p.init))  # is it a model?
     if 'batch' in found and (p.epochs or p.minutes):
         raise InputError('with another batch give steps, not epochs or minutes')
 
@@ -714,11 +718,11 @@ def is_made(
 
 
 def places_named(
-    p: Plan,  # dataset, root, prior, encoder, lpips
+    p: Plan,  # dataset, root, prior, encoder, lpips, init
 ) -> list:
     "What the parameters name, where it exists: data set, pretrained networks, weights."
     data = [] if is_made(p) else [place_given(p.root or project_root() / 'data' / p.dataset)]
-    named = [Path(v).expanduser() for v in (p.prior, p.encoder, p.lpips) if v]
+    named = [Path(v).expanduser() for v in (p.prior, p.encoder, p.lpips, p.init) if v]
     return [v for v in (*data, *named) if v.exists()]
 
 
@@ -734,7 +738,7 @@ def states_before(
     p: Plan,  # what its parameters name
 ) -> dict:  # path -> state; None: it cannot be told
     "The state of what is named, taken before anything is read."
-    afar = [v for v in (p.prior, p.encoder) if v not in ('', 'record')]
+    afar = [v for v in (p.prior, p.encoder, p.init) if v not in ('', 'record')]
     if any(not Path(v).expanduser().exists() for v in afar):
         return None
     try:
@@ -894,6 +898,7 @@ def plan_of_row(
     often = dict(log_every=max(1, min(20, p.steps // 20)), val_every=p.val_every)
     often |= dict(save_every=p.save_every, resume=p.resume)
     often |= dict(change=changes_of(p), minutes=p.minutes)
+    often |= dict(init=p.init, freeze=tuple(words_of(p.freeze)))
     how = dict(workers=p.workers, device=p.device or None)
     how |= dict(accumulate=p.accumulate, compile=p.compile, provenance=provenance_of(p, d))
     how['judged'] = judged_of(p)
@@ -1312,7 +1317,7 @@ def about_training(
 ) -> dict:  # the section `training` of config.json
     "What a model card says of the training."
     several = f'{processes} processes, ' if processes > 1 else ''
-    known = {k: log.attrs[k] for k in ('anchor', 'kept') if k in log.attrs}
+    known = {k: log.attrs[k] for k in ('anchor', 'kept', 'init') if k in log.attrs}
     return dict(
         recipe=log.attrs['recipe'],
         recipe_words=recipe_line(p),
