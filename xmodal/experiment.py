@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['MEASURED_BY', 'SMOKE', 'ABOUT', 'SHOWN', 'DRAWS_SHOWN', 'Row', 'options_of', 'read_row', 'row_names', 'Budget',
-           'clock', 'peak_memory', 'spread_over', 'by_difficulty', 'with_prompts', 'Experiment', 'row_folder',
-           'load_row', 'log_of', 'agreement', 'finished_row', 'MeasureOptions', 'beside_draws', 'measure_row',
-           'trained_alike', 'keep_rows', 'measured_again', 'plan_row', 'run_row', 'untrained_rows', 'images_of',
-           'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of', 'budget_of',
-           'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
-           'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table',
-           'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures',
-           'mean_target', 'mark_of', 'draw_rows', 'of_each', 'draw_scores', 'show_draws_compared', 'draw_curve',
-           'fig_draw_curve', 'keep_result']
+           'peak_memory', 'spread_over', 'by_difficulty', 'with_prompts', 'Experiment', 'row_folder', 'load_row',
+           'log_of', 'agreement', 'finished_row', 'MeasureOptions', 'beside_draws', 'measure_row', 'trained_alike',
+           'keep_rows', 'measured_again', 'plan_row', 'run_row', 'untrained_rows', 'images_of', 'identity_rows',
+           'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of', 'budget_of', 'line_for',
+           'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment', 'metadb_experiment',
+           'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table', 'show_comparison',
+           'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures', 'mean_target',
+           'mark_of', 'draw_rows', 'of_each', 'draw_scores', 'show_draws_compared', 'draw_curve', 'fig_draw_curve',
+           'keep_result']
 
 # %% ../nbs/use/83_experiment.ipynb #bffd9d7c
-import json, math, shutil, time
+import json, math, shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from xmodal.engine import (
     RowPlan,
     Sampling,
     build_row,
+    clock,
     fit_row,
     load_parts,
     measure_drawn,
@@ -171,16 +172,6 @@ class Budget:
         return dict(method=row.method, channels=len(item), net=net, **own)
 
 # %% ../nbs/use/83_experiment.ipynb #af1cf3f5
-def clock(
-    device,  # where the work is done
-) -> float:
-    "Seconds: wall time on a GPU, processor time elsewhere."
-    if not str(device).startswith('cuda'):
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def peak_memory(
     f,  # function without arguments
     device,  # where it works

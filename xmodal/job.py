@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOISE_RULES', 'defaults', 'meanings', 'JOB_TOPICS', 'JOB_USAGE', 'FromFiles', 'FromData', 'ByNetwork', 'ByModel',
-           'ByTraining', 'WithTraining', 'Job', 'by_topic', 'add_job_option', 'add_job_options', 'parser_of_jobs',
-           'typed_values', 'job_of', 'nothing_left']
+           'ByRecipe', 'ByTraining', 'WithTraining', 'Job', 'by_topic', 'add_job_option', 'add_job_options',
+           'parser_of_jobs', 'typed_values', 'job_of', 'nothing_left']
 
 # %% ../nbs/use/81_job.ipynb #ec96dc40
 import argparse, sys
@@ -210,18 +210,61 @@ class ByModel(ByNetwork):
         'do no harm; one version of eight says nothing at all (0: always everything)',
     )
 
-# %% ../nbs/use/81_job.ipynb #74c9ef66
+# %% ../nbs/use/81_job.ipynb #a1c0de21
 @dataclass(frozen=True)
-class ByTraining:
-    "How it is trained."
+class ByRecipe:
+    "How the weights move."
 
     steps: int = option(400, 'optimiser steps')
+    epochs: int = option(0, 'in place of steps: how often every training image is seen; 0: steps')
+    minutes: float = option(
+        0.0,
+        'in place of steps: minutes of processor time (on a GPU: of time) for the method, and as '
+        'many for the baseline; 0: steps',
+    )
     batch: int = option(8, 'images per step, over all processes together')
+    recipe: str = option(
+        'small',
+        'small (for minutes of a processor), or published (what the paper of the method did: '
+        'optimiser, rate, schedule, averages, not its budget)',
+    )
+    optimiser: str = option('', 'adamw, adam, radam, rmsprop; empty: as the recipe says')
     lr: float = option(
         0.0,
-        'peak learning rate, ten times that for the mixing network; 0: as the method says',
+        'peak learning rate, ten times that for the mixing network; 0: as the recipe says',
     )
-    ema: float = option(-1.0, 'decay of the averaged weights; 0: none; -1: as the method says')
+    betas: str = option('', 'of AdamW, Adam and RAdam, such as 0.9,0.99; empty: as the recipe says')
+    weight_decay: float = option(-1.0, 'of the optimiser; -1: as the recipe says')
+    schedule: str = option(
+        '',
+        'of the rate: cosine, constant, polynomial, decay (1 % less after every 1,000 steps); '
+        'empty: as the recipe says',
+    )
+    warmup: int = option(
+        -1, 'steps until the rate has its peak, at most a tenth of all; -1: as the recipe says'
+    )
+    clip: float = option(-1.0, 'largest gradient norm; 0: no clipping; -1: as the recipe says')
+    ema: float = option(-1.0, 'decay of the averaged weights; 0: none; -1: as the recipe says')
+    ema_start: int = option(
+        -1, 'steps before the average of the weights begins; -1: as the recipe says'
+    )
+    dropout: float = option(
+        -1.0, 'share of the features left out in training; -1: as recipe and network say'
+    )
+    init: str = option(
+        '', 'model folder, or hf://NAME/REPOSITORY: start from its weights, as far as they fit'
+    )
+    freeze: str = option(
+        '',
+        'with init: parts of the network that keep their weights, such as down_blocks,mid_block; '
+        'a wrong name is answered with those there are',
+    )
+
+# %% ../nbs/use/81_job.ipynb #74c9ef66
+@dataclass(frozen=True)
+class ByTraining(ByRecipe):
+    "How it is trained."
+
     precision: str = option('no', 'no (float32), bf16, fp16')
     channels_last: bool = option(False, 'memory format; True is faster on GPUs')
     compile: bool = option(
@@ -301,6 +344,11 @@ class WithTraining(ByTraining):
         'accelerate launch instead, which decides this by itself',
     )
     resume: bool = option(False, 'continue an interrupted run of this name')
+    change: str = option(
+        '',
+        'with resume: what may be other than when the run was started, such as steps,lr; of '
+        'steps, epochs, minutes, batch, lr, schedule, warmup, clip',
+    )
     overwrite: bool = option(False, 'delete an older run of this name and begin anew')
     smoke: bool = option(False, 'shrink everything: does it run at all? well under a minute')
 
@@ -325,8 +373,10 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps batch lr ema folds anchor_steps anchor_ch anchor_rule drop_sources'
-    ' accumulate baseline val_every val_images keep patience save_every seed resume smoke',
+    'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
+    ' ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule drop_sources'
+    ' accumulate baseline val_every val_images keep patience save_every seed resume change'
+    ' smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',
     'output': 'name overwrite',

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCLIPPED', 'gan_recipe', 'selfrdb', 'syndiff',
-           'dtfnet', 'ONE_CALL', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PIXELS', 'LATENTS',
-           'draw_options', 'OWN', 'Method', 'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge',
-           'vp_bridge', 've_bridge', 'dbim_row', 'soft_prior', 'on_anchor', 'get_method', 'recipe_for', 'make_bridge',
-           'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule', 'Route', 'route_of',
-           'from_anchor', 'knows_temperature', 'cooled', 'draw', 'calls', 'most_steps', 'steps_for', 'time_of',
-           'parse_options', 'split_options']
+           'dtfnet', 'ONE_CALL', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PLAIN',
+           'published_recipes', 'swing', 'line', 'RECIPES', 'PIXELS', 'LATENTS', 'draw_options', 'OWN', 'Method',
+           'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row',
+           'soft_prior', 'on_anchor', 'get_method', 'Published', 'as_published', 'published_recipe', 'recipe_for',
+           'make_bridge', 'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule',
+           'Route', 'route_of', 'from_anchor', 'knows_temperature', 'cooled', 'draw', 'calls', 'most_steps',
+           'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -574,6 +575,88 @@ def get_method(
     on_anchor(row, kind)  # can it have one?
     return replace(methods[row], anchor='' if kind == 'none' else kind)
 
+# %% ../nbs/bridges/17_methods.ipynb #a1c0de02
+@explained
+@dataclass(frozen=True)
+class Published:
+    "How the authors of a method trained it."
+
+    source: str  # where it stands
+    recipe: dict  # fields of training.loop.Recipe
+    dropout: float = None  # of the network; None: the network's own
+
+
+# what is not done unless a paper says so
+PLAIN = dict(mix_lr=10.0, ema=0.0, warmup=0, schedule='constant', clip=UNCLIPPED)
+published_recipes = {}
+
+
+def as_published(
+    rows: str,  # of `methods`, separated by blanks
+    source: str,  # where it stands
+    dropout: float = None,  # of the network; None: the network's own
+    **recipe,  # fields of training.loop.Recipe
+):
+    "Enter the published recipe of some rows."
+    found = Published(source, {**PLAIN, 'weight_decay': 0.0, **recipe}, dropout)
+    published_recipes.update({name: found for name in rows.split()})
+
+
+as_published(
+    'cdtsde cdtsde_channel cdtsde_linear cdtsde_released',
+    'CDTSDE, section 6.11 and its release',
+    optimiser='adamw',
+    lr=5e-5,
+    weight_decay=0.01,
+)
+as_published('dossr', "DOSSR's release", optimiser='adamw', lr=1e-4, weight_decay=0.01)
+as_published(
+    'bbdm bbdm_sin abridge abridge_single',
+    "BBDM's release, which ABridge's is built on",
+    optimiser='adam',
+    lr=1e-4,
+    ema=0.995,
+    ema_start=30_000,
+    ema_every=16,
+)
+as_published(
+    'ddbm_vp ddbm_ve ddbm_ve_log dbim dbim2 dbim3',
+    "DDBM's release, whose models DBIM samples",
+    dropout=0.1,
+    optimiser='radam',
+    lr=1e-4,
+    ema=0.9999,
+)
+as_published(
+    'i2sb i2sb_ode', "I2SB's release", optimiser='adamw', lr=5e-5, schedule='decay', ema=0.99
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #a1c0de04
+# SelfRDB, SynDiff: down to 1e-5
+swing = dict(gan_recipe, optimiser='adam', schedule='cosine', lr_end=1e-5 / 1.6e-4)
+as_published('selfrdb selfrdb_released', "SelfRDB's release", **swing)
+as_published('metadb', 'SelfRDB, on which MetaDB is built (no code was released)', **swing)
+as_published('syndiff syndiff_cycle', "SynDiff's release", **swing, ema=0.999)
+line = dict(schedule='polynomial', lr_end=0.0)
+as_published(
+    'pix2pix',
+    "pix2pix's release",
+    **methods['pix2pix'].recipe,
+    **line,
+    optimiser='adam',
+    hold=0.5,
+)
+as_published(
+    'dtfnet dtfnet_released',
+    "DTF-Net's release",
+    **methods['dtfnet'].recipe,
+    **line,
+    optimiser='rmsprop',
+    hold=1 / 3,
+)
+
+# %% ../nbs/bridges/17_methods.ipynb #a1c0de06
+RECIPES = ('small', 'published')
 
 # this package's own, for short trainings from random weights; and CDTSDE's, for a pretrained
 # network
@@ -581,18 +664,36 @@ PIXELS = dict(lr=1e-3, ema=0.99)
 LATENTS = dict(lr=5e-5, mix_lr=10.0, ema=0.0, warmup=0, schedule='constant')
 
 
+def published_recipe(
+    name: str,  # row of `methods`, perhaps with an anchor's kind behind it
+) -> Published:
+    "How the authors of a row trained it; raises InputError where nobody has said."
+    row = name if name in published_recipes else str(name).rpartition('-')[0]
+    if row not in published_recipes:
+        raise InputError(
+            f'method {name} has no published recipe; use recipe small, or one of'
+            f' {", ".join(published_recipes)}'
+        )
+    return published_recipes[row]
+
+
 @explained
 def recipe_for(
     method,  # row of `methods` by name, or a Method
     backbone='pixel',  # 'pixel' or 'latent'
+    recipe: str = 'small',  # 'small', or 'published', for which the method has to be a name
 ) -> dict:  # fields of training.loop.Recipe
     "How a row is trained unless the user says otherwise."
+    if recipe not in RECIPES:
+        raise InputError(unknown_word('recipe', recipe, RECIPES))
+    if recipe == 'published':
+        return dict(published_recipe(method).recipe)
     m = get_method(method)
     if backbone == 'latent':
         return {**LATENTS, **m.recipe, **m.latent}
     return {**PIXELS, **m.recipe}
 
-
+# %% ../nbs/bridges/17_methods.ipynb #a1c0de09
 @passes_on(bridge_options)
 def make_bridge(
     name: str,  # row of `methods`

@@ -326,7 +326,7 @@ def without_words(
     asked: dict,  # parameters of a job
 ) -> dict:
     "The parameters that decide the result."
-    return {k: v for k, v in asked.items() if k not in ('resume', 'overwrite')}
+    return {k: v for k, v in asked.items() if k not in ('resume', 'change', 'overwrite')}
 
 
 def is_finished(

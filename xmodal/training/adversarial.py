@@ -38,7 +38,8 @@ from ..methods import draw, get_method, make_bridge, split_options, time_of
 from ..sample import Estimator, rules, step
 from ..spread import Anchored
 from ..nets.conditioning import SRNet, semantic_loss
-from .loop import lr_at, param_groups, same_weights, tensors_of, train
+from .loop import lr_at, make_optimiser, param_groups, same_weights, tensors_of
+from .loop import train
 
 # %% ../../nbs/training/62_adversarial.ipynb #55e258c1
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Objective:
     helpers: Callable = None  # (den, options) -> dict name -> network
     fresh: bool = True  # the generator's step makes anew
     rate: float = 1.0  # discriminators' learning rate over the generator's
-    optimiser: str = 'adam'  # 'adam' or 'rmsprop'
+    optimiser: str = 'adam'  # of both players, unless the recipe names one; see loop.OPTIMISERS
     clip: float = 0.0  # discriminators' weights are clipped to +-clip; 0: not
     watch: Callable = None  # (LossInputs, generated) -> dict of further numbers for the log
     options: dict = field(default_factory=dict)  # named choices with their defaults
@@ -627,11 +628,9 @@ def make_optimisers(
     groups = param_groups(den, r)
     groups[0]['params'] = groups[0]['params'] + list(helpers.parameters())
     theirs = dict(params=list(discriminators.parameters()), factor=o.rate)
-    adam = partial(torch.optim.Adam, betas=tuple(r.betas))
-    make = dict(adam=adam, rmsprop=torch.optim.RMSprop)[o.optimiser]
     return dict(
-        optim=make(groups, lr=r.lr, weight_decay=r.weight_decay),
-        optim_critics=make([theirs], lr=r.lr),
+        optim=make_optimiser(groups, r, o.optimiser),
+        optim_critics=make_optimiser([theirs], replace(r, weight_decay=0.0), o.optimiser),
     )
 
 
@@ -710,7 +709,7 @@ class Players:
         opt.zero_grad(set_to_none=True)
         self.acc.backward(loss)
         average_gradients(self.acc, params)
-        norm = self.acc.clip_grad_norm_(params, self.r.clip)
+        norm = self.acc.clip_grad_norm_(params, self.r.at(k).clip)
         opt.step()
         return norm
 

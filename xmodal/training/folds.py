@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnchorPlan', 'people_in_folds', 'WithFolds', 'Folds', 'MeanOf', 'AnchorLoss', 'Fitting', 'AnchorFit', 'Fitted',
-           'say_folds', 'fit_anchor']
+           'as_begun', 'say_folds', 'fit_anchor']
 
 # %% ../../nbs/training/63_folds.ipynb #3370c259
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,8 @@ from ..denoise import Denoiser, Network
 from ..methods import get_method, make_bridge
 from ..nets.anchor import Anchor, anchor_loss, build_anchored, spread_rules
 from ..processes import is_main
-from .loop import Denoising, Judged, Recipe, checkpoints, train
+from .loop import Denoising, Judged, Recipe, checkpoints, known_recipe, read_state
+from .loop import train
 
 # %% ../../nbs/training/63_folds.ipynb #a50d781c
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ class AnchorFit:
     out: Path  # folder of the row: the anchors lie in `anchor` under it
     plan: AnchorPlan = AnchorPlan()
     resume: bool = False  # go on from checkpoints, where there are any
+    change: tuple = ()  # names in the row's recipe that may have changed; anchors keep theirs
     how: dict = field(default_factory=dict)  # of `train`: workers, device, accumulate, ...
     provenance: dict = None  # what the data are
 
@@ -269,6 +271,20 @@ class Fitted:
     seconds: float  # that all anchors took
     about: dict  # kind, folds, rule, steps, people: for the description of the model
 
+# %% ../../nbs/training/63_folds.ipynb #f1c0de02
+def as_begun(
+    fit: AnchorFit,  # change, recipe, plan
+) -> AnchorFit:
+    "The fit with the recipe that its anchors were begun with, where that may have changed."
+    begun = [v for k in sorted(fit.out.glob('anchor/*/checkpoints')) for v in checkpoints(k)]
+    if not (fit.resume and fit.change and begun):
+        return fit
+    was = known_recipe(read_state(begun[0]))
+    same = {k: was[k] for k in fit.change if k != 'steps'}
+    return replace(
+        fit, recipe=replace(fit.recipe, **same), plan=replace(fit.plan, steps=was['steps'])
+    )
+
 
 def say_folds(
     fit: AnchorFit,  # how many steps
@@ -292,7 +308,7 @@ def fit_anchor(
     val=None,  # the validation set, or None
 ) -> Fitted:
     "Fit the anchors of a row, or go on where this stopped."
-    kind = get_method(fit.model['method']).anchor
+    fit, kind = as_begun(fit), get_method(fit.model['method']).anchor
     table = people_in_folds(learn.subjects, fit.plan.folds, fit.recipe.seed)
     n, each, seconds = max(table.values(), default=-1) + 1, [], 0.0
     if is_main():
