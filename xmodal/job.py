@@ -272,6 +272,17 @@ class ByTraining(ByRecipe):
         'compile the network with torch.compile: the first step takes a minute, the others less '
         'time; for GPUs and long runs',
     )
+    augment: str = option(
+        'none',
+        "training samples a little different each time, by MONAI's transforms: none, light (turned "
+        'and moved, contrast, noise) or strong (also bent, shaded, coarser); grey values of the '
+        'source only',
+    )
+    flips: str = option(
+        '',
+        'training samples mirrored half of the time, where that is sensible: horizontal, vertical, '
+        'or both with a comma',
+    )
     drop_sources: float = option(
         0.0,
         'several sources (source T1w,FLAIR): the share of the training samples in which each '
@@ -375,6 +386,7 @@ JOB_TOPICS = {
     'prompts': 'text encoder fields forget',
     'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
     ' ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule drop_sources'
+    ' augment flips'
     ' accumulate baseline val_every val_images keep patience save_every seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',

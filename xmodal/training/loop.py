@@ -38,6 +38,7 @@ from ..data.frames import ABSENT
 from ..tiles import in_tiles
 from ..methods import Method, draw, draw_options, get_method, time_of
 from ..mixing import mix_stats
+from .augment import augmented, check_augment
 from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
 from ..processes import is_main, map_over_processes
 
@@ -106,12 +107,15 @@ class Draws(Dataset):
         times='uniform',  # column `times` of the method, see methods.time_of
         patch: int = 0,  # side of the random crop that a sample is, pixels; 0: the whole image
         drop: float = 0.0,  # chance that a further source is left out of a sample
+        augment: str = 'none',  # how much a sample may differ from its image, see 59_augment
+        flips: str = '',  # of 'horizontal' and 'vertical'
     ):
         "Keep the data; raises InputError if there are none."
         if len(data) == 0:
             raise InputError('there is not a single training image')
         self.data, self.seed, self.times, self.patch = data, seed, times, patch
         self.drop, self.epoch, self.order = drop, -1, None
+        self.augment, self.flips = augment, flips
 
     def __len__(self):
         "Without end, for every practical purpose."
@@ -134,7 +138,9 @@ class Draws(Dataset):
     ):  # y, x0, t, noise, n, and ctx, side, valid and x0_std where the data have them
         "The sample: image, time and noise seed."
         where = np.random.default_rng(item_seed(self.seed, 'crop', n))
-        item = cropped(self.data[self.index(n)], self.patch, where)
+        bent = item_seed(self.seed, 'augment', n)
+        item = augmented(self.data[self.index(n)], self.augment, self.flips, bent)
+        item = cropped(item, self.patch, where)
         rng = np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
         out = dict(
@@ -255,6 +261,7 @@ def check_words(
     r,  # Recipe
 ):
     "Raise InputError for a word of a recipe that nobody knows."
+    check_augment(r.augment, r.flips)
     if r.precision not in PRECISIONS:
         raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {r.precision!r}")
     if r.schedule not in SCHEDULES:
@@ -284,6 +291,8 @@ class Recipe:
     schedule: str = 'cosine'
     patch: int = 0  # side of the random crops that training sees, pixels; 0: whole images
     drop_sources: float = 0.0  # chance that a further source is left out of a sample
+    augment: str = 'none'  # 'none', 'light' or 'strong', see 59_augment
+    flips: str = ''  # of 'horizontal' and 'vertical', separated by commas
     # 'adamw', 'adam', 'radam', 'rmsprop'; empty: adamw, of a row with critics its objective's
     optimiser: str = ''
     lr_end: float = 0.1  # 'cosine', 'polynomial': share of the peak that is left at the end
@@ -1501,7 +1510,7 @@ def make_loader(
 ):  # DataLoader
     "The batches of this process from step `start` on."
     return DataLoader(
-        Draws(data, r.seed, times, r.patch, r.drop_sources),
+        Draws(data, r.seed, times, r.patch, r.drop_sources, r.augment, r.flips),
         batch_sampler=StepBatches(
             start,
             r.steps,
