@@ -301,7 +301,7 @@ def build_row(
         start_from(row, den)
     return den, model
 
-
+# %% ../nbs/use/82_engine.ipynb #5bd342eb
 def start_from(
     row: RowPlan,  # init, freeze
     den,  # its denoiser, changed in place
@@ -317,7 +317,7 @@ def start_from(
     den.started_from = found
     return found
 
-
+# %% ../nbs/use/82_engine.ipynb #286f6757
 def fit_row(
     row: RowPlan,  # how it is trained
     den,  # from `build_row`; trained in place
@@ -355,7 +355,7 @@ def with_start(
     about = dict(init=den.started_from['sha256'], freeze=list(row.freeze))
     return dict(row.provenance or {}, **about)
 
-
+# %% ../nbs/use/82_engine.ipynb #d3009d91
 def fit_first(
     row: RowPlan,  # of a method with an anchor
     den,  # from `build_row`; its anchor is given its weights
@@ -410,7 +410,7 @@ def seconds_of(
             train_row(replace(row, out=Path(there), **few, **own), learn, val)
     return clock(device) - begun
 
-
+# %% ../nbs/use/82_engine.ipynb #0ea20a10
 def steps_within(
     row: RowPlan,  # minutes, val_every
     learn,  # the training set
@@ -431,7 +431,7 @@ def steps_within(
     print(f'{row.method}: {steps} steps in {row.minutes:g} minutes, {each:.3g} s each')
     return steps
 
-
+# %% ../nbs/use/82_engine.ipynb #81623666
 def with_minutes(
     row: RowPlan,  # minutes, out, resume, change
     learn,  # the training set

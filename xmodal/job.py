@@ -384,9 +384,9 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
-    ' ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule drop_sources'
-    ' augment flips'
+    'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule'
+    ' warmup clip ema ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule'
+    ' drop_sources augment flips'
     ' accumulate baseline val_every val_images keep patience save_every seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',

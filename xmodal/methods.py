@@ -7,7 +7,7 @@ __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCL
            'dtfnet', 'ONE_CALL', 'with_anchor', 'ANCHORS', 'bridge_parts', 'bridge_options', 'PLAIN',
            'published_recipes', 'swing', 'line', 'RECIPES', 'PIXELS', 'LATENTS', 'draw_options', 'OWN', 'Method',
            'cdtsde_bridge', 'channel_bridge', 'fixed_bridge', 'released_bridge', 'vp_bridge', 've_bridge', 'dbim_row',
-           'soft_prior', 'on_anchor', 'get_method', 'Published', 'as_published', 'published_recipe', 'recipe_for',
+           'soft_prior', 'on_anchor', 'get_method', 'PublishedRecipe', 'as_published', 'published_recipe', 'recipe_for',
            'make_bridge', 'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule',
            'Route', 'route_of', 'from_anchor', 'knows_temperature', 'cooled', 'draw', 'calls', 'most_steps',
            'steps_for', 'time_of', 'parse_options', 'split_options']
@@ -578,7 +578,7 @@ def get_method(
 # %% ../nbs/bridges/17_methods.ipynb #a1c0de02
 @explained
 @dataclass(frozen=True)
-class Published:
+class PublishedRecipe:
     "How the authors of a method trained it."
 
     source: str  # where it stands
@@ -598,7 +598,7 @@ def as_published(
     **recipe,  # fields of training.loop.Recipe
 ):
     "Enter the published recipe of some rows."
-    found = Published(source, {**PLAIN, 'weight_decay': 0.0, **recipe}, dropout)
+    found = PublishedRecipe(source, {**PLAIN, 'weight_decay': 0.0, **recipe}, dropout)
     published_recipes.update({name: found for name in rows.split()})
 
 
@@ -666,7 +666,7 @@ LATENTS = dict(lr=5e-5, mix_lr=10.0, ema=0.0, warmup=0, schedule='constant')
 
 def published_recipe(
     name: str,  # row of `methods`, perhaps with an anchor's kind behind it
-) -> Published:
+) -> PublishedRecipe:
     "How the authors of a row trained it; raises InputError where nobody has said."
     row = name if name in published_recipes else str(name).rpartition('-')[0]
     if row not in published_recipes:

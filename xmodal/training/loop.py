@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PARTS_OF_STATE', 'CHANGEABLE', 'PLAIN', 'JUDGES',
-           'random_corner', 'cropped', 'dropped', 'Draws', 'measure_scale', 'StepBatches', 'check_numbers',
-           'check_words', 'Recipe', 'lr_at', 'recipe_words', 'pack_optimizer', 'unpack_optimizer', 'checkpoints',
+           'random_corner', 'cropped', 'dropped', 'Draws', 'measure_scale', 'StepBatches', 'check_ranges',
+           'check_terms', 'Recipe', 'lr_at', 'recipe_words', 'pack_optimizer', 'unpack_optimizer', 'checkpoints',
            'RunState', 'write_tensors', 'save_checkpoint', 'read_state', 'check_change', 'known_recipe', 'continued',
            'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
@@ -233,7 +233,7 @@ SCHEDULES = ('cosine', 'constant', 'polynomial', 'decay')
 PRECISIONS = ('no', 'bf16', 'fp16')
 
 
-def check_numbers(
+def check_ranges(
     r,  # Recipe
 ):
     "Raise InputError for a number of a recipe that is out of its range."
@@ -257,7 +257,7 @@ def check_numbers(
         raise InputError(f'betas are two numbers in [0, 1), got {r.betas!r}')
 
 
-def check_words(
+def check_terms(
     r,  # Recipe
 ):
     "Raise InputError for a word of a recipe that nobody knows."
@@ -306,8 +306,8 @@ class Recipe:
 
     def __post_init__(self):
         "Refuse what no training can be made of."
-        check_numbers(self)
-        check_words(self)
+        check_ranges(self)
+        check_terms(self)
 
     def at(
         self,

@@ -9,7 +9,7 @@ __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'M
            'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_pair_of_channels', 'is_prompted', 'short',
            'refuse_value', 'check_values', 'check_agreement', 'absurd', 'check_model_section', 'save_model',
            'config_text', 'load_config', 'check_sections', 'hub_hint', 'check_data_section', 'count_weights',
-           'check_size', 'load_weights', 'load_denoiser', 'load_model', 'part_of', 'begin_from', 'freeze_parts',
+           'check_size', 'load_weights', 'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts',
            'open_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
@@ -754,7 +754,7 @@ def load_model(
     return load_denoiser(folder, config, spec, device), config
 
 # %% ../../nbs/training/60_model_folder.ipynb #60c0de02
-def part_of(
+def part_of_weight(
     name: str,  # of a weight, such as net.unet.down_blocks.0.resnets.0.conv1.weight
 ) -> str:  # such as down_blocks
     "The part of a denoiser that a weight belongs to."
@@ -779,21 +779,21 @@ def begin_from(
             ' give its sizes (net, ch, mults, layers), or leave init out'
         )
     den.load_state_dict(fits, strict=False)
-    anew = sorted({part_of(k) for k in want if k not in fits})
+    anew = sorted({part_of_weight(k) for k in want if k not in fits})
     found = dict(model=folder.name, sha256=sha256(folder / 'model.safetensors'))
     return dict(found, taken=size(fits), of=size(want), anew=anew)
 
 
 def freeze_parts(
     den,  # Denoiser, changed in place
-    parts: tuple,  # names of parts, see `part_of`
+    parts: tuple,  # names of parts, see `part_of_weight`
 ) -> int:  # how many weights learn no more
     "Keep parts of a denoiser as they are; raises InputError for a part that it has not."
     own = {k: v for k, v in den.named_parameters() if not k.startswith('anchor_net.')}
     for part in parts:
         mine = [v for k, v in own.items() if f'.{part}.' in f'.{k}.']
         if not mine:
-            known = ', '.join(sorted(set(map(part_of, own))))
+            known = ', '.join(sorted(set(map(part_of_weight, own))))
             raise InputError(f'freeze: this model has no part {part!r}; its parts: {known}')
         for v in mine:
             v.requires_grad_(False)
