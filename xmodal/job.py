@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOISE_RULES', 'defaults', 'meanings', 'JOB_TOPICS', 'JOB_USAGE', 'FromFiles', 'FromData', 'ByNetwork', 'ByModel',
-           'ByRecipe', 'ByTraining', 'WithTraining', 'Job', 'by_topic', 'add_job_option', 'add_job_options',
-           'parser_of_jobs', 'typed_values', 'job_of', 'nothing_left']
+           'ByRecipe', 'BySamples', 'ByTraining', 'WithTraining', 'Job', 'by_topic', 'add_job_option',
+           'add_job_options', 'parser_of_jobs', 'typed_values', 'job_of', 'nothing_left']
 
 # %% ../nbs/use/81_job.ipynb #ec96dc40
 import argparse, sys
@@ -260,18 +260,11 @@ class ByRecipe:
         'a wrong name is answered with those there are',
     )
 
-# %% ../nbs/use/81_job.ipynb #74c9ef66
+# %% ../nbs/use/81_job.ipynb #5a3c9d21
 @dataclass(frozen=True)
-class ByTraining(ByRecipe):
-    "How it is trained."
+class BySamples(ByRecipe):
+    "What a training sample is."
 
-    precision: str = option('no', 'no (float32), bf16, fp16')
-    channels_last: bool = option(False, 'memory format; True is faster on GPUs')
-    compile: bool = option(
-        False,
-        'compile the network with torch.compile: the first step takes a minute, the others less '
-        'time; for GPUs and long runs',
-    )
     augment: str = option(
         'none',
         "training samples a little different each time, by MONAI's transforms: none, light (turned "
@@ -287,6 +280,19 @@ class ByTraining(ByRecipe):
         0.0,
         'several sources (source T1w,FLAIR): the share of the training samples in which each '
         'further source is left out, so that the model can do without it',
+    )
+
+# %% ../nbs/use/81_job.ipynb #74c9ef66
+@dataclass(frozen=True)
+class ByTraining(BySamples):
+    "How it is trained."
+
+    precision: str = option('no', 'no (float32), bf16, fp16')
+    channels_last: bool = option(False, 'memory format; True is faster on GPUs')
+    compile: bool = option(
+        False,
+        'compile the network with torch.compile: the first step takes a minute, the others less '
+        'time; for GPUs and long runs',
     )
     folds: int = option(
         5,

@@ -594,8 +594,8 @@ published_recipes = {}
 def as_published(
     rows: str,  # of `methods`, separated by blanks
     source: str,  # where it stands
+    recipe: dict,  # fields of training.loop.Recipe, by name
     dropout: float = None,  # of the network; None: the network's own
-    **recipe,  # fields of training.loop.Recipe
 ):
     "Enter the published recipe of some rows."
     found = PublishedRecipe(source, {**PLAIN, 'weight_decay': 0.0, **recipe}, dropout)
@@ -605,54 +605,40 @@ def as_published(
 as_published(
     'cdtsde cdtsde_channel cdtsde_linear cdtsde_released',
     'CDTSDE, section 6.11 and its release',
-    optimiser='adamw',
-    lr=5e-5,
-    weight_decay=0.01,
+    dict(optimiser='adamw', lr=5e-5, weight_decay=0.01),
 )
-as_published('dossr', "DOSSR's release", optimiser='adamw', lr=1e-4, weight_decay=0.01)
+as_published('dossr', "DOSSR's release", dict(optimiser='adamw', lr=1e-4, weight_decay=0.01))
 as_published(
     'bbdm bbdm_sin abridge abridge_single',
     "BBDM's release, which ABridge's is built on",
-    optimiser='adam',
-    lr=1e-4,
-    ema=0.995,
-    ema_start=30_000,
-    ema_every=16,
+    dict(optimiser='adam', lr=1e-4, ema=0.995, ema_start=30_000, ema_every=16),
 )
 as_published(
     'ddbm_vp ddbm_ve ddbm_ve_log dbim dbim2 dbim3',
     "DDBM's release, whose models DBIM samples",
+    dict(optimiser='radam', lr=1e-4, ema=0.9999),
     dropout=0.1,
-    optimiser='radam',
-    lr=1e-4,
-    ema=0.9999,
 )
 as_published(
-    'i2sb i2sb_ode', "I2SB's release", optimiser='adamw', lr=5e-5, schedule='decay', ema=0.99
+    'i2sb i2sb_ode', "I2SB's release", dict(optimiser='adamw', lr=5e-5, schedule='decay', ema=0.99)
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #a1c0de04
 # SelfRDB, SynDiff: down to 1e-5
 swing = dict(gan_recipe, optimiser='adam', schedule='cosine', lr_end=1e-5 / 1.6e-4)
-as_published('selfrdb selfrdb_released', "SelfRDB's release", **swing)
-as_published('metadb', 'SelfRDB, on which MetaDB is built (no code was released)', **swing)
-as_published('syndiff syndiff_cycle', "SynDiff's release", **swing, ema=0.999)
+as_published('selfrdb selfrdb_released', "SelfRDB's release", dict(**swing))
+as_published('metadb', 'SelfRDB, on which MetaDB is built (no code was released)', dict(**swing))
+as_published('syndiff syndiff_cycle', "SynDiff's release", dict(**swing, ema=0.999))
 line = dict(schedule='polynomial', lr_end=0.0)
 as_published(
     'pix2pix',
     "pix2pix's release",
-    **methods['pix2pix'].recipe,
-    **line,
-    optimiser='adam',
-    hold=0.5,
+    dict(**methods['pix2pix'].recipe, **line, optimiser='adam', hold=0.5),
 )
 as_published(
     'dtfnet dtfnet_released',
     "DTF-Net's release",
-    **methods['dtfnet'].recipe,
-    **line,
-    optimiser='rmsprop',
-    hold=1 / 3,
+    dict(**methods['dtfnet'].recipe, **line, optimiser='rmsprop', hold=1 / 3),
 )
 
 # %% ../nbs/bridges/17_methods.ipynb #a1c0de06

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PARTS_OF_STATE', 'CHANGEABLE', 'PLAIN', 'JUDGES',
-           'random_corner', 'cropped', 'dropped', 'Draws', 'measure_scale', 'StepBatches', 'check_ranges',
-           'check_terms', 'Recipe', 'lr_at', 'recipe_words', 'pack_optimizer', 'unpack_optimizer', 'checkpoints',
-           'RunState', 'write_tensors', 'save_checkpoint', 'read_state', 'check_change', 'known_recipe', 'continued',
-           'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
+           'random_corner', 'cropped', 'dropped', 'told_beside', 'Draws', 'measure_scale', 'StepBatches',
+           'check_ranges', 'check_terms', 'Recipe', 'lr_at', 'recipe_words', 'pack_optimizer', 'unpack_optimizer',
+           'checkpoints', 'RunState', 'write_tensors', 'save_checkpoint', 'read_state', 'check_change', 'known_recipe',
+           'continued', 'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
            'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep', 'Denoising', 'Log',
            'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly', 'Best',
@@ -94,6 +94,23 @@ def dropped(
         side[channels] = ABSENT
     return side
 
+# %% ../../nbs/training/61_loop.ipynb #3f7d9a60
+def told_beside(
+    item: dict,  # of the data set, cut
+    n: int,  # number of the sample
+    seed: int,  # of the whole run
+    drop: float,  # chance that a further source is left out
+) -> dict:  # ctx, side, valid, x0_std and fold, as far as the data have them
+    "What a sample holds beside its pair."
+    out = {k: item[k] for k in ('valid', 'x0_std', 'fold') if k in item}
+    if 'ctx' in item:
+        rng = np.random.default_rng(item_seed(seed, 'prompt', n))
+        out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
+    if 'side' in item:
+        rng = np.random.default_rng(item_seed(seed, 'drop', n))
+        out['side'] = dropped(item['side'], item.get('groups', ()), drop, rng)
+    return out
+
 # %% ../../nbs/training/61_loop.ipynb #ecb7871d
 class Draws(Dataset):
     "Training samples by number: image, time and noise seed of sample n depend on (seed, n) alone."
@@ -137,9 +154,9 @@ class Draws(Dataset):
         n,  # number of the sample, from 0 on
     ):  # y, x0, t, noise, n, and ctx, side, valid and x0_std where the data have them
         "The sample: image, time and noise seed."
-        where = np.random.default_rng(item_seed(self.seed, 'crop', n))
         bent = item_seed(self.seed, 'augment', n)
         item = augmented(self.data[self.index(n)], self.augment, self.flips, bent)
+        where = np.random.default_rng(item_seed(self.seed, 'crop', n))
         item = cropped(item, self.patch, where)
         rng = np.random.default_rng(item_seed(self.seed, 'time', n))
         t = time_of(self.times, 1 - rng.random())
@@ -150,16 +167,7 @@ class Draws(Dataset):
             noise=torch.tensor(item_seed(self.seed, 'noise', n)),
             n=torch.tensor(int(n)),
         )
-        if 'ctx' in item:  # one of the versions of the prompts
-            rng = np.random.default_rng(item_seed(self.seed, 'prompt', n))
-            out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
-        if 'side' in item:  # neighbouring slices, further sources
-            rng = np.random.default_rng(item_seed(self.seed, 'drop', n))
-            out['side'] = dropped(item['side'], item.get('groups', ()), self.drop, rng)
-        # not all pixels were measured; latents, whose target is drawn from its Gaussian; which
-        # anchor has not seen this person, see 63_folds
-        more = {k: item[k] for k in ('valid', 'x0_std', 'fold') if k in item}
-        return out | more
+        return out | told_beside(item, n, self.seed, self.drop)
 
 # %% ../../nbs/training/61_loop.ipynb #96f0a4b7
 def measure_scale(
