@@ -466,7 +466,8 @@ def load_average(
             f'{path}: averaged weights do not belong to this model; delete this checkpoint, or '
             f'start over'
         )
-    ema.shadow_params = [shadow[k].to(q.device) for k, q in zip(sorted(shadow), ema.shadow_params)]
+    for k, q in zip(sorted(shadow), ema.shadow_params):
+        q.copy_(shadow[k])
     ema.optimization_step = step
 
 # %% ../../nbs/training/61_loop.ipynb #050e38ee
@@ -722,6 +723,8 @@ class AdamStep:
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
         self.loss_fn, self.opts['optim'] = acc.prepare(self.loss_module(), self.opts['optim'])
+        # accelerate's optimiser looks for packages at every step; only gradients of fp16 need it
+        self.stepper = self.opts['optim'] if acc.scaler else self.opts['optim'].optimizer
 
     def step(
         self,
@@ -729,7 +732,7 @@ class AdamStep:
         b,  # batch: dict of tensors, see `Draws`
     ) -> dict:  # 'loss' and 'grad_norm'
         "Loss and gradient norm of step k on batch b, as tensors on the device."
-        acc, opt, total = self.acc, self.opts['optim'], 0.0
+        acc, opt, total = self.acc, self.stepper, 0.0
         torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
         for g in opt.param_groups:
             g['lr'] = lr_at(k, self.r) * g['factor']
@@ -1398,7 +1401,13 @@ class Average:
         decay: float,  # in (0, 1): how much of the average is kept at a step
     ):
         "Begin with the parameters as they are."
-        self.shadow_params = [p.detach().clone() for p in parameters]
+        sizes = [p.numel() for p in parameters]
+        self.flat = torch.cat([p.detach().flatten() for p in parameters])
+        self.latest = torch.empty_like(self.flat)  # the parameters of a step, side by side
+        self.shadow_params, self.places = (
+            [part.view(p.shape) for part, p in zip(row.split(sizes), parameters)]
+            for row in (self.flat, self.latest)
+        )
         self.decay = decay
         self.optimization_step = 0
         self.kept = None
@@ -1411,9 +1420,9 @@ class Average:
         "Take them into the average; the first time, they are the average."
         self.optimization_step = n = self.optimization_step + 1
         decay = min(n / (n + 9), self.decay) if n > 1 else 0.0
-        away = torch._foreach_sub(self.shadow_params, [p.detach() for p in parameters])
-        torch._foreach_mul_(away, 1 - decay)
-        torch._foreach_sub_(self.shadow_params, away)
+        torch._foreach_copy_(self.places, [p.detach() for p in parameters])
+        away = torch.sub(self.flat, self.latest, out=self.latest).mul_(1 - decay)
+        self.flat.sub_(away)
 
     @torch.no_grad()
     def copy_to(
