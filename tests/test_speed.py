@@ -5,6 +5,7 @@ import platform
 import pytest
 import torch
 
+from xmodal import bridge
 from xmodal.bridge import Brownian
 from xmodal.core import Noise
 from xmodal.denoise import Denoiser, Network, fast, keep_memory, run_net
@@ -56,6 +57,34 @@ def test_five_steps_launch_little(method):
     seen = counted(lambda: draw(method, den, y, steps=5, seeds=[3]))
     assert seen.total <= 60, seen.counts
     assert seen.waits == 0
+
+
+@pytest.mark.parametrize('most', [2**22, 600])  # 600 values: the field about two times at once
+def test_a_field_is_asked_about_many_times_at_once(method_field, most, monkeypatch):
+    den, y = method_field
+    monkeypatch.setattr(bridge, 'MOST_VALUES', most)
+    grid = uniform(5)
+    with torch.no_grad(), Launches() as each:
+        one = den.bridge.table(grid, y)
+    monkeypatch.setattr(bridge, 'many_at_once', lambda y: True)
+    den.bridge.kept = None
+    with torch.no_grad(), Launches() as together:
+        many = den.bridge.table(grid, y)
+    for a, b in zip(one, many, strict=True):
+        for v, w in zip(a, b, strict=True):
+            torch.testing.assert_close(v.expand(w.shape), w, rtol=0, atol=1e-6)
+    assert together.total < each.total / (2 if most > 600 else 1.2)
+    with torch.no_grad():
+        assert draw('cdtsde', den, y, steps=5, seeds=[3, 4]).shape == y.shape
+
+
+@pytest.fixture
+def method_field():
+    "A CDTSDE whose field is no longer the base step, and a batch for it."
+    torch.manual_seed(0)
+    den = around_nothing('cdtsde')
+    torch.nn.init.normal_(den.bridge.mix.net[-1].weight, std=0.3)
+    return den, torch.randn(2, 1, 16, 16)
 
 
 @pytest.mark.parametrize('method', sorted(methods))

@@ -13,8 +13,8 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly', 'Best',
            'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row', 'save',
            'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
-           'make_loader', 'log_row', 'same_weights', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite',
-           'validate']
+           'make_loader', 'log_row', 'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite', 'finite_check',
+           'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -627,7 +627,8 @@ def load_average(
             f'{path}: averaged weights do not belong to this model; delete this checkpoint, or '
             f'start over'
         )
-    ema.shadow_params = [shadow[k].to(q.device) for k, q in zip(sorted(shadow), ema.shadow_params)]
+    for k, q in zip(sorted(shadow), ema.shadow_params):
+        q.copy_(shadow[k])
     ema.optimization_step = step
 
 # %% ../../nbs/training/61_loop.ipynb #050e38ee
@@ -894,6 +895,8 @@ class AdamStep:
         "Wrap for the device and the processes; called once, after a checkpoint was loaded."
         self.acc, self.parts = acc, accumulate
         self.loss_fn, self.opts['optim'] = acc.prepare(self.loss_module(), self.opts['optim'])
+        # accelerate's optimiser looks for packages at every step; only gradients of fp16 need it
+        self.stepper = self.opts['optim'] if acc.scaler else self.opts['optim'].optimizer
 
     def step(
         self,
@@ -901,7 +904,7 @@ class AdamStep:
         b,  # batch: dict of tensors, see `Draws`
     ) -> dict:  # 'loss' and 'grad_norm'
         "Loss and gradient norm of step k on batch b, as tensors on the device."
-        acc, opt, total = self.acc, self.opts['optim'], 0.0
+        acc, opt, total = self.acc, self.stepper, 0.0
         torch.manual_seed(item_seed(self.r.seed, 'step', k, acc.process_index))
         for g in opt.param_groups:
             g['lr'] = lr_at(k, self.r) * g['factor']
@@ -1568,6 +1571,15 @@ def same_weights(
         for p in (*module.parameters(), *module.buffers()):
             p.data.copy_(broadcast(p.data))
 
+# %% ../../nbs/training/61_loop.ipynb #9be1f0c4
+def parts_of(
+    row,  # tensor (n,), numbers of all parameters side by side
+    parameters: list,  # tensors with n numbers in all
+) -> list:  # of tensors, views of the row
+    "The parts of a row that belong to parameters, in their shapes."
+    parts = row.split([p.numel() for p in parameters])
+    return [part.view(p.shape) for part, p in zip(parts, parameters)]
+
 # %% ../../nbs/training/61_loop.ipynb #fd353dd5
 class Average:
     "Exponentially averaged parameters, with diffusers' warm-up."
@@ -1580,7 +1592,10 @@ class Average:
         every: int = 1,  # steps from one update to the next, once it has begun
     ):
         "Begin with the parameters as they are."
-        self.shadow_params = [p.detach().clone() for p in parameters]
+        self.flat = torch.cat([p.detach().flatten() for p in parameters])
+        self.latest = torch.empty_like(self.flat)  # the parameters of a step, side by side
+        self.shadow_params = parts_of(self.flat, parameters)
+        self.places = parts_of(self.latest, parameters)
         self.decay, self.start, self.every = decay, start, every
         self.optimization_step = 0
         self.kept = None
@@ -1597,9 +1612,9 @@ class Average:
             return
         n = begun // self.every
         decay = min(n / (n + 9), self.decay) if n > 1 else 0.0
-        away = torch._foreach_sub(self.shadow_params, [p.detach() for p in parameters])
-        torch._foreach_mul_(away, 1 - decay)
-        torch._foreach_sub_(self.shadow_params, away)
+        torch._foreach_copy_(self.places, [p.detach() for p in parameters])
+        away = torch.sub(self.flat, self.latest, out=self.latest).mul_(1 - decay)
+        self.flat.sub_(away)
 
     @torch.no_grad()
     def copy_to(
