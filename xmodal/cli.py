@@ -107,6 +107,17 @@ class Drawing:
         'for a model with prompts: what the translation shall be, e.g. TE=120,field=3 (ms, tesla,'
         ' years, degrees)',
     )
+    average: str | None = option(
+        None,
+        'of several models: their estimates at every step, or their results (default: steps, where '
+        'the models agree, else results)',
+        choices=('steps', 'results'),
+    )
+    flips: str = option(
+        '',
+        'also make every estimate in a mirror, and average: left-right (volumes); horizontal,'
+        ' vertical or both with a comma (pictures)',
+    )
     more: str = option(
         '',
         'for a model of several sources: the further ones of one file, in its order, separated by'
@@ -155,6 +166,11 @@ class Files:
         False, 'the input is a BIDS data set; the output becomes a derivative of it'
     )
     participant_label: tuple = option((), 'with --bids: these participants only', metavar='LABEL')
+    out_of_fold: bool = option(
+        False,
+        'with --bids and the models of a training in folds: everybody is answered by those models'
+        ' that were not trained on them',
+    )
     save_mix: bool = option(
         False,
         'also write the share of the source along the path, for CDTSDE the mixing field (_mix)',
@@ -177,7 +193,13 @@ def add_translate_parser(
         'A NIfTI file comes out on the grid, orientation and affine it had, '
         'in units and number type of the target.',
     )
-    t.add_argument('model', help='model folder, as written by training: runs/NAME/model')
+    t.add_argument(
+        'model',
+        help=(
+            'model folder, as written by training: runs/NAME/model; several with commas between '
+            'them, or a folder that holds several, are averaged (--average)'
+        ),
+    )
     t.add_argument(
         'input',
         help=(
@@ -497,12 +519,13 @@ def opened_model(
 
     join_processes(a.device)  # before a device is chosen
     how = dict(device=a.device, precision=a.precision, channels_last=a.channels_last)
-    return Translator.from_pretrained(a.model, **how, compile=a.compile)
+    how |= dict(compile=a.compile, average=a.average or '')
+    return Translator.from_pretrained(a.model, **how)
 
 
 # words of the command line that every file is translated with
 PASSED_ON = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'planes', 'samples')
-PASSED_ON += ('temperature', 'views', 'noise', 'force')
+PASSED_ON += ('temperature', 'views', 'flips', 'noise', 'force', 'out_of_fold')
 
 
 def translate(
@@ -518,7 +541,8 @@ def translate(
         target = parse_options(a.target, '--target', 'TE=120,field=3')
         tr = opened_model(a)
     tr.context(target=target)  # an impossible wish is refused before the first file
-    say_temperature(tr.model.method, a.temperature)
+    for m in tr.members or [tr]:
+        say_temperature(m.model.method, a.temperature)
     how = {k: getattr(a, k) for k in PASSED_ON}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
     how |= dict(more=words_of(a.more) or None)

@@ -6,8 +6,8 @@
 __all__ = ['AVERAGES', 'POOLED', 'FOUND_BY_FILE', 'usable_device', 'SampleOptions', 'OpenedModel', 'Translator', 'in_short',
            'opened', 'names_of', 'first_difference', 'why_no_steps', 'check_company', 'is_label', 'pooled', 'averaging',
            'mean_values', 'spread_of_all', 'averaged', 'like_answer', 'assumed', 'whole_by_rule', 'is_ct',
-           'check_counts', 'check_ahead', 'check_answer', 'draws', 'planes_to_see', 'from_sides', 'in_parts_of',
-           'flip_axes', 'Ticking', 'bar_of', 'seed_of', 'samples_of', 'room_for', 'summed', 'most_frequent',
+           'check_counts', 'flip_axes', 'check_ahead', 'check_answer', 'draws', 'planes_to_see', 'from_sides',
+           'in_parts_of', 'Ticking', 'bar_of', 'seed_of', 'samples_of', 'room_for', 'summed', 'most_frequent',
            'path_times', 'shares', 'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable',
            'check_seen', 'sampling', 'context_of', 'target_window', 'concerns_of_modality', 'modality_of',
            'modality_beside', 'path_of', 'concerns_of_source', 'companion', 'further_sources', 'channel_in_name',
@@ -488,6 +488,28 @@ def check_counts(
         if not (isinstance(v, int) and v >= 1):
             raise InputError(f'{k} must be a whole number of 1 or more, got {v!r}')
 
+# %% ../nbs/use/85_translate.ipynb #0cb8fea7
+def flip_axes(
+    d: DataSpec,  # of the model, with the plane that it is looked at in
+    flips,  # words with commas between them; or axes that were settled before
+) -> tuple:  # axes, counted from the end
+    "Along which axes a source is mirrored; raises InputError for what is not shown."
+    if isinstance(flips, tuple):
+        return flips
+    known = dict(horizontal=-1, vertical=-2)
+    if d.kind == 'volume':
+        known = {'left-right': AXES[d.plane].index(0) - 3}
+    words = list(dict.fromkeys(words_of(flips or '')))
+    for w in words:
+        if w not in known:
+            raise InputError(f'{unknown_word("flips", w, known)} (of {d.kind}s)')
+    axes = tuple(known[w] for w in words)
+    if -3 in axes and not d.depth:
+        raise InputError(
+            f'flips {flips}: slices of the {d.plane} plane do not show left and right; leave it out'
+        )
+    return axes
+
 # %% ../nbs/use/85_translate.ipynb #3bdb951e
 def check_ahead(
     d: DataSpec,  # of the model
@@ -610,28 +632,6 @@ def in_parts_of(
     if d.depth:
         return Tiled(den, (d.depth, side, side), how.overlap, how.batch)
     return from_sides(den, d, how, times)
-
-# %% ../nbs/use/85_translate.ipynb #0cb8fea7
-def flip_axes(
-    d: DataSpec,  # of the model, with the plane that it is looked at in
-    flips,  # words with commas between them; or axes that were settled before
-) -> tuple:  # axes, counted from the end
-    "Along which axes a source is mirrored; raises InputError for what is not shown."
-    if isinstance(flips, tuple):
-        return flips
-    known = dict(horizontal=-1, vertical=-2)
-    if d.kind == 'volume':
-        known = {'left-right': AXES[d.plane].index(0) - 3}
-    words = list(dict.fromkeys(words_of(flips or '')))
-    for w in words:
-        if w not in known:
-            raise InputError(f'{unknown_word("flips", w, known)} (of {d.kind}s)')
-    axes = tuple(known[w] for w in words)
-    if -3 in axes and not d.depth:
-        raise InputError(
-            f'flips {flips}: slices of the {d.plane} plane do not show left and right; leave it out'
-        )
-    return axes
 
 # %% ../nbs/use/85_translate.ipynb #5171b81c
 class Ticking(Wrap):
