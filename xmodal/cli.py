@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job',
-           'Drawing', 'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'OfDraws',
-           'Written', 'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature',
-           'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
-           'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data', 'list_data', 'show_card',
-           'get_data', 'check_data_set']
+           'Drawing', 'Machine', 'Averaging', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks',
+           'OfDraws', 'Written', 'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download',
+           'add_data_parser', 'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays',
+           'say_temperature', 'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu',
+           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data',
+           'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/87_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -107,17 +107,6 @@ class Drawing:
         'for a model with prompts: what the translation shall be, e.g. TE=120,field=3 (ms, tesla,'
         ' years, degrees)',
     )
-    average: str | None = option(
-        None,
-        'of several models: their estimates at every step, or their results (default: steps, where '
-        'the models agree, else results)',
-        choices=('steps', 'results'),
-    )
-    flips: str = option(
-        '',
-        'also make every estimate in a mirror, and average: left-right (volumes); horizontal,'
-        ' vertical or both with a comma (pictures)',
-    )
     more: str = option(
         '',
         'for a model of several sources: the further ones of one file, in its order, separated by'
@@ -155,6 +144,23 @@ class Machine:
     channels_last: bool = option(False, 'memory format; faster on GPUs')
     compile: bool = option(
         False, 'compile the network: a minute at first, faster after; for whole cohorts'
+    )
+
+# %% ../nbs/use/87_cli.ipynb #bdd460d5
+@dataclass(frozen=True)
+class Averaging:
+    "What is averaged: several models, several looks."
+
+    average: str | None = option(
+        None,
+        'of several models: their estimates at every step, or their results (default: steps, where '
+        'the models agree, else results)',
+        choices=('steps', 'results'),
+    )
+    flips: str = option(
+        '',
+        'also make every estimate in a mirror, and average: left-right (volumes); horizontal,'
+        ' vertical or both with a comma (pictures)',
     )
 
 # %% ../nbs/use/87_cli.ipynb #dfb92c0c
@@ -217,6 +223,7 @@ def add_translate_parser(
         ),
     )
     add_options(t, 'translation', Drawing)
+    add_options(t, 'averages', Averaging)
     add_options(t, 'machine', Machine)
     add_options(t, 'files', Files)
 

@@ -12,9 +12,9 @@ __all__ = ['BROKEN', 'MAPS', 'UNSAID', 'DISK', 'SAID', 'UNSEEN', 'kind_of', 'spl
            'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common', 'fate',
            'with_name', 'Underway', 'folder_of', 'is_done', 'begin', 'keep', 'write_notes', 'number_of_holes',
            'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on', 'check_foreign',
-           'check_unique', 'files_in', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind', 'in_stages',
-           'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task', 'translate_task', 'translate_single',
-           'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
+           'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind',
+           'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task', 'translate_task',
+           'translate_single', 'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -1092,6 +1092,18 @@ def files_in(
     return f'{files[0]}{more}'
 
 
+def check_for_bids(
+    bids: bool,  # is the source a BIDS data set?
+    labels,  # of participants
+    out_of_fold: bool,  # everybody by the models that have not seen them
+):
+    "Raise InputError for what only a BIDS data set can be asked."
+    if labels and not bids:
+        raise InputError('participants are chosen in a BIDS data set only; use --bids')
+    if out_of_fold and not bids:
+        raise InputError('out of fold: only BIDS says whose scan a file is; use --bids')
+
+
 @passes_on(TranslateOptions)
 def translate_paths(
     tr,  # Translator
@@ -1107,10 +1119,7 @@ def translate_paths(
     "Translate a file, every volume, PNG and TIFF file or series of a folder, or a BIDS data set."
     chosen, d = TranslateOptions(**how), tr.data
     check_ahead(d, chosen)
-    if labels and not bids:
-        raise InputError('participants are chosen in a BIDS data set only; use --bids')
-    if out_of_fold and not bids:
-        raise InputError('out of fold: only BIDS says whose scan a file is; use --bids')
+    check_for_bids(bids, labels, out_of_fold)
     if bids:
         tasks = bids_tasks(source, output, d, labels, chosen.target)
     else:
@@ -1132,9 +1141,8 @@ def translate_paths(
     if single:
         return translate_single(tr, tasks[0], common, progress)
     Path(output).mkdir(parents=True, exist_ok=True)  # else there is no use
-    if out_of_fold:
-        return translate_out_of_fold(tr, tasks, common, progress)
-    return translate_tasks(tr, tasks, common, progress)
+    every = translate_out_of_fold if out_of_fold else translate_tasks
+    return every(tr, tasks, common, progress)
 
 # %% ../nbs/use/86_folders.ipynb #e3de2b21
 class Waiting:

@@ -324,6 +324,11 @@ class WithTraining(ByTraining):
 
     sample_steps: int = option(0, 'steps of the sampler; 0: as the method says')
     tau: str = option('', f'noise rule: {", ".join(NOISE_RULES)}; empty: as the method says')
+    cross: int = option(
+        0,
+        'so many models, each trained without another part of the training people, which validates '
+        'it; the model folder then holds all of them, and translate averages them; 0: one model',
+    )
     draws: int = option(
         1,
         'translate every test image so many times, and also measure the draws as a distribution:'
