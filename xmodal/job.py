@@ -379,7 +379,8 @@ JOB_TOPICS = {
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
     'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule warmup clip ema'
-    ' ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule drop_sources'
+    ' ema_start dropout init freeze cross folds anchor_steps anchor_ch anchor_rule'
+    ' drop_sources'
     ' accumulate baseline val_every val_images keep patience save_every seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',

@@ -9,8 +9,9 @@ __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'M
            'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_pair_of_channels', 'is_prompted', 'short',
            'refuse_value', 'check_values', 'check_agreement', 'absurd', 'check_model_section', 'save_model',
            'config_text', 'load_config', 'check_sections', 'hub_hint', 'check_data_section', 'count_weights',
-           'check_size', 'load_weights', 'load_denoiser', 'load_model', 'open_model', 'add_grid', 'stored_grid',
-           'find_model', 'push_model', 'models_in', 'find_models', 'name_of_model']
+           'check_size', 'load_weights', 'load_denoiser', 'load_model', 'part_of', 'begin_from', 'freeze_parts',
+           'open_model', 'add_grid', 'stored_grid', 'find_model', 'push_model', 'models_in', 'find_models',
+           'name_of_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
 import dataclasses, hashlib, json, re
@@ -753,6 +754,54 @@ def load_model(
     config = load_config(folder)
     spec = ModelSpec.from_json(config['model'], Path(folder) / 'config.json')
     return load_denoiser(folder, config, spec, device), config
+
+# %% ../../nbs/training/60_model_folder.ipynb #60c0de02
+def part_of(
+    name: str,  # of a weight, such as net.unet.down_blocks.0.resnets.0.conv1.weight
+) -> str:  # such as down_blocks
+    "The part of a denoiser that a weight belongs to."
+    return name.removeprefix('net.').removeprefix('unet.').split('.')[0]
+
+
+def begin_from(
+    den,  # Denoiser, changed in place
+    folder,  # model folder, or hf://NAME/REPOSITORY
+) -> dict:  # model, sha256, taken, anew
+    "Give a denoiser what fits of a model; raises InputError where that is less than half."
+    folder = find_model(folder)
+    digest = load_config(folder).get('weights', {}).get('sha256', '')
+    got, want = load_tensors(folder / 'model.safetensors', digest), den.state_dict()
+    want = {k: v for k, v in want.items() if not k.startswith('anchor_net.')}
+    alike = lambda k: k in got and (got[k].shape, got[k].dtype) == (want[k].shape, want[k].dtype)
+    fits = {k: got[k] for k in want if alike(k)}
+    size = lambda some: sum(v.numel() for v in some.values())
+    if 2 * size(fits) < size(want):
+        raise InputError(
+            f'{folder}: only {size(fits)} of {size(want)} weights fit the network that is trained;'
+            ' give its sizes (net, ch, mults, layers), or leave init out'
+        )
+    den.load_state_dict(fits, strict=False)
+    anew = sorted({part_of(k) for k in want if k not in fits})
+    found = dict(model=folder.name, sha256=sha256(folder / 'model.safetensors'))
+    return dict(found, taken=size(fits), of=size(want), anew=anew)
+
+
+def freeze_parts(
+    den,  # Denoiser, changed in place
+    parts: tuple,  # names of parts, see `part_of`
+) -> int:  # how many weights learn no more
+    "Keep parts of a denoiser as they are; raises InputError for a part that it has not."
+    own = {k: v for k, v in den.named_parameters() if not k.startswith('anchor_net.')}
+    for part in parts:
+        mine = [v for k, v in own.items() if f'.{part}.' in f'.{k}.']
+        if not mine:
+            known = ', '.join(sorted(set(map(part_of, own))))
+            raise InputError(f'freeze: this model has no part {part!r}; its parts: {known}')
+        for v in mine:
+            v.requires_grad_(False)
+    if not any(v.requires_grad for v in own.values()):
+        raise InputError('freeze: nothing is left that learns; leave a part out')
+    return sum(v.numel() for v in own.values() if not v.requires_grad)
 
 # %% ../../nbs/training/60_model_folder.ipynb #17006f9c
 def open_model(
