@@ -32,6 +32,7 @@ Rooms (help(xmodal.bridge) lists what is in one):
     mixing               how much of the source the path holds, where and when
     sample               the one step down a grid of times, and its noise rules
     denoise tiles        any network as an estimate of the target; in windows, or from many views
+    several              several models, and looks in a mirror, averaged at every step
     rows scenes          pictures that do not fit into memory: line by line, from file to file
     families             the bridges of the compared papers
     solvers              their samplers

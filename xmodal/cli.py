@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job',
-           'Drawing', 'Machine', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks', 'OfDraws',
-           'Written', 'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
-           'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature',
-           'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
-           'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data', 'list_data', 'show_card',
-           'get_data', 'check_data_set']
+           'Drawing', 'Machine', 'Averaging', 'Files', 'add_translate_parser', 'Scaling', 'Matching', 'OfMasks',
+           'OfDraws', 'Written', 'add_evaluate_parser', 'add_report_parser', 'Pairs', 'Looking', 'Download',
+           'add_data_parser', 'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays',
+           'say_temperature', 'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu',
+           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'data',
+           'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/87_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -146,6 +146,23 @@ class Machine:
         False, 'compile the network: a minute at first, faster after; for whole cohorts'
     )
 
+# %% ../nbs/use/87_cli.ipynb #bdd460d5
+@dataclass(frozen=True)
+class Averaging:
+    "What is averaged: several models, several looks."
+
+    average: str | None = option(
+        None,
+        'of several models: their estimates at every step, or their results (default: steps, where '
+        'the models agree, else results)',
+        choices=('steps', 'results'),
+    )
+    flips: str = option(
+        '',
+        'also make every estimate in a mirror, and average: left-right (volumes); horizontal,'
+        ' vertical or both with a comma (pictures)',
+    )
+
 # %% ../nbs/use/87_cli.ipynb #dfb92c0c
 @dataclass(frozen=True)
 class Files:
@@ -155,6 +172,11 @@ class Files:
         False, 'the input is a BIDS data set; the output becomes a derivative of it'
     )
     participant_label: tuple = option((), 'with --bids: these participants only', metavar='LABEL')
+    out_of_fold: bool = option(
+        False,
+        'with --bids and the models of a training in folds: everybody is answered by those models'
+        ' that were not trained on them',
+    )
     save_mix: bool = option(
         False,
         'also write the share of the source along the path, for CDTSDE the mixing field (_mix)',
@@ -177,7 +199,13 @@ def add_translate_parser(
         'A NIfTI file comes out on the grid, orientation and affine it had, '
         'in units and number type of the target.',
     )
-    t.add_argument('model', help='model folder, as written by training: runs/NAME/model')
+    t.add_argument(
+        'model',
+        help=(
+            'model folder, as written by training: runs/NAME/model; several with commas between '
+            'them, or a folder that holds several, are averaged (--average)'
+        ),
+    )
     t.add_argument(
         'input',
         help=(
@@ -195,6 +223,7 @@ def add_translate_parser(
         ),
     )
     add_options(t, 'translation', Drawing)
+    add_options(t, 'averages', Averaging)
     add_options(t, 'machine', Machine)
     add_options(t, 'files', Files)
 
@@ -497,12 +526,13 @@ def opened_model(
 
     join_processes(a.device)  # before a device is chosen
     how = dict(device=a.device, precision=a.precision, channels_last=a.channels_last)
-    return Translator.from_pretrained(a.model, **how, compile=a.compile)
+    how |= dict(compile=a.compile, average=a.average or '')
+    return Translator.from_pretrained(a.model, **how)
 
 
 # words of the command line that every file is translated with
 PASSED_ON = ('bids', 'overwrite', 'steps', 'seed', 'tau', 'batch', 'overlap', 'planes', 'samples')
-PASSED_ON += ('temperature', 'views', 'noise', 'force')
+PASSED_ON += ('temperature', 'views', 'flips', 'noise', 'force', 'out_of_fold')
 
 
 def translate(
@@ -518,7 +548,8 @@ def translate(
         target = parse_options(a.target, '--target', 'TE=120,field=3')
         tr = opened_model(a)
     tr.context(target=target)  # an impossible wish is refused before the first file
-    say_temperature(tr.model.method, a.temperature)
+    for m in tr.members or [tr]:
+        say_temperature(m.model.method, a.temperature)
     how = {k: getattr(a, k) for k in PASSED_ON}
     how |= dict(labels=a.participant_label, target=target or None, mix=a.save_mix)
     how |= dict(more=words_of(a.more) or None)

@@ -8,12 +8,13 @@ __all__ = ['BROKEN', 'MAPS', 'UNSAID', 'DISK', 'SAID', 'UNSEEN', 'kind_of', 'spl
            'name_of_output', 'ending_for', 'single_task', 'check_output', 'folder_tasks', 'series_task', 'few',
            'of_first_source', 'voxels_beside', 'suffix_of', 'target_of', 'bids_output', 'bids_tasks', 'check_bids',
            'people_of', 'bids_files', 'bids_task', 'describe_derivative', 'derivative_notes', 'write_once',
-           'TranslateOptions', 'settings_of', 'notes_of', 'notes_on_further', 'digest', 'note_of', 'check_origin',
-           'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common', 'fate', 'with_name', 'Underway',
-           'folder_of', 'is_done', 'begin', 'keep', 'write_notes', 'number_of_holes', 'not_measured', 'write_maps',
-           'say_place', 'say_kind', 'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in',
-           'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind', 'in_stages', 'hear', 'routed', 'load_task',
-           'answer_tasks', 'keep_task', 'translate_task', 'translate_single', 'translate_tasks']
+           'TranslateOptions', 'settings_of', 'fingerprints', 'calls_of', 'notes_of', 'notes_on_further', 'digest',
+           'note_of', 'check_origin', 'finished', 'is_series_folder', 'remove_output', 'digests_in', 'Common', 'fate',
+           'with_name', 'Underway', 'folder_of', 'is_done', 'begin', 'keep', 'write_notes', 'number_of_holes',
+           'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on', 'check_foreign',
+           'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind',
+           'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task', 'translate_task',
+           'translate_single', 'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -46,7 +47,8 @@ from .scenes import blocks_of, shelves_in, write_scene
 from .data.units import own_type, units_note
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 from .translate import SampleOptions, alike, answers, load_source, restored_answer
-from .translate import check_ahead, name_says
+from .translate import averaging, check_ahead, flip_axes, name_says, names_of
+from .several import looks
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
 def kind_of(
@@ -555,6 +557,7 @@ class TranslateOptions:
     overlap: float = 0.25  # of the tiles of a model of crops, share of their side
     planes: str = None  # of a model of all planes: those to look in, as 'axial,coronal'; None: all
     views: str = 'average'  # of these planes: all at every step, averaged; 'turn': one at each
+    flips: str = ''  # mirrors to look in too: left-right; of pictures horizontal, vertical
     more: list = None  # further sources of one file; None: looked for beside it
     samples: int = 1  # draws; their mean is the translation
     temperature: float = 1.0  # factor of all noise of a draw; 1: as trained
@@ -571,12 +574,11 @@ def settings_of(
     use = sampling(tr, chosen.steps, chosen.tau)
     m = tr.model.method
     times = path_times(tr, use)
-    options, steps = tr.data.options, len(times) - 1
     settings = dict(
         method=m,
         model=weights_fingerprint(tr.den),
-        steps=steps,
-        calls=calls(m, steps, **options),
+        steps=len(times) - 1,
+        calls=calls_of(tr, chosen),
         tau=use['tau'],
         seed=chosen.seed,
         samples=chosen.samples,
@@ -592,9 +594,32 @@ def settings_of(
         settings['planes'] = chosen.planes or 'all'
     if chosen.views != 'average':
         settings['views'] = chosen.views
+    if chosen.flips:
+        settings['flips'] = chosen.flips
+    if tr.members:
+        settings |= dict(average=tr.average, members=fingerprints(tr.members))
     if chosen.temperature != 1:
         settings['temperature'] = chosen.temperature
     return json.loads(json.dumps(settings))
+
+# %% ../nbs/use/86_folders.ipynb #6bcd7f57
+def fingerprints(
+    members,  # Translators
+) -> list:  # of texts: name and fingerprint of each
+    "Which models have answered."
+    return [f'{n} {weights_fingerprint(m.den)}' for n, m in zip(names_of(members), members)]
+
+
+def calls_of(
+    tr,  # Translator
+    chosen: TranslateOptions,  # how the files are to be translated
+) -> int:
+    "Network calls for an image: of all members, in all looks."
+    if tr.average == 'results':
+        return sum(calls_of(m, chosen) for m in tr.members)
+    steps = len(path_times(tr, sampling(tr, chosen.steps, chosen.tau))) - 1
+    once = calls(tr.model.method, steps, **tr.data.options)
+    return once * max(1, len(tr.members)) * len(looks(flip_axes(tr.data, chosen.flips)))
 
 # %% ../nbs/use/86_folders.ipynb #c4cc4546
 def notes_of(
@@ -682,7 +707,9 @@ def note_of(
 
 
 MAPS = ('std', 'mix')
-UNSAID = dict(temperature=1.0, views='average')  # of words that notes hold only if they are unusual
+UNSAID = dict(
+    temperature=1.0, views='average', flips=''
+)  # of words that notes hold only if they are unusual
 
 
 def check_origin(
@@ -887,7 +914,7 @@ def begin(
     if is_done(way, common):
         return 'finished'
     how = {k: getattr(chosen, k) for k in ('steps', 'seed', 'tau', 'batch', 'samples', 'mix')}
-    how |= {k: getattr(chosen, k) for k in ('overlap', 'planes', 'views')}
+    how |= {k: getattr(chosen, k) for k in ('overlap', 'planes', 'views', 'flips')}
     if chosen.temperature != 1:
         how['options'] = dict(temperature=chosen.temperature)
     how = SampleOptions(**how, progress=common.progress)
@@ -1015,6 +1042,7 @@ def passed_on(
 ) -> tuple:  # concerns, changes: lists of texts
     "Warn again later, with the file's name; changes go to `common.once`, if there is one."
     said = [w for w in said if issubclass(w.category, UserWarning)]
+    said = list({str(w.message): w for w in said}.values())  # of several models once
     text = {id(w): str(w.message).removeprefix(f'{task.source}: ') for w in said}
     for w in said:
         if common.once is not None and issubclass(w.category, Changed):
@@ -1064,6 +1092,18 @@ def files_in(
     return f'{files[0]}{more}'
 
 
+def check_for_bids(
+    bids: bool,  # is the source a BIDS data set?
+    labels,  # of participants
+    out_of_fold: bool,  # everybody by the models that have not seen them
+):
+    "Raise InputError for what only a BIDS data set can be asked."
+    if labels and not bids:
+        raise InputError('participants are chosen in a BIDS data set only; use --bids')
+    if out_of_fold and not bids:
+        raise InputError('out of fold: only BIDS says whose scan a file is; use --bids')
+
+
 @passes_on(TranslateOptions)
 def translate_paths(
     tr,  # Translator
@@ -1073,13 +1113,13 @@ def translate_paths(
     labels=(),  # of participants, with bids; default: all
     overwrite=False,  # replace what is there
     progress=True,  # draw bars, and say how many files were there already
+    out_of_fold=False,  # with bids: everybody by the models that were not trained on them
     **how,  # how every file is translated, as in `TranslateOptions`:
 ) -> list:  # (path, what was wrong) of the files that failed; InputError if it is a single one
     "Translate a file, every volume, PNG and TIFF file or series of a folder, or a BIDS data set."
     chosen, d = TranslateOptions(**how), tr.data
     check_ahead(d, chosen)
-    if labels and not bids:
-        raise InputError('participants are chosen in a BIDS data set only; use --bids')
+    check_for_bids(bids, labels, out_of_fold)
     if bids:
         tasks = bids_tasks(source, output, d, labels, chosen.target)
     else:
@@ -1101,7 +1141,8 @@ def translate_paths(
     if single:
         return translate_single(tr, tasks[0], common, progress)
     Path(output).mkdir(parents=True, exist_ok=True)  # else there is no use
-    return translate_tasks(tr, tasks, common, progress)
+    every = translate_out_of_fold if out_of_fold else translate_tasks
+    return every(tr, tasks, common, progress)
 
 # %% ../nbs/use/86_folders.ipynb #e3de2b21
 class Waiting:
@@ -1420,3 +1461,52 @@ def translate_tasks(
     if is_main() and progress and there:
         print(f'{there} of {len(tasks)} were there already')
     return [(t.source, why) for t, why in zip(tasks, said) if why not in ('', 'finished')]
+
+# %% ../nbs/use/86_folders.ipynb #c0a72129
+def trained_on(
+    m,  # Translator of one model
+) -> set:  # names of participants with sub-
+    "Whom a model was trained on; raises InputError if it does not say."
+    try:
+        people = m.config['training']['subjects']['train']
+    except (KeyError, TypeError):
+        raise InputError(
+            f'out of fold: {m.folder} does not say whom it was trained on; train it again, or '
+            'leave --out-of-fold out'
+        ) from None
+    return {f'sub-{str(v).removeprefix("sub-")}' for v in people}
+
+
+def by_who_may(
+    members,  # Translators
+    tasks: list,  # of Task of a BIDS data set
+) -> dict:  # numbers of members -> tasks; those that nobody may answer are wrong
+    "Deal files to the models that have not seen the person."
+    seen, found = [trained_on(m) for m in members], {}
+    for task in tasks:
+        who = next(v for v in reversed(task.source.parts[:-1]) if v.startswith('sub-'))
+        may = tuple(i for i, people in enumerate(seen) if who not in people)
+        if not may and not task.wrong:
+            words = f'{who} was in the training of every model; nothing here is out of fold'
+            task = replace(task, wrong=f'{task.source}: {words}')
+        found.setdefault(may or tuple(range(len(members))), []).append(task)
+    return found
+
+
+def translate_out_of_fold(
+    tr,  # Translator
+    tasks: list,  # of Task
+    common: Common,  # what all files have in common
+    progress: bool,  # as of `translate_tasks`
+) -> list:  # (path, what was wrong) of the files that failed
+    "The files of a BIDS data set, each by the models that have not seen the person."
+    members, bad = tr.members or (tr,), []
+    for may, mine in by_who_may(members, tasks).items():
+        some = tr if len(may) == len(members) else averaging([members[i] for i in may], tr.average)
+        who = fingerprints([members[i] for i in may])
+        settings = settings_of(some, common.chosen) | dict(members=who, out_of_fold=True)
+        own = replace(common, settings=settings, once={}, later=[])
+        if is_main() and progress:
+            print(f'{len(mine)} files by {", ".join(who)}')
+        bad += translate_tasks(some, mine, own, progress)
+    return bad

@@ -341,6 +341,11 @@ class WithTraining(ByTraining):
 
     sample_steps: int = option(0, 'steps of the sampler; 0: as the method says')
     tau: str = option('', f'noise rule: {", ".join(NOISE_RULES)}; empty: as the method says')
+    cross: int = option(
+        0,
+        'so many models, each trained without another part of the training people, which validates '
+        'it; the model folder then holds all of them, and translate averages them; 0: one model',
+    )
     draws: int = option(
         1,
         'translate every test image so many times, and also measure the draws as a distribution:'
@@ -391,8 +396,8 @@ JOB_TOPICS = {
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
     'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule'
-    ' warmup clip ema ema_start dropout init freeze folds anchor_steps anchor_ch anchor_rule'
-    ' drop_sources augment flips'
+    ' warmup clip ema ema_start dropout init freeze cross folds anchor_steps anchor_ch'
+    ' anchor_rule drop_sources augment flips'
     ' accumulate baseline val_every val_images keep patience save_every seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'Plan', 'print_once', 'first_alone', 'shrink', 'sees_beside', 'check_lowest',
            'check_anchored', 'anchor_plan', 'check_seen_beside', 'check_draws_asked', 'check_prompts', 'check_words',
-           'spread_evenly', 'paper_slices', 'with_block', 'with_anchor_named', 'fill_in', 'find_targets',
+           'check_cross', 'spread_evenly', 'paper_slices', 'with_block', 'with_anchor_named', 'fill_in', 'find_targets',
            'typed_recipe', 'recipe_of', 'check_recipe', 'optimiser_of', 'dropout_of', 'recipe_line', 'judged_of',
            'changes_of', 'check_budget', 'with_steps', 'plan', 'network_sizes', 'sizes_of', 'check_backbone',
            'with_prior', 'check_solid', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs',
            'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents',
            'open_prompts', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on',
-           'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'scores_of', 'measure',
-           'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata',
-           'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle', 'source_values',
-           'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data', 'about_training',
-           'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only',
-           'environment_of', 'free_port', 'launch', 'run', 'train_command', 'train_as_typed']
+           'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of', 'sampling_of',
+           'scores_of', 'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut',
+           'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
+           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
+           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws',
+           'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of',
+           'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run', 'run_planned',
+           'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -89,14 +91,18 @@ from xmodal.evaluation.report import (
 )
 from .sample import rules
 from .nets.conditioning import conditionings
-from .training.folds import AnchorPlan
+from .several import Several, why_apart
+from .training.folds import AnchorPlan, people_in_folds
 from .training.loop import check_change, check_device, Judged, NotFinite, Recipe, recipe_words
-from .training.model_folder import find_model, load_config, save_model
+from .training.model_folder import find_model, find_models, load_config, open_model
+from .training.model_folder import save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
+from .files import atomic
 from .processes import is_main, join_processes
-from .run_folder import check_name, FINISHED, hold, note_finished, release, state_of
+from .run_folder import check_name, FINISHED, hold, is_finished, note_finished, release
+from .run_folder import state_of
 from .run_folder import what_is_there
 
 # %% ../nbs/use/84_train.ipynb #d45683e9
@@ -171,6 +177,7 @@ LOWEST = dict(  # parameters that are numbers, and the smallest that each may be
     accumulate=1,
     processes=1,
     folds=0,
+    cross=0,
     anchor_steps=0,
 )
 
@@ -287,6 +294,18 @@ def check_words(
         raise InputError(unknown_word('noise rule tau =', p.tau, rules))
     if Path(p.name).name != p.name or p.name.startswith('.'):
         raise InputError(f'name must be a plain folder name under runs/, got {p.name!r}')
+
+# %% ../nbs/use/84_train.ipynb #2c847fa3
+def check_cross(
+    p: Plan,  # cross, draws, processes
+):
+    "Can so many models be trained one after the other? Raises InputError."
+    if p.cross == 1:
+        raise InputError('parameter cross must be 0 (one model) or 2 or more, got 1')
+    if p.cross and int(os.environ.get('WORLD_SIZE', p.processes)) > 1:
+        raise InputError('cross trains in one process; use processes 1, without accelerate launch')
+    if p.cross and p.draws > 1:
+        raise InputError('draws are measured of one model; leave them out with cross')
 
 # %% ../nbs/use/84_train.ipynb #c6cdec76
 def spread_evenly(
@@ -518,6 +537,7 @@ def plan(
     check_seen_beside(p)
     check_prompts(p)
     check_words(p)
+    check_cross(p)
     if p.m.anchor:
         check_anchored(p)
     check_device(p.device or None)
@@ -946,6 +966,10 @@ def train_all(
     """Train the method of a job, and its baseline; raises InputError if another training has the
     folder.
     """
+    if p.cross:
+        raise InputError(
+            'cross trains on the command line: xmodal train --cross; leave it out here'
+        )
     hold(p)
     try:
         start_over(p)
@@ -1025,6 +1049,22 @@ def drawn_rows(
     return found if is_main() else {}
 
 
+def cut_of(
+    p: Plan,  # patch, depth
+    d: JobData,  # the size of its images
+) -> dict:  # tile and depth of `Sampling`
+    "The parts in which images are answered."
+    return dict(tile=p.patch or d.data.shape[-1] * bool(p.depth), depth=p.depth)
+
+
+def sampling_of(
+    p: Plan,  # from `plan`
+    d: JobData,  # from `prepare_data`
+) -> Sampling:
+    "How the method of a job translates."
+    return Sampling(p.method, p.sample_steps, p.tau, p.sampler_options, **cut_of(p, d))
+
+
 def scores_of(
     results: dict,  # row -> translations
     test,  # the test set
@@ -1041,8 +1081,7 @@ def measure(
     "Translate the test subjects with every row and measure."
     test, bar = d.test, is_main()
     truth, source = (np.stack([test[i][k].numpy() for i in range(len(test))]) for k in ('x0', 'y'))
-    cut = dict(tile=p.patch or d.data.shape[-1] * bool(p.depth), depth=p.depth)
-    own = Sampling(p.method, p.sample_steps, p.tau, p.sampler_options, **cut)
+    cut, own = cut_of(p, d), sampling_of(p, d)
     start = time.perf_counter()
     results = {p.method: translations(rows[p.method][0], test, own, p.seed, progress=bar)}
     spent = (time.perf_counter() - start) / len(test) * int(os.environ.get('WORLD_SIZE', 1))
@@ -1490,6 +1529,120 @@ def launch(
         ) from None
     return replace(p, resume=True, overwrite=False)
 
+# %% ../nbs/use/84_train.ipynb #5d391e25
+def cross_splits(
+    p: Plan,  # cross, seed
+    split: dict,  # train, val, test -> subjects
+) -> list:  # of splits, one for each model
+    "Who trains and who validates each of several models; raises InputError for one person."
+    table = people_in_folds([*split['train'], *split['val']], p.cross, p.seed)
+    if not table:
+        raise InputError('cross deals the people of training and validation, and there is one')
+    number = max(table.values()) + 1
+    if number < p.cross:
+        print_once(f'cross: {number} people train, so there are {number} models')
+    chosen = lambda keep: sorted(s for s, k in table.items() if keep(k))
+    each = [(chosen(lambda f: f != k), chosen(lambda f: f == k)) for k in range(number)]
+    return [dict(train=t, val=v, test=split['test']) for t, v in each]
+
+
+def member_of(
+    p: Plan,  # with cross
+    d: JobData,  # of all
+    k: int,  # number of the model
+    split: dict,  # its own
+) -> tuple:  # Plan, JobData
+    "One of several models: its plan and its people."
+    name = f'fold{k}'
+    own = dict(name=f'{p.name}/{name}', run=p.run / name, cross=0, baseline=False, seed=p.seed + k)
+    return replace(p, **own), replace(d, split=split, **select_parts(d.data, split))
+
+
+def check_members(
+    p: Plan,  # with cross; the caller holds its folder
+    members: list,  # of (Plan, JobData)
+):
+    "Refuse folders that are in use or full; with overwrite all older ones go."
+    for old in sorted(p.run.glob('fold*')) if p.overwrite else []:
+        shutil.rmtree(old)
+    for own, _ in members:
+        check_name(own)
+
+# %% ../nbs/use/84_train.ipynb #ce5fc736
+def train_cross(
+    p: Plan,  # with cross
+    d: JobData,  # from `prepare_data`
+):
+    "Train several models one after the other, and measure them and all together."
+    members = [member_of(p, d, k, v) for k, v in enumerate(cross_splits(p, d.split))]
+    hold(p)
+    try:
+        check_members(p, members)
+        start_over(p)
+        for k, (own, mine) in enumerate(members):
+            if p.resume and is_finished(own.run, p.asked):
+                print(f'runs/{own.name}: is there already')
+                continue
+            people = f'{len(mine.split["train"])} people, {len(mine.split["val"])} validate'
+            print(f'model {k + 1} of {len(members)}, runs/{own.name}: {people}')
+            run_planned(own, mine)
+        gather_models(p, [own for own, _ in members])
+        save_cross(p, d, *measure_cross(p, d))
+    finally:
+        release(p.run)
+
+
+def gather_models(
+    p: Plan,  # whose folder it is
+    members: list,  # of Plan
+):
+    "One folder with the models of all members."
+    with atomic(p.run / 'model') as tmp:
+        for own in members:
+            shutil.copytree(own.run / 'model', Path(tmp) / own.run.name)
+
+# %% ../nbs/use/84_train.ipynb #c1f0fa2b
+def measure_cross(
+    p: Plan,  # with cross
+    d: JobData,  # its test subjects
+) -> (
+    tuple
+):  # row -> summary: all together under the method's name, and each; how they were averaged
+    "Translate the test subjects with every member, and with all together."
+    how, device = sampling_of(p, d), p.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    folders = find_models(p.run / 'model')
+    dens = {v.name: open_model(v, device)[0] for v in folders}
+    ask = lambda den: translations(den, d.test, how, p.seed)
+    each = {k: ask(den) for k, den in dens.items()}
+    why = why_apart([*dens.values()])
+    if why:
+        print(f'{why}: results are averaged, not steps')
+        together = np.mean([*each.values()], 0)
+    else:
+        together = ask(Several([*dens.values()]))
+    source = np.stack([d.test[i]['y'].numpy() for i in range(len(d.test))])
+    results = {p.method: together, **each, 'identity': source}
+    return scores_of(results, d.test), 'results' if why else 'estimates at every step'
+
+
+def save_cross(
+    p: Plan,  # with cross
+    d: JobData,  # its split
+    scores: dict,  # from `measure_cross`
+    average: str,  # the same
+):
+    "Write and print what several models reach."
+    number = sum(k.startswith('fold') for k in scores)
+    told = dict(split=d.split, nfe=p.nfe * number, steps=p.sample_steps)
+    protocol = f'{protocol_words(p, d)}; {p.method}: {number} models, {average} averaged'
+    parameters = {k: getattr(p, k) for k in defaults}
+    about = dict(protocol=protocol, parameters=parameters, environment=environment(), **told)
+    RunReport(name=p.name, scores=scores, **about).save(p.run)
+    print(Measured(None, None, {}, scores, 0.0).table.to_string())
+    print(f'runs/{p.name}/model written: {number} models, {average} averaged')
+    if d.read is not None:
+        note_finished(p.run, p.asked, d.read)
+
 # %% ../nbs/use/84_train.ipynb #fec737b0
 @explained
 def run(
@@ -1498,6 +1651,14 @@ def run(
     "The whole job in this process, or in this copy among a launcher's."
     p = plan(job)
     d = prepare_data(p)
+    (train_cross if p.cross else run_planned)(p, d)
+
+
+def run_planned(
+    p: Plan,  # from `plan`
+    d: JobData,  # from `prepare_data`
+):
+    "Training, figures and numbers of one model."
     if is_main():
         show_batch(p, d)
     rows = train_all(p, d)

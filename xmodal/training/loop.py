@@ -1594,11 +1594,10 @@ class Average:
         "Begin with the parameters as they are."
         self.flat = torch.cat([p.detach().flatten() for p in parameters])
         self.latest = torch.empty_like(self.flat)  # the parameters of a step, side by side
-        self.shadow_params = parts_of(self.flat, parameters)
-        self.places = parts_of(self.latest, parameters)
+        both = self.flat, self.latest
+        self.shadow_params, self.places = (parts_of(row, parameters) for row in both)
         self.decay, self.start, self.every = decay, start, every
-        self.optimization_step = 0
-        self.kept = None
+        self.optimization_step, self.kept = 0, None
 
     @torch.no_grad()
     def step(
@@ -1606,15 +1605,14 @@ class Average:
         parameters: list,  # as they are after a step of training
     ):
         "Take them into the average; the first time, they are the average."
-        self.optimization_step = self.optimization_step + 1
+        self.optimization_step += 1
         begun = self.optimization_step - self.start
         if begun > 0 and begun % self.every:
             return
         n = begun // self.every
         decay = min(n / (n + 9), self.decay) if n > 1 else 0.0
         torch._foreach_copy_(self.places, [p.detach() for p in parameters])
-        away = torch.sub(self.flat, self.latest, out=self.latest).mul_(1 - decay)
-        self.flat.sub_(away)
+        self.flat.sub_(torch.sub(self.flat, self.latest, out=self.latest).mul_(1 - decay))
 
     @torch.no_grad()
     def copy_to(

@@ -10,7 +10,8 @@ __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'M
            'refuse_value', 'check_values', 'check_agreement', 'absurd', 'check_model_section', 'save_model',
            'config_text', 'load_config', 'check_sections', 'hub_hint', 'check_data_section', 'count_weights',
            'check_size', 'load_weights', 'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts',
-           'open_model', 'add_grid', 'stored_grid', 'find_model', 'push_model']
+           'open_model', 'add_grid', 'stored_grid', 'find_model', 'push_model', 'models_in', 'find_models',
+           'name_of_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
 import dataclasses, hashlib, json, re
@@ -24,8 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from .. import __version__
 from ..core import check_limit, InputError
-from ..files import atomic, clear_left
+from ..files import atomic, clear_left, is_litter
 from ..core import first_line
+from ..parameters import words_of
 from ..methods import check_options, get_method
 from ..nets.anchor import build_anchored
 from ..nets.build import find_net
@@ -900,3 +902,37 @@ def push_model(
             f'{name}: cannot be uploaded ({first_line(e)}); log in with hf auth login, and check'
             ' the name'
         ) from None
+
+# %% ../../nbs/training/60_model_folder.ipynb #c3893cce
+def models_in(
+    folder,  # Path: a model folder, or one that holds several
+) -> list:  # of Path
+    "The model folders that a folder stands for, by name; itself, unless it holds others."
+    if (folder / 'config.json').exists() or not folder.is_dir():
+        return [folder]
+    inside = [v.parent for v in folder.glob('*/config.json') if not is_litter(v.parent.name)]
+    return sorted(inside, key=lambda v: (len(v.name), v.name)) or [folder]
+
+
+def find_models(
+    names,  # a model folder, several with commas between them or as a list, or a folder of several
+) -> list:  # of Path, one at least
+    "The folders of all models that are named; raises InputError for one that is named twice."
+    one = not isinstance(names, (list, tuple)) and (Path(names).exists() or ',' not in str(names))
+    several = words_of(names) if isinstance(names, str) else names
+    words = [names] if one else list(several)
+    found = [v for name in words for v in models_in(find_model(name))]
+    twice = [v for v in found if sum(v.resolve() == w.resolve() for w in found) > 1]
+    if twice:
+        raise InputError(f'{twice[0]}: is named twice; name every model once')
+    if not found:
+        raise InputError(f'{names!r} names no model; give the folder of one')
+    return found
+
+
+def name_of_model(
+    folder,  # Path of a model folder
+) -> str:
+    "What a model is called among others: its folder, or that of its run."
+    folder = Path(folder)
+    return folder.parent.name if folder.name == 'model' and folder.parent.name else folder.name
