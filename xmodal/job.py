@@ -18,11 +18,10 @@ from xmodal.options import (
     add_off,
     meaning_of,
     option,
-    shown_briefly,
 )
 from .core import InputError, project_root
 from .explain import explained
-from .parameters import convert
+from .parameters import convert, shown_briefly
 from .processes import is_main
 from .run_folder import FINISHED, is_finished
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METAVARS', 'NUMBER', 'TAKES_WINDOW', 'READERS', 'option', 'kind_of_option', 'meaning_of', 'add_off', 'add_options',
            'joined', 'read_yaml', 'read_toml', 'read_config', 'as_text', 'as_words', 'did_you_mean', 'hint_for',
-           'without_answers', 'unknown_options', 'OneCommand', 'Parser', 'words_of_file', 'add_config', 'shown_briefly']
+           'without_answers', 'unknown_options', 'OneCommand', 'Parser', 'words_of_file', 'add_config']
 
 # %% ../nbs/use/80_options.ipynb #573e064b
 import argparse, json, re, sys
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 
 from .choices import nearest_word
@@ -345,14 +345,4 @@ def add_config(
             'read options from a YAML, JSON or TOML file, whose keys are their names; what is '
             'typed wins (--no-NAME for a switch that the file turns on)'
         ),
-    )
-
-# %% ../nbs/use/80_options.ipynb #d76eec32
-def shown_briefly(
-    record,  # a dataclass object
-) -> str:
-    "A record as it would be typed: only what differs from the defaults."
-    told = [f for f in fields(record) if f.default is MISSING or vars(record)[f.name] != f.default]
-    return (
-        f'{type(record).__name__}({", ".join(f"{f.name}={vars(record)[f.name]!r}" for f in told)})'
     )

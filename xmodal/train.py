@@ -41,8 +41,7 @@ from .data.check import check as check_data
 from .choices import unknown_word
 from .core import InputError, first_line, project_root
 from .explain import explained
-from .parameters import numbers, words_of
-from .options import shown_briefly
+from .parameters import numbers, shown_briefly, words_of
 from .show import show_grid
 from .data.cache import BLOCK, blocks_around, is_image, measured_values
 from .data.formats import parts_of_volume

@@ -38,6 +38,7 @@ from ..data.frames import ABSENT
 from ..tiles import in_tiles
 from ..methods import Method, draw, draw_options, get_method, time_of
 from ..mixing import mix_stats
+from ..parameters import shown_briefly
 from .augment import augmented, check_augment
 from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
 from ..processes import is_main, map_over_processes
@@ -311,6 +312,8 @@ class Recipe:
     ema_every: int = 1  # steps from one look of the average at the network to the next
     # what was otherwise in earlier parts of the run: (until which step, {field: value}), ...
     before: tuple = ()
+
+    __repr__ = shown_briefly
 
     def __post_init__(self):
         "Refuse what no training can be made of."
