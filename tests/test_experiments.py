@@ -1,6 +1,6 @@
 "Every experiment that has a smoke mode, run by papermill in it: all of them that have the parameter, so a new one needs no line here."
 
-import re, shutil
+import json, re, shutil
 from pathlib import Path
 
 import pytest
@@ -25,3 +25,12 @@ def test_an_experiment_runs_in_its_smallest_form(name, tmp_path):
     finally:
         shutil.rmtree(ROOT / 'runs' / f'test-{name}', ignore_errors=True)
     assert figures >= 1  # it ends with figures, not with silence
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'nbs').glob('**/*.ipynb')), ids=lambda p: p.stem)
+def test_stored_parameters_give_way_to_what_is_asked_for(path):
+    "papermill replaces a cell of parameters only if it carries the tag; else the stored ones win."
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        stored = ''.join(cell['source']).startswith('# Parameters') and 'outputs' in cell
+        if stored and 'results' not in path.parts:
+            assert 'injected-parameters' in cell['metadata'].get('tags', []), cell['id']
