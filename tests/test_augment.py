@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from test_plans import Few
+from test_best import Few
 from xmodal.core import InputError
 from xmodal.training.loop import Draws, Recipe
 from xmodal.train import Job, plan, recipe_of

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from test_best import Few
 from xmodal.core import InputError
 from xmodal.methods import methods, published_recipes, recipe_for
 from xmodal.nets.build import build
@@ -16,21 +17,6 @@ from xmodal.training.loop import Recipe, lr_at, train
 
 TINY = dict(method='regression', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
 QUIET = dict(device='cpu', progress=False)
-
-
-class Few(torch.utils.data.Dataset):
-    "Six pairs of noise."
-
-    def __init__(self, first=0):
-        self.first, self.subjects = first, np.array([f'p{k}' for k in range(6)])
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, i):
-        g = torch.Generator().manual_seed(self.first + i)
-        y = torch.randn(1, 8, 8, generator=g).clamp(-1, 1)
-        return dict(y=y, x0=(y + torch.randn(1, 8, 8, generator=g)).clamp(-1, 1) / 2, i=i)
 
 
 def made(seed=0, **net):

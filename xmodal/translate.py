@@ -465,8 +465,7 @@ def whole_by_rule(
     d: DataSpec,  # of the model
 ) -> bool:
     "Are the numbers of the target whole by what they mean, labels or Hounsfield units?"
-    rule = d.target_window_rule
-    return rule == 'binary' or rule.startswith('labels:') or is_ct(d)
+    return is_label(d) or is_ct(d)
 
 
 def is_ct(
