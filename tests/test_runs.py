@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from test_main_job import ROOT, papermill, run_name  # noqa: F401  (run_name is a fixture)
 from test_scale import launched
@@ -269,3 +272,25 @@ def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
     assert j.silent_for(tmp_path / '.lock') < 5
     release(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_where_its_data_were_copied_to(run_name, tmp_path, capsys):
+    "Other paths and dates are no other data; another pixel is."
+    first, second = tmp_path / 'here', tmp_path / 'there'
+    rng = np.random.default_rng(0)
+    for side in 'ab':
+        (first / side).mkdir(parents=True)
+        for i in range(8):
+            picture = Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8))
+            picture.save(first / side / f'sub-{i // 2}_{i % 2}.png')
+    words = '--dataset folder --source a --target b --no-smoke --size 32 --ch 8 --mults 1,2'.split()
+    words += ['--batch', '2', '--val-every', '0', '--method', 'regression', '--save-every', '2']
+    more = [*words, '--root', str(second), '--resume', '--change', 'steps', '--steps']
+    assert train(run_name, *words, '--root', str(first)) == 0
+    shutil.copytree(first, second, copy_function=shutil.copyfile)
+    shutil.rmtree(first)
+    assert train(run_name, *more, '4') == 0
+    capsys.readouterr()
+    picture.rotate(90).save(second / 'b' / 'sub-3_1.png')
+    assert train(run_name, *more, '6') == 2
+    assert 'prepared' in capsys.readouterr().err

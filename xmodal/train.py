@@ -43,7 +43,13 @@ from .core import InputError, first_line, project_root
 from .explain import explained
 from .parameters import numbers, shown_briefly, words_of
 from .show import show_grid
-from .data.cache import BLOCK, blocks_around, is_image, measured_values
+from xmodal.data.cache import (
+    BLOCK,
+    blocks_around,
+    digest_of_content,
+    is_image,
+    measured_values,
+)
 from .data.formats import parts_of_volume
 from .data.frames import foreground_values, value_sums
 from .data.images import nodata_tag
@@ -898,7 +904,7 @@ def provenance_of(
 ) -> dict:
     "What a checkpoint belongs to: another data set, split or prompt is another training."
     provenance = dict(dataset=p.dataset, source=p.source, target=p.target)
-    provenance |= dict(prepared=d.data.folder.name, **d.split)
+    provenance |= dict(prepared=digest_of_content(d.data.index), **d.split)
     if d.encoder:
         about = dict(encoder=p.encoder, fields=list(p.prompt_fields), forget=p.forget)
         provenance |= dict(about, prompts=prompts_hash(d.data.table))

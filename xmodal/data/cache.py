@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'EARLIER', 'BLOCK', 'SIDES', 'ARRAYS', 'AIR', 'names_nodata', 'cache_key', 'Head', 'target_heads',
            'in_plane', 'default_spacing', 'target_plane', 'native_grid', 'digest_of_file', 'digest_of_index',
-           'file_sizes', 'cache_is_whole', 'first_equals', 'bits_of', 'few_bits', 'codes_in', 'Packed', 'Stored',
-           'read_index', 'without_holes', 'measured_values', 'neighbours', 'stacks_of', 'groups_beside', 'maps_of',
-           'open_maps', 'pairs_in', 'subjects_of', 'check_neighbours', 'item_beside', 'Slices', 'spans_of',
-           'learned_from', 'block_of', 'Blocks', 'blocks_around', 'volumes_of', 'is_image', 'check_numbers',
-           'check_image_options', 'check_depth', 'check_one_kind', 'padding_lines', 'reading_lines', 'left_out_lines',
-           'channel_lines', 'lines_said', 'window_rules', 'context_params', 'context_lines', 'depth_params',
-           'distance_params', 'depth_lines', 'distance_lines', 'settled_grid', 'exchanged_index', 'on_one_grid',
-           'other_direction', 'find_cache', 'later_params', 'prepare', 'Prepared', 'build_cache', 'not_collated',
-           'write_slices', 'write_tables', 'write_index', 'record_entry', 'slice_entries', 'check_slice_shape',
-           'check_content']
+           'digest_of_content', 'file_sizes', 'cache_is_whole', 'first_equals', 'bits_of', 'few_bits', 'codes_in',
+           'Packed', 'Stored', 'read_index', 'without_holes', 'measured_values', 'neighbours', 'stacks_of',
+           'groups_beside', 'maps_of', 'open_maps', 'pairs_in', 'subjects_of', 'check_neighbours', 'item_beside',
+           'Slices', 'spans_of', 'learned_from', 'block_of', 'Blocks', 'blocks_around', 'volumes_of', 'is_image',
+           'check_numbers', 'check_image_options', 'check_depth', 'check_one_kind', 'padding_lines', 'reading_lines',
+           'left_out_lines', 'channel_lines', 'lines_said', 'window_rules', 'context_params', 'context_lines',
+           'depth_params', 'distance_params', 'depth_lines', 'distance_lines', 'settled_grid', 'exchanged_index',
+           'on_one_grid', 'other_direction', 'find_cache', 'later_params', 'prepare', 'Prepared', 'build_cache',
+           'not_collated', 'write_slices', 'write_tables', 'write_index', 'record_entry', 'slice_entries',
+           'check_slice_shape', 'check_content']
 
 # %% ../../nbs/data/34_cache.ipynb #21778307
 import copy
@@ -184,6 +184,14 @@ def digest_of_index(
 ) -> str:  # 32 hex digits
     "A fingerprint of what an index says."
     return hashlib.blake2b(json.dumps(index, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def digest_of_content(
+    index: dict,  # of a cache
+) -> str:  # 32 hex digits
+    "A fingerprint of the pictures and of whom they show; where their files lie is no part of it."
+    shown = ('shape', 'params', 'slices', 'stored', 'digests')
+    return digest_of_index({k: index[k] for k in shown})
 
 # %% ../../nbs/data/34_cache.ipynb #822c2e35
 def file_sizes(
