@@ -643,6 +643,7 @@ def loss_per_item(
     kind='mse',  # row of `losses`
     weight='x0',  # 'x0': error of the target; 'net': error of the network's answer
     z=None,  # (B, den.latent), for networks that take it
+    terms=None,  # function of (x0_hat, x0) that gives what is added, (B,); None: nothing
 ):  # (B,) losses
     """Denoising loss of each image: forward to t, estimate, compare.
 
@@ -656,11 +657,11 @@ def loss_per_item(
     coefs = den.bridge.coefs(t, y)
     a, b, c = (v.to(x0.dtype) for v in coefs)
     x, more = a * x0 + b * y + c * eps, {} if z is None else dict(z=z)
-    loss = losses[kind](
-        den(x, t, y, ctx, coefs=coefs, **more),
-        x0,
-        den.factors(coefs, x0.dtype)[2] if weight == 'net' else 1.0,
-    )
+    x0_hat = den(x, t, y, ctx, coefs=coefs, **more)
+    scale = den.factors(coefs, x0.dtype)[2] if weight == 'net' else 1.0
+    loss = losses[kind](x0_hat, x0, scale)
+    if terms is not None:
+        loss = loss + terms(x0_hat, x0).reshape(draws_of[kind], -1).mean(0)
     if den.two_networks:
         loss = loss + losses[kind](den.eps_hat(x, t, y, ctx, coefs), eps)
     return loss

@@ -39,7 +39,8 @@ from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import is_main, map_over_processes
 from .training.folds import AnchorFit, AnchorPlan, fit_anchor
-from .training.model_folder import begin_from, freeze_parts
+from .training.model_folder import begin_from, freeze_parts, sha256
+from .training.terms import weights_of
 from .training.loop import Denoising, checkpoints, Judged, measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
@@ -349,11 +350,13 @@ def with_start(
     row: RowPlan,  # provenance, init, freeze
     den,  # from `build_row`
 ) -> dict:
-    "What a checkpoint belongs to, with the weights that the run began with."
-    if not row.init:
-        return row.provenance
-    about = dict(init=den.started_from['sha256'], freeze=list(row.freeze))
-    return dict(row.provenance or {}, **about)
+    "What a checkpoint belongs to, with the weights that it began with and those that it looks by."
+    about = dict(row.provenance or {})
+    if row.recipe.features:
+        about |= dict(features=sha256(weights_of(row.recipe.features)))
+    if row.init:
+        about |= dict(init=den.started_from['sha256'], freeze=list(row.freeze))
+    return about or row.provenance
 
 # %% ../nbs/use/82_engine.ipynb #d3009d91
 def fit_first(

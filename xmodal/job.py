@@ -275,6 +275,16 @@ class BySamples(ByRecipe):
         'training samples mirrored half of the time, where that is sensible: horizontal, vertical, '
         'or both with a comma',
     )
+    terms: str = option(
+        '',
+        "beside the method's own loss, of its estimate: l1, body (l1 where the target shows "
+        'something), ssim, gradient, features, each with a weight, such as body:1,ssim:0.2',
+    )
+    features: str = option(
+        '',
+        'for the term features: the frozen network whose answers to estimate and target are '
+        'compared: a model folder, a TorchScript file, a diffusers autoencoder, a timm folder',
+    )
     drop_sources: float = option(
         0.0,
         'several sources (source T1w,FLAIR): the share of the training samples in which each '
@@ -396,7 +406,7 @@ JOB_TOPICS = {
     'prompts': 'text encoder fields forget',
     'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule'
     ' warmup clip ema ema_start dropout init freeze cross folds anchor_steps anchor_ch'
-    ' anchor_rule drop_sources augment flips'
+    ' anchor_rule drop_sources augment flips terms features'
     ' accumulate baseline val_every val_images keep patience save_every seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',

@@ -261,6 +261,8 @@ def check_seen_beside(
         )
     if (p.augment != 'none' or p.flips) and p.backbone == 'latent':
         raise InputError('augment and flips bend images, and this run learns on latents; leave out')
+    if p.terms and p.backbone == 'latent':
+        raise InputError('terms compare images, and this run learns on latents; leave them out')
     if p.patch and p.backbone == 'latent':
         raise InputError('patch cuts images, and this run learns on latents; leave it out')
 
@@ -427,7 +429,7 @@ def recipe_of(
 ) -> Recipe:
     "The recipe of a row in this job: what was asked for, else what the method says."
     same = ('steps', 'batch', 'precision', 'channels_last', 'seed', 'patch', 'drop_sources')
-    asked = {k: getattr(p, k) for k in (*same, 'augment', 'flips')}
+    asked = {k: getattr(p, k) for k in (*same, 'augment', 'flips', 'terms', 'features')}
     if method != p.method:  # its own, and not one that suits another method
         return recipe_with(method, asked, p.backbone)
     return recipe_with(method, asked | typed_recipe(p), p.backbone, p.recipe)

@@ -11,7 +11,7 @@ __all__ = ['TRANSLATED', 'CYCLED', 'STEP', 'SUMMED', 'adam_rate', 'steps_judged'
            'ssim_of_batch', 'make_parts', 'dtfnet_critic', 'dtfnet_generator', 'patch_time_discriminator',
            'metadb_helpers', 'metadb_generator', 'metadb_watch', 'variant', 'make_networks', 'make_optimisers',
            'clip_weights', 'average_gradients', 'Players', 'check_option', 'find_objective', 'loss_inputs',
-           'Adversarial', 'fit', 'ZeroAnchor', 'Zero', 'try_options', 'share_options']
+           'generator_loss', 'Adversarial', 'fit', 'ZeroAnchor', 'Zero', 'try_options', 'share_options']
 
 # %% ../../nbs/training/62_adversarial.ipynb #3f2cfa94
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,8 @@ from ..methods import draw, get_method, make_bridge, split_options, time_of
 from ..sample import Estimator, rules, step
 from ..spread import Anchored
 from ..nets.conditioning import SRNet, semantic_loss
-from .loop import lr_at, make_optimiser, param_groups, same_weights, tensors_of
+from .loop import body_in, lr_at, make_optimiser, param_groups, same_weights
+from .loop import tensors_of, terms_of
 from .loop import train
 
 # %% ../../nbs/training/62_adversarial.ipynb #55e258c1
@@ -60,6 +61,7 @@ class LossInputs:
     ctx: object = None  # conditioning for the network
     side: object = None  # further images (B, E, H, W), or None
     valid: torch.Tensor = None  # (B, 1, H, W), False where nothing was measured; None: all was
+    body: torch.Tensor = None  # (B, 1, H, W), where the target shows something, for a term
 
     def estimate(
         self,
@@ -677,6 +679,7 @@ class Players:
             )
         self.o = find_objective(m.adversarial, options)
         self.den, self.m, self.r, self.draws = den, m, r, 2 if self.o.fresh else 1
+        self.terms = terms_of(r)
         size = min(data[0]['y'].shape[-2:])
         self.discriminators, self.helpers = make_networks(self.o, den, size, r.seed)
         self.opts = make_optimisers(self.o, den, self.discriminators, self.helpers, r)
@@ -781,12 +784,26 @@ def loss_inputs(
         tau=rules[players.m.tau],
         batch=len(x0) * players.acc.num_processes,
         options=players.o.options,
+        body=body_in(b, device),
     )
     while True:
         yield LossInputs(x0=x0, y=y, t=t, noise=noise, ctx=ctx, side=side, valid=valid, **same)
         u = torch.special.ndtr(noise(t[:, None]))[:, 0].tolist()
         new = [time_of(times, max(v, 1e-9)) for v in u]
         t = torch.tensor(new, dtype=t.dtype, device=t.device)
+
+# %% ../../nbs/training/62_adversarial.ipynb #e5717a7e
+def generator_loss(
+    players,  # Players
+    s,  # LossInputs
+    generated: dict,  # what the objective's `make` gave: its estimate is 'x0_hat' or 'image'
+) -> tuple:  # loss and L1, 0-d each
+    "The objective's loss with the terms of the recipe, and the L1 of the estimate."
+    loss, rec = players.o.generator(s, generated)
+    if not players.terms:
+        return loss, rec
+    x0_hat = generated['x0_hat'] if 'x0_hat' in generated else generated['image']
+    return loss + players.terms(x0_hat, s.x0, s.body).mean(), rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #f99e0d5e
 class Adversarial(Players):
@@ -821,7 +838,7 @@ class Adversarial(Players):
         "Update the generator against frozen discriminators."
         self.discriminators.requires_grad_(False)
         with self.acc.autocast():
-            loss, rec = self.o.generator(s, generated)
+            loss, rec = generator_loss(self, s, generated)
         # before the update: both numbers by the same weights
         with torch.no_grad(), self.acc.autocast():
             seen = self.o.watch(s, generated) if self.o.watch else {}

@@ -9,10 +9,10 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'checkpoints', 'RunState', 'write_tensors', 'save_checkpoint', 'read_state', 'check_change', 'known_recipe',
            'continued', 'check_same_run', 'load_checkpoint', 'load_scaler', 'load_average', 'stop_flag', 'any_process',
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
-           'as_latents', 'tensors_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep', 'Denoising', 'Log',
-           'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly', 'Best',
-           'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row', 'save',
-           'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
+           'as_latents', 'tensors_of', 'body_in', 'terms_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
+           'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
+           'Best', 'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row',
+           'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
            'make_loader', 'log_row', 'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite', 'finite_check',
            'check_finite', 'validate']
 
@@ -40,7 +40,15 @@ from ..methods import Method, draw, draw_options, get_method, time_of
 from ..mixing import mix_stats
 from ..parameters import shown_briefly
 from .augment import augmented, check_augment
-from .model_folder import is_number, load_tensors, load_weights, save_tensors, sha256
+from .terms import body_of, check_terms_asked, parsed_terms, Terms
+from xmodal.training.model_folder import (
+    is_number,
+    load_model,
+    load_tensors,
+    load_weights,
+    save_tensors,
+    sha256,
+)
 from ..processes import is_main, map_over_processes
 
 # %% ../../nbs/training/61_loop.ipynb #39bd2af8
@@ -101,9 +109,9 @@ def told_beside(
     n: int,  # number of the sample
     seed: int,  # of the whole run
     drop: float,  # chance that a further source is left out
-) -> dict:  # ctx, side, valid, x0_std and fold, as far as the data have them
+) -> dict:  # ctx, side, valid, x0_std, fold and body, as far as the data have them
     "What a sample holds beside its pair."
-    out = {k: item[k] for k in ('valid', 'x0_std', 'fold') if k in item}
+    out = {k: item[k] for k in ('valid', 'x0_std', 'fold', 'body') if k in item}
     if 'ctx' in item:
         rng = np.random.default_rng(item_seed(seed, 'prompt', n))
         out['ctx'] = item['ctx'][rng.integers(len(item['ctx']))]
@@ -127,13 +135,14 @@ class Draws(Dataset):
         drop: float = 0.0,  # chance that a further source is left out of a sample
         augment: str = 'none',  # how much a sample may differ from its image, see 59_augment
         flips: str = '',  # of 'horizontal' and 'vertical'
+        body: bool = False,  # also say where the target shows something, see 58_terms
     ):
         "Keep the data; raises InputError if there are none."
         if len(data) == 0:
             raise InputError('there is not a single training image')
         self.data, self.seed, self.times, self.patch = data, seed, times, patch
         self.drop, self.epoch, self.order = drop, -1, None
-        self.augment, self.flips = augment, flips
+        self.augment, self.flips, self.body = augment, flips, body
 
     def __len__(self):
         "Without end, for every practical purpose."
@@ -153,10 +162,12 @@ class Draws(Dataset):
     def __getitem__(
         self,
         n,  # number of the sample, from 0 on
-    ):  # y, x0, t, noise, n, and ctx, side, valid and x0_std where the data have them
+    ):  # y, x0, t, noise, n, and ctx, side, valid, x0_std and body where the data have them
         "The sample: image, time and noise seed."
         bent = item_seed(self.seed, 'augment', n)
         item = augmented(self.data[self.index(n)], self.augment, self.flips, bent)
+        if self.body:
+            item = dict(item, body=body_of(item['x0']))
         where = np.random.default_rng(item_seed(self.seed, 'crop', n))
         item = cropped(item, self.patch, where)
         rng = np.random.default_rng(item_seed(self.seed, 'time', n))
@@ -271,6 +282,7 @@ def check_terms(
 ):
     "Raise InputError for a word of a recipe that nobody knows."
     check_augment(r.augment, r.flips)
+    check_terms_asked(r.terms, r.features)
     if r.precision not in PRECISIONS:
         raise InputError(f"precision must be 'no', 'bf16' or 'fp16', got {r.precision!r}")
     if r.schedule not in SCHEDULES:
@@ -302,6 +314,8 @@ class Recipe:
     drop_sources: float = 0.0  # chance that a further source is left out of a sample
     augment: str = 'none'  # 'none', 'light' or 'strong', see 59_augment
     flips: str = ''  # of 'horizontal' and 'vertical', separated by commas
+    terms: str = ''  # beside the method's own loss, such as 'l1:1,ssim:0.2', see 58_terms
+    features: str = ''  # file or folder of the frozen network for the term `features`
     # 'adamw', 'adam', 'radam', 'rmsprop'; empty: adamw, of a row with critics its objective's
     optimiser: str = ''
     lr_end: float = 0.1  # 'cosine', 'polynomial': share of the peak that is left at the end
@@ -369,6 +383,7 @@ def recipe_words(
     start = f' from step {r.ema_start}' if r.ema_start else ''
     every = f', every {r.ema_every} steps' if r.ema_every > 1 else ''
     words += [f'averaged weights {r.ema:g}{start}{every}' if r.ema else 'no average of weights']
+    words += [f'terms {r.terms}'] if r.terms else []
     return ', '.join(words)
 
 # %% ../../nbs/training/61_loop.ipynb #125bfb8f
@@ -561,7 +576,8 @@ def check_same_run(
     for part in ('recipe', 'model', 'data'):
         for k in sorted({*state[part], *now[part]}):
             was, is_ = state[part].get(k), now[part].get(k)
-            if was == is_ or part == 'recipe' and (k in change or k == 'before'):
+            free = (*change, 'before', 'features')  # what a network sees is in the provenance
+            if was == is_ or part == 'recipe' and k in free:
                 continue
             named = part == 'recipe' and k in CHANGEABLE
             hint = f', or change {k} to go on with it from here' if named else ''
@@ -732,10 +748,12 @@ class PairLoss(nn.Module):
         weight='x0',  # 'x0' or 'net', see denoise.loss_per_item
         # module (y, side, ctx, fold) -> mu, sigma, for a denoiser with an anchor; None: the anchor
         folds=None,
+        terms=None,  # Terms beside the loss, or None
     ):
         "Keep the denoiser and what its error is."
         super().__init__()
         self.den, self.loss, self.weight, self.folds = den, loss, weight, folds
+        self.terms = terms
 
     def started(
         self,
@@ -758,14 +776,17 @@ class PairLoss(nn.Module):
         eps,  # standard normal noise, shape of x0
         z=None,  # (B, latent) standard normal, or None
         # what else the batch has: prompts ctx (B, 3, dim), further images side (B, E, H, W), valid
-        # (B, 1, H, W), False where nothing was measured, and fold (B,)
+        # (B, 1, H, W), False where nothing was measured, fold (B,) and body (B, 1, H, W)
         more: dict = {},
     ):  # 0-d
         "Mean of the images' losses."
         ctx, side, valid, fold = (more.get(k) for k in ('ctx', 'side', 'valid', 'fold'))
         den, y = self.started(beside(self.den, side), y, ctx, fold)
         den = den if valid is None else Ignoring(den, valid, eps)
-        return loss_per_item(den, x0, y, t, eps, ctx, self.loss, self.weight, z).mean()
+        how = dict(kind=self.loss, weight=self.weight, z=z)
+        if self.terms:
+            how['terms'] = partial(self.terms, body=more.get('body'))
+        return loss_per_item(den, x0, y, t, eps, ctx, **how).mean()
 
 # %% ../../nbs/training/61_loop.ipynb #6266c038
 def in_one_launch(
@@ -835,6 +856,22 @@ def tensors_of(
     "What the loss of a batch needs, on a device."
     keys = ('x0', 'y', 't', 'ctx', 'side', 'valid')
     return tuple(b[n].to(device, non_blocking=True) if n in b else None for n in keys)
+
+
+def body_in(
+    b: dict,  # batch
+    device,  # where it shall be
+):  # (B, 1, *spatial), boolean, or None
+    "Where the targets of a batch show something, if a term asks for it."
+    return b['body'].to(device, non_blocking=True) if 'body' in b else None
+
+
+def terms_of(
+    r,  # Recipe
+):  # Terms, or None
+    "What a recipe adds to the loss of its method."
+    opened = lambda folder: load_model(folder)[0]
+    return Terms(r.terms, r.features, opened) if r.terms else None
 
 
 def refuse_holes(
@@ -929,7 +966,7 @@ class Denoising(AdamStep):
 
     def loss_module(self) -> nn.Module:  # called as `PairLoss`
         "What is wrapped for several processes."
-        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds)
+        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds, terms_of(self.r))
 
     def loss(
         self,
@@ -945,6 +982,7 @@ class Denoising(AdamStep):
         z = noise(x0.new_empty(len(x0), self.den.latent)) if self.den.latent else None
         with acc.autocast():
             more = dict(ctx=ctx, side=side, valid=valid, fold=b.get('fold'))
+            more |= dict(body=body_in(b, acc.device))
             return self.loss_fn(x0, y, t, eps, z, more)
 
 # %% ../../nbs/training/61_loop.ipynb #c4bad956
@@ -1523,8 +1561,10 @@ def make_loader(
     workers,  # loader processes
 ):  # DataLoader
     "The batches of this process from step `start` on."
+    what = dict(patch=r.patch, drop=r.drop_sources, augment=r.augment, flips=r.flips)
+    what |= dict(body='body' in parsed_terms(r.terms))
     return DataLoader(
-        Draws(data, r.seed, times, r.patch, r.drop_sources, r.augment, r.flips),
+        Draws(data, r.seed, times, **what),
         batch_sampler=StepBatches(
             start,
             r.steps,
