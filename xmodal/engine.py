@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['BUDGET', 'MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of',
            'windows_of', 'prepare_pairs', 'Parts', 'without_air', 'select_parts', 'few_images', 'load_parts',
-           'Sampling', 'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'start_from', 'fit_row', 'with_start',
-           'fit_first', 'Trained', 'clock', 'seconds_of', 'steps_within', 'with_minutes', 'train_row', 'translations',
-           'of_volumes', 'measured_pixels', 'measure_images', 'draw_seed', 'depends_on_noise', 'case_of', 'drawn_cases',
-           'measure_drawn']
+           'Sampling', 'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'start_from', 'fit_row', 'watch_of',
+           'with_start', 'fit_first', 'Trained', 'clock', 'seconds_of', 'steps_within', 'with_minutes', 'train_row',
+           'translations', 'of_volumes', 'measured_pixels', 'measure_images', 'draw_seed', 'depends_on_noise',
+           'case_of', 'drawn_cases', 'measure_drawn']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 import contextlib, io, json, tempfile, time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,7 @@ from .processes import is_main, map_over_processes
 from .training.folds import AnchorFit, AnchorPlan, fit_anchor
 from .training.model_folder import begin_from, freeze_parts, sha256
 from .training.terms import weights_of
+from .training.watch import Watch
 from .training.loop import Denoising, checkpoints, Judged, measure_scale, predict, Recipe
 
 # %% ../nbs/use/82_engine.ipynb #2a7e8346
@@ -271,6 +272,8 @@ class RowPlan:
     val_every: int = 0  # steps between validations; 0: at the end
     save_every: int = 0  # steps between checkpoints; 0: at the end
     judged: Judged = Judged()  # which weights are kept, and when it may end
+    pictures: int = 0  # validation images that are drawn at every validation
+    track: tuple = ()  # names of trackers that are told of it
     resume: bool = False  # go on from its newest checkpoint
     change: tuple = ()  # names in the recipe that may be others then, of loop.CHANGEABLE
     minutes: float = 0.0  # its budget, in place of the recipe's steps; 0: the steps
@@ -333,6 +336,7 @@ def fit_row(
     where = dict(resume=row.resume, change=row.change, workers=row.workers, device=row.device)
     how = dict(accumulate=row.accumulate, compile=row.compile, options=row.validation)
     what = dict(objective=row.objective, provenance=row.provenance, val=val, judged=row.judged)
+    what['watch'] = watch_of(row, val)
     if first:
         learn, about = first.data, dict(row.provenance or {}, anchor=first.about)
         begun = bool(checkpoints(Path(row.out) / 'checkpoints'))
@@ -344,6 +348,20 @@ def fit_row(
     if row.init:
         log.attrs['init'] = den.started_from
     return log
+
+
+def watch_of(
+    row: RowPlan,  # out, method, recipe, pictures, track
+    val,  # the validation set, or None
+):  # Watch, or None
+    "What is shown of a row while it trains."
+    if not (row.track or row.pictures and val is not None):
+        return None
+    how = dict(row.validation or {}, tile=row.recipe.patch)
+    simple = lambda v: v if isinstance(v, (int, float, str)) else str(v)
+    about = {k: simple(v) for k, v in dict(asdict(row.recipe), method=row.method).items()}
+    more = dict(pictures=row.pictures, trackers=row.track, about=about)
+    return Watch(Path(row.out), row.recipe.steps, get_method(row.method), val, how, **more)
 
 
 def with_start(
@@ -407,6 +425,7 @@ def seconds_of(
     device = row.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     few = {k: replace(r, steps=steps) for k, r in vars(row).items() if isinstance(r, Recipe)}
     own = dict(minutes=0.0, resume=False, change=(), val_every=0, save_every=0, judged=Judged())
+    own |= dict(pictures=0, track=())
     begun, silent = clock(device), io.StringIO()
     with tempfile.TemporaryDirectory() as there:
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):

@@ -330,6 +330,14 @@ class ByTraining(BySamples):
     val_images: int = option(
         16, 'validation images that are sampled, at equal distances among all; 0: all'
     )
+    val_pictures: int = option(
+        4, 'validation images that are drawn at every validation, into figures/validation; 0: none'
+    )
+    track: str = option(
+        '',
+        'also tell trackers of the training, by accelerate: tensorboard, wandb, mlflow, ..., '
+        'several with commas',
+    )
     keep: str = option(
         'last',
         'the weights that make the model: last, or those of the best validation by psnr (of one '
@@ -350,6 +358,12 @@ class WithTraining(ByTraining):
 
     sample_steps: int = option(0, 'steps of the sampler; 0: as the method says')
     tau: str = option('', f'noise rule: {", ".join(NOISE_RULES)}; empty: as the method says')
+    plan: str = option(
+        '',
+        'auto: look at the data, the machine and the minutes (20 if none are given), choose grid, '
+        'crops, network, batch, augmentation and steps, and say why; what is given otherwise than '
+        'by default stays',
+    )
     cross: int = option(
         0,
         'so many models, each trained without another part of the training people, which validates '
@@ -404,10 +418,11 @@ JOB_TOPICS = {
     'model': 'method options anchor pred net depth ch mults layers attention checkpointing',
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
-    'training': 'steps epochs minutes batch recipe optimiser lr betas weight_decay schedule'
+    'training': 'plan steps epochs minutes batch recipe optimiser lr betas weight_decay schedule'
     ' warmup clip ema ema_start dropout init freeze cross folds anchor_steps anchor_ch'
     ' anchor_rule drop_sources augment flips terms features'
-    ' accumulate baseline val_every val_images keep patience save_every seed resume change'
+    ' accumulate baseline val_every val_images val_pictures track keep patience save_every'
+    ' seed resume change'
     ' smoke',
     'translation': 'sample_steps tau draws lpips',
     'machine': 'device precision channels_last compile workers processes',

@@ -11,10 +11,10 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
            'as_latents', 'tensors_of', 'body_in', 'terms_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
            'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
-           'Best', 'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'write_row',
-           'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals',
-           'make_loader', 'log_row', 'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite', 'finite_check',
-           'check_finite', 'validate']
+           'Best', 'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training',
+           'progress_bar', 'judged_weights', 'watched', 'refuse_bad', 'write_row', 'save', 'keep_going', 'train',
+           'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
+           'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -1301,6 +1301,7 @@ class Training:
     start: int  # steps finished before
     spent: float  # seconds spent before
     best: Best  # the best validation so far
+    watch: object = None  # watch.Watch of the process that writes, or None
 
     def __post_init__(self):
         self.first_bad = torch.full((), -1, device=self.acc.device)
@@ -1338,12 +1339,61 @@ class Training:
             self.sums.setdefault(n, []).append(v)
         return norm
 
-    def refuse_bad(self):
-        "Raise if any process had a non-finite loss."
-        self.first_bad = self.acc.gather(self.first_bad.reshape(1)).max()
-        check_finite(self.first_bad, lr_at(int(self.first_bad), self.run.recipe), self.folder)
+# %% ../../nbs/training/61_loop.ipynb #7a7c4ed1
+def progress_bar(
+    steps: int,  # of the whole run
+    start: int,  # steps that were finished before
+    title: str,  # what is trained
+    silent: bool,  # show none
+):  # tqdm's
+    "The bar of a training."
+    from tqdm.auto import tqdm
+
+    return tqdm(total=steps, initial=start, desc=f'training {title}', disable=silent)
+
+
+@contextlib.contextmanager
+def judged_weights(
+    run: RunState,  # whose denoiser has them for a while
+):
+    "Context: the weights that a validation sees, which are the averages if there are any."
+    if run.ema:
+        run.ema.store(trainable(run.den))
+        run.ema.copy_to(trainable(run.den))
+    run.den.eval()
+    try:
+        yield
+    finally:
+        run.den.train()
+        if run.ema:
+            run.ema.restore(trainable(run.den))
+
+
+@contextlib.contextmanager
+def watched(
+    now: Training,  # told of its watch
+    watch,  # watch.Watch, or None
+):
+    "Context: a training that is watched, in the process that writes."
+    if watch is None or not now.acc.is_main_process:
+        yield
+        return
+    watch.begin(now.start)
+    now.watch = watch
+    try:
+        yield
+    finally:
+        watch.end()
 
 # %% ../../nbs/training/61_loop.ipynb #845f1961
+def refuse_bad(
+    now: Training,  # whose first bad step is shared
+):
+    "Raise if any process had a non-finite loss."
+    now.first_bad = now.acc.gather(now.first_bad.reshape(1)).max()
+    check_finite(now.first_bad, lr_at(int(now.first_bad), now.run.recipe), now.folder)
+
+
 def write_row(
     now: Training,  # changed: the next row begins
     k: int,  # number of the step that was just done
@@ -1355,7 +1405,7 @@ def write_row(
     acc, run, done = now.acc, now.run, k + 1
     mean = lambda v: f'{float(acc.reduce(torch.stack(v).mean(), "mean")):.6g}'
     means = {n: mean(v) for n, v in now.sums.items()}
-    now.refuse_bad()
+    refuse_bad(now)
     lr = lr_at(k, run.recipe)
     row = log_row(run.den, done, lr, norm, now.seconds(done), y.to(acc.device)) | means
     if validating:
@@ -1367,6 +1417,9 @@ def write_row(
     now.bar.update(done - now.bar.n)
     if now.log:
         now.log.add(**row)
+    if now.watch:
+        with judged_weights(run):
+            now.watch.row(done, row, run.den, now.bar.write)
     now.interval = poll_interval(acc, now.seconds(done))
     now.new_row(done)
 
@@ -1376,7 +1429,7 @@ def save(
     done: int,  # finished steps
 ):
     "Write a checkpoint, unless a loss was not finite."
-    now.refuse_bad()
+    refuse_bad(now)
     if now.acc.is_main_process:
         opts = {n: o.optimizer for n, o in now.work.opts.items()}
         seconds = now.spent + time.perf_counter() - now.begun
@@ -1439,12 +1492,11 @@ def train(
     compile: bool = False,  # use torch.compile
     judged: Judged = Judged(),  # which weights are kept, and when there is no more to be waited for
     title: str = '',  # of the bar; empty: the method
+    watch=None,  # watch.Watch: pictures and trackers; None: the log alone
 ):  # the log as a pandas DataFrame; `den` holds the (averaged) weights, in eval mode
     """Train a denoiser; raises InputError for parameters that do not fit and RuntimeError for a
     non-finite loss.
     """
-    from tqdm.auto import tqdm
-
     judged.check(val)
     m, out, acc = get_method(method), Path(out), accelerator(recipe.precision, device)
     r = continued(out / 'checkpoints', recipe, change) if resume else recipe
@@ -1463,10 +1515,11 @@ def train(
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
     silent = not (progress and acc.is_main_process)
-    bar = tqdm(total=r.steps, initial=start, desc=f'training {title or method}', disable=silent)
+    bar = progress_bar(r.steps, start, title or method, silent)
     now = Training(acc, m, run, work, ckpt, log, bar, val, options or {}, start, spent, best)
     now.begun = begun  # the time that setting up took counts
-    stopped = keep_going(now, loader, log_every, val_every, save_every)
+    with watched(now, watch):
+        stopped = keep_going(now, loader, log_every, val_every, save_every)
     bar.close()
     acc.wait_for_everyone()
     if stopped:

@@ -1,0 +1,111 @@
+"A plan from the data: what it decides, what it leaves alone, and that it runs."
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from test_data_faults import people, pictures
+from test_main_job import ROOT, run_name  # noqa: F401  (a fixture)
+from xmodal.core import InputError
+from xmodal.train import Job, plan, train_command
+from xmodal.training.autoplan import choose, Known, known_of
+from xmodal.data.layouts import find_records
+
+GROUP = r'^(s\d+)_'
+NAMES = [f's{k}_{i}' for k in range(6) for i in range(2)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures(tmp_path, NAMES)
+    return dict(
+        dataset='folder', root=str(tmp_path), source='a', target='b', group=GROUP, check=False
+    )
+
+
+def test_facts_are_those_of_the_files(tmp_path):
+    "People, pictures and sizes; of volumes also the distances."
+    pictures(tmp_path / 'flat', NAMES)
+    flat = known_of(find_records('folder', tmp_path / 'flat', 'a', 'b', GROUP), 3.0, 'cpu')
+    assert (flat.people, flat.images, flat.rows, flat.columns) == (6, 12, 32, 32)
+    assert (flat.spacing, flat.gpu, flat.minutes) == (0, 0, 3.0)
+    people(tmp_path / 'deep')
+    records = find_records('bids', tmp_path / 'deep', 'T1w', 'T2w')
+    deep = known_of(records, 3.0, 'cpu')
+    import nibabel as nib
+
+    img = nib.load(records[0].target)
+    assert deep.people == 2 and deep.images in {2 * n for n in img.shape}
+    assert deep.spacing == pytest.approx(min(img.header.get_zooms()), abs=1e-3)
+
+
+def test_what_is_decided_stays(folder, capsys):
+    "A parameter that differs from its default is left alone and named so."
+    p = plan(Job(**folder, plan='auto', method='regression', name='never', ch=12, device='cpu'))
+    out = capsys.readouterr().out
+    assert p.ch == 12 and p.size == 0 and p.patch == 0 and p.augment == 'light'
+    assert 'plan auto: 4 people' in out or 'plan auto: 5 people' in out
+    assert 'ch         12       decided by hand' in out
+    assert p.chosen and p.chosen in out
+
+
+@pytest.mark.parametrize(
+    'asked, steps, minutes',
+    [
+        (dict(steps=77), 77, 0),
+        (dict(epochs=3), 400, 0),
+        (dict(minutes=0.01), 400, 0.01),
+    ],
+)
+def test_the_budget_is_one(folder, asked, steps, minutes):
+    "What was asked for wins, and no second budget is beside it."
+    p = plan(Job(**folder, plan='auto', method='regression', name='never', device='cpu', **asked))
+    assert (p.steps, p.minutes) == (steps, minutes)
+
+
+def test_few_pictures_end_before_the_minutes(folder):
+    "Twelve small pictures are learned by heart long before an hour."
+    p = plan(
+        Job(**folder, plan='auto', method='regression', name='never', device='cpu', minutes=60.0)
+    )
+    assert p.minutes == 0 and 0 < p.steps < 2000
+
+
+@pytest.mark.parametrize('wrong', [dict(plan='best'), dict(plan='auto', net='unet3d')])
+def test_what_it_cannot_plan_is_refused(folder, wrong):
+    with pytest.raises(InputError, match='auto'):
+        plan(Job(**folder, method='regression', name='never', **wrong))
+
+
+@pytest.mark.parametrize('gpu', [0.0, 12.0, 139.0])
+def test_every_plan_holds_together(gpu):
+    "Crops fit into the pictures; more time is never a smaller network or fewer pixels."
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        rows, columns = rng.integers(16, 3000, 2).tolist()
+        flat = bool(rng.integers(2))
+        more = dict(spacing=1.0, distance=float(rng.uniform(0.5, 8))) if flat else {}
+        n = int(rng.integers(2, 100))
+        before = None
+        for minutes in (0.2, 2.0, 20.0, 200.0):
+            f = Known(n, n * 10, rows, columns, minutes, gpu=gpu, **more)
+            got = {c.name: c.value for c in choose(f)}
+            side = got['size'] or max(rows, columns)
+            assert 0 <= got['patch'] <= side + 8
+            now = got['ch'], side
+            assert before is None or (now[0] >= before[0] or now[1] > before[1])
+            before = now
+            assert got['val_every'] >= 1 and ('steps' in got) != ('minutes' in got)
+
+
+def test_it_trains_and_is_kept_with_the_model(folder, run_name):
+    "From the command line to a model that says how it was planned."
+    words = [f'--{k.replace("_", "-")}={v}' for k, v in folder.items()]
+    more = ['--plan', 'auto', '--steps', '12', '--method', 'regression', '--name', run_name]
+    assert train_command([*words, *more, '--ch', '8', '--device', 'cpu']) == 0
+    config = json.loads((ROOT / 'runs' / run_name / 'model' / 'config.json').read_text())
+    assert config['training']['plan'][0].startswith('plan auto')
+    assert config['data']['size'] == 32
+    shutil.rmtree(ROOT / 'runs' / run_name)
