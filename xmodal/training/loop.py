@@ -11,7 +11,7 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
            'as_latents', 'tensors_of', 'body_in', 'terms_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
            'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
-           'Best', 'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training',
+           'Best', 'averaged_weights', 'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'open_log',
            'progress_bar', 'judged_weights', 'watched', 'refuse_bad', 'write_row', 'save', 'keep_going', 'train',
            'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
            'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
@@ -1340,6 +1340,16 @@ class Training:
         return norm
 
 # %% ../../nbs/training/61_loop.ipynb #7a7c4ed1
+def open_log(
+    out: Path,  # folder of the run
+    start: int,  # steps that were finished before
+    judged: Judged,  # by what a validation is judged
+    work,  # the trainer
+) -> Log:
+    "The log of a run, with the columns of its validations and of its trainer."
+    return Log(out / 'log.csv', start, (*judged.columns, *work.columns))
+
+
 def progress_bar(
     steps: int,  # of the whole run
     start: int,  # steps that were finished before
@@ -1510,8 +1520,7 @@ def train(
     start, spent = begin_at(acc, resume, ckpt, run, change)
     begun = time.perf_counter()
     best = Best(judged, ckpt / 'best', val_every, start, acc.is_main_process)
-    columns = (*judged.columns, *work.columns)
-    log = Log(out / 'log.csv', start, columns) if acc.is_main_process else None
+    log = open_log(out, start, judged, work) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, m.times, start, workers)
     silent = not (progress and acc.is_main_process)
