@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from .bridge import kept_at
+from .bridge import At, kept_at
 from .choices import unknown_word
 from .core import check_same_shape, expand
 from .explain import explained, passes_on
@@ -653,7 +653,8 @@ def loss_per_item(
     if weight not in ('x0', 'net'):
         raise ValueError(f"unknown weight {weight!r}: use 'x0' or 'net'")
     check_same_shape(x0=x0, y=y, eps=eps)
-    coefs = den.bridge.coefs(t, y)
+    coefs = At(den.bridge.coefs(t, y))
+    coefs.made = {}  # what the estimate makes of them is there for the weight
     a, b, c = (v.to(x0.dtype) for v in coefs)
     x, more = a * x0 + b * y + c * eps, {} if z is None else dict(z=z)
     loss = losses[kind](
