@@ -402,12 +402,12 @@ class Denoiser(SingleCall):
 
 # %% ../nbs/bridges/14_denoise.ipynb #e14a7610
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
-KEPT_BYTES = 2**26
+KEPT_BYTES = 160 * 2**20
 
 
 @lru_cache
 def keep_memory() -> bool:  # False: not glibc, or it was told otherwise
-    "Have the C library keep freed memory of up to 64 MB, instead of asking for it anew."
+    "Have the C library keep freed memory of up to 160 MB, instead of asking for it anew."
     told = any(k.startswith('MALLOC_') or k == 'GLIBC_TUNABLES' for k in os.environ)
     if told or platform.libc_ver()[0] != 'glibc':
         return False
