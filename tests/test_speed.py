@@ -1,11 +1,13 @@
 """What the sampler and a network in use cost, in launches, waits and bytes; nothing is timed."""
 
+import ctypes
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from xmodal import bridge
+from xmodal import bridge, denoise
 from xmodal.bridge import Brownian
 from xmodal.core import Noise
 from xmodal.denoise import Denoiser, Network, fast, keep_memory, run_net
@@ -175,3 +177,43 @@ def test_memory_is_kept_once_and_only_by_glibc(monkeypatch):
     monkeypatch.delenv('MALLOC_TRIM_THRESHOLD_')
     monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
     assert not keep_memory.__wrapped__()
+
+
+@pytest.mark.parametrize('most', [160, 32, 16])  # MB: what glibc takes; older ones take 32
+def test_the_end_of_memory_is_left_alone_where_blocks_are_refused(monkeypatch, most):
+    asked = []
+
+    def mallopt(name, n):
+        asked.append(name)
+        return int(name == denoise.TRIM_THRESHOLD or n <= most * 2**20)
+
+    monkeypatch.setattr(ctypes, 'CDLL', lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('glibc', '2.31'))
+    for name in TOLD:
+        monkeypatch.delenv(name, raising=False)
+    assert keep_memory.__wrapped__() == (most >= 32)
+    tries = [denoise.MMAP_THRESHOLD] * (1 if most >= 160 else 2)
+    assert asked == tries + [denoise.TRIM_THRESHOLD] * (most >= 32)
+
+
+TOLD = dict(
+    MALLOC_MMAP_THRESHOLD_='1',
+    MALLOC_TRIM_THRESHOLD_='0',
+    MALLOC_TOP_PAD_='0',
+    MALLOC_MMAP_MAX_='0',
+    GLIBC_TUNABLES='glibc.malloc.mmap_max=0',
+)
+OF_OTHER_THINGS = dict(MALLOC_ARENA_MAX='2', MALLOC_CHECK_='0', GLIBC_TUNABLES='glibc.rtld.nns=2')
+
+
+def test_only_variables_about_freed_memory_are_heeded(monkeypatch):
+    taken = SimpleNamespace(mallopt=lambda *_: 1)
+    monkeypatch.setattr(ctypes, 'CDLL', lambda _: taken)
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('glibc', '2.31'))
+    for settings, heeded in (TOLD, True), (OF_OTHER_THINGS, False):
+        for name, value in settings.items():
+            with monkeypatch.context() as m:
+                for other in (*TOLD, *OF_OTHER_THINGS):
+                    m.delenv(other, raising=False)
+                m.setenv(name, value)
+                assert keep_memory.__wrapped__() == (not heeded), name
