@@ -6,15 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xmodal import bridge, denoise
-from xmodal.bridge import Brownian
+from xmodal.bridge import VP, Brownian
 from xmodal.core import Noise
 from xmodal.denoise import Denoiser, Network, fast, keep_memory, run_net
 from xmodal.methods import draw, methods
+from xmodal.mixing import SpatialMix, axis_waves, position_encoding
 from xmodal.nets.anchor import build_anchored as build
 from xmodal.sample import sample, uniform, weighted_sum
 from xmodal.testing import Launches
+from xmodal.tiles import window_shares
 
 SMALL = dict(
     unet=dict(ch=8, mults=[1, 2], layers=1),
@@ -217,3 +220,63 @@ def test_only_variables_about_freed_memory_are_heeded(monkeypatch):
                     m.delenv(other, raising=False)
                 m.setenv(name, value)
                 assert keep_memory.__wrapped__() == (not heeded), name
+
+
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+@pytest.fixture
+def new_waves():
+    "No position code is kept, before and after."
+    axis_waves.cache_clear()
+    window_shares.cache_clear()
+    yield
+    axis_waves.cache_clear()
+    window_shares.cache_clear()
+
+
+def test_another_default_type_leaves_nothing_behind(new_waves):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert position_encoding(16, 16).dtype is torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert SpatialMix(1)(HALF, torch.zeros(1, 1, 16, 16)).dtype is torch.float64
+
+
+def test_a_device_without_values_leaves_nothing_behind(new_waves):
+    with torch.device('meta'):
+        position_encoding(16, 16)
+        window_shares(16, 8, 0.25)
+    assert position_encoding(16, 16).device.type == 'cpu'
+    assert window_shares(16, 8, 0.25)[0].device.type == 'cpu'
+
+
+def test_fake_tensors_leave_nothing_behind(new_waves):
+    mix, y = SpatialMix(1, clamp=False).eval(), torch.zeros(1, 1, 16, 16)
+    path, looked_up, times = Brownian().eval(), VP(), HALF.reshape(1)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for n in (8, 16):  # 16 is asked for again
+            mix(HALF, torch.empty(1, 1, n, n))
+        path.table(uniform(3), torch.empty(1, 1, 16, 16))
+        looked_up.coefs(times, torch.empty(1, 1, 16, 16))
+        window_shares(16, 8, 0.25)
+    assert type(position_encoding(16, 16)) is torch.Tensor
+    assert type(window_shares(16, 8, 0.25)[0]) is torch.Tensor
+    assert type(looked_up.coefs(times, y)[0]) is torch.Tensor
+    with torch.no_grad():
+        assert type(mix(HALF, y)) is torch.Tensor
+        assert type(path.table(uniform(3), y)[1][0]) is torch.Tensor
+
+
+def test_real_waves_are_not_mixed_with_fake_ones(new_waves):
+    position_encoding(16, 16)
+    with FakeTensorMode(), torch.no_grad():
+        mix, half = SpatialMix(1, clamp=False), torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+        assert mix(half, torch.empty(1, 1, 16, 16)).shape == (1, 1, 16, 16)
+
+
+def test_a_table_answers_in_the_type_that_it_is_asked_in():
+    table = bridge.Table([0.0, 1 / 3, 1.0])
+    table(HALF.float())
+    assert torch.equal(table(HALF), torch.tensor(1 / 3, dtype=torch.float64))

@@ -8,23 +8,22 @@ __all__ = ['RELEASED_EPS', 'axis_waves', 'position_encoding', 'interpolate', 'ca
 
 # %% ../nbs/bridges/11_mixing.ipynb #4aa66d8a
 import math
-from functools import lru_cache
 
 import torch
 from torch import nn
 
-from .bridge import Field
+from .bridge import Field, kept_tensors
 from .core import table_dtype
 from .explain import explained
 
 # %% ../nbs/bridges/11_mixing.ipynb #02e097b4
-@lru_cache(maxsize=64)
+@kept_tensors
 def axis_waves(
     n: int,  # pixels along an axis
     device=None,  # where they are made; None: the CPU
 ) -> tuple:  # two of (n,), float32
     "Sine and cosine of the coordinate, -1 to 1 times pi; kept, because every step asks for them."
-    x = torch.linspace(-1, 1, n, device=device) * math.pi
+    x = torch.linspace(-1, 1, n, dtype=torch.float32, device=device or 'cpu') * math.pi
     return x.sin(), x.cos()
 
 
