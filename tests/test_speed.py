@@ -253,7 +253,7 @@ def test_a_device_without_values_leaves_nothing_behind(new_waves):
 
 
 def test_fake_tensors_leave_nothing_behind(new_waves):
-    mix, y = SpatialMix(1, clamp=False).eval(), torch.zeros(1, 1, 16, 16)
+    mix, y = SpatialMix(1).eval(), torch.zeros(1, 1, 16, 16)
     path, looked_up, times = Brownian().eval(), VP(), HALF.reshape(1)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         for n in (8, 16):  # 16 is asked for again
@@ -270,9 +270,9 @@ def test_fake_tensors_leave_nothing_behind(new_waves):
 
 
 def test_real_waves_are_not_mixed_with_fake_ones(new_waves):
-    position_encoding(16, 16)
+    position_encoding(16, 16, torch.device('cpu'))
     with FakeTensorMode(), torch.no_grad():
-        mix, half = SpatialMix(1, clamp=False), torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+        mix, half = SpatialMix(1), torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
         assert mix(half, torch.empty(1, 1, 16, 16)).shape == (1, 1, 16, 16)
 
 
@@ -280,3 +280,17 @@ def test_a_table_answers_in_the_type_that_it_is_asked_in():
     table = bridge.Table([0.0, 1 / 3, 1.0])
     table(HALF.float())
     assert torch.equal(table(HALF), torch.tensor(1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('many', [1, 2])
+def test_a_field_can_be_exported(new_waves, many):
+    torch.manual_seed(0)
+    mix, y = SpatialMix(1).eval(), torch.randn(many, 1, 16, 16)
+    torch.nn.init.normal_(mix.net[-1].weight, std=0.3)
+    with torch.no_grad():
+        lam = HALF.expand(many, 1, 1, 1).clone()
+        kept = torch.export.export(mix, (lam, y), strict=False).module()
+        for end in (0.0, 0.3, 1.0):
+            at = torch.full_like(lam, end)
+            torch.testing.assert_close(kept(at, y), mix(at, y).expand(many, -1, -1, -1))
+        assert type(mix(HALF, y)) is torch.Tensor

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from .bridge import Field, kept_tensors
+from .bridge import Field, kept_tensors, traced
 from .core import table_dtype
 from .explain import explained
 
@@ -129,7 +129,7 @@ def known_end(
 ):  # field (1 or B, C, H, W), float64, or None: the network has to say
     "A clamped field at its end, where nothing asks for a gradient, nor has to wait for a look."
     asked = torch.is_grad_enabled() or lam.numel() > 1 or lam.device.type != 'cpu'
-    if not field.clamp or asked or 0 < (end := float(lam)) < 1:
+    if not field.clamp or asked or traced() or 0 < (end := float(lam)) < 1:
         return None
     shape = (len(y) if field.sees_y else 1, *y.shape[1:])
     return torch.full(shape, float(end >= 1), dtype=table_dtype(y.device), device=y.device)
