@@ -1,6 +1,7 @@
 """What the sampler and a network in use cost, in launches, waits and bytes; nothing is timed."""
 
 import ctypes
+import pickle
 import platform
 from types import SimpleNamespace
 
@@ -294,3 +295,27 @@ def test_a_field_can_be_exported(new_waves, many):
             at = torch.full_like(lam, end)
             torch.testing.assert_close(kept(at, y), mix(at, y).expand(many, -1, -1, -1))
         assert type(mix(HALF, y)) is torch.Tensor
+
+
+@pytest.mark.parametrize('method', sorted(methods))
+def test_a_denoiser_can_be_pickled_after_a_draw(method):
+    den, y = around_nothing(method), torch.randn(1, 1, 16, 16)
+    ask = lambda d: draw(method, d, y, steps=min(3, methods[method].steps), seeds=[3])
+    answer = ask(den)
+    again = pickle.loads(pickle.dumps(den))
+    assert again.bridge.kept is None
+    assert torch.equal(ask(again), answer)
+
+
+def test_two_threads_do_not_get_the_tables_of_each_other():
+    class Slow(Brownian):
+        "Waits, once its table is kept, until another one is."
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == 'kept' and value is not None:
+                super().__setattr__(name, ('of', 'another', 'thread'))
+
+    path = Slow().eval()
+    with torch.no_grad():
+        assert len(path.table(uniform(3), torch.zeros(1, 1, 8, 8))) == 4

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_VALUES', 'traced', 'kept_tensors', 'At', 'kept_at', 'Coefs', 'KeptCoefs', 'WithPrediction', 'Bridge',
-           'AroundBridge', 'diffuse', 'Rectified', 'Brownian', 'Table', 'vp_log_alpha_bar', 'VP', 'base_step', 'Field',
-           'Given', 'many_at_once', 'CDTSDE', 'transition', 'Tabulated']
+           'AroundBridge', 'diffuse', 'Rectified', 'Brownian', 'Table', 'vp_log_alpha_bar', 'VP', 'cosine_step',
+           'linear_step', 'base_step', 'Field', 'Given', 'many_at_once', 'CDTSDE', 'transition', 'Tabulated']
 
 # %% ../nbs/bridges/10_bridge.ipynb #5e486886
 import math
@@ -146,6 +146,10 @@ class KeptCoefs(nn.Module):
     ) -> list:  # (a, b, c) of every time
         "`coefs` at several times."
         return [self.coefs(t, y) for t in times]
+
+    def __getstate__(self):
+        "For pickling and copying: all but what was kept, which belongs to these parameters alone."
+        return {k: v for k, v in self.__dict__.items() if k != 'kept'}
 
     def train(
         self,
@@ -398,15 +402,29 @@ class VP(Bridge):
         return a, torch.zeros_like(a), (1 - a * a).clamp(min=0).sqrt()
 
 # %% ../nbs/bridges/10_bridge.ipynb #60c9eee1
+def cosine_step(
+    t,  # time in [0, 1]
+):  # lam in [0, 1]
+    "Half a cosine wave, flat at both ends."
+    return 0.5 * (1 - torch.cos(math.pi * t))
+
+
+def linear_step(
+    t,  # time in [0, 1]
+):  # lam in [0, 1]
+    "The time itself."
+    return t
+
+
 def base_step(
     kind: str,  # 'cosine', 'linear' or 'released'
     T1: int = 500,  # number of steps until the field is 1; only 'released' depends on it
 ):  # function: t in [0, 1] -> lam in [0, 1], with lam(0) = 0 and lam(1) = 1
     "The base step lambda_t (DOSSR's eta_t) that the mixing field is built around."
     if kind == 'cosine':
-        return lambda t: 0.5 * (1 - torch.cos(math.pi * t))
+        return cosine_step
     if kind == 'linear':
-        return lambda t: t
+        return linear_step
     if kind == 'released':
         # the code's indices 0 ... T1 - 1
         eta = 0.5 * (1 - np.cos(np.pi * np.linspace(0.001, 0.999, T1)))
