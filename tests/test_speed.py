@@ -319,3 +319,17 @@ def test_two_threads_do_not_get_the_tables_of_each_other():
     path = Slow().eval()
     with torch.no_grad():
         assert len(path.table(uniform(3), torch.zeros(1, 1, 8, 8))) == 4
+
+
+@pytest.mark.parametrize('units', [True, False])
+def test_bf16_has_the_channels_last_where_the_processor_takes_it(monkeypatch, units):
+    asked = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: units)
+    monkeypatch.setattr(torch.ops, 'mkldnn', asked)
+    weight = lambda *how: next(
+        p for p in fast(build('bbdm', 1, SMALL['unet']), *how).net.parameters() if p.ndim == 4
+    )
+    last = lambda v: v.is_contiguous(memory_format=torch.channels_last)
+    assert last(weight('bf16')) == units
+    assert not last(weight('no'))
+    monkeypatch.setattr(torch.ops, 'mkldnn', SimpleNamespace())  # a torch without the library
+    assert not last(weight('bf16'))

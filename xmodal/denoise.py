@@ -7,16 +7,15 @@ __all__ = ['predictions', 'TRIM_THRESHOLD', 'MMAP_THRESHOLD', 'KEPT_BYTES', 'OLD
            'draws_of', 'Scale', 'pred_x0', 'pred_eps', 'pred_v', 'pred_grad', 'pred_ysubx', 'pred_flow', 'pred_noise',
            'pred_i2sb', 'pred_ddbm', 'pred_spread', 'pred_onset', 'constant_factors', 'keep_older', 'Network',
            'WithNetworks', 'filled_up', 'Parametrised', 'SingleCall', 'Denoiser', 'memory_is_set', 'keep_memory',
-           'has_amx', 'round_weights', 'channels_last_of', 'check_precision', 'fast', 'run_net', 'squared_error', 'l1',
-           'aligned', 'as_pictures', 'linear_features', 'patches_of', 'of_pair', 'absolute', 'euclidean', 'scored',
-           'ensemble_loss', 'energy_loss', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside', 'beside',
-           'Ignoring']
+           'takes_bf16', 'round_weights', 'channels_last_of', 'check_precision', 'fast', 'run_net', 'squared_error',
+           'l1', 'aligned', 'as_pictures', 'linear_features', 'patches_of', 'of_pair', 'absolute', 'euclidean',
+           'scored', 'ensemble_loss', 'energy_loss', 'loss_per_item', 'Inside', 'Wrap', 'Clip', 'Stop', 'Beside',
+           'beside', 'Ignoring']
 
 # %% ../nbs/bridges/14_denoise.ipynb #bb000331
 import ctypes, math, os, platform
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as nnf
@@ -430,11 +429,11 @@ def keep_memory() -> bool:  # False: not glibc, or it was told otherwise, or it 
 ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def has_amx() -> bool:
-    "Has this CPU matrix units for bf16?"
+def takes_bf16() -> bool:
+    "Does torch's library for CPUs calculate in bf16 on this one?"
     try:
-        return 'amx_bf16' in Path('/proc/cpuinfo').read_text()
-    except OSError:  # not Linux
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # a torch without that library
         return False
 
 
@@ -474,7 +473,7 @@ def check_precision(
 def fast(
     den,  # Denoiser
     precision='no',  # 'no' or 'bf16', inside the network; bf16 rounds its weights for good
-    channels_last=False,  # memory format; bf16 on a CPU with AMX has it anyway
+    channels_last=False,  # memory format; bf16 on a CPU that takes it has it anyway
     compile=False,  # torch.compile; smaller batches are then filled up, see `filled_up`
 ):  # the denoiser itself
     """Make the network of a denoiser faster; on a CPU its memory is kept.
@@ -485,7 +484,7 @@ def fast(
     on_cpu = all(p.device.type == 'cpu' for p in den.parameters())
     if on_cpu:
         keep_memory()
-    last = channels_last or (precision == 'bf16' and on_cpu and has_amx())
+    last = channels_last or (precision == 'bf16' and on_cpu and takes_bf16())
     den.precision, den.compiled = precision, compile
     for net in filter(None, (den.net, den.twin)):
         if precision == 'bf16':
