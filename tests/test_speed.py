@@ -1,18 +1,24 @@
 """What the sampler and a network in use cost, in launches, waits and bytes; nothing is timed."""
 
+import ctypes
+import pickle
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xmodal import bridge
-from xmodal.bridge import Brownian
+from xmodal import bridge, denoise
+from xmodal.bridge import VP, Brownian
 from xmodal.core import Noise
 from xmodal.denoise import Denoiser, Network, fast, keep_memory, run_net
 from xmodal.methods import draw, methods
+from xmodal.mixing import SpatialMix, axis_waves, position_encoding
 from xmodal.nets.anchor import build_anchored as build
 from xmodal.sample import sample, uniform, weighted_sum
 from xmodal.testing import Launches
+from xmodal.tiles import window_shares
 
 SMALL = dict(
     unet=dict(ch=8, mults=[1, 2], layers=1),
@@ -175,3 +181,155 @@ def test_memory_is_kept_once_and_only_by_glibc(monkeypatch):
     monkeypatch.delenv('MALLOC_TRIM_THRESHOLD_')
     monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
     assert not keep_memory.__wrapped__()
+
+
+@pytest.mark.parametrize('most', [160, 32, 16])  # MB: what glibc takes; older ones take 32
+def test_the_end_of_memory_is_left_alone_where_blocks_are_refused(monkeypatch, most):
+    asked = []
+
+    def mallopt(name, n):
+        asked.append(name)
+        return int(name == denoise.TRIM_THRESHOLD or n <= most * 2**20)
+
+    monkeypatch.setattr(ctypes, 'CDLL', lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('glibc', '2.31'))
+    for name in TOLD:
+        monkeypatch.delenv(name, raising=False)
+    assert keep_memory.__wrapped__() == (most >= 32)
+    tries = [denoise.MMAP_THRESHOLD] * (1 if most >= 160 else 2)
+    assert asked == tries + [denoise.TRIM_THRESHOLD] * (most >= 32)
+
+
+TOLD = dict(
+    MALLOC_MMAP_THRESHOLD_='1',
+    MALLOC_TRIM_THRESHOLD_='0',
+    MALLOC_TOP_PAD_='0',
+    MALLOC_MMAP_MAX_='0',
+    GLIBC_TUNABLES='glibc.malloc.mmap_max=0',
+)
+OF_OTHER_THINGS = dict(MALLOC_ARENA_MAX='2', MALLOC_CHECK_='0', GLIBC_TUNABLES='glibc.rtld.nns=2')
+
+
+def test_only_variables_about_freed_memory_are_heeded(monkeypatch):
+    taken = SimpleNamespace(mallopt=lambda *_: 1)
+    monkeypatch.setattr(ctypes, 'CDLL', lambda _: taken)
+    monkeypatch.setattr(platform, 'libc_ver', lambda: ('glibc', '2.31'))
+    for settings, heeded in (TOLD, True), (OF_OTHER_THINGS, False):
+        for name, value in settings.items():
+            with monkeypatch.context() as m:
+                for other in (*TOLD, *OF_OTHER_THINGS):
+                    m.delenv(other, raising=False)
+                m.setenv(name, value)
+                assert keep_memory.__wrapped__() == (not heeded), name
+
+
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+@pytest.fixture
+def new_waves():
+    "No position code is kept, before and after."
+    axis_waves.cache_clear()
+    window_shares.cache_clear()
+    yield
+    axis_waves.cache_clear()
+    window_shares.cache_clear()
+
+
+def test_another_default_type_leaves_nothing_behind(new_waves):
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert position_encoding(16, 16).dtype is torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert SpatialMix(1)(HALF, torch.zeros(1, 1, 16, 16)).dtype is torch.float64
+
+
+def test_a_device_without_values_leaves_nothing_behind(new_waves):
+    with torch.device('meta'):
+        position_encoding(16, 16)
+        window_shares(16, 8, 0.25)
+    assert position_encoding(16, 16).device.type == 'cpu'
+    assert window_shares(16, 8, 0.25)[0].device.type == 'cpu'
+
+
+def test_fake_tensors_leave_nothing_behind(new_waves):
+    mix, y = SpatialMix(1).eval(), torch.zeros(1, 1, 16, 16)
+    path, looked_up, times = Brownian().eval(), VP(), HALF.reshape(1)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for n in (8, 16):  # 16 is asked for again
+            mix(HALF, torch.empty(1, 1, n, n))
+        path.table(uniform(3), torch.empty(1, 1, 16, 16))
+        looked_up.coefs(times, torch.empty(1, 1, 16, 16))
+        window_shares(16, 8, 0.25)
+    assert type(position_encoding(16, 16)) is torch.Tensor
+    assert type(window_shares(16, 8, 0.25)[0]) is torch.Tensor
+    assert type(looked_up.coefs(times, y)[0]) is torch.Tensor
+    with torch.no_grad():
+        assert type(mix(HALF, y)) is torch.Tensor
+        assert type(path.table(uniform(3), y)[1][0]) is torch.Tensor
+
+
+def test_real_waves_are_not_mixed_with_fake_ones(new_waves):
+    position_encoding(16, 16, torch.device('cpu'))
+    with FakeTensorMode(), torch.no_grad():
+        mix, half = SpatialMix(1), torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+        assert mix(half, torch.empty(1, 1, 16, 16)).shape == (1, 1, 16, 16)
+
+
+def test_a_table_answers_in_the_type_that_it_is_asked_in():
+    table = bridge.Table([0.0, 1 / 3, 1.0])
+    table(HALF.float())
+    assert torch.equal(table(HALF), torch.tensor(1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('many', [1, 2])
+def test_a_field_can_be_exported(new_waves, many):
+    torch.manual_seed(0)
+    mix, y = SpatialMix(1).eval(), torch.randn(many, 1, 16, 16)
+    torch.nn.init.normal_(mix.net[-1].weight, std=0.3)
+    with torch.no_grad():
+        lam = HALF.expand(many, 1, 1, 1).clone()
+        kept = torch.export.export(mix, (lam, y), strict=False).module()
+        for end in (0.0, 0.3, 1.0):
+            at = torch.full_like(lam, end)
+            torch.testing.assert_close(kept(at, y), mix(at, y).expand(many, -1, -1, -1))
+        assert type(mix(HALF, y)) is torch.Tensor
+
+
+@pytest.mark.parametrize('method', sorted(methods))
+def test_a_denoiser_can_be_pickled_after_a_draw(method):
+    den, y = around_nothing(method), torch.randn(1, 1, 16, 16)
+    ask = lambda d: draw(method, d, y, steps=min(3, methods[method].steps), seeds=[3])
+    answer = ask(den)
+    again = pickle.loads(pickle.dumps(den))
+    assert again.bridge.kept is None
+    assert torch.equal(ask(again), answer)
+
+
+def test_two_threads_do_not_get_the_tables_of_each_other():
+    class Slow(Brownian):
+        "Waits, once its table is kept, until another one is."
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == 'kept' and value is not None:
+                super().__setattr__(name, ('of', 'another', 'thread'))
+
+    path = Slow().eval()
+    with torch.no_grad():
+        assert len(path.table(uniform(3), torch.zeros(1, 1, 8, 8))) == 4
+
+
+@pytest.mark.parametrize('units', [True, False])
+def test_bf16_has_the_channels_last_where_the_processor_takes_it(monkeypatch, units):
+    asked = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: units)
+    monkeypatch.setattr(torch.ops, 'mkldnn', asked)
+    weight = lambda *how: next(
+        p for p in fast(build('bbdm', 1, SMALL['unet']), *how).net.parameters() if p.ndim == 4
+    )
+    last = lambda v: v.is_contiguous(memory_format=torch.channels_last)
+    assert last(weight('bf16')) == units
+    assert not last(weight('no'))
+    monkeypatch.setattr(torch.ops, 'mkldnn', SimpleNamespace())  # a torch without the library
+    assert not last(weight('bf16'))

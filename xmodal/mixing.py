@@ -8,23 +8,22 @@ __all__ = ['RELEASED_EPS', 'axis_waves', 'position_encoding', 'interpolate', 'ca
 
 # %% ../nbs/bridges/11_mixing.ipynb #4aa66d8a
 import math
-from functools import lru_cache
 
 import torch
 from torch import nn
 
-from .bridge import Field
+from .bridge import Field, kept_tensors, traced
 from .core import table_dtype
 from .explain import explained
 
 # %% ../nbs/bridges/11_mixing.ipynb #02e097b4
-@lru_cache(maxsize=64)
+@kept_tensors
 def axis_waves(
     n: int,  # pixels along an axis
     device=None,  # where they are made; None: the CPU
 ) -> tuple:  # two of (n,), float32
     "Sine and cosine of the coordinate, -1 to 1 times pi; kept, because every step asks for them."
-    x = torch.linspace(-1, 1, n, device=device) * math.pi
+    x = torch.linspace(-1, 1, n, dtype=torch.float32, device=device or 'cpu') * math.pi
     return x.sin(), x.cos()
 
 
@@ -130,7 +129,7 @@ def known_end(
 ):  # field (1 or B, C, H, W), float64, or None: the network has to say
     "A clamped field at its end, where nothing asks for a gradient, nor has to wait for a look."
     asked = torch.is_grad_enabled() or lam.numel() > 1 or lam.device.type != 'cpu'
-    if not field.clamp or asked or 0 < (end := float(lam)) < 1:
+    if not field.clamp or asked or traced() or 0 < (end := float(lam)) < 1:
         return None
     shape = (len(y) if field.sees_y else 1, *y.shape[1:])
     return torch.full(shape, float(end >= 1), dtype=table_dtype(y.device), device=y.device)

@@ -14,7 +14,7 @@ from itertools import groupby, islice, product
 
 import torch
 
-from .bridge import AroundBridge
+from .bridge import AroundBridge, kept_tensors
 from .core import InputError
 from .data.frames import around
 from .denoise import Wrap
@@ -31,7 +31,7 @@ def window_starts(
     return (*range(0, side - patch, step), max(0, side - patch))
 
 # %% ../nbs/networks/45_tiles.ipynb #3ccc0ee9
-@lru_cache(maxsize=64)
+@kept_tensors
 def window_shares(
     side: int,  # pixels of one side of the picture
     patch: int,  # pixels of one side of a window
@@ -41,9 +41,9 @@ def window_shares(
 ):  # of (window's pixels,) float64, one per window; in every pixel of the side they sum to 1
     "What every window along one side has to say in each of its pixels."
     n, first = min(side, patch), window_starts(side, patch, overlap)
-    at = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
+    at = torch.arange(n, dtype=torch.float64, device='cpu') - (n - 1) / 2
     weight = torch.exp(-0.5 * (at / (n / 8)) ** 2)
-    total = torch.zeros(side, dtype=torch.float64)
+    total = torch.zeros(side, dtype=torch.float64, device='cpu')
     for k in first:
         total[k : k + n] += weight
     return [weight / total[k : k + n] for k in first]
