@@ -267,7 +267,7 @@ def in_short(
 
 # %% ../nbs/use/85_translate.ipynb #9763a87f
 AVERAGES = ('steps', 'results')
-POOLED = ('dataset', 'target_reach', 'source_values', 'target_dtype', 'more')  # see `pooled`
+POOLED = ('dataset', 'target_reach', 'source_values', 'target_dtype', 'intervals', 'more')
 FOUND_BY_FILE = ('percentile', 'minmax', 'slice:percentile', 'slice:minmax')  # rules of windows
 
 
@@ -357,6 +357,8 @@ def pooled(
         first.target_window if all(d.target_window == first.target_window for d in data) else window
     )
     more = dict(target_window=window)
+    if any(d.intervals != first.intervals for d in data):
+        more['intervals'] = None  # those of one are not those of all
     if all(d.target_reach for d in data):
         more['target_reach'] = ends([d.target_reach for d in data])
     if all(d.source_values for d in data):
