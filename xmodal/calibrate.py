@@ -88,7 +88,7 @@ def people_asked(
     people = list(dict.fromkeys(map(str, named or sum(validated, []))))
     if not people:
         raise InputError(
-            f'{tr.folder}: its training had no people to validate on, or does not say so; name '
+            f'{tr.folder or "the model"}: its training had no people to validate on, or does not say so; name '
             'others whose truth is known with --people'
         )
     seen = [v for v in people if not members_for(tr, v)]
@@ -349,7 +349,7 @@ def calibration_lines(
     once = 'one answer each' if stored.samples == 1 else f'{stored.samples} draws each'
     n, held = stored.people, fit.coverage
     lines = [
-        f'calibrated with {n} people, {once}, {stored.steps} steps, {stored.where}; '
+        f'calibrated with {n} people, {once}, steps {stored.steps}, {stored.where}; '
         f'floor {fit.floor:.4g}, kappa {fit.kappa:.3g}; widths of a range of 2',
         f'{"level":>6}{"people":>8}{"factor":>9}{"held":>8}{"width":>9}{"constant":>10}{"ratio":>7}',
     ]
