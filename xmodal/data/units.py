@@ -76,6 +76,17 @@ class TargetUnits:
         "A standard deviation in units of the target: a factor, and no offset."
         return (x.clip(min=0) * (self.window.hi - self.window.lo) / 2).astype(np.float32)
 
+    def level(
+        self,
+        x,  # one end of scaled intervals, any shape
+    ) -> np.ndarray:  # float32, the shape of x
+        "An end of intervals in units of the target: not rounded, and within the target's limits."
+        kind, v = np.dtype(self.dtype), np.asarray(self.window.unscale(x))
+        ends = (np.iinfo(kind).min, np.iinfo(kind).max) if kind.kind in 'iu' else (None, None)
+        for lo, hi in (ends, (self.lo, self.hi)):
+            v = v if lo is None and hi is None else np.clip(v, lo, hi)
+        return v.astype(np.float32)
+
 # %% ../../nbs/data/30_units.ipynb #c239f675
 def units_note(
     u,  # TargetUnits
