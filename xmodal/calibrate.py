@@ -20,6 +20,7 @@ from .data.frames import Changed, CutPicture, CutVolume, PictureFrame, to_networ
 from .data.images import fold_channels, load_image
 from .engine import records_of
 from xmodal.evaluation.calibration import (
+    check_level,
     check_number,
     fit_intervals,
     FittedIntervals,
@@ -222,6 +223,10 @@ def sample_options(
         raise InputError(
             'the target is a label, and labels have no interval; leave calibration out'
         )
+    if not how.levels:
+        raise InputError('levels: none is given; give shares of voxels such as 0.5,0.9')
+    for level in how.levels:
+        check_level(level)
     options = dict(temperature=how.temperature) if how.temperature != 1 else {}
     same = {k: getattr(how, k) for k in ('samples', 'steps', 'tau', 'seed', 'batch')}
     return SampleOptions(**same, options=options)
@@ -322,8 +327,8 @@ def calibrated_people(
     how: CalibrateOptions,
 ) -> tuple:  # list of JudgedPerson, number of draws
     "The errors of everybody who is asked for; their number is checked before any is translated."
-    asked = people_asked(tr, how.people)
     sample_options(tr, how)
+    asked = people_asked(tr, how.people)
     check_number(len(asked), min(how.levels))
     return judged_people(tr, records_asked(request, asked, how.seed), how)
 
