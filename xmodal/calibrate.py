@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from .core import InputError
-from .data.frames import Changed, CutPicture, CutVolume, PictureFrame, to_network
+from .data.frames import CutPicture, CutVolume, PictureFrame, to_network
 from .data.images import fold_channels, load_image
 from .engine import records_of
 from xmodal.evaluation.calibration import (
@@ -56,7 +56,7 @@ class CalibrateOptions:
     levels: tuple = LEVELS  # shares of voxels that intervals shall hold
     progress: bool = False  # show a bar
 
-
+# %% ../nbs/use/87_calibrate.ipynb #4a6ef012
 PLACES = ('body', 'all')
 
 
@@ -89,8 +89,8 @@ def people_asked(
     people = list(dict.fromkeys(map(str, named or sum(validated, []))))
     if not people:
         raise InputError(
-            f'{tr.folder or "the model"}: its training had no people to validate on, or does not say so; name '
-            'others whose truth is known with --people'
+            f'{tr.folder or "the model"}: its training had no people to validate on, or does not '
+            'say so; name others whose truth is known with --people'
         )
     seen = [v for v in people if not members_for(tr, v)]
     if seen:
@@ -291,7 +291,7 @@ def guarantee(
         words += ' If these people validated the training, they also chose its weights.'
     return words
 
-
+# %% ../nbs/use/87_calibrate.ipynb #6e450ea7
 @explained
 def calibrate(
     tr,  # Translator
@@ -332,7 +332,7 @@ def calibrated_people(
     check_number(len(asked), min(how.levels))
     return judged_people(tr, records_asked(request, asked, how.seed), how)
 
-
+# %% ../nbs/use/87_calibrate.ipynb #d0dd5c4c
 def store_intervals(
     tr,  # Translator from model folders
     found: StoredIntervals,
@@ -356,7 +356,7 @@ def calibration_lines(
     lines = [
         f'calibrated with {n} people, {once}, steps {stored.steps}, {stored.where}; '
         f'floor {fit.floor:.4g}, kappa {fit.kappa:.3g}; widths of a range of 2',
-        f'{"level":>6}{"people":>8}{"factor":>9}{"held":>8}{"width":>9}{"constant":>10}{"ratio":>7}',
+        ' level  people   factor    held    width  constant  ratio',
     ]
     for k, factor in fit.factors.items():
         left = '-' if held[k] is None else f'{held[k].mean():.3f}'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job',
            'Drawing', 'Expecting', 'Machine', 'Averaging', 'Files', 'add_translate_parser', 'Scaling', 'Matching',
-           'OfMasks', 'OfDraws', 'Written', 'add_evaluate_parser', 'add_report_parser', 'Known', 'Asking',
+           'OfMasks', 'OfDraws', 'Written', 'add_evaluate_parser', 'add_report_parser', 'KnownPeople', 'Asking',
            'add_calibrate_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser', 'add_check_parser', 'bars_drawn',
            'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature', 'opened_model', 'translate',
            'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images',
@@ -116,7 +116,7 @@ class Drawing:
         metavar='FILES',
     )
 
-
+# %% ../nbs/use/88_cli.ipynb #58205a25
 @dataclass(frozen=True)
 class Expecting:
     "What errors are to be expected, of a model that was calibrated (xmodal calibrate)."
@@ -369,7 +369,7 @@ def add_report_parser(
 
 # %% ../nbs/use/88_cli.ipynb #549653b3
 @dataclass(frozen=True)
-class Known:
+class KnownPeople:
     "Whose truth is known: the words of a training."
 
     people: str = option(
@@ -392,7 +392,7 @@ class Known:
         False, 'phantom, bids: simulated people have their own echo and repetition times'
     )
 
-
+# %% ../nbs/use/88_cli.ipynb #af400be6
 @dataclass(frozen=True)
 class Asking:
     "How they are translated: the intervals belong to it."
@@ -414,7 +414,7 @@ class Asking:
     batch: int = option(8, 'slices at a time; less takes less memory')
     device: str | None = option(None, 'cpu, cuda, ... (default: a GPU if there is one)')
 
-
+# %% ../nbs/use/88_cli.ipynb #57123949
 def add_calibrate_parser(
     sub,  # what `add_subparsers` returned
 ):
@@ -435,7 +435,7 @@ def add_calibrate_parser(
             ' them'
         ),
     )
-    add_options(c, 'people', Known)
+    add_options(c, 'people', KnownPeople)
     add_options(c, 'translation', Asking)
 
 # %% ../nbs/use/88_cli.ipynb #f8fed4a0

@@ -35,6 +35,7 @@ from xmodal.data.images import (
 )
 from .images import load_image, match_channels, place_on_earth, square_box, to_patches
 from .images import to_square
+from .units import end_in_units
 from .volumes import AXES, axis_through, from_plane, header_concerns, load_volume
 from .volumes import open_volume, planes_of, resample_measured, slices_between
 from .volumes import to_plane
@@ -199,7 +200,7 @@ def carried_map(
     units,  # TargetUnits
 ) -> np.ndarray:  # float32, the shape of v
     "A map beside an answer in units of the target: ends of intervals are values, others sizes."
-    return units.level(v) if k in ENDS else units.spread(v)
+    return end_in_units(units, v) if k in ENDS else units.spread(v)
 
 
 class Frame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SAMPLE', 'FLOORS', 'check_level', 'least_people', 'check_number', 'JudgedPerson', 'judged_person', 'Ratios',
-           'width_of', 'Candidates', 'FittedIntervals', 'left_out', 'fit_intervals', 'coverages', 'region_means',
+           'width_of', 'Candidates', 'FittedIntervals', 'held_of_others', 'fit_intervals', 'coverages', 'region_means',
            'label_volumes', 'number_of_person', 'fit_numbers']
 
 # %% ../../nbs/evaluation/69_calibration.ipynb #55299169
@@ -185,8 +185,8 @@ class FittedIntervals:
         half = self.factors[level] * width_of(0 if std is None else std, self.floor)
         return mean - half, mean + half
 
-
-def left_out(
+# %% ../../nbs/evaluation/69_calibration.ipynb #340da821
+def held_of_others(
     found: Candidates,
     k: int,  # number of a level
 ) -> np.ndarray:  # (n,) coverage of each person; None: too few people without one
@@ -236,7 +236,7 @@ def coverages(
     "Coverage of people left out; of each level with those levels that fewer people allow as well."
     can = [v for v in levels if len(people) - 1 >= least_people(v)]
     found = Candidates(people, can, floors) if can else None
-    held = {v: left_out(found, k) for k, v in enumerate(can)}
+    held = {v: held_of_others(found, k) for k, v in enumerate(can)}
     return [held.get(v) for v in levels]
 
 # %% ../../nbs/evaluation/69_calibration.ipynb #4a349fdb

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'MODEL_FAULTS', 'CARD_OF_INTERVALS', 'HUB_FILES',
            'save_tensors', 'sha256', 'load_tensors', 'Section', 'default_of', 'as_json', 'tuples', 'ModelSpec',
-           'PromptSpec', 'LatentSpec', 'StoredGrid', 'StoredIntervals', 'DataSpec', 'is_number', 'is_count', 'is_range',
-           'is_window', 'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted', 'is_calibrated',
-           'is_pair_of_channels', 'is_prompted', 'short', 'refuse_value', 'check_values', 'check_agreement', 'absurd',
-           'check_model_section', 'save_model', 'config_text', 'load_config', 'check_sections', 'hub_hint',
-           'check_data_section', 'count_weights', 'check_size', 'load_weights', 'load_denoiser', 'load_model',
-           'part_of_weight', 'begin_from', 'freeze_parts', 'open_model', 'add_grid', 'stored_grid', 'levels_of',
-           'interval_lines', 'card_with_intervals', 'add_intervals', 'find_model', 'push_model', 'models_in',
-           'find_models', 'name_of_model']
+           'PromptSpec', 'LatentSpec', 'StoredGrid', 'StoredIntervals', 'inner_records', 'DataSpec', 'is_number',
+           'is_count', 'is_range', 'is_window', 'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted',
+           'is_calibrated', 'is_pair_of_channels', 'is_prompted', 'short', 'refuse_value', 'check_values',
+           'check_agreement', 'absurd', 'check_model_section', 'save_model', 'config_text', 'load_config',
+           'check_sections', 'hub_hint', 'check_data_section', 'count_weights', 'check_size', 'load_weights',
+           'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts', 'open_model', 'add_grid',
+           'stored_grid', 'levels_of', 'interval_lines', 'card_with_intervals', 'add_intervals', 'find_model',
+           'push_model', 'models_in', 'find_models', 'name_of_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
 import dataclasses, hashlib, json, re
@@ -235,6 +235,14 @@ INNER = dict(  # records within the section data
     text=PromptSpec, latent=LatentSpec, intervals=StoredIntervals
 )
 
+
+def inner_records(
+    own: dict,  # the section data, its lists as tuples
+) -> dict:  # key -> record, or a table of records
+    "The records within the section data, as far as it has them."
+    found = {k: kind.of(own[k]) for k, kind in INNER.items() if own.get(k) is not None}
+    return dict(found, grids={k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()})
+
 # %% ../../nbs/training/60_model_folder.ipynb #acef4d82
 @dataclass(frozen=True, kw_only=True)
 class DataSpec(Section):
@@ -288,10 +296,7 @@ class DataSpec(Section):
         "Read a section; raises InputError for what is missing, impossible or contradictory."
         check_values(table, path)
         own = {k: tuples(v) if k not in ('options', 'patch') else v for k, v in table.items()}
-        records = {k: kind.of(own[k]) for k, kind in INNER.items() if own.get(k) is not None} | {
-            'grids': {k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()}
-        }
-        return check_agreement(cls.of(own | records), path)
+        return check_agreement(cls.of(own | inner_records(own)), path)
 
 # %% ../../nbs/training/60_model_folder.ipynb #7286180f
 def is_number(
