@@ -246,9 +246,8 @@ class Translator(OpenedModel):
         interval: float = None,  # also 'lower' and 'upper': ends of intervals of this level
         risk: bool = False,  # also 'risk', the expected absolute error per voxel
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
-        """Translate one volume or image, with what is known about its reliability. A TIFF of more
-        than 16.8 million pixels gives arrays on disk, if the model was trained on patches. Raises
-        InputError for what cannot be translated.
+        """Translate one volume or image, with what is known about its reliability; scenes give
+        arrays on disk, as of `translate`. Raises InputError for what cannot be translated.
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, views=views)
         how |= dict(samples=samples, mix=mix, overlap=overlap, planes=planes, flips=flips)
