@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from xmodal.bridge import Table
 from xmodal.core import mend_torchvision
+from xmodal.denoise import Parametrised, constant_factors, loss_per_item, predictions
+from xmodal.mixing import position_encoding
+from xmodal.nets.build import build
+from xmodal.testing import Launches
 from xmodal.training import loop
 from xmodal.training.adversarial import average_gradients
 from xmodal.training.loop import Recipe, make_ema, pack_optimizer, unpack_optimizer
@@ -77,3 +82,39 @@ def test_the_average_over_all_parameters_at_once_is_that_of_diffusers():
             ema.step(loop.trainable(net))
         found.append(ema.shadow_params)
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_tables_are_looked_up_together_with_the_numbers_of_each():
+    rows, t = torch.rand(3, 9, dtype=torch.float64), torch.rand(4, 1, 1, 1, dtype=torch.float64)
+    each = [Table(row) for row in rows]
+    together = Table(rows)
+    assert all(torch.equal(got, one(t)) for got, one in zip(together(t), each))
+    with Launches() as alone:
+        each[0](t)
+    with Launches() as at_once:
+        together(t)
+    assert at_once.total == alone.total
+
+
+@pytest.mark.parametrize('h, w', [(1, 1), (7, 5), (33, 64), (129, 300)])
+def test_the_position_code_from_two_lines_is_that_of_every_pixel(h, w):
+    x = torch.linspace(-1, 1, w).expand(h, w) * torch.pi
+    y = torch.linspace(-1, 1, h)[:, None].expand(h, w) * torch.pi
+    wanted = torch.stack([x.sin(), x.cos(), y.sin(), y.cos()])
+    assert torch.equal(position_encoding(h, w), wanted)
+    with Launches() as again:
+        position_encoding(h, w)
+    assert again.counts['sin'] == again.counts['linspace'] == 0
+
+
+def test_a_step_makes_the_factors_once(monkeypatch):
+    constant_factors('i2sb')  # asks too, once for all
+    asked, usual = [], predictions['i2sb']
+    monkeypatch.setitem(predictions, 'i2sb', lambda *a: asked.append(1) or usual(*a))
+    den = build('i2sb', 1, dict(ch=8, mults=(1,), layers=1))
+    assert isinstance(den, Parametrised) and den.pred == 'i2sb'
+    x0, y, eps = torch.randn(3, 2, 1, 8, 8)
+    t = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    for k in range(2):  # anew in the second step
+        loss_per_item(den, x0, y, t, eps, weight='net')
+        assert len(asked) == k + 1

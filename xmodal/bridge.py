@@ -302,7 +302,9 @@ class Table:
 
     def __init__(
         self,
-        values,  # 1-D, at least two values; the first is at time 0, the last at time 1
+        # (n,), n at least 2: the first is at time 0, the last at time 1; (k, n): k tables that are
+        # looked up together
+        values,
     ):
         "Keep the values in float64."
         self.values = torch.as_tensor(np.asarray(values), dtype=torch.float64)
@@ -311,14 +313,15 @@ class Table:
     def __call__(
         self,
         t,  # times in [0, 1], any shape
-    ):  # values at t
+    ):  # values at t, (k, ...) of k tables
         "The values at any times, by linear interpolation."
         if t.device not in self.copies:
             self.copies[t.device] = self.values.to(t.device, t.dtype)
         v = self.copies[t.device]
-        pos = t * (len(v) - 1)
-        i = pos.floor().clamp(0, len(v) - 2).long()
-        return torch.lerp(v[i], v[i + 1], pos - i)
+        last = v.shape[-1] - 1
+        pos = t * last
+        i = pos.floor().clamp(0, last - 1).long()
+        return torch.lerp(v[..., i], v[..., i + 1], pos - i)
 
 # %% ../nbs/bridges/10_bridge.ipynb #40463856
 def vp_log_alpha_bar(
@@ -501,6 +504,7 @@ class Tabulated(Bridge):
                 f'a, b, c must have one length of 2 or more, got {len(a)}, {len(b)}, {len(c)}'
             )
         self.a, self.b, self.c = Table(a), Table(b), Table(c)
+        self.abc = Table(np.stack([a, b, c]))
 
     def coefs(
         self,
@@ -509,4 +513,4 @@ class Tabulated(Bridge):
     ):  # a, b, c, float64
         "The tables at a time, linear between their entries."
         t = self.time(t, y)
-        return self.a(t), self.b(t), self.c(t)
+        return self.abc(t).unbind()

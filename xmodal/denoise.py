@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from .bridge import kept_at
+from .bridge import At, kept_at
 from .choices import unknown_word
 from .core import check_same_shape, expand
 from .explain import explained, passes_on
@@ -402,12 +402,12 @@ class Denoiser(SingleCall):
 
 # %% ../nbs/bridges/14_denoise.ipynb #e14a7610
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
-KEPT_BYTES = 2**26
+KEPT_BYTES = 160 * 2**20
 
 
 @lru_cache
 def keep_memory() -> bool:  # False: not glibc, or it was told otherwise
-    "Have the C library keep freed memory of up to 64 MB, instead of asking for it anew."
+    "Have the C library keep freed memory of up to 160 MB, instead of asking for it anew."
     told = any(k.startswith('MALLOC_') or k == 'GLIBC_TUNABLES' for k in os.environ)
     if told or platform.libc_ver()[0] != 'glibc':
         return False
@@ -654,7 +654,8 @@ def loss_per_item(
     if weight not in ('x0', 'net'):
         raise ValueError(f"unknown weight {weight!r}: use 'x0' or 'net'")
     check_same_shape(x0=x0, y=y, eps=eps)
-    coefs = den.bridge.coefs(t, y)
+    coefs = At(den.bridge.coefs(t, y))
+    coefs.made = {}  # what the estimate makes of them is there for the weight
     a, b, c = (v.to(x0.dtype) for v in coefs)
     x, more = a * x0 + b * y + c * eps, {} if z is None else dict(z=z)
     x0_hat = den(x, t, y, ctx, coefs=coefs, **more)

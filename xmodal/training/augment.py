@@ -67,7 +67,7 @@ def moving(
     near |= dict(translate_range=[how['move'] * n for n in shape])
     if 'bend' not in how:
         return [RandAffined(**near)]
-    nodes = [max(2, n // 8) for n in shape]
+    nodes = [max(2, n // 4) for n in shape]
     most = how['bend'] * min(shape)
     return [Rand2DElasticd(spacing=nodes, magnitude_range=(0, most), **near)]
 
