@@ -57,7 +57,7 @@ Rooms (help(xmodal.bridge) lists what is in one):
     parameters           values from notebooks and command lines, in their type
     processes explain    one job on several processes; where this help comes from
 
-Without Python: xmodal train | translate | evaluate | report | data, each with --help.
+Without Python: xmodal train | translate | evaluate | calibrate | report | data, each with --help.
 """
 
 # %% ../nbs/use/89_package.ipynb #0132bd01
