@@ -49,6 +49,7 @@ Rooms (help(xmodal.bridge) lists what is in one):
     engine experiment    what trainings have in common; several methods compared
     translate            one scan or image: begin here to use a model
     folders              whole folders and BIDS data sets
+    calibrate            what errors are to be expected of a model, from people it has not seen
     run_folder           the folder of a training: a name used once, one training at a time
     cli options          the command xmodal
     core files           errors, seeds and limits; files that are whole or absent
