@@ -1,4 +1,4 @@
-"""The command line as a promise: five verbs, help that explains and comes at once, guesses at what
+"""The command line as a promise: six verbs, help that explains and comes at once, guesses at what
 was meant, files of options, windows below zero, and a package that says what it is.
 """
 
@@ -20,6 +20,7 @@ LEAVES = {
     'train': [],
     'translate': ['m', 'i', 'o'],
     'evaluate': ['p', 't'],
+    'calibrate': ['m'],
     'report': ['r'],
     'data check': ['bids'],
     'data get': ['ixi'],
@@ -52,11 +53,11 @@ def jobs(monkeypatch):
     return begun
 
 
-# --- five verbs, explained at once
+# --- six verbs, explained at once
 
 
-def test_five_verbs():
-    assert set(commands) == {'train', 'translate', 'evaluate', 'report', 'data'}
+def test_six_verbs():
+    assert set(commands) == {'train', 'translate', 'evaluate', 'calibrate', 'report', 'data'}
     _, out, _ = said(main, '--help')
     assert all(f'\n    {verb}' in out for verb in commands)
 

@@ -50,6 +50,7 @@ from safetensors.numpy import load_file, save_file
 from xmodal.cli import main as xmodal_main
 from xmodal.data.windows import window_of
 from xmodal.denoise import Clip, Denoiser, Stop, losses, loss_per_item, predictions
+from xmodal.evaluation.calibration import fit_intervals, judged_person
 from xmodal.training.adversarial import fit, objectives
 from xmodal.train import Job
 from xmodal.train import train_command as train_main
@@ -408,6 +409,22 @@ def grid_row(name):
     "A grid for several numbers of steps."
     bridge = make_bridge(dict(karras='ddbm_vp', dbim='dbim', nodes='selfrdb').get(name, 'bbdm'), 1)
     return {f'of {n}': numbers(grids[name](n, bridge)) for n in (1, 2, 4, 10)}
+
+
+def intervals(kind):
+    "What is fitted to the errors of people: of several draws, or of one answer each."
+    rng, people = np.random.default_rng(0), []
+    for i in range(19):
+        truth, std = rng.normal(size=(1, 2, 8, 8)) * 0.3, rng.random((1, 2, 8, 8)) * 0.1
+        mean = truth + (0.5 + rng.random()) * 4 * std * rng.normal(size=std.shape)
+        people.append(
+            judged_person(f'p{i}', truth, mean, std if kind == 'draws' else None, most=50)
+        )
+    fit = fit_intervals(people)
+    held = {k: None if v is None else float(v.mean()) for k, v in fit.coverage.items()}
+    tables = dict(factors=fit.factors, widths=fit.widths, constant=fit.constant, held=held)
+    named = {k: {str(level): v for level, v in table.items()} for k, table in tables.items()}
+    return dict(named, floor=fit.floor, kappa=fit.kappa)
 
 
 def names():
@@ -820,6 +837,7 @@ COMMANDS = {
     'xmodal': (xmodal_main, []),
     'translate': (xmodal_main, ['translate']),
     'evaluate': (xmodal_main, ['evaluate']),
+    'calibrate': (xmodal_main, ['calibrate']),
     'report': (xmodal_main, ['report']),
     'data': (xmodal_main, ['data']),
     'data-list': (xmodal_main, ['data', 'list']),
@@ -1141,6 +1159,7 @@ def catalogue() -> dict:
         (other_network, ('latent_vector', 'autoencoder', 'two_channels')),
         (translation, TRANSLATIONS),
         (command_help, COMMANDS),
+        (intervals, ('draws', 'once')),
         (array_in_python, ('array', 'tensor', 'nibabel', 'picture', 'pixels')),
         (module_help, (XMODAL, TRAIN)),
         (refusal, REFUSALS),

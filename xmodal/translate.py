@@ -8,13 +8,14 @@ __all__ = ['AVERAGES', 'POOLED', 'FOUND_BY_FILE', 'usable_device', 'SampleOption
            'pooled', 'averaging', 'mean_values', 'spread_of_all', 'mean_of_results', 'like_answer', 'assumed',
            'whole_by_rule', 'is_ct', 'check_counts', 'flip_axes', 'check_ahead', 'check_answer', 'draws',
            'planes_to_see', 'from_sides', 'in_parts_of', 'Ticking', 'bar_of', 'seed_of', 'samples_of', 'room_for',
-           'summed', 'most_frequent', 'path_times', 'shares', 'promptable', 'promptable_values', 'resolve_prompt',
-           'check_promptable', 'check_seen', 'sampling', 'context_of', 'target_window', 'concerns_of_modality',
-           'modality_of', 'modality_beside', 'path_of', 'concerns_of_source', 'companion', 'further_sources',
-           'channel_in_name', 'companion_of', 'ways_to_write', 'word_in_name', 'name_says', 'entities_of',
-           'concerns_of_further', 'concerns_of_names', 'settle_concerns', 'checked_cut', 'Loaded', 'LoadedByEach',
-           'load_source', 'alike', 'answers', 'restored_answer', 'not_by_rows', 'kept_on_disk', 'summed_strips',
-           'translated_scene', 'target_units']
+           'summed', 'most_frequent', 'calibration_of', 'asked_otherwise', 'as_calibrated', 'expected_errors',
+           'path_times', 'shares', 'promptable', 'promptable_values', 'resolve_prompt', 'check_promptable',
+           'check_seen', 'sampling', 'context_of', 'target_window', 'concerns_of_modality', 'modality_of',
+           'modality_beside', 'path_of', 'concerns_of_source', 'companion', 'further_sources', 'channel_in_name',
+           'companion_of', 'ways_to_write', 'word_in_name', 'name_says', 'entities_of', 'concerns_of_further',
+           'concerns_of_names', 'settle_concerns', 'checked_cut', 'Loaded', 'LoadedByEach', 'load_source', 'alike',
+           'answers', 'restored_answer', 'not_by_rows', 'kept_on_disk', 'summed_strips', 'translated_scene',
+           'target_units']
 
 # %% ../nbs/use/85_translate.ipynb #a590355c
 import glob, re, tempfile, warnings
@@ -43,6 +44,7 @@ from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.volumes import AXES
 from .data.windows import Window
 from .denoise import Wrap, beside
+from .evaluation.calibration import width_of
 from .denoise import fast as faster
 from .tiles import PLANES, VIEWS, InTurn, SlicewiseBridge, Tiled, Views, in_tiles
 from .methods import calls, draw, draw_options, get_method, make_grid
@@ -99,6 +101,8 @@ class SampleOptions:
     # mirrors that every estimate is also made in, and averaged: left-right (volumes), horizontal,
     # vertical (pictures); or settled axes, see `flip_axes`
     flips: str = ''
+    interval: float = None  # level of intervals, one that the model is calibrated for
+    risk: bool = False  # also a map of the expected absolute error
     # of the method's sampler; what is not named here is as stored with the model
     options: dict = field(default_factory=dict)
 
@@ -239,16 +243,16 @@ class Translator(OpenedModel):
         planes: str = None,  # of a model of all planes: those to look in; default: all
         views: str = 'average',  # of the planes at every step; 'turn': one at each step
         flips: str = '',  # mirrors to look in too: left-right; of pictures horizontal, vertical
+        interval: float = None,  # also 'lower' and 'upper': ends of intervals of this level
+        risk: bool = False,  # also 'risk', the expected absolute error per voxel
     ) -> dict:  # name -> the source's kind: nibabel image (volume), array (image), tensor (tensor)
-        """Translate one volume or image, with what is known about its reliability.
-
-        A TIFF of more than 16.8 million pixels gives arrays on disk, if the model was trained on
-        patches. Raises InputError for what cannot be translated.
+        """Translate one volume or image, with what is known about its reliability; scenes give
+        arrays on disk, as of `translate`. Raises InputError for what cannot be translated.
         """
         how = dict(steps=steps, seed=seed, tau=tau, batch=batch, progress=progress, views=views)
         how |= dict(samples=samples, mix=mix, overlap=overlap, planes=planes, flips=flips)
-        asked = known, target, noise, force, SampleOptions(**how), more
-        loaded = load_source(self, source, *asked)
+        how = as_calibrated(self, SampleOptions(**how, interval=interval, risk=risk))
+        loaded = load_source(self, source, known, target, noise, force, how, more)
         return restored_answer(loaded, *answers(self, [loaded]))
 
 # %% ../nbs/use/85_translate.ipynb #a4a30bcd
@@ -267,7 +271,7 @@ def in_short(
 
 # %% ../nbs/use/85_translate.ipynb #9763a87f
 AVERAGES = ('steps', 'results')
-POOLED = ('dataset', 'target_reach', 'source_values', 'target_dtype', 'more')  # see `pooled`
+POOLED = ('dataset', 'target_reach', 'source_values', 'target_dtype', 'intervals', 'more')
 FOUND_BY_FILE = ('percentile', 'minmax', 'slice:percentile', 'slice:minmax')  # rules of windows
 
 
@@ -357,6 +361,8 @@ def pooled(
         first.target_window if all(d.target_window == first.target_window for d in data) else window
     )
     more = dict(target_window=window)
+    if any(d.intervals != first.intervals for d in data):
+        more['intervals'] = None  # those of one are not those of all
     if all(d.target_reach for d in data):
         more['target_reach'] = ends([d.target_reach for d in data])
     if all(d.source_values for d in data):
@@ -585,7 +591,7 @@ def draws(
         return dict(mean=np.zeros_like(y))
     out = {k: np.concatenate([part[k] for part in out]) for k in out[0]}
     check_answer(out['mean'])
-    return out
+    return out | expected_errors(tr.data.intervals, how, out)
 
 # %% ../nbs/use/85_translate.ipynb #97f9ec84
 def planes_to_see(
@@ -747,6 +753,85 @@ def most_frequent(
     values = np.unique(votes)
     counts = np.stack([(votes == v).sum(0) for v in values])
     return values[counts.argmax(0)]
+
+# %% ../nbs/use/85_translate.ipynb #f78377ab
+def calibration_of(
+    tr,  # OpenedModel
+    level: float = None,  # of intervals that are asked for
+):  # StoredIntervals
+    "What is known of a model's errors; raises InputError where nothing is, or not this level."
+    name, found = tr.folder or 'the model', tr.data.intervals
+    if tr.average == 'results':
+        raise InputError(
+            'interval and risk: models that translate by themselves have none in common; use '
+            'average steps, or one of them'
+        )
+    if is_label(tr.data):
+        raise InputError('interval and risk: the target is a label, which has none; leave them out')
+    if found is None:
+        several = ' (or not as one)' * bool(tr.members)
+        raise InputError(
+            f'{name}: is not calibrated{several}, so nothing is known of its errors; run xmodal '
+            f'calibrate {str(name).replace(", ", ",")} with the data of its training first'
+        )
+    if level is not None and f'{level:g}' not in found.factors:
+        known = ', '.join(found.factors)
+        raise InputError(
+            f'interval {level!r}: {name} is calibrated for {known}; ask for one of these, or '
+            'calibrate it for this level, with as many people as that needs'
+        )
+    return found
+
+
+def asked_otherwise(
+    tr,  # OpenedModel, calibrated
+    how: SampleOptions,  # with the number of draws
+) -> list:  # of texts
+    "In what a translation differs from those of the calibration."
+    found, use = tr.data.intervals, sampling(tr, how.steps, how.tau)
+    temperature = how.options.get('temperature', tr.data.options.get('temperature', 1.0))
+    pairs = dict(
+        steps=(found.steps, len(path_times(tr, use)) - 1),
+        tau=(found.tau, use['tau']),
+        temperature=(found.temperature, temperature),
+        samples=(found.samples, how.samples),
+        flips=('', how.flips or ''),
+        views=('average', how.views),
+    )
+    return [f'{k} {now!r} (calibrated: {was!r})' for k, (was, now) in pairs.items() if was != now]
+
+# %% ../nbs/use/85_translate.ipynb #481e0288
+def as_calibrated(
+    tr,  # OpenedModel
+    how: SampleOptions,  # as it was asked for
+) -> SampleOptions:  # with the draws of the calibration, where intervals or risk are asked for
+    "Settle the number of draws; warns about what else is asked otherwise than it was calibrated."
+    if how.interval is None and not how.risk:
+        return how
+    found = calibration_of(tr, how.interval)
+    if how.samples == 1:
+        how = replace(how, samples=found.samples)
+    if other := asked_otherwise(tr, how):
+        words = f'interval and risk: asked with {", ".join(other)}; what they promise does not hold'
+        warnings.warn(words)
+    return how
+
+
+def expected_errors(
+    found,  # StoredIntervals; None where nothing is asked for
+    how: SampleOptions,  # interval, risk
+    got: dict,  # mean, and std if there were several draws; scaled
+) -> dict:  # lower and upper, risk: as far as they are asked for, the shape of mean
+    "Ends of intervals, and the expected absolute error, scaled."
+    if how.interval is None and not how.risk:
+        return {}
+    mean = got['mean']
+    s = width_of(got['std'] if 'std' in got else np.zeros_like(mean), found.floor)
+    out = dict(risk=found.kappa * s) if how.risk else {}
+    if how.interval is not None:
+        half = found.factors[f'{how.interval:g}'] * s
+        out |= dict(lower=mean - half, upper=mean + half)
+    return {k: v.astype(np.float32) for k, v in out.items()}
 
 # %% ../nbs/use/85_translate.ipynb #f3000599
 def path_times(
@@ -1343,6 +1428,7 @@ def kept_on_disk(
 def summed_strips(
     samples: list,  # of what yields (first line, tensor (1, C, lines, columns))
     label=None,  # as of `summed`
+    more=lambda got: {},  # further maps of mean and std
 ):  # yields (first line, name -> array (1, C, lines, columns))
     "Several samples of a scene, summed up strip by strip."
     waiting = [kept_on_disk(v) for v in samples[:-1]]
@@ -1351,7 +1437,7 @@ def summed_strips(
     for each in zip(*waiting, samples[-1]):
         got = summed((v.float().cpu() for _, v in each), label)
         check_answer(got['mean'])
-        yield each[0][0], got
+        yield each[0][0], got | more(got)
 
 # %% ../nbs/use/85_translate.ipynb #0420d782
 def translated_scene(
@@ -1371,7 +1457,8 @@ def translated_scene(
     units, (high, wide) = scene.settle(units), scene.sides
     use = sampling(tr, how.steps, how.tau, **how.options)
     number = high * wide * tr.data.channels[1]
-    need = 2 * number * (np.dtype(units.dtype).itemsize + 4 * (how.samples > 1))
+    maps = (how.samples > 1) + 2 * bool(how.interval) + how.risk
+    need = 2 * number * (np.dtype(units.dtype).itemsize + 4 * maps)
     check_disk(scene.name, need + 4 * (how.samples - 1) * high * wide * tr.model.channels)
     den = in_mirrors(tr.den, flip_axes(tr.data, how.flips))
     tiled = Tiled(den, tile_side(tr.data), how.overlap, how.batch)
@@ -1384,7 +1471,8 @@ def translated_scene(
         lines, more = SceneLines(scene, tr.device), dict(ctx=ctx, bar=bar, folder=FOLDER.get())
         seeds = [seed_of(how.seed, k, 0) for k in range(how.samples)]
         drawn = [SceneSampling(tr.model.method, tiled, lines, [s], **more, **use) for s in seeds]
-        strips = summed_strips([v.answers() for v in drawn], units.label)
+        more = lambda got: expected_errors(tr.data.intervals, how, got)
+        strips = summed_strips([v.answers() for v in drawn], units.label, more)
         return restored(scene, strips)
 
 # %% ../nbs/use/85_translate.ipynb #a8a8e1aa
