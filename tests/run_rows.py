@@ -104,7 +104,7 @@ def row(method, run):
         }
 
     def figures():
-        return {f.name for f in (run / 'figures').iterdir()}
+        return {f.name for f in (run / 'figures').iterdir() if f.is_file()}  # not of validations
 
     start(overwrite=True)
     first, shown = weights(), figures()
