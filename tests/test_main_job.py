@@ -105,6 +105,7 @@ def test_parameters_reach_the_notebook_and_results_are_kept(ixi_run):
     assert {p.name for p in (ixi_run / 'figures').iterdir()} == {
         'batch.png',
         'training.png',
+        'validation',
         'mixing.png',
         'panels.png',
     }

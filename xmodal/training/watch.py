@@ -110,7 +110,7 @@ def give_picture(
     if hasattr(tracker, 'log_figure'):
         tracker.log_figure(fig, f'validation/{path.name}')
     elif hasattr(tracker, 'log_images'):
-        with Image.open(path) as im:
+        with Image.open(path, formats=['PNG']) as im:
             pixels = np.asarray(im.convert('RGB'))[None]
         # TensorBoard wants to know the order of the axes, others know this one alone
         more = dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {}
