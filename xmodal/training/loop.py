@@ -1364,19 +1364,20 @@ def progress_bar(
 
 @contextlib.contextmanager
 def judged_weights(
-    run: RunState,  # whose denoiser has them for a while
+    den,  # Denoiser, which has them for a while
+    ema,  # Average, or None
 ):
     "Context: the weights that a validation sees, which are the averages if there are any."
-    if run.ema:
-        run.ema.store(trainable(run.den))
-        run.ema.copy_to(trainable(run.den))
-    run.den.eval()
+    if ema:
+        ema.store(trainable(den))
+        ema.copy_to(trainable(den))
+    den.eval()
     try:
         yield
     finally:
-        run.den.train()
-        if run.ema:
-            run.ema.restore(trainable(run.den))
+        den.train()
+        if ema:
+            ema.restore(trainable(den))
 
 
 @contextlib.contextmanager
@@ -1428,7 +1429,7 @@ def write_row(
     if now.log:
         now.log.add(**row)
     if now.watch:
-        with judged_weights(run):
+        with judged_weights(run.den, run.ema):
             now.watch.row(done, row, run.den, now.bar.write)
     now.interval = poll_interval(acc, now.seconds(done))
     now.new_row(done)
@@ -1800,11 +1801,6 @@ def validate(
     """Mean PSNR of sampled translations of validation images, by all processes together, with the
     averaged weights if there are any.
     """
-    if ema:
-        ema.store(trainable(den))
-        ema.copy_to(trainable(den))
-    den.eval()
-
     how = dict(device=next(den.parameters()).device, progress=False, **options)
     whole = in_tiles(den, tile)
 
@@ -1817,8 +1813,6 @@ def validate(
         truths = [(np.asarray(val[i]['x0'])[None], val[i].get('valid')) for i in items]
         return [scores_of_one([a[None] for a in v], *t) for *v, t in zip(*drawn, truths)]
 
-    got = np.mean(map_over_processes(len(at), some), axis=0)
-    den.train()
-    if ema:
-        ema.restore(trainable(den))
+    with judged_weights(den, ema):
+        got = np.mean(map_over_processes(len(at), some), axis=0)
     return dict(zip(('psnr', 'crps'), got.tolist()))
