@@ -46,7 +46,7 @@ def test_the_index_counts_right():
 def test_help_of_check_names_every_layout(capsys):
     with pytest.raises(SystemExit):
         make_parser().parse_args(['data', 'check', '--help'])
-    assert not lacking(datasets, capsys.readouterr().out), 'add to the help in nbs/use/88_cli'
+    assert not lacking(datasets, capsys.readouterr().out), 'add to the help in nbs/use/98_cli'
 
 
 @pytest.mark.parametrize(
