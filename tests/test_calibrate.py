@@ -94,6 +94,7 @@ def request(root):
 def test_the_table_and_what_is_stored(study):
     root, said = study
     assert 'calibrated with 19 people, 3 draws each' in said and 'Nothing is promised' in said
+    assert 'times the spread of the draws' in said and 'of the worst tenth' in said
     found = Translator.from_pretrained(root / 'model', 'cpu').data.intervals
     assert (found.people, found.samples, found.steps) == (19, 3, 1)
     assert list(found.factors) == ['0.5', '0.8', '0.9', '0.95'] and '0.95' not in found.held

@@ -9,6 +9,7 @@ __all__ = ['PLACES', 'CalibrateOptions', 'people_of_part', 'members_for', 'peopl
            'calibration_lines']
 
 # %% ../nbs/use/87_calibrate.ipynb #0f99cb70
+import math
 import warnings
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from .explain import explained
 from .job import FromData
 from .metadata.record import read_metadata
 from .parameters import words_of
-from .training.model_folder import add_intervals, StoredIntervals
+from .training.model_folder import add_intervals, spread_words, StoredIntervals
 from .training.terms import body_of
 from .translate import answers, averaging, is_label, load_source, path_times
 from .translate import promptable_values, SampleOptions, sampling
@@ -316,6 +317,9 @@ def calibrate(
         where=where,
         held=text(held),
         widths=text({k: (fit.widths[k], fit.constant[k]) for k in fit.factors}),
+        rho=fit.rho,
+        skill=fit.skill if math.isfinite(fit.skill) else None,
+        finds=float(np.nanmean(fit.finds)) if np.isfinite(fit.finds).any() else None,
         guarantee=guarantee(tr, len(people), where),
     )
     return fit, stored
@@ -366,4 +370,4 @@ def calibration_lines(
     lines.append('held: of the voxels of people left out in turn; -: too few people for that')
     for k in fit.left:
         lines.append(f'level {k:g} was left out: it needs {least_people(k)} people')
-    return [*lines, stored.guarantee]
+    return [*lines, spread_words(stored) + stored.guarantee]

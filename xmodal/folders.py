@@ -652,7 +652,7 @@ def expected_notes(
             Level=chosen.interval, Factor=found.factors[level], Held=found.held.get(level)
         )
     if chosen.risk:
-        words |= dict(Kappa=found.kappa)
+        words |= dict(Kappa=found.kappa, Finds=found.finds)
     other = asked_otherwise(tr, drawing_of(chosen))
     return dict(words, Guarantee='' if other else found.guarantee, AskedOtherwise=other)
 

@@ -11,8 +11,8 @@ __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'M
            'check_agreement', 'absurd', 'check_model_section', 'save_model', 'config_text', 'load_config',
            'check_sections', 'hub_hint', 'check_data_section', 'count_weights', 'check_size', 'load_weights',
            'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts', 'open_model', 'add_grid',
-           'stored_grid', 'levels_of', 'interval_lines', 'card_with_intervals', 'add_intervals', 'find_model',
-           'push_model', 'models_in', 'find_models', 'name_of_model']
+           'stored_grid', 'levels_of', 'spread_words', 'interval_lines', 'card_with_intervals', 'add_intervals',
+           'find_model', 'push_model', 'models_in', 'find_models', 'name_of_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
 import dataclasses, hashlib, json, re
@@ -227,6 +227,9 @@ class StoredIntervals(Section):
     held: dict = dataclasses.field(default_factory=dict)
     # level -> mean width, and the width that all voxels would need; scaled units
     widths: dict = dataclasses.field(default_factory=dict)
+    rho: float = None  # the standard deviation of the error is rho * s; None: an older calibration
+    skill: float = None  # error over the spread of the draws as they are; None: a single answer
+    finds: float = None  # area under the ROC curve with which s finds a person's worst tenth
     guarantee: str = ''  # what is promised and what is not
     more: dict = dataclasses.field(default_factory=dict)  # keys of a later version
 
@@ -403,6 +406,8 @@ def is_calibrated(
         return False
     sizes = all(is_number(v.get(k)) and v[k] >= 0 for k in ('floor', 'kappa'))
     counts = all(is_count(v.get(k), 10**6) for k in ('people', 'samples', 'steps'))
+    told = [v[k] for k in ('rho', 'skill', 'finds') if v.get(k) is not None]
+    sizes = sizes and all(is_number(n) and n >= 0 for n in told)
     words = all(is_text(v.get(k, '')) for k in ('where', 'guarantee'))
     rule = is_text(v.get('tau', 'markov')) and v.get('tau', 'markov') in rules
     return sizes and counts and words and rule and is_number(v.get('temperature', 1.0))
@@ -909,6 +914,21 @@ def levels_of(
     return sorted(map(float, found.factors)) if found else []
 
 
+def spread_words(
+    found,  # StoredIntervals, with rho, skill, finds
+) -> str:  # '' for an older calibration
+    "How large the spread of the draws is beside the error, and whether it lies where the error is."
+    words = ''
+    if found.skill is not None:
+        words = f'The error is {found.skill:.2f} times the spread of the draws. '
+    if found.finds is not None:
+        words += (
+            f'A voxel of the worst tenth has a higher risk than another one with probability '
+            f'{found.finds:.2f} (0.5: the risk map finds nothing). '
+        )
+    return words
+
+
 def interval_lines(
     found: StoredIntervals,  # of a model
 ) -> str:  # Markdown
@@ -925,7 +945,8 @@ def interval_lines(
         held = f'{found.held[k]:.3f}' if k in found.held else 'too few people'
         width, constant = found.widths.get(k, (np.nan, np.nan))
         lines.append(f'| {k} | {held} | {width:.4f} | {constant:.4f} |')
-    return '\n'.join([*lines, '', f'Widths are of a range of 2. {found.guarantee}', ''])
+    told = f'Widths are of a range of 2. {spread_words(found)}{found.guarantee}'
+    return '\n'.join([*lines, '', told, ''])
 
 
 def card_with_intervals(
