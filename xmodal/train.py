@@ -18,7 +18,7 @@ __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'Plan', 'print_once', 'f
            'windows_of_targets', 'about_beside', 'about_data', 'about_training', 'memory_used', 'last_mix',
            'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port',
            'launch', 'cross_splits', 'member_of', 'check_members', 'train_cross', 'gather_models', 'measure_cross',
-           'save_cross', 'run', 'run_planned', 'train_command', 'train_as_typed']
+           'save_cross', 'run', 'finished_run', 'run_planned', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -42,7 +42,7 @@ from .choices import unknown_word
 from .core import InputError, first_line, project_root
 from .explain import explained
 from .parameters import numbers, shown_briefly, words_of
-from .show import show_grid
+from .show import quietly, show_grid
 from xmodal.data.cache import (
     BLOCK,
     blocks_around,
@@ -1710,6 +1710,28 @@ def run(
     p = plan(job)
     d = prepare_data(p)
     (train_cross if p.cross else run_planned)(p, d)
+
+
+def finished_run(
+    job: Job,  # its name is looked for
+    folders=(),  # in which finished runs are looked for, before `runs`
+    train: bool = True,  # train it if it is in none of them
+):  # Path of its folder; None: it is in none of them, and is not trained
+    "A run of an experiment: one that is finished is used, another is trained without a word."
+    for folder in (*map(Path, folders), Path('runs')):
+        if (folder / job.name / 'metrics.json').is_file():
+            return folder / job.name
+    if not train:
+        return None
+    with quietly():
+        p = plan(job)
+        d = prepare_data(p)
+        if p.cross:
+            train_cross(p, d)
+        else:
+            rows = train_all(p, d)
+            save_run(p, d, rows, measure(p, d, rows))
+    return p.run
 
 
 def run_planned(
