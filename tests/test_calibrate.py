@@ -143,6 +143,21 @@ def test_files_hold_the_truth_as_often(study, tmp_path):
     assert note['xmodal']['samples'] == 3 and note['xmodal']['expected']['Draws'] == 3
 
 
+def test_without_the_margin_few_people_carry_a_level_and_it_is_narrower(study):
+    "With it three people are refused; without it nothing is proven, and the words say so."
+    root, _ = study
+    tr = Translator.from_pretrained(root / 'model', 'cpu')
+    asked = dict(people=tuple(named(4, 5, 6)), samples=3, levels=(0.9,))
+    with pytest.raises(InputError, match='3 people cannot carry'):
+        calibrate(tr, request(root), CalibrateOptions(**asked))
+    fit, stored = calibrate(tr, request(root), CalibrateOptions(**asked, margin=False))
+    assert list(fit.factors) == [0.9] and 'not proven' in stored.guarantee
+    some = dict(asked, people=tuple(named(*range(4, 16))))
+    proven, _ = calibrate(tr, request(root), CalibrateOptions(**some))
+    plain, _ = calibrate(tr, request(root), CalibrateOptions(**some, margin=False))
+    assert plain.widths[0.9] < proven.widths[0.9]
+
+
 def test_another_way_of_asking_is_said(study, tmp_path):
     root, _ = study
     scan, out = root / 'bids/sub-060/anat/sub-060_T1w.nii.gz', tmp_path / 'a.nii.gz'

@@ -55,6 +55,7 @@ class CalibrateOptions:
     batch: int = 8  # images at once
     where: str = ''  # voxels that count: body or all; empty: body of volumes, all of pictures
     levels: tuple = LEVELS  # shares of voxels that intervals shall hold
+    margin: bool = True  # hold at least the level, proven; False: about the level, not proven
     progress: bool = False  # show a bar
 
 # %% ../nbs/use/87_calibrate.ipynb #4a6ef012
@@ -273,11 +274,13 @@ def guarantee(
     tr,  # Translator
     n: int,  # people
     where: str,  # of PLACES
+    margin: bool = True,  # are levels proven?
 ) -> str:
     "What is promised and what is not, in a few sentences."
     place = dict(body='voxels of the body', all='pixels')[where]
+    share = 'at least' if margin else 'about (this is not proven)'
     words = (
-        f'On average over new people like these {n}, an interval holds at least the share of the '
+        f'On average over new people like these {n}, an interval holds {share} the share of the '
         f'{place} that its level names, each scan on its own intensity window. Nothing is promised '
         'for one person, one voxel, a region or a lesion, nor for people unlike these (another '
         'scanner, age or disease), nor where the model is asked otherwise.'
@@ -301,7 +304,8 @@ def calibrate(
 ) -> tuple:  # FittedIntervals, StoredIntervals; nothing is stored
     "Fit intervals to people whose truth is known; raises InputError where it cannot be done."
     people, n = calibrated_people(tr, request, how)
-    fit, where = fit_intervals(people, how.levels), place_asked(tr.data, how.where)
+    fit = fit_intervals(people, how.levels, margin=how.margin)
+    where = place_asked(tr.data, how.where)
     use = sampling(tr, how.steps, how.tau)
     text = lambda table: {f'{k:g}': v for k, v in table.items()}
     held = {k: float(v.mean()) for k, v in fit.coverage.items() if v is not None}
@@ -320,7 +324,7 @@ def calibrate(
         rho=fit.rho,
         skill=fit.skill if math.isfinite(fit.skill) else None,
         finds=float(np.nanmean(fit.finds)) if np.isfinite(fit.finds).any() else None,
-        guarantee=guarantee(tr, len(people), where),
+        guarantee=guarantee(tr, len(people), where, how.margin),
     )
     return fit, stored
 
@@ -333,7 +337,7 @@ def calibrated_people(
     "The errors of everybody who is asked for; their number is checked before any is translated."
     sample_options(tr, how)
     asked = people_asked(tr, how.people)
-    check_number(len(asked), min(how.levels))
+    check_number(len(asked), min(how.levels), how.margin)
     return judged_people(tr, records_asked(request, asked, how.seed), how)
 
 # %% ../nbs/use/87_calibrate.ipynb #d0dd5c4c

@@ -411,6 +411,9 @@ class Asking:
         choices=('body', 'all'),
     )
     levels: str = option('0.5,0.8,0.9,0.95', 'of the intervals, as far as the people allow')
+    plain: bool = option(
+        False, 'hold about the level, not at least: narrower, not proven, by any number of people'
+    )
     batch: int = option(8, 'slices at a time; less takes less memory')
     device: str | None = option(None, 'cpu, cuda, ... (default: a GPU if there is one)')
 
@@ -880,7 +883,8 @@ def calibrate_model(
     how |= {k: getattr(a, k) or getattr(tr.data, k) or '' for k in ('dataset', 'source', 'target')}
     same = ('samples', 'steps', 'tau', 'temperature', 'seed', 'where', 'batch')
     asked = {k: getattr(a, k) for k in same}
-    asked |= dict(people=tuple(words_of(a.people)), levels=levels, progress=sys.stderr.isatty())
+    asked |= dict(people=tuple(words_of(a.people)), levels=levels, margin=not a.plain)
+    asked |= dict(progress=sys.stderr.isatty())
     fit, stored = calibrate(tr, FromData(**how), CalibrateOptions(**asked))
     print('\n'.join(calibration_lines(fit, stored)))
     for folder in store_intervals(tr, stored):

@@ -42,7 +42,7 @@ from .choices import unknown_word
 from .core import InputError, first_line, project_root
 from .explain import explained
 from .parameters import numbers, shown_briefly, words_of
-from .show import quietly, show_grid
+from .show import show_grid, unspoken
 from xmodal.data.cache import (
     BLOCK,
     blocks_around,
@@ -1723,7 +1723,7 @@ def finished_run(
             return folder / job.name
     if not train:
         return None
-    with quietly():
+    with unspoken():
         p = plan(job)
         d = prepare_data(p)
         if p.cross:

@@ -33,18 +33,20 @@ def check_level(
 
 def least_people(
     level: float,  # share of voxels that an interval shall hold, in (0, 1)
+    margin: bool = True,  # with which it is proven
 ) -> int:
-    "The fewest people that a level can be promised with, 1/alpha - 1."
+    "The fewest people that a level can be promised with, 1/alpha - 1; without a margin one."
     check_level(level)
-    return math.ceil(1 / (1 - level) - 1 - 1e-9)
+    return math.ceil(1 / (1 - level) - 1 - 1e-9) if margin else 1
 
 
 def check_number(
     n: int,  # people
     level: float,  # share of voxels that an interval shall hold, in (0, 1)
+    margin: bool = True,  # with which it is proven
 ):
     "Raise InputError unless so many people can carry a level."
-    least = least_people(level)
+    least = least_people(level, margin)
     if n < least:
         most = n / (n + 1)
         instead = f', or ask for a level of at most {math.floor(100 * most) / 100:g}' * (n > 0)
@@ -112,13 +114,14 @@ class Ratios:
         self,
         levels,  # shares in (0, 1)
         without: int = None,  # number of a person who does not count
+        margin: bool = True,  # for the next person, with which a level is proven
     ) -> np.ndarray:  # one for each level
         "The smallest factors that keep these levels; raises InputError for too few people."
         n = self.number - (without is not None)
         for level in levels:
-            check_number(n, level)
+            check_number(n, level, margin)
         weight = self.weight if without is None else self.weight * (self.owner != without)
-        budgets = [(1 - level) * (n + 1) - 1 + 1e-9 for level in levels]
+        budgets = [(1 - level) * (n + margin) - margin + 1e-9 for level in levels]
         at = np.searchsorted(np.cumsum(weight), budgets, side='right')
         return self.values[np.minimum(at, len(self.values) - 1)]
 
@@ -142,9 +145,10 @@ class Candidates:
         people: list,  # of JudgedPerson
         levels,  # shares in (0, 1), not empty
         floors: tuple = FLOORS,  # scaled units; of single answers it is 1
+        margin: bool = True,  # for the next person
     ):
         "Sort the ratios for every floor."
-        self.people, self.levels = people, list(levels)
+        self.people, self.levels, self.margin = people, list(levels), margin
         self.floors = floors if any(v.std.any() for v in people) else (1.0,)
         scales = [[width_of(v.std, c) for v in people] for c in self.floors]
         self.widths = np.array([[s.mean() for s in each] for each in scales])  # floor, person
@@ -155,7 +159,7 @@ class Candidates:
         without: int = None,  # number of a person who does not count
     ) -> tuple:  # number of the floor; its factors, one for each level
         "The floor whose intervals are narrowest on average over the levels."
-        factors = np.array([v.factors(self.levels, without) for v in self.ratios])
+        factors = np.array([v.factors(self.levels, without, self.margin) for v in self.ratios])
         counted = np.arange(len(self.people)) != (-1 if without is None else without)
         width = factors * self.widths[:, counted].mean(1)[:, None]
         share = (width / width[-1].clip(1e-12)).mean(1)
@@ -243,7 +247,7 @@ def held_of_others(
 ) -> np.ndarray:  # (n,) coverage of each person; None: too few people without one
     "How many voxels of each person the intervals of the others hold."
     n, level = len(found.people), found.levels[k]
-    if n - 1 < least_people(level):
+    if n - 1 < least_people(level, found.margin):
         return None
     alone, held = Candidates.best, []
     for i, person in enumerate(found.people):
@@ -257,14 +261,15 @@ def fit_intervals(
     people: list,  # of JudgedPerson, whom the method was not trained on
     levels=LEVELS,  # shares in (0, 1)
     floors: tuple = FLOORS,  # candidates
+    margin: bool = True,  # for the next person, with which levels are proven
 ) -> FittedIntervals:
     "Floor, factors and kappa; raises InputError if no level is within reach."
-    able = [v for v in levels if len(people) >= least_people(v)]
+    able = [v for v in levels if len(people) >= least_people(v, margin)]
     if not able:
-        check_number(len(people), min(levels))
-    found = Candidates(people, able, floors)
+        check_number(len(people), min(levels), margin)
+    found = Candidates(people, able, floors, margin)
     floor, factors = found.best()
-    constant = Ratios([v.error for v in people]).factors(able)
+    constant = Ratios([v.error for v in people]).factors(able, margin=margin)
     error, width = np.mean([v.error.mean() for v in people]), found.widths[floor].mean()
     by = lambda values: dict(zip(able, values))
     return FittedIntervals(
@@ -274,7 +279,7 @@ def fit_intervals(
         people=tuple(v.name for v in people),
         widths=by(float(2 * f * width) for f in factors),
         constant=by(float(2 * v) for v in constant),
-        coverage=by(coverages(people, able, floors)),
+        coverage=by(coverages(people, able, floors, margin)),
         left=tuple(v for v in levels if v not in able),
         rho=spread_factor(people, found.floors[floor]),
         skill=error_over_spread(people),
@@ -286,10 +291,11 @@ def coverages(
     people: list,  # of JudgedPerson
     levels: list,  # shares that so many people allow
     floors: tuple = FLOORS,  # candidates
+    margin: bool = True,  # for the next person
 ) -> list:  # for each level (n,), or None
     "Coverage of people left out; of each level with those levels that fewer people allow as well."
-    can = [v for v in levels if len(people) - 1 >= least_people(v)]
-    found = Candidates(people, can, floors) if can else None
+    can = [v for v in levels if len(people) - 1 >= least_people(v, margin)]
+    found = Candidates(people, can, floors, margin) if can else None
     held = {v: held_of_others(found, k) for k, v in enumerate(can)}
     return [held.get(v) for v in levels]
 
