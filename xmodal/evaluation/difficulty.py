@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'MOST', 'CLASSES', 'BLURS', 'KNOTS', 'FOLDS', 'RIDGE', 'SPREADS', 'WINDOW', 'FULL', 'FARTHEST',
-           'MEASURES_OF_DIFFICULTY', 'SeenPairs', 'in_blocks', 'seen_pairs', 'one_pair', 'distinct_channels',
-           'class_edges', 'information_of', 'less_own', 'GreyMap', 'grey_map', 'knots_of', 'hats', 'surroundings',
-           'Ridge', 'fit_ridge', 'spread_gain', 'flatness', 'power_of', 'beside_each_other', 'displacement',
-           'squared_shifts', 'residual_sums', 'quick_residuals', 'sums_of', 'explained_by', 'db_of', 'tails_of',
-           'shift_of', 'together_of', 'Difficulty', 'measured_by', 'difficulty']
+           'MEASURES_OF_DIFFICULTY', 'LGG', 'CROPS', 'EVIDENCE', 'RULED', 'ALPHA', 'SeenPairs', 'in_blocks',
+           'seen_pairs', 'one_pair', 'distinct_channels', 'class_edges', 'information_of', 'less_own', 'GreyMap',
+           'grey_map', 'knots_of', 'hats', 'surroundings', 'Ridge', 'fit_ridge', 'spread_gain', 'flatness', 'power_of',
+           'beside_each_other', 'displacement', 'squared_shifts', 'residual_sums', 'quick_residuals', 'sums_of',
+           'explained_by', 'db_of', 'tails_of', 'shift_of', 'together_of', 'Difficulty', 'measured_by', 'difficulty',
+           'Gained', 'Rule', 'sets_needed', 'border_of', 'rank_p', 'rule_from', 'signed', 'evidence_lines',
+           'rule_lines', 'advice']
 
 # %% ../../nbs/evaluation/67_difficulty.ipynb #47adea8a
 import math
@@ -323,11 +325,16 @@ def displacement(
 ) -> np.ndarray:  # (2,) pixels; nan where the prediction is flat
     "By how much a target is displaced against its prediction."
     slopes = [np.gradient(guess, axis=k)[:, inside].ravel() for k in (1, 2)]
-    a = np.stack(slopes, -1)
-    square = a.T @ a
-    if len(a) < 8 or np.linalg.cond(square) > 1e6:
+    levels = guess[:, inside].ravel()
+    if len(levels) < 8:
         return np.full(2, np.nan)
-    return np.clip(np.linalg.solve(square, a.T @ r[:, inside].ravel()), -FARTHEST, FARTHEST)
+    a = np.stack([*slopes, levels - levels.mean()], -1)
+    square = a.T @ a
+    if np.linalg.cond(square) > 1e6:
+        return np.full(2, np.nan)
+    left = r[:, inside].ravel()
+    left = left - left.mean()
+    return np.clip(np.linalg.solve(square, a.T @ left)[:2], -FARTHEST, FARTHEST)
 
 
 def squared_shifts(
@@ -532,3 +539,191 @@ def difficulty(
             'the training pairs show nothing: every pixel is at the floor of its window'
         )
     return Difficulty(p.people, len(p.of), p.y.shape[2:], sums_of(p))
+
+# %% ../../nbs/evaluation/67_difficulty.ipynb #b484a833
+@dataclass(frozen=True)
+class Gained:
+    "What was measured on one data set, less the regression of the same people."
+
+    name: str
+    people: int  # test people
+    mean: tuple  # dB of the mean of 8 draws of the bridge, and its 95 % interval
+    draw: float  # dB of one draw of the bridge
+    spectrum: tuple  # error of a draw's spectrum, nats, and its 95 % interval
+    honest: float  # skill over spread of ensemble; 1: as sure as it should be
+    crps: tuple  # of ensemble, and the regression's own, which is its mean absolute error
+    ensemble: float  # dB of the mean of 8 draws of ensemble
+    values: dict  # the measures that a rule may use
+
+
+LGG = dict(quick=0.3996, spread=0.0743, together=1.3886, information=0.4564)
+CROPS = dict(quick=0.2752, spread=0.0023, together=1.2753, information=0.1571)
+EVIDENCE = (
+    Gained(
+        name='lgg T1w-FLAIR',
+        people=16,
+        mean=(0.52, 0.23, 1.24),
+        draw=-0.15,
+        spectrum=(-0.0034, -0.00848, 0.0015),
+        honest=0.93,
+        crps=(0.0229, 0.0329),
+        ensemble=-0.72,
+        values=LGG,
+    ),
+    Gained(
+        name='brats_crops t1-t2',
+        people=40,
+        mean=(-0.41, -0.83, -0.09),
+        draw=-0.95,
+        spectrum=(-0.2426, -0.2659, -0.2180),
+        honest=1.05,
+        crps=(0.1056, 0.1413),
+        ensemble=-1.05,
+        values=CROPS,
+    ),
+)
+
+# %% ../../nbs/evaluation/67_difficulty.ipynb #61716d0b
+RULED = ('quick', 'spread', 'together', 'information')  # measures that a rule may use
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Rule:
+    "Where a bridge from the mean gained over a regression."
+
+    measure: str
+    border: float
+    above: bool  # it gains above the border, or below
+    p: float  # of the rank correlation, for all that were tried
+    right: int  # sets that a border found without them judges rightly
+    sets: int
+
+    def gains(
+        self,
+        values: dict,  # measures of a set
+    ) -> bool:
+        "Is a gain to be expected?"
+        return (values[self.measure] > self.border) == self.above
+
+
+def sets_needed(
+    tried: int = len(RULED),  # measures
+) -> int:
+    "The fewest sets that can carry a rule."
+    n = 2
+    while tried * 2 / math.factorial(n) > ALPHA:
+        n += 1
+    return n
+
+
+def border_of(
+    v,  # (n,) a measure of each set
+    gains,  # (n,) boolean
+) -> tuple:  # border, gains above it?
+    "The border with the fewest sets on the wrong side."
+    ordered = np.sort(v)
+    middles = (ordered[1:] + ordered[:-1]) / 2
+    sides = [(m, up) for m in middles for up in (True, False)]
+    return max(sides, key=lambda side: (((v > side[0]) == side[1]) == gains).sum())
+
+# %% ../../nbs/evaluation/67_difficulty.ipynb #37ad812b
+def rank_p(
+    a,  # (n,) numbers
+    b,  # (n,) numbers
+) -> float:
+    "Two-sided p of a rank correlation, from all orders of up to eight, else from 50,000."
+    from scipy.stats import permutation_test, rankdata
+
+    a, b = rankdata(a), rankdata(b)
+    correlation = lambda v: float(np.corrcoef(v, b)[0, 1])
+    how = dict(permutation_type='pairings', n_resamples=50_000, rng=0)
+    return float(permutation_test((a,), correlation, **how).pvalue)
+
+
+def rule_from(
+    evidence,  # Gained, one for each set
+):  # Rule; None: no rule can be told
+    "The rule that some sets carry, if they do."
+    gain = np.array([e.mean[0] for e in evidence])
+    n, won = len(gain), gain > 0
+    if n < sets_needed() or won.all() or not won.any():
+        return None
+    of = {k: np.array([e.values[k] for e in evidence]) for k in RULED}
+    found = {k: len(RULED) * rank_p(v, gain) for k, v in of.items() if np.ptp(v)}
+    best = min(found, key=found.get, default=None)
+    if best is None or found[best] > ALPHA:
+        return None
+    v = of[best]
+    left = [np.arange(n) != k for k in range(n)]
+    sides = [border_of(v[some], won[some]) for some in left]
+    right = sum(
+        (v[k] > m) == up and won[k] or (v[k] > m) != up and not won[k]
+        for k, (m, up) in enumerate(sides)
+    )
+    return Rule(best, *border_of(v, won), found[best], int(right), n)
+
+# %% ../../nbs/evaluation/67_difficulty.ipynb #f66d94ee
+def signed(
+    v: float,  # dB
+) -> str:
+    "A gain or a loss."
+    return f'{v:+.2f}'
+
+
+def evidence_lines(
+    evidence,  # Gained, one for each set
+) -> list:
+    "What was measured, set by set, and what each method is for."
+    out = []
+    for e in evidence:
+        ends = f'({signed(e.mean[1])} to {signed(e.mean[2])}; {e.people} test people)'
+        out.append(f'  {e.name}: bridge from the mean {signed(e.mean[0])} dB {ends}')
+    each = lambda f: ', '.join(map(f, evidence))
+    lower = each(lambda e: f'{1 - e.crps[0] / e.crps[1]:.0%}')
+    honest, worse = each(lambda e: f'{e.honest:.2f}'), each(lambda e: signed(e.ensemble))
+    drawn = each(lambda e: signed(e.draw))
+    shape = each(lambda e: f'{e.spectrum[0]:+.3f} ({e.spectrum[1]:+.3f} to {e.spectrum[2]:+.3f})')
+    return out + [
+        'for each purpose, less the regression of the same people on these sets:',
+        '  one answer near the truth: regression, one call',
+        f'  how sure it is: ensemble, one call a draw; CRPS {lower} lower, skill over spread '
+        f'{honest} (1 is right), mean of 8 draws {worse} dB',
+        f'  texture: residual, anchor scalar, three calls; error of a spectrum {shape}, one draw '
+        f'{drawn} dB',
+    ]
+
+
+def rule_lines(
+    d: Difficulty,  # of the pair at hand
+    evidence,  # Gained, one for each set
+) -> list:
+    "What a rule says of a pair, or that there is none."
+    rule, n = rule_from(evidence), len(evidence)
+    if rule is None:
+        few = f'; {sets_needed()} are the least' * (n < sets_needed())
+        return [
+            f'gains of a bridge over a regression are measured on {n} sets{few}: '
+            'no rule can be told'
+        ]
+    side = 'above' if rule.above else 'below'
+    name = 'residual, a bridge from the mean' if rule.gains(d.values) else 'regression'
+    return [
+        f'measured on {n} sets, a bridge from the mean gains where {rule.measure} is {side} '
+        f'{rule.border:.2f} (p = {rule.p:.2g}; {rule.right} of {n} left out were judged rightly); '
+        f'here {d.values[rule.measure]:.2f}: {name}'
+    ]
+
+
+def advice(
+    d: Difficulty,  # of the pair at hand
+    evidence=EVIDENCE,  # Gained, one for each set
+) -> list:  # lines
+    "Which method for which purpose, why, and on how many sets that rests."
+    v = d.values
+    best = max(('identity', 'pointwise', 'quick'), key=v.get)
+    seen = f'of the variance {best} explains most, {v[best]:.2f}'
+    rest = f'of what quick leaves, a spread is worth {v["spread"]:.2f} nats a pixel, drawing '
+    rest += f'together {v["together"]:.2f}'
+    lines = [*rule_lines(d, evidence), *evidence_lines(evidence)]
+    return ['advice (no method is changed by it)', *(f'  {w}' for w in (seen, rest, *lines))]
