@@ -223,7 +223,9 @@ def test_no_rule_is_told_from_few_sets():
     assert (rule.measure, rule.above, rule.sets) == ('quick', False, 6)
     assert 0.3 < rule.border < 0.4 and rule.p <= 0.05
     d = difficulty(pairs(noisy))
-    assert 'measured on 5 sets; 6 are the least: no rule can be told' in ' '.join(advice(d, sets[:5]))
+    assert 'measured on 5 sets; 6 are the least: no rule can be told' in ' '.join(
+        advice(d, sets[:5])
+    )
     assert f'here {d.values["quick"]:.2f}: regression' in ' '.join(advice(d, sets))
 
 
