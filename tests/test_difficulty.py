@@ -178,10 +178,10 @@ def test_a_plan_brings_advice_and_keeps_the_method(folder, run_name, capsys):
     config = json.loads((ROOT / 'runs' / run_name / 'model' / 'config.json').read_text())
     said = config['training']['plan']
     assert said[0].startswith('plan auto') and any('measured on' in v for v in said)
-    assert config['method'] == 'regression'
+    assert config['model']['method'] == 'regression'
     shutil.rmtree(ROOT / 'runs' / run_name)
     assert train_command([*where, *more]) == 0
-    assert 'advice' not in capsys.readouterr().out
+    assert 'advice (' not in capsys.readouterr().out
     shutil.rmtree(ROOT / 'runs' / run_name)
 
 
