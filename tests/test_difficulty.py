@@ -50,11 +50,22 @@ def noisy(y, k, rng):
 
 
 def test_the_quick_mean_has_not_seen_whom_it_is_judged_on():
-    "What only a person's own images can tell explains nothing."
-    own = lambda y, k, rng: 0 * y + (k % 2 - 0.5) + 0.01 * y
-    found = difficulty(pairs(own)).values
-    assert found['quick'] < 0.01 and found['pointwise'] < 0.01
+    "Of a target that has nothing to do with its source, a fit to the same people would explain some."
+    pure = lambda y, k, rng: 0.2 * rng.standard_normal(y.shape)
+    found = difficulty(pairs(pure, people=3, images=1, side=20)).values
+    assert -0.5 < found['quick'] < 0 and -0.5 < found['pointwise'] < 0
     assert difficulty(pairs(noisy)).values['quick'] > 0.6
+
+
+def test_an_interval_of_a_mean_is_that_of_student():
+    "Where a measure is a mean over people, its interval is the one of the textbooks."
+    d = difficulty(pairs(noisy))
+    e = np.array([0.2, 0.3, 0.25, 0.4, 0.1, 0.35])
+    errors = np.ones((6, 4))
+    errors[:, 3] = e
+    low, high = replace(d, sums=d.sums | dict(errors=errors)).intervals['quick']
+    wide = 2.570582 * e.std(ddof=1) / math.sqrt(6)  # t of 5 degrees of freedom
+    assert (low, high) == pytest.approx((1 - e.mean() - wide, 1 - e.mean() + wide), abs=1e-5)
 
 
 def test_people_are_the_unit():
