@@ -23,6 +23,7 @@ LEAVES = {
     'calibrate': ['m'],
     'report': ['r'],
     'data check': ['bids'],
+    'data difficulty': ['bids'],
     'data get': ['ixi'],
 }
 EVERY = ['', *LEAVES, 'data', 'data list', 'data info']

@@ -843,6 +843,7 @@ COMMANDS = {
     'data-list': (xmodal_main, ['data', 'list']),
     'data-info': (xmodal_main, ['data', 'info']),
     'data-check': (xmodal_main, ['data', 'check']),
+    'data-difficulty': (xmodal_main, ['data', 'difficulty']),
     'data-get': (xmodal_main, ['data', 'get']),
     'train': (train_main, []),
 }

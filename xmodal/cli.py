@@ -6,11 +6,11 @@
 __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_parser', 'add_verb', 'add_train_parser', 'run_job',
            'Drawing', 'Expecting', 'Machine', 'Averaging', 'Files', 'add_translate_parser', 'Scaling', 'Matching',
            'OfMasks', 'OfDraws', 'Written', 'add_evaluate_parser', 'add_report_parser', 'KnownPeople', 'Asking',
-           'add_calibrate_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser', 'add_check_parser', 'bars_drawn',
-           'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature', 'opened_model', 'translate',
-           'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks', 'evaluate_as_images',
-           'evaluate_as_draws', 'evaluate_command', 'report', 'calibrate_model', 'data', 'list_data', 'show_card',
-           'get_data', 'check_data_set']
+           'add_calibrate_parser', 'AllPairs', 'Pairs', 'Looking', 'Measuring', 'Download', 'add_data_parser',
+           'add_check_parser', 'add_difficulty_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays',
+           'say_temperature', 'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu',
+           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report',
+           'calibrate_model', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set', 'measure_difficulty']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -443,8 +443,8 @@ def add_calibrate_parser(
 
 # %% ../nbs/use/98_cli.ipynb #f8fed4a0
 @dataclass(frozen=True)
-class Pairs:
-    "Which pairs are looked at: the words of a training."
+class AllPairs:
+    "Which pairs there are: the words of a training."
 
     root: str | None = option(
         None,
@@ -465,6 +465,12 @@ class Pairs:
         metavar='RULE',
     )
     target_window: str | None = option(None, 'the same for the target', metavar='RULE')
+
+
+@dataclass(frozen=True)
+class Pairs(AllPairs):
+    "Which pairs are looked at: the words of a training."
+
     limit: int = option(0, 'look at this many pairs only; 0: all')
 
 
@@ -474,6 +480,15 @@ class Looking:
 
     workers: int = option(0, 'processes that read; 0: this one')
     picture: str | None = option(None, 'write a PNG of the pair that fits worst', metavar='FILE')
+
+
+@dataclass(frozen=True)
+class Measuring:
+    "How it is measured: of the training people alone, as a training would split them."
+
+    size: int = option(64, 'rows and columns of the pictures; larger ones take longer')
+    images: int = option(400, 'look at this many training pairs, evenly spread; 0: all')
+    workers: int = option(0, 'processes that read; 0: this one')
 
 
 @dataclass(frozen=True)
@@ -487,8 +502,8 @@ class Download:
 def add_data_parser(
     sub,  # what `add_subparsers` returned
 ):
-    "`xmodal data`: four tasks, each with words of its own."
-    p = sub.add_parser('data', help='list, describe, check and download data sets')
+    "`xmodal data`: five tasks, each with words of its own."
+    p = sub.add_parser('data', help='list, describe, check, measure and download data sets')
     tasks = p.add_subparsers(dest='task', metavar='TASK', required=True)
     tasks.add_parser('list', help='every data set in one line')
     i = tasks.add_parser(
@@ -497,6 +512,7 @@ def add_data_parser(
     i.set_defaults(verb=i)
     i.add_argument('name', help='of the data set, as xmodal data list shows it')
     add_check_parser(tasks)
+    add_difficulty_parser(tasks)
     g = add_verb(
         tasks, 'get', 'download a data set whose terms allow it; otherwise print the steps'
     )
@@ -521,6 +537,23 @@ def add_check_parser(
     )
     add_options(c, 'pairs', Pairs)
     add_options(c, 'looking', Looking)
+
+
+def add_difficulty_parser(
+    tasks,  # what `add_subparsers` returned
+):
+    "`xmodal data difficulty`: a data set, then options by topic."
+    d = add_verb(
+        tasks,
+        'difficulty',
+        'how hard is a pair of modalities, and which method is for what?',
+        'Measure on training people how much the source tells about the target, how much of that a '
+        'quick mean finds, and what is left; with 95 % intervals over people. Then what was gained '
+        'by which method elsewhere, and on how many data sets that rests.',
+    )
+    d.add_argument('name', help='of the data set, or auto, as for xmodal data check')
+    add_options(d, 'pairs', AllPairs)
+    add_options(d, 'measuring', Measuring)
 
 # %% ../nbs/use/98_cli.ipynb #7bdbd1ee
 def bars_drawn() -> bool:
@@ -895,12 +928,12 @@ def calibrate_model(
 def data(
     a,  # what was typed
 ) -> int:
-    "xmodal data list, info, check, get"
+    "xmodal data list, info, check, difficulty, get"
     from xmodal.choices import unknown_word
     from xmodal.data.cards import cards
     from xmodal.core import InputError
 
-    known = (*cards, 'auto') if a.task == 'check' else cards
+    known = (*cards, 'auto') if a.task in ('check', 'difficulty') else cards
     if a.task != 'list' and a.name not in known:
         raise InputError(unknown_word('data set', a.name, cards))
     return data_tasks[a.task](a)
@@ -958,7 +991,31 @@ def check_data_set(
     return 0 if found.ok else 1
 
 
+def measure_difficulty(
+    a,  # what was typed
+) -> int:
+    "xmodal data difficulty"
+    from xmodal.core import InputError
+    from xmodal.data.check import found_layout
+    from xmodal.engine import load_parts
+    from xmodal.evaluation.difficulty import advice, difficulty
+    from xmodal.job import FromData
+
+    if a.size < 16 or a.images < 0:
+        raise InputError(
+            f'size {a.size}, images {a.images}: give a size of 16 or more, and 0 or more images'
+        )
+    dataset, root, source, target = found_layout(a.name, a.root, a.source, a.target)
+    found = dict(dataset=dataset, root=root, source=source, target=target, group=a.group)
+    found |= dict(source_window=a.source_window, target_window=a.target_window)
+    request = FromData(size=a.size, **{k: str(v) for k, v in found.items() if v})
+    d = difficulty(load_parts(request, workers=a.workers).train, a.images)
+    print('\n'.join([*d.lines(), *advice(d)]))
+    return 0
+
+
 data_tasks = dict(list=list_data, info=show_card, get=get_data, check=check_data_set)
+data_tasks |= dict(difficulty=measure_difficulty)
 commands = dict(train=run_job, translate=translate, evaluate=evaluate_command)
 commands |= dict(calibrate=calibrate_model, report=report, data=data)
 
