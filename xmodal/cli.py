@@ -11,9 +11,9 @@ __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'segmenter_tasks', 'data_tasks', 'co
            'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature',
            'opened_model', 'translate', 'as_classes', 'check_evaluate', 'check_downstream', 'read_classes', 'read_hu',
            'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'evaluate_in_regions',
-           'segmenter_known', 'evaluate_segmented', 'evaluate_downstream', 'keep_evaluation', 'evaluate_command',
-           'report', 'calibrate_model', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data',
-           'show_card', 'get_data', 'check_data_set']
+           'segmenter_known', 'evaluate_segmented', 'read_folders', 'evaluate_registered', 'evaluate_downstream',
+           'keep_evaluation', 'evaluate_command', 'report', 'calibrate_model', 'segmenter', 'learn_segmenter',
+           'apply_segmenter', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -345,6 +345,17 @@ class Downstream:
     )
     timeout: float | None = option(
         None, '--segmenter: seconds that a command may take for one scan (default: 3600)'
+    )
+    rigid: bool = option(
+        False,
+        'also measure against truths that were registered to their sources by a rigid motion'
+        ' (volumes; needs --source and SimpleITK): how much hangs on the registration',
+    )
+    others: str | None = option(
+        None,
+        '--rigid: further folders of translations of the same scans, such as'
+        ' blur=out/blur,sharp=out/sharp: does their order depend on it too?',
+        metavar='NAME=FOLDER',
     )
 
 
@@ -789,14 +800,15 @@ def check_evaluate(
     if a.out and any((Path(a.out) / n).exists() for n in ('model', 'checkpoints')):
         raise InputError(f'{a.out}: holds a training run; give --out another folder')
 
-# %% ../nbs/use/98_cli.ipynb #e500b4e0
+# %% ../nbs/use/98_cli.ipynb #c5494a0f
 def check_downstream(
     a,  # what was typed
 ):
     "Raise InputError for words about a segmenter that contradict others, or would be ignored."
     from xmodal.core import InputError
+    from xmodal.downstream import segmenter_asked
 
-    given = [k for k in ('roi', 'segmenter') if getattr(a, k)]
+    given = [k for k in ('roi', 'segmenter', 'rigid') if getattr(a, k)]
     if a.masks and given:
         raise InputError(
             f'--masks measures masks, and --{given[0]} looks at images; leave one of them away'
@@ -804,6 +816,13 @@ def check_downstream(
     lone = [k for k in ('reference', 'timeout') if getattr(a, k) is not None]
     if lone and not a.segmenter:
         raise InputError(f'--{lone[0]} belongs to --segmenter; add it, or leave --{lone[0]} away')
+    if a.segmenter:  # before anything is measured
+        segmenter_asked(a.segmenter, 3600 if a.timeout is None else a.timeout)
+    read_folders(a.others or '')
+    if a.others and not a.rigid:
+        raise InputError('--others belongs to --rigid; add it, or leave --others away')
+    if a.rigid and not a.source:
+        raise InputError('--rigid registers truths to their sources; give their folder as --source')
 
 
 def read_classes(
@@ -968,7 +987,7 @@ def evaluate_in_regions(
     tables['regions.csv'] = rows
     scores |= {f'{Path(a.pred).name} in {k}': v for k, v in stats.items()}
 
-# %% ../nbs/use/98_cli.ipynb #7d6678c2
+# %% ../nbs/use/98_cli.ipynb #f0ad89bb
 def segmenter_known(
     a,  # what was typed
     cases,  # from `cohort.match`
@@ -976,7 +995,7 @@ def segmenter_known(
     "The segmenter that is asked for, and its labels; a word if it has learned from these people."
     from xmodal.downstream import segmenter_asked
 
-    segmenter = segmenter_asked(a.segmenter, a.timeout or 3600)
+    segmenter = segmenter_asked(a.segmenter, 3600 if a.timeout is None else a.timeout)
     classes = read_classes(a.classes) if a.classes else None
     spec = getattr(segmenter, 'spec', None)
     if spec is None:
@@ -1019,7 +1038,45 @@ def evaluate_segmented(
     scores |= {f'{Path(a.pred).name} segmented, {k}': v for k, v in stats.items()}
     return failed
 
-# %% ../nbs/use/98_cli.ipynb #a4c7ee76
+# %% ../nbs/use/98_cli.ipynb #32dc2e21
+def read_folders(
+    text: str,  # what was typed, such as blur=out/blur,sharp=out/sharp
+) -> dict:  # name -> folder
+    "Named folders; raises InputError for anything else, and for a name that occurs twice."
+    from xmodal.core import InputError
+    from xmodal.parameters import words_of
+
+    pairs = [w.partition('=') for w in words_of(text)]
+    found = {k.strip(): v.strip() for k, _, v in pairs}
+    if len(found) < len(pairs) or not all(k and v for k, v in found.items()):
+        raise InputError(f'--others must look like name=folder,name=folder, got {text!r}')
+    return found
+
+
+def evaluate_registered(
+    a,  # what was typed
+    bars: bool,  # draw progress bars
+    tables: dict,  # name of a file -> DataFrame; two are added
+):
+    "Measure against truths as given and registered, and print what hangs on it."
+    from tempfile import TemporaryDirectory
+    from xmodal.core import InputError
+    from xmodal.registrations import agreement_lines, registration_agreement
+
+    folders, more = {Path(a.pred).name: a.pred}, read_folders(a.others or '')
+    if set(folders) & set(more):
+        raise InputError(f'--others {a.others}: {Path(a.pred).name} is the first folder already')
+    how = dict(protocol=a.protocol, window=a.window, pred_window=a.pred_window, per=a.per)
+    matched = dict(mask=a.mask, group=a.group, partial=a.partial)
+    options = dict(match_how=matched, progress=bars, **how, **read_hu(a.hu))
+    with TemporaryDirectory() as tmp:
+        folder = Path(a.out) / 'registered' if a.out else Path(tmp)
+        found = registration_agreement(folders | more, a.truth, a.source, folder, **options)
+    print(*agreement_lines(found), sep='\n')
+    tables['registrations.csv'] = found['methods'].rename_axis('method').reset_index()
+    tables['motions.csv'] = found['motions']
+
+# %% ../nbs/use/98_cli.ipynb #0f3009d6
 def evaluate_downstream(
     a,  # what was typed
     bars: bool,  # draw progress bars
@@ -1032,6 +1089,8 @@ def evaluate_downstream(
         evaluate_in_regions(a, bars, tables, scores)
     if a.segmenter:
         failed = evaluate_segmented(a, bars, tables, scores)
+    if a.rigid:
+        evaluate_registered(a, bars, tables)
     for why in failed:
         print(f'xmodal: left out: {why}', file=sys.stderr)
     return failed
