@@ -10,10 +10,11 @@ __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'segmenter_tasks', 'data_tasks', 'co
            'KnownPeople', 'Asking', 'add_calibrate_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
            'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature',
            'opened_model', 'translate', 'as_classes', 'check_evaluate', 'check_downstream', 'read_classes', 'read_hu',
-           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'evaluate_in_regions',
-           'segmenter_known', 'evaluate_segmented', 'read_folders', 'evaluate_registered', 'evaluate_downstream',
-           'keep_evaluation', 'evaluate_command', 'report', 'calibrate_model', 'segmenter', 'learn_segmenter',
-           'apply_segmenter', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
+           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'scales_asked',
+           'evaluate_in_regions', 'segmenter_known', 'evaluate_segmented', 'evaluate_in_features', 'read_folders',
+           'evaluate_registered', 'evaluate_downstream', 'keep_evaluation', 'evaluate_command', 'report',
+           'calibrate_model', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data', 'show_card',
+           'get_data', 'check_data_set']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -318,14 +319,15 @@ class OfDraws:
 
     lpips: str | None = option(
         None,
-        "draws: file of torchvision's AlexNet, for LPIPS (default: not measured)",
+        "file of torchvision's AlexNet, for LPIPS, of draws or of one translation each (default:"
+        ' not measured)',
         metavar='FILE',
     )
 
-
+# %% ../nbs/use/98_cli.ipynb #7ab289d0
 @dataclass(frozen=True)
 class Downstream:
-    "What becomes of the translations where it matters: inside regions, and through a segmenter."
+    "What becomes of the translations where it matters: inside regions, through a segmenter, ..."
 
     roi: str | None = option(
         None,
@@ -345,6 +347,12 @@ class Downstream:
     )
     timeout: float | None = option(
         None, '--segmenter: seconds that a command may take for one scan (default: 3600)'
+    )
+    features: str | None = option(
+        None,
+        "a Fréchet distance with this network: TorchScript, or weights in torchvision's or"
+        " RadImageNet's layout",
+        metavar='FILE',
     )
     rigid: bool = option(
         False,
@@ -800,7 +808,7 @@ def check_evaluate(
     if a.out and any((Path(a.out) / n).exists() for n in ('model', 'checkpoints')):
         raise InputError(f'{a.out}: holds a training run; give --out another folder')
 
-# %% ../nbs/use/98_cli.ipynb #c5494a0f
+# %% ../nbs/use/98_cli.ipynb #3ed92922
 def check_downstream(
     a,  # what was typed
 ):
@@ -808,7 +816,7 @@ def check_downstream(
     from xmodal.core import InputError
     from xmodal.downstream import segmenter_asked
 
-    given = [k for k in ('roi', 'segmenter', 'rigid') if getattr(a, k)]
+    given = [k for k in ('roi', 'segmenter', 'features', 'lpips', 'rigid') if getattr(a, k)]
     if a.masks and given:
         raise InputError(
             f'--masks measures masks, and --{given[0]} looks at images; leave one of them away'
@@ -819,6 +827,9 @@ def check_downstream(
     if a.segmenter:  # before anything is measured
         segmenter_asked(a.segmenter, 3600 if a.timeout is None else a.timeout)
     read_folders(a.others or '')
+    for path in filter(None, (a.features, a.lpips, a.roi, a.reference)):
+        if not Path(path).exists():
+            raise InputError(f'{path}: no such file or folder')
     if a.others and not a.rigid:
         raise InputError('--others belongs to --rigid; add it, or leave --others away')
     if a.rigid and not a.source:
@@ -924,7 +935,6 @@ def evaluate_as_draws(
     bars: bool,  # draw progress bars
 ) -> tuple:  # rows, from `draws.draw_summary`; (None, {}) without draws
     "Measure several draws of every file as a distribution and print the scores."
-    from xmodal.core import InputError
     from xmodal.evaluation.draws import (
         DrawOptions,
         draw_summary,
@@ -934,11 +944,6 @@ def evaluate_as_draws(
     )
 
     number = len(cases[0].draws)
-    if not number and a.lpips:
-        raise InputError(
-            '--lpips is measured of several draws, and there is one translation of each file; '
-            'name draws NAME_draw-1, NAME_draw-2, ..., or leave --lpips away'
-        )
     if not number:
         return None, {}
     how = DrawOptions(a.protocol, read_hu(a.hu).get('hu'), a.lpips or '')
@@ -951,7 +956,7 @@ def evaluate_as_draws(
         print(f'note: {line}')
     return rows, stats
 
-# %% ../nbs/use/98_cli.ipynb #c47c1fb5
+# %% ../nbs/use/98_cli.ipynb #6db05023
 def say_stats(
     stats: dict,  # label -> measure -> numbers, from `downstream.label_stats`
     label: str,  # protocol in words
@@ -964,6 +969,16 @@ def say_stats(
             print(f'{name} {k} {format_interval(mine, k)} [{label}]')
 
 
+def scales_asked(
+    a,  # what was typed
+) -> tuple:  # rule of the truth, scale of the translations; None: the usual ones
+    "The scales of the images, as `evaluate_cases` has them."
+    from xmodal.evaluation.cohort import hu_rule
+
+    hu = read_hu(a.hu).get('hu')
+    return (hu_rule(hu, a.window, a.pred_window), None) if hu else (a.window, a.pred_window)
+
+
 def evaluate_in_regions(
     a,  # what was typed
     bars: bool,  # draw progress bars
@@ -972,12 +987,11 @@ def evaluate_in_regions(
 ):
     "Measure the translations inside every label of a map and print the numbers."
     from xmodal.downstream import absent_lines, label_stats, region_rows
-    from xmodal.evaluation.cohort import hu_rule, match, truth_rule
+    from xmodal.evaluation.cohort import match, truth_rule
 
     how = dict(mask=a.mask, group=a.group, partial=a.partial, source=a.source)
     cases = [replace(c, ignore=a.ignore) for c in match(a.pred, a.truth, labels=a.roi, **how)]
-    hu = read_hu(a.hu).get('hu')
-    rule, pred = (hu_rule(hu, a.window, a.pred_window), None) if hu else (a.window, a.pred_window)
+    rule, pred = scales_asked(a)
     names = read_classes(a.classes) if a.classes else None
     rows = region_rows(cases, names, rule, pred, bars)
     stats = label_stats(rows, ('pixels',))
@@ -1038,6 +1052,35 @@ def evaluate_segmented(
     scores |= {f'{Path(a.pred).name} segmented, {k}': v for k, v in stats.items()}
     return failed
 
+# %% ../nbs/use/98_cli.ipynb #26ab8ba6
+def evaluate_in_features(
+    a,  # what was typed
+    bars: bool,  # draw progress bars
+    tables: dict,  # name of a file -> DataFrame; that of LPIPS is added
+    scores: dict,  # name -> measures; LPIPS and the Fréchet distance are added to the translations'
+):
+    "LPIPS of one translation each, and the Fréchet distance of all, with files of weights."
+    from xmodal.data.cache import is_image
+    from xmodal.evaluation.cohort import match
+    from xmodal.evaluation.metrics import format_interval
+    from xmodal.perceptual import frechet_line, frechet_of_cases, lpips_rows, lpips_stats
+    from xmodal.perceptual import open_backbone
+
+    cases = match(a.pred, a.truth, source=a.source, group=a.group, partial=a.partial)
+    cases = [replace(c, ignore=a.ignore) for c in cases]
+    mine, scale = scores[Path(a.pred).name], (*scales_asked(a), bars)
+    if a.lpips and not cases[0].draws:
+        rows = lpips_rows(cases, a.lpips, *scale)
+        mine |= lpips_stats(rows)
+        tables['lpips.csv'] = rows
+        print(f'lpips {format_interval(mine, "lpips")} [AlexNet, {Path(a.lpips).name}, per slice]')
+    if a.features:
+        backbone = open_backbone(a.features)
+        found = frechet_of_cases(cases, backbone, *scale)
+        print(frechet_line(found, backbone, is_image(cases[0].truth)))
+        n = dict(n_subjects=len({c.subject for c in cases}), n_images=found['images'])
+        mine['frechet'] = dict(mean=found['frechet'], std=float('nan'), floor=found['floor'], **n)
+
 # %% ../nbs/use/98_cli.ipynb #32dc2e21
 def read_folders(
     text: str,  # what was typed, such as blur=out/blur,sharp=out/sharp
@@ -1076,7 +1119,7 @@ def evaluate_registered(
     tables['registrations.csv'] = found['methods'].rename_axis('method').reset_index()
     tables['motions.csv'] = found['motions']
 
-# %% ../nbs/use/98_cli.ipynb #0f3009d6
+# %% ../nbs/use/98_cli.ipynb #517e6f8b
 def evaluate_downstream(
     a,  # what was typed
     bars: bool,  # draw progress bars
@@ -1089,6 +1132,8 @@ def evaluate_downstream(
         evaluate_in_regions(a, bars, tables, scores)
     if a.segmenter:
         failed = evaluate_segmented(a, bars, tables, scores)
+    if a.features or a.lpips:
+        evaluate_in_features(a, bars, tables, scores)
     if a.rigid:
         evaluate_registered(a, bars, tables)
     for why in failed:
