@@ -1081,7 +1081,7 @@ def evaluate_in_features(
         n = dict(n_subjects=len({c.subject for c in cases}), n_images=found['images'])
         mine['frechet'] = dict(mean=found['frechet'], std=float('nan'), floor=found['floor'], **n)
 
-# %% ../nbs/use/98_cli.ipynb #32dc2e21
+# %% ../nbs/use/98_cli.ipynb #1df36a31
 def read_folders(
     text: str,  # what was typed, such as blur=out/blur,sharp=out/sharp
 ) -> dict:  # name -> folder
@@ -1111,7 +1111,7 @@ def evaluate_registered(
         raise InputError(f'--others {a.others}: {Path(a.pred).name} is the first folder already')
     how = dict(protocol=a.protocol, window=a.window, pred_window=a.pred_window, per=a.per)
     matched = dict(mask=a.mask, group=a.group, partial=a.partial)
-    options = dict(match_how=matched, progress=bars, **how, **read_hu(a.hu))
+    options = dict(match_how=matched, how=dict(how, progress=bars, **read_hu(a.hu)))
     with TemporaryDirectory() as tmp:
         folder = Path(a.out) / 'registered' if a.out else Path(tmp)
         found = registration_agreement(folders | more, a.truth, a.source, folder, **options)

@@ -10,7 +10,7 @@ __all__ = ['PLACES', 'FLAGS', 'Command', 'command_of', 'run_words', 'end_with_ch
 
 # %% ../nbs/use/89_downstream.ipynb #2b1ce133
 import math, os, re, shlex, shutil, signal, subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

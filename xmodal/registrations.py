@@ -119,7 +119,7 @@ def scores_by_method(
     truth,  # folder of truths
     metric: str,  # psnr, ssim, ...
     match_how: dict = {},  # of `cohort.match`: group, mask, partial
-    **how,  # of `evaluate_cases`: protocol, window, pred_window, per, progress
+    how: dict = {},  # of `evaluate_cases`: protocol, window, pred_window, per, hu, progress
 ):  # DataFrame: a row per person, a column per method
     "The scores of several methods over people. Raises InputError."
     import pandas as pd
@@ -143,14 +143,14 @@ def registration_agreement(
     out,  # where moved truths are written
     metric: str = 'psnr',
     match_how: dict = {},  # of `cohort.match`: group, mask, partial
-    **how,  # of `evaluate_cases`: protocol, window, pred_window, per, progress
+    how: dict = {},  # of `evaluate_cases`: protocol, window, pred_window, per, hu, progress
 ) -> dict:  # as `order_agreement`, and given, moved: scores; motions: DataFrame
     "Measure methods against truths as given and after registration. Raises InputError."
     first = next(iter(folders.values()))
     cases = match(first, truth, source=source, **match_how)
     motions = move_truths(cases, out, how.get('progress', True))
-    given = scores_by_method(folders, truth, metric, match_how, **how)
-    moved = scores_by_method(folders, out, metric, match_how, **how)
+    given = scores_by_method(folders, truth, metric, match_how, how)
+    moved = scores_by_method(folders, out, metric, match_how, how)
     moved = moved.reindex(given.index)
     return order_agreement(given, moved) | dict(given=given, moved=moved, motions=motions)
 

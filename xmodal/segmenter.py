@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import first_line, InputError, item_seed, mend_torchvision, project_root
+from .core import first_line, InputError, item_seed, mend_torchvision
 from .data.cache import is_image
 from .data.frames import CutVolume, Cutting, image_like, measured
 from .data.images import load_image
