@@ -194,7 +194,7 @@ class Encoder(torch.nn.Module):
         for stage in self.stages:
             v = stage(v)
             out.append(v)
-        return out
+        return tuple(out)
 
 # %% ../nbs/use/88_segmenter.ipynb #3c0cafbb
 @torch.no_grad()
