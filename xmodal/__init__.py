@@ -58,7 +58,8 @@ Rooms (help(xmodal.bridge) lists what is in one):
     parameters           values from notebooks and command lines, in their type
     processes explain    one job on several processes; where this help comes from
 
-Without Python: xmodal train | translate | evaluate | calibrate | report | data, each with --help.
+Without Python: xmodal train | translate | evaluate | segmenter | calibrate | report | data,
+each with --help.
 """
 
 # %% ../nbs/use/99_package.ipynb #0132bd01

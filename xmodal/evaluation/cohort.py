@@ -36,6 +36,7 @@ from .faults import facts_beside_truth, find_faults
 from .metrics import mae, measure_cases, table_of_measures
 from .masks import mask_protocol, measure_labels
 from .protocols import Evaluation, evaluate, protocol_options, protocols
+from .statistics import with_intervals
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #33759405
 SUBJECT = (
@@ -1056,7 +1057,8 @@ def evaluate_cases(
     if cases[0].pred in cases[0].draws:
         scale += f'; mean of {len(cases[0].draws)} draws'
     parts = [label, scale, short] if short else [label, scale]
-    return replace(e, label='; '.join(parts), notes=tuple(notes))
+    stats = with_intervals(e.stats, e.rows)
+    return replace(e, label='; '.join(parts), notes=tuple(notes), stats=stats)
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #23fd01b1
 def evaluate_mask_cases(

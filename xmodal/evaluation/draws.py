@@ -32,8 +32,7 @@ from xmodal.evaluation.metrics import (
     as_range,
     by_subject,
     check_pair,
-    format_summary,
-    formats,
+    format_interval,
     is_finite,
     lpips,
     lpips_net,
@@ -378,8 +377,7 @@ def draw_text(
     k: str,  # one of its keys
 ) -> str:
     "A score as text: mean ± standard deviation [interval of the mean] over people."
-    text, s, (spec, _) = format_summary(stats, k).split(' (')[0], stats[k], formats[k]
-    return text if math.isnan(s['low']) else f'{text} [{s["low"]:{spec}} to {s["high"]:{spec}}]'
+    return format_interval(stats, k).split(' (')[0]
 
 
 def draw_table(

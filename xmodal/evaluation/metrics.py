@@ -9,7 +9,8 @@ __all__ = ['ssim_reach', 'ms_weights', 'GMS_C', 'table_of_measures', 'MEASURES_O
            'scale_means', 'ms_product', 'ms_ssim', 'bin_numbers', 'nmi', 'ncc', 'gradient_size', 'sharpness',
            'high_pass', 'hf_power', 'prewitt', 'gmsd', 'edges', 'read_weights', 'fill', 'as_rgb', 'lpips_net', 'lpips',
            'frechet', 'inception', 'feature_rows', 'fid', 'Measure', 'measure_all', 'in_step', 'measure_cases',
-           'evaluate_pairs', 'one_plane', 'stack_masks', 'stack_volumes', 'by_subject', 'summary', 'format_summary']
+           'evaluate_pairs', 'one_plane', 'stack_masks', 'stack_volumes', 'by_subject', 'summary', 'format_summary',
+           'with_interval', 'format_interval']
 
 # %% ../../nbs/evaluation/71_metrics.ipynb #58db00b9
 import functools, itertools, math, warnings
@@ -1025,3 +1026,24 @@ def format_summary(
         n = f'n = {images(s["n_images"])} of {subjects}'
     notes = [f'{images(s[k])} {k[2:]}' for k in ('n_undefined', 'n_infinite') if s.get(k)]
     return f'{s["mean"]:{spec}}{spread}{unit} ({", ".join([n, *notes])})'
+
+# %% ../../nbs/evaluation/71_metrics.ipynb #9d9ece28
+def with_interval(
+    text: str,  # mean and spread, and counts in parentheses
+    s: dict,  # a measure's numbers; `low` and `high`: ends of the interval, NaN if there is none
+    spec: str = '.3g',  # format of the numbers
+) -> str:
+    "A score as text with the interval of its mean in brackets, where there is one."
+    if math.isnan(s.get('low', math.nan)):
+        return text
+    head, mark, counts = text.partition(' (')
+    return f'{head} [{s["low"]:{spec}} to {s["high"]:{spec}}]{mark}{counts}'
+
+
+def format_interval(
+    stats: dict,  # what `summary` returns, with `low` and `high`
+    metric: str = 'psnr',  # one of its keys
+) -> str:  # such as '23.41 ± 0.52 dB [22.90 to 23.88] (n = 4 subjects)'
+    "As `format_summary`, with the interval of the mean. Raises InputError as it does."
+    text = format_summary(stats, metric)
+    return with_interval(text, stats[metric], formats.get(metric, ('.3g', ''))[0])

@@ -23,7 +23,7 @@ from xmodal.evaluation.metrics import (
     as_range,
     by_subject,
     check_pair,
-    format_summary,
+    format_interval,
     mae,
     measure_all,
     measure_cases,
@@ -282,7 +282,7 @@ class Evaluation:
         metric='psnr',  # a key of `stats`
     ) -> str:
         "One number with its spread, the number of subjects and the label."
-        return f'{metric} {format_summary(self.stats, metric)} [{self.label}]'
+        return f'{metric} {format_interval(self.stats, metric)} [{self.label}]'
 
     def __str__(self):
         return '\n'.join([*(f'note: {n}' for n in self.notes), *(self.line(k) for k in self.stats)])
