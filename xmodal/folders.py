@@ -9,13 +9,14 @@ __all__ = ['BROKEN', 'EXPECTED', 'MAPS', 'UNSAID', 'DISK', 'SAID', 'UNSEEN', 'ki
            'folder_tasks', 'series_task', 'few', 'of_first_source', 'voxels_beside', 'suffix_of', 'target_of',
            'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task', 'describe_derivative',
            'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'settled', 'drawing_of',
-           'expected_notes', 'fingerprints', 'calls_of', 'notes_of', 'notes_on_further', 'digest', 'note_of',
-           'check_origin', 'finished', 'maps_asked', 'remove_maps', 'is_series_folder', 'remove_output', 'digests_in',
-           'Common', 'fate', 'with_name', 'Underway', 'folder_of', 'is_done', 'begin', 'keep', 'write_sidecars',
-           'write_notes', 'number_of_holes', 'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note',
-           'passed_on', 'check_foreign', 'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting',
-           'Ahead', 'next_ways', 'Behind', 'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task',
-           'translate_task', 'translate_single', 'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
+           'expected_notes', 'fingerprints', 'calls_of', 'about_model', 'notes_of', 'notes_on_further', 'digest',
+           'note_of', 'check_origin', 'finished', 'maps_asked', 'remove_maps', 'is_series_folder', 'remove_output',
+           'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'folder_of', 'is_done', 'begin', 'keep',
+           'write_sidecars', 'write_notes', 'number_of_holes', 'not_measured', 'write_maps', 'say_place', 'say_kind',
+           'write_note', 'passed_on', 'check_foreign', 'check_unique', 'files_in', 'check_for_bids', 'translate_paths',
+           'Waiting', 'Ahead', 'next_ways', 'Behind', 'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks',
+           'keep_task', 'translate_task', 'translate_single', 'translate_tasks', 'trained_on', 'by_who_may',
+           'translate_out_of_fold']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -675,6 +676,18 @@ def calls_of(
     once = calls(tr.model.method, steps, **tr.data.options)
     return once * max(1, len(tr.members)) * len(looks(flip_axes(tr.data, chosen.flips)))
 
+
+def about_model(
+    tr,  # Translator
+) -> dict:  # Name, TrainedOn: number of people, or None
+    "What a model is called, and how many people it has learned from, for the notes of a file."
+    members = tr.members or (tr,)
+    people = [
+        ((m.config.get('training') or {}).get('subjects') or {}).get('train') for m in members
+    ]
+    number = len({str(v) for some in people for v in some}) if all(people) else None
+    return dict(Name=', '.join(names_of(members)), TrainedOn=number)
+
 # %% ../nbs/use/86_folders.ipynb #c4cc4546
 def notes_of(
     tr,  # Translator
@@ -699,6 +712,7 @@ def notes_of(
         SourceDigest=digest(task.source),
         **digests,
         GeneratedBy=dict(Name='xmodal', Version=__version__),
+        Model=about_model(tr),
         xmodal=settings,
         Output=units,
         Doubts=list(concerns),
