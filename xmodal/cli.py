@@ -9,8 +9,8 @@ __all__ = ['PASSED_ON', 'PRINTED_OF_MASKS', 'data_tasks', 'commands', 'make_pars
            'add_calibrate_parser', 'OnPages', 'add_page_parser', 'Pairs', 'Looking', 'Download', 'add_data_parser',
            'add_check_parser', 'bars_drawn', 'note_line', 'main', 'about_failure', 'all_stays', 'say_temperature',
            'opened_model', 'translate', 'as_classes', 'check_evaluate', 'read_classes', 'read_hu', 'evaluate_as_masks',
-           'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'calibrate_model', 'output_asked',
-           'pages_of', 'page', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
+           'evaluate_as_images', 'evaluate_as_draws', 'evaluate_command', 'report', 'calibrate_model', 'keep_usual',
+           'output_asked', 'pages_of', 'page', 'data', 'list_data', 'show_card', 'get_data', 'check_data_set']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -916,10 +916,26 @@ def calibrate_model(
     same = ('samples', 'steps', 'tau', 'temperature', 'seed', 'where', 'batch')
     asked = {k: getattr(a, k) for k in same}
     asked |= dict(people=tuple(words_of(a.people)), levels=levels, progress=sys.stderr.isatty())
-    fit, stored = calibrate(tr, FromData(**how), CalibrateOptions(**asked))
+    request, asked, spreads = FromData(**how), CalibrateOptions(**asked), []
+    fit, stored = calibrate(tr, request, asked, spreads)
     print('\n'.join(calibration_lines(fit, stored)))
     for folder in store_intervals(tr, stored):
         print(f'stored: {folder}')
+    return keep_usual(tr, request, asked, stored, spreads)
+
+
+def keep_usual(
+    tr,  # Translator
+    *asked,  # as of `make_reference`
+) -> int:  # exit code
+    "Look at the people of the training, and keep what is usual; intervals do not depend on it."
+    from xmodal.core import InputError
+    from xmodal.reference import make_reference, store_reference
+
+    try:
+        print(store_reference(tr, make_reference(tr, *asked)))
+    except InputError as e:
+        print(f'xmodal: note: what is usual for the model is not known: {e}', file=sys.stderr)
     return 0
 
 # %% ../nbs/use/98_cli.ipynb #c1d0a7e4
