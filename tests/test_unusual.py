@@ -38,6 +38,7 @@ def test_new_people_of_the_same_kind_are_warned_about_as_often_as_it_says():
         for k in found:
             found[k].append(rank_of(s[k])['P'])
     for k, p in found.items():
+        assert min(p) == 1 / 25
         for alpha in (1 / 25, 5 / 25, 12 / 25):
             share = np.mean(np.array(p) <= alpha + 1e-9)
             assert abs(share - alpha) < 4 * np.sqrt(alpha * (1 - alpha) / 400), (k, alpha, share)
