@@ -663,7 +663,7 @@ def made_rows(
         ('source', f'{note["Source"]} ({note.get("SourceDigest", "")})'),
         ('model', f'{about.get("Name", "")}, method {s.get("method")} ({s.get("model")})'),
         ('learned from', f'{people} people or scenes' if people else 'not said'),
-        ('steps and calls', f'{s.get("steps")} steps, {s.get("calls")} calls of the network'),
+        ('steps', f'{s.get("steps")}, calls of the network: {s.get("calls")}'),
         ('draws', f'{s.get("samples")}, seed {s.get("seed")}, noise rule {s.get("tau")}'),
         ('version', f'{maker.get("Name", "xmodal")} {maker.get("Version", "")}'),
         ('numbers', numbers_words(note.get('Output') or {})),
