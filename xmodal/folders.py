@@ -1024,7 +1024,7 @@ def network_part(
     if tile_side(tr.data) or tr.data.depth or loaded.y.ndim == 5:
         return None
     how = loaded.ctx, loaded.side, loaded.how.batch
-    return activations(tr.den, tr.model.method, loaded.y, body, *how, **sampling(tr))
+    return activations(tr.den, tr.model.method, loaded.y, body, *how, sampling(tr))
 
 
 def unusual_notes(

@@ -10,7 +10,7 @@ __all__ = ['QUANTILES', 'PARTS', 'LEVELS', 'SHRINK', 'VERSION', 'FILES', 'ALARM'
 
 # %% ../../nbs/evaluation/67_unusual.ipynb #11931996
 import json, re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,7 @@ def activations(
     ctx=None,  # (3, dim), or None
     side=None,  # (N, E, H, W), images beside the sources, or None
     batch: int = 8,  # images at once
-    **use,  # of the sampler: steps, tau, grid and options of `draw`
+    use: dict = {},  # of the sampler: steps, tau, grid and options of `draw`
 ) -> np.ndarray:  # (D,), or None for a network without such levels
     "What the first levels of the network make of a source."
     levels, total, weights = encoder_levels(den), 0, 0
