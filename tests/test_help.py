@@ -115,8 +115,8 @@ def test_a_package_without_readable_source_works(tmp_path):
     assert space['f'].__doc__ == 'Says.'
 
 
-# takes any name: the caller's tensors, columns or forms; or hands on what is named in its comment
-FREE = {'check_same_shape', 'table', 'add', 'variant', 'of', 'forward', '__call__'}
+# takes any name: the caller's tensors, columns, forms or attributes; or hands on what is named in its comment
+FREE = {'check_same_shape', 'table', 'add', 'variant', 'of', 'forward', '__call__', 'tag'}
 
 
 def bare_options(source) -> list:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'CalibrateOptions', 'people_of_part', 'members_for', 'people_asked', 'records_asked', 'truth_beside',
-           'laid_out', 'answer_and_truth', 'place_asked', 'voxels_that_count', 'person_of', 'sample_options',
-           'who_answers', 'judged_people', 'guarantee', 'calibrate', 'calibrated_people', 'store_intervals',
-           'calibration_lines']
+           'laid_out', 'loaded_pair', 'answer_and_truth', 'place_asked', 'voxels_that_count', 'person_of',
+           'sample_options', 'who_answers', 'judged_people', 'guarantee', 'calibrate', 'calibrated_people',
+           'store_intervals', 'calibration_lines']
 
 # %% ../nbs/use/87_calibrate.ipynb #0f99cb70
 import math
@@ -31,6 +31,7 @@ from xmodal.evaluation.calibration import (
     LEVELS,
     SAMPLE,
 )
+from .evaluation.unusual import body_planes, mean_spread, planes_seen
 from .explain import explained
 from .job import FromData
 from .metadata.record import read_metadata
@@ -154,12 +155,12 @@ def laid_out(
     return whole.mean(0, keepdims=True)
 
 
-def answer_and_truth(
+def loaded_pair(
     tr,  # Translator that may answer
     r,  # Record
     how: SampleOptions,
-) -> tuple:  # mean, std, truth: arrays of one shape; std 0 for one draw
-    "What the model answers for a pair, and what it should have."
+):  # translate.Loaded
+    "The source of a pair, ready for the network as any source would be."
     d = tr.data
     wish = promptable_values(d, r.target_meta) if d.text else None
     if d.target_windows:
@@ -168,8 +169,22 @@ def answer_and_truth(
     loaded = load_source(tr, r.source, known, wish, 'shared', True, how, list(r.more_sources))
     if loaded.scene:
         raise InputError(f'{r.source}: too large to be calibrated with; cut smaller pictures of it')
-    frame = loaded.frame
-    got = {k: laid_out(frame, d, v) for k, v in answers(tr, [loaded])[0].items()}
+    return loaded
+
+
+def answer_and_truth(
+    tr,  # Translator that may answer
+    r,  # Record
+    how: SampleOptions,
+    spreads: list = None,  # the mean spread of the draws is added to it
+) -> tuple:  # mean, std, truth: arrays of one shape; std 0 for one draw
+    "What the model answers for a pair, and what it should have."
+    loaded, d = loaded_pair(tr, r, how), tr.data
+    body, frame = body_planes(planes_seen(loaded.y)), loaded.frame
+    drawn = answers(tr, [loaded])[0]
+    if spreads is not None and 'std' in drawn:
+        spreads.append(mean_spread(drawn['std'], body))
+    got = {k: laid_out(frame, d, v) for k, v in drawn.items()}
     std = got.get('std', np.zeros_like(got['mean']))
     return got['mean'], std, truth_beside(frame, d, r, got['mean'])
 
@@ -202,11 +217,13 @@ def person_of(
     records: list,  # their pairs
     how: SampleOptions,
     where: str,  # of PLACES
+    spreads: list = None,  # the mean spread of their first image is added to it
 ) -> JudgedPerson:
     "The errors of a person."
     parts = []
     for r in records:
-        mean, std, truth = answer_and_truth(tr, r, how)
+        first = spreads if r is records[0] else None
+        mean, std, truth = answer_and_truth(tr, r, how, first)
         mask, truth = voxels_that_count(truth, where), np.nan_to_num(truth)
         if mask.any():
             parts.append(judged_person(r.name, truth, mean, std, mask, SAMPLE // len(records) + 1))
@@ -252,6 +269,7 @@ def judged_people(
     tr,  # Translator
     records: dict,  # name -> Records
     how: CalibrateOptions,
+    spreads: list = None,  # as of `person_of`
 ) -> tuple:  # list of JudgedPerson, number of draws
     "Translate everybody and keep their errors; says what spoke against the sources."
     from tqdm.auto import tqdm
@@ -260,7 +278,7 @@ def judged_people(
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         for name, mine in tqdm(records.items(), disable=not how.progress, unit='person'):
-            one = person_of(who_answers(tr, name), name, mine, asked, where)
+            one = person_of(who_answers(tr, name), name, mine, asked, where, spreads)
             if not people and asked.samples > 1 and one.std.max() < 1e-6:
                 asked = replace(asked, samples=1)
             people.append(one)
@@ -301,9 +319,10 @@ def calibrate(
     tr,  # Translator
     request: FromData,  # where the data lie; dataset, source and target of the model's training
     how: CalibrateOptions = CalibrateOptions(),
+    spreads: list = None,  # the mean spread of everybody's draws is added to it
 ) -> tuple:  # FittedIntervals, StoredIntervals; nothing is stored
     "Fit intervals to people whose truth is known; raises InputError where it cannot be done."
-    people, n = calibrated_people(tr, request, how)
+    people, n = calibrated_people(tr, request, how, spreads)
     fit = fit_intervals(people, how.levels, margin=how.margin)
     where = place_asked(tr.data, how.where)
     use = sampling(tr, how.steps, how.tau)
@@ -333,12 +352,13 @@ def calibrated_people(
     tr,  # Translator
     request: FromData,  # where the data lie
     how: CalibrateOptions,
+    spreads: list = None,  # as of `calibrate`
 ) -> tuple:  # list of JudgedPerson, number of draws
     "The errors of everybody who is asked for; their number is checked before any is translated."
     sample_options(tr, how)
     asked = people_asked(tr, how.people)
     check_number(len(asked), min(how.levels), how.margin)
-    return judged_people(tr, records_asked(request, asked, how.seed), how)
+    return judged_people(tr, records_asked(request, asked, how.seed), how, spreads)
 
 # %% ../nbs/use/87_calibrate.ipynb #d0dd5c4c
 def store_intervals(

@@ -9,13 +9,14 @@ __all__ = ['BROKEN', 'EXPECTED', 'MAPS', 'UNSAID', 'DISK', 'SAID', 'UNSEEN', 'ki
            'folder_tasks', 'series_task', 'few', 'of_first_source', 'voxels_beside', 'suffix_of', 'target_of',
            'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task', 'describe_derivative',
            'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'settled', 'drawing_of',
-           'expected_notes', 'fingerprints', 'calls_of', 'notes_of', 'notes_on_further', 'digest', 'note_of',
-           'check_origin', 'finished', 'maps_asked', 'remove_maps', 'is_series_folder', 'remove_output', 'digests_in',
-           'Common', 'fate', 'with_name', 'Underway', 'folder_of', 'is_done', 'begin', 'keep', 'write_sidecars',
-           'write_notes', 'number_of_holes', 'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note',
-           'passed_on', 'check_foreign', 'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting',
-           'Ahead', 'next_ways', 'Behind', 'in_stages', 'hear', 'routed', 'load_task', 'answer_tasks', 'keep_task',
-           'translate_task', 'translate_single', 'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
+           'expected_notes', 'fingerprints', 'calls_of', 'about_model', 'notes_of', 'notes_on_further', 'digest',
+           'note_of', 'check_origin', 'finished', 'maps_asked', 'remove_maps', 'is_series_folder', 'remove_output',
+           'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'Look', 'reference_of', 'look_at', 'network_part',
+           'unusual_notes', 'folder_of', 'is_done', 'begin', 'keep', 'write_sidecars', 'write_notes', 'number_of_holes',
+           'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on', 'check_foreign',
+           'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind',
+           'in_stages', 'hear', 'routed', 'look_through', 'load_task', 'answer_tasks', 'keep_task', 'translate_task',
+           'translate_single', 'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -33,6 +34,8 @@ from .core import InputError
 from .explain import explained, passes_on
 from .files import atomic, is_litter
 from .core import first_line
+from .evaluation.unusual import activations, body_planes, intensities, judged
+from .evaluation.unusual import load_reference, mean_spread, outline, planes_seen
 from .data.dicom import dicom_kind, save_dicom
 from .data.frames import Changed, Hollow, tile_side
 from .data.formats import each_once, is_volume, parts_of_volume, VOLUME_ENDINGS, write_volume
@@ -675,6 +678,18 @@ def calls_of(
     once = calls(tr.model.method, steps, **tr.data.options)
     return once * max(1, len(tr.members)) * len(looks(flip_axes(tr.data, chosen.flips)))
 
+
+def about_model(
+    tr,  # Translator
+) -> dict:  # Name, TrainedOn: number of people, or None
+    "What a model is called, and how many people it has learned from, for the notes of a file."
+    members = tr.members or (tr,)
+    people = [
+        ((m.config.get('training') or {}).get('subjects') or {}).get('train') for m in members
+    ]
+    number = len({str(v) for some in people for v in some}) if all(people) else None
+    return dict(Name=', '.join(names_of(members)), TrainedOn=number)
+
 # %% ../nbs/use/86_folders.ipynb #c4cc4546
 def notes_of(
     tr,  # Translator
@@ -699,6 +714,7 @@ def notes_of(
         SourceDigest=digest(task.source),
         **digests,
         GeneratedBy=dict(Name='xmodal', Version=__version__),
+        Model=about_model(tr),
         xmodal=settings,
         Output=units,
         Doubts=list(concerns),
@@ -706,7 +722,7 @@ def notes_of(
         Forced=bool(forced and concerns),
     )
 
-
+# %% ../nbs/use/86_folders.ipynb #a7c0e102
 def notes_on_further(
     tr,  # Translator
     source,  # Path of the first source
@@ -902,6 +918,7 @@ class Common:
     once: dict = None  # collects the changes of many files, to be said once; None: warn
     progress: bool = False  # a bar for each file
     later: list = field(default_factory=list)  # warnings (text, category), to be said at the end
+    reference: object = None  # Reference of what is usual; None: not known
 
 
 def fate(
@@ -955,6 +972,7 @@ class Underway:
     loaded: object = None  # translate.Loaded
     got: dict = None  # from `translate.answers`
     failure: BaseException = None  # for which all of the request ends
+    look: object = None  # Look at the source; None: nothing to compare it with
 
     @property
     def bytes(self) -> int:
@@ -962,6 +980,68 @@ class Underway:
         answer = (self.got or {}).values()
         held = sum(v.nbytes for v in answer if type(v) is np.ndarray)
         return held + (self.loaded.bytes if self.loaded else 0)
+
+# %% ../nbs/use/86_folders.ipynb #a7c0e002
+@dataclass
+class Look:
+    "What is looked at of a source, to say how unusual it is."
+
+    reference: object  # Reference
+    body: np.ndarray  # (S, H, W), boolean
+    parts: dict  # name -> features
+
+
+def reference_of(
+    tr,  # Translator
+    weights: str,  # their fingerprint
+):  # Reference, or None where nothing is known
+    "What new scans are compared with; raises InputError for damaged files."
+    first = (tr.members or (tr,))[0]
+    if tr.average == 'results' or not first.folder:
+        return None
+    return load_reference(first.folder, weights)
+
+
+def look_at(
+    loaded,  # translate.Loaded
+    reference=None,  # Reference
+) -> Look:  # None for a scene, and where there is nothing to compare with
+    "What can be said of a source before it is answered."
+    if reference is None or getattr(loaded, 'y', None) is None:
+        return None
+    planes = planes_seen(loaded.y)
+    body = body_planes(planes)
+    parts = dict(intensity=intensities(planes, body), anatomy=outline(planes, body))
+    return Look(reference, body, parts)
+
+# %% ../nbs/use/86_folders.ipynb #a7c0e004
+def network_part(
+    tr,  # Translator
+    loaded,  # translate.Loaded, not answered yet
+    body,  # (S, H, W), boolean
+):  # (D,) features, or None where the network has no such part
+    "What the first levels of the network make of a source."
+    if tile_side(tr.data) or tr.data.depth or loaded.y.ndim == 5:
+        return None
+    how = loaded.ctx, loaded.side, loaded.how.batch
+    return activations(tr.den, tr.model.method, loaded.y, body, *how, sampling(tr))
+
+
+def unusual_notes(
+    look,  # Look, or None
+    got: dict,  # the answer, scaled
+    settings: dict,  # from `settings_of`
+) -> dict:  # Unusual as it stands in the notes; {} where nothing is known. Warns
+    "How unusual a scan is."
+    if look is None:
+        return {}
+    same = dict(dict(temperature=1.0, flips='', views='average'), **settings)
+    alike = all(same.get(k) == v for k, v in look.reference.asked.items())
+    spread = mean_spread(got['std'], look.body) if 'std' in got and alike else None
+    found = judged(look.reference, look.parts, spread)
+    if found and found['Warning']:
+        warnings.warn(found['Warning'])
+    return dict(Unusual=found) if found else {}
 
 # %% ../nbs/use/86_folders.ipynb #43f751d9
 def folder_of(
@@ -994,6 +1074,7 @@ def begin(
     source = task.source, task.known, chosen.target, chosen.noise, chosen.force
     with hear(way.said), shelves_in(folder_of(task)):
         way.loaded = load_source(tr, *source, how, chosen.more)
+    way.look = look_at(way.loaded, common.reference)
     return ''
 
 # %% ../nbs/use/86_folders.ipynb #658c471b
@@ -1005,11 +1086,13 @@ def keep(
     "Carry an answer back and write it, with its maps and notes."
     task, target = way.task, target_of(tr.data, common.chosen.target)
     with hear(way.said), shelves_in(folder_of(task)):
+        more = unusual_notes(way.look, way.got, common.settings)
         got = restored_answer(way.loaded, way.got)
         say_place(got, task.output)
         say_kind(task.output, target)
     empty = number_of_holes(way.said)
-    holes = {} if empty is None else dict(NotMeasured=not_measured(got['mean'], empty))
+    if empty is not None:
+        more['NotMeasured'] = not_measured(got['mean'], empty)
     concerns, changes = passed_on(task, way.said, common)
     files = {k: companion_path(task.output, k) for k in MAPS}
     if not common.overwrite:
@@ -1019,7 +1102,7 @@ def keep(
     if common.overwrite:
         remove_maps(task.output, [k for k in MAPS if k in got])
     remove_output(task.output)  # not finished from here, whatever its notes say
-    note = lambda v: write_notes(tr, way, common, (concerns, changes), dict(v, **holes))
+    note = lambda v: write_notes(tr, way, common, (concerns, changes), dict(v, **more))
     made = [k for k in MAPS if k in got]
     if made:  # whose the maps are, in case that nothing comes after them
         note({})
@@ -1033,7 +1116,7 @@ def keep(
     )
     return ''
 
-
+# %% ../nbs/use/86_folders.ipynb #a7c0e112
 def write_sidecars(
     tr,  # Translator
     way: Underway,  # whose maps these are
@@ -1218,7 +1301,8 @@ def translate_paths(
         tasks = of_first_source(d, tasks)
     bars = progress and (single or len(tasks) < 4)
     settings = settings_of(tr, chosen)
-    common = Common(chosen, settings, overwrite, None if single else {}, bars)
+    known = reference_of(tr, settings['model'])
+    common = Common(chosen, settings, overwrite, None if single else {}, bars, reference=known)
     if chosen.more and len(tasks) > 1:
         raise InputError(
             f'more names the sources of one file, and {source} holds {len(tasks)}; leave it out, '
@@ -1454,6 +1538,22 @@ def routed(
             warnings.warn(text, category)
         common.later.clear()
 
+# %% ../nbs/use/86_folders.ipynb #a7c0e006
+def look_through(
+    tr,  # Translator
+    way: Underway,  # loaded, or with a fate; its look is completed
+):
+    "Look at a source through the network; what fails here stops no translation, and is said."
+    if way.fate or way.look is None:
+        return
+    try:
+        way.look.parts['network'] = network_part(tr, way.loaded, way.look.body)
+    except Exception as e:
+        way.look = None
+        with hear(way.said):
+            why = f'{type(e).__name__}: {first_line(e)}'
+            warnings.warn(f'how unusual it is was not measured ({why})')
+
 # %% ../nbs/use/86_folders.ipynb #ce39351c
 def load_task(
     tr,  # Translator
@@ -1478,6 +1578,9 @@ def answer_tasks(
         for way, one in zip(some, got):
             way.got = one
         return ''
+
+    for way in ways:
+        look_through(tr, way)
 
     if len(ways) > 1:
         try:
@@ -1594,7 +1697,8 @@ def translate_out_of_fold(
         some = tr if len(may) == len(members) else averaging([members[i] for i in may], tr.average)
         who = fingerprints([members[i] for i in may])
         settings = settings_of(some, common.chosen) | dict(members=who, out_of_fold=True)
-        own = replace(common, settings=settings, once={}, later=[])
+        known = reference_of(some, settings['model'])
+        own = replace(common, settings=settings, once={}, later=[], reference=known)
         if is_main() and progress:
             print(f'{len(mine)} files by {", ".join(who)}')
         bad += translate_tasks(some, mine, own, progress)

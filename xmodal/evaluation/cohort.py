@@ -90,10 +90,10 @@ def is_map(
     path,  # of an image file
     there,  # paths of all files, without their endings
 ) -> bool:
-    "Is it a map (std, mix) beside a translation?"
-    if re.search('_desc-synth(Std|Mix)_', path.name):
+    "Is it a map (std, mix, lower, upper, risk) beside a translation?"
+    if re.search('_desc-synth(Std|Mix|Lower|Upper|Risk)_', path.name):
         return True
-    m = re.fullmatch('(.+)_(std|mix)', bare(path).name)
+    m = re.fullmatch('(.+)_(std|mix|lower|upper|risk)', bare(path).name)
     return bool(m) and path.parent / m[1] in there
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #627dd28c

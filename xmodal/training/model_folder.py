@@ -976,7 +976,7 @@ def add_intervals(
             Path(tmp).write_text(words, encoding='utf-8')
 
 # %% ../../nbs/training/60_model_folder.ipynb #40f9989a
-HUB_FILES = ('config.json', 'model.safetensors', 'README.md')
+HUB_FILES = ('config.json', 'model.safetensors', 'README.md', 'unusual.json', 'unusual.safetensors')
 
 
 def find_model(
