@@ -8,9 +8,9 @@ __all__ = ['COLOURS', 'WIDE', 'ORDER', 'ASKED', 'USUAL', 'STYLE', 'MADE_BY', 'Ht
            'body_seen', 'Shown', 'grey_view', 'add_maps', 'add_truth', 'target_word', 'source_word', 'load_shown',
            'concerns_on', 'unknowns_of', 'in_figures', 'measured_rows', 'worse_sentence', 'held_sentence',
            'expected_part', 'coloured', 'plane_pixels', 'data_address', 'colour_words', 'figure_of', 'cuts_of',
-           'least_sure', 'pictures_part', 'histogram_svg', 'histogram_part', 'command_of', 'numbers_words', 'made_rows',
-           'whole_page', 'list_of', 'banner_on', 'unusual_part', 'scan_page', 'Entry', 'entry_of', 'cohort_page',
-           'write_page', 'page_of', 'relative', 'write_pages']
+           'least_sure', 'pictures_part', 'histogram_svg', 'histogram_part', 'command_again', 'numbers_words',
+           'made_rows', 'whole_page', 'list_of', 'banner_on', 'unusual_part', 'scan_page', 'Entry', 'entry_of',
+           'cohort_page', 'write_page', 'page_of', 'relative', 'write_pages']
 
 # %% ../nbs/use/93_page.ipynb #a6ec090a
 import base64, html, io, os, re
@@ -624,7 +624,7 @@ USUAL = dict(samples=1, temperature=1.0, noise='shared', overlap=0.25, planes='a
 USUAL |= dict(views='average', precision='no')
 
 
-def command_of(
+def command_again(
     note: dict,  # of an answer
     output: str,  # its name
 ) -> str:
@@ -667,7 +667,7 @@ def made_rows(
         ('draws', f'{s.get("samples")}, seed {s.get("seed")}, noise rule {s.get("tau")}'),
         ('version', f'{maker.get("Name", "xmodal")} {maker.get("Version", "")}'),
         ('numbers', numbers_words(note.get('Output') or {})),
-        ('command', tag('code', command_of(note, shown.path.name))),
+        ('command', tag('code', command_again(note, shown.path.name))),
     ]
     return rows
 
