@@ -38,6 +38,7 @@ export: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/make_readme.py
 	$(BIN)/python tests/make_cards.py
+	$(BIN)/python tests/make_recipe.py
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -9,6 +9,12 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here / 'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
+# extras of users; `all` is every one of them, and who develops has `all` too
+USERS = ('text', 'notebook', 'features', 'dicom', 'itk', 'geo', 'monai', 'register')
+extras = {name: cfg[f'{name}_requirements'].split() for name in (*USERS, 'dev', 'docs')}
+extras['all'] = list(dict.fromkeys(package for name in USERS for package in extras[name]))
+extras['dev'] = extras['all'] + extras['dev']
+
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
@@ -20,25 +26,40 @@ setup(
     author=cfg['author'],
     author_email=cfg['author_email'],
     url=cfg['git_url'],
+    project_urls={
+        'Documentation': cfg['doc_host'] + cfg['doc_baseurl'],
+        'Source': cfg['git_url'],
+        'Issues': cfg['git_url'] + '/issues',
+        'Changelog': f'{cfg["git_url"]}/blob/{cfg["branch"]}/CHANGELOG.md',
+    },
     license='Apache-2.0',
     keywords=cfg['keywords'],
     packages=find_packages(include=['xmodal', 'xmodal.*']),
-    package_data={'xmodal.data': ['pages/*.md']},  # the data cards
+    # the data cards; and the word that the package has type hints
+    package_data={'xmodal.data': ['pages/*.md'], 'xmodal': ['py.typed']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={
-        k: cfg[f'{k}_requirements'].split()
-        for k in ('dev', 'dicom', 'docs', 'geo', 'itk', 'monai', 'register')
-    },
+    extras_require=extras,
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
     },
     classifiers=[
         'Development Status :: 3 - Alpha',
+        'Environment :: Console',
+        'Framework :: Jupyter',
         'Intended Audience :: Science/Research',
+        'License :: OSI Approved :: Apache Software License',
+        'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Processing',
+        'Topic :: Scientific/Engineering :: Medical Science Apps.',
+        'Typing :: Typed',
     ],
     zip_safe=False,
 )

@@ -29,6 +29,7 @@ LONG = (
     'test_evaluate',
     'test_runs',
     'test_native',
+    'test_packaging',
     'test_site',
 )
 

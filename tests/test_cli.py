@@ -1,4 +1,4 @@
-"""The command line as a promise: six verbs, help that explains and comes at once, guesses at what
+"""The command line as a promise: seven verbs, help that explains and comes at once, guesses at what
 was meant, files of options, windows below zero, and a package that says what it is.
 """
 
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {
     'train': [],
     'translate': ['m', 'i', 'o'],
+    'bids-app': ['i', 'o', 'participant'],
     'evaluate': ['p', 't'],
     'calibrate': ['m'],
     'report': ['r'],
@@ -54,11 +55,14 @@ def jobs(monkeypatch):
     return begun
 
 
-# --- six verbs, explained at once
+# --- seven verbs, explained at once
 
 
-def test_six_verbs():
-    assert set(commands) == {'train', 'translate', 'evaluate', 'calibrate', 'report', 'data'}
+VERBS = 'train translate bids-app evaluate calibrate report data'
+
+
+def test_seven_verbs():
+    assert set(commands) == set(VERBS.split())
     _, out, _ = said(main, '--help')
     assert all(f'\n    {verb}' in out for verb in commands)
 

@@ -836,6 +836,7 @@ EVERY_RUN = ['files', 'log.csv', 'metrics.json', 'model/config.json', 'state.jso
 COMMANDS = {
     'xmodal': (xmodal_main, []),
     'translate': (xmodal_main, ['translate']),
+    'bids-app': (xmodal_main, ['bids-app']),
     'evaluate': (xmodal_main, ['evaluate']),
     'calibrate': (xmodal_main, ['calibrate']),
     'report': (xmodal_main, ['report']),

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'InputError', 'first_line', 'limit', 'check_limit', 'project_root', 'item_seed', 'Noise', 'expand',
-           'table_dtype', 'check_same_shape', 'mend_torchvision', 'Postponed', 'postpone', 'WhenAsked',
+           'table_dtype', 'check_same_shape', 'mend_torchvision', 'import_extra', 'Postponed', 'postpone', 'WhenAsked',
            'packages_when_asked', 'unseen', 'light_diffusers']
 
 # %% ../nbs/basics/00_core.ipynb #633629c1
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import os
 import sys
@@ -208,6 +209,20 @@ def mend_torchvision() -> bool:  # True if something was mended
     except ImportError:
         pass
     return False
+
+# %% ../nbs/basics/00_core.ipynb #5d1f0a12
+def import_extra(
+    package: str,  # as it is imported, 'open_clip'
+    extra: str,  # the extra of settings.ini that brings it, 'text'
+    purpose: str,  # what needs it, the beginning of the error
+    instead: str = '',  # what does without it, the end of the error
+):  # the module
+    "Import a package that the plain install does not hold; InputError says how to get it."
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        words = f'{purpose} needs the package {e.name}: pip install "xmodal[{extra}]"'
+        raise InputError(words + (f', or {instead}' if instead else '')) from None
 
 # %% ../nbs/basics/00_core.ipynb #c3cea49c
 class Postponed(types.ModuleType):

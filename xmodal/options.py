@@ -59,10 +59,11 @@ def add_options(
     parser,  # an argparse parser
     title: str,  # of the group in the help
     record,  # a dataclass whose fields are made by `option`
+    but: tuple = (),  # names of fields that this command does not have
 ):
     "Add a record to a parser: one group, one option for each field."
     group = parser.add_argument_group(title, record.__doc__)
-    for f in fields(record):
+    for f in [f for f in fields(record) if f.name not in but]:
         name = f.name.replace('_', '-')
         kind = kind_of_option(f)
         if kind is bool:

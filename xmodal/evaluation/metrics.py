@@ -644,10 +644,12 @@ def lpips_net(
     weights=None,  # file of torchvision's AlexNet; None: torch's cache
 ):
     "The LPIPS network on AlexNet. Raises InputError if its weights are not at hand."
-    from xmodal.core import mend_torchvision
+    from xmodal.core import import_extra, mend_torchvision
 
-    state = read_weights(weights, 'alexnet-owt-7be5be79.pth', 'LPIPS', '`edges` or `gmsd`')
+    instead = '`edges` or `gmsd`'
+    state = read_weights(weights, 'alexnet-owt-7be5be79.pth', 'LPIPS', instead)
     mend_torchvision()
+    import_extra('torchvision', 'features', 'LPIPS', f'measure {instead}')
     from torchmetrics.functional.image.lpips import _LPIPS
 
     # the five trained layers come with torchmetrics
@@ -717,15 +719,17 @@ def inception(
     """torchvision's Inception v3 up to its 2048 pooled features: (n, 3, H, W) in [-1, 1] to (n,
     2048). Raises InputError without its weights.
     """
-    from xmodal.core import mend_torchvision
+    from xmodal.core import import_extra, mend_torchvision
 
     instead = '`edges`, with `sharpness` and `hf_power` for texture'
     state = read_weights(weights, 'inception_v3_google-0cc3c7bd.pth', 'FID', instead)
     mend_torchvision()
     import torch
-    from torchvision.models import inception_v3
 
-    net = inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
+    models = import_extra('torchvision.models', 'features', 'FID', f'measure {instead}')
+    net = models.inception_v3(
+        weights=None, init_weights=False, aux_logits=False, transform_input=False
+    )
     net.fc = torch.nn.Identity()
     fill(net, state, 'FID')
     to_size = functools.partial(

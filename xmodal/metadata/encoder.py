@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import InputError, mend_torchvision, project_root
+from ..core import InputError, import_extra, mend_torchvision, project_root
 from ..files import atomic
 from .prompt import describe, mask_prompt, parse_prompt
 from .record import FIELDS, Metadata, mask_record, names, subset
@@ -198,8 +198,7 @@ def listed_weights(
     name: str,  # MODEL/PRETRAINED, such as 'ViT-B-32/laion2b_s34b_b79k'
 ) -> tuple:
     "(model, pretrained) of MODEL/PRETRAINED. Raises InputError if open_clip does not list it."
-    import open_clip
-
+    open_clip = import_extra('open_clip', 'text', f'encoder {name!r}', "use 'record'")
     model, _, tag = name.partition('/')
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag in tags:
@@ -229,8 +228,7 @@ def load_clip(
     if local:
         options['text_cfg'] = folder_config(at.removeprefix('local-dir:'))
     mend_torchvision()
-    import open_clip
-
+    open_clip = import_extra('open_clip', 'text', f'encoder {name!r}', "use 'record'")
     if not at.startswith(('local-dir:', 'hf-hub:')):
         at, options['pretrained'] = listed_weights(at)
     with contextlib.nullcontext(True) if local else hub() as there:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core import InputError, mend_torchvision, project_root
+from ..core import InputError, import_extra, mend_torchvision, project_root
 from ..files import atomic
 from ..denoise import Network
 from .conditioning import check_context
@@ -325,11 +325,12 @@ def empty_prompt(
     """
     if Path(prior).is_dir() and not (Path(prior) / 'text_encoder').is_dir():
         return None
-    from transformers import AutoTokenizer, CLIPTextModel
-
-    words = read_part(AutoTokenizer.from_pretrained, prior, 'tokenizer')
+    about = f'the text encoder of prior {str(prior)!r}'
+    transformers = import_extra('transformers', 'text', about)
+    words = read_part(transformers.AutoTokenizer.from_pretrained, prior, 'tokenizer')
     safe = dict(use_safetensors=True)
-    model = read_part(CLIPTextModel.from_pretrained, prior, 'text_encoder', **safe).eval()
+    kind = transformers.CLIPTextModel
+    model = read_part(kind.from_pretrained, prior, 'text_encoder', **safe).eval()
     whole = dict(padding='max_length', max_length=words.model_max_length, truncation=True)
     with torch.no_grad():
         return model(**words([''], return_tensors='pt', **whole)).last_hidden_state

@@ -663,7 +663,7 @@ def load_config(
     except (ValueError, RecursionError, OSError) as e:
         raise InputError(f'{path}: not valid JSON ({first_line(e)}); {AGAIN}') from None
     found = config.get('format') if isinstance(config, dict) else None
-    if found != FORMAT or isinstance(found, bool):
+    if isinstance(found, bool) or found not in range(1, FORMAT + 1):
         newer = isinstance(found, int) and found > FORMAT
         remedy = 'update xmodal' if newer else 'this is not an xmodal model or it is damaged'
         raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..choices import unknown_word
-from ..core import first_line, InputError, mend_torchvision
+from ..core import first_line, import_extra, InputError, mend_torchvision
 from ..parameters import words_of
 
 # %% ../../nbs/training/58_terms.ipynb #e500cacc
@@ -196,7 +196,7 @@ def open_timm(
 ) -> tuple:  # network, function of (network, pictures) that gives a list of features
     "All stages of a network of timm."
     mend_torchvision()
-    import timm
+    timm = import_extra('timm', 'features', f'features {path}')
 
     config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
     own = config.get('pretrained_cfg', {})
