@@ -58,10 +58,10 @@ def jobs(monkeypatch):
 # --- seven verbs, explained at once
 
 
-VERBS = 'train translate bids-app evaluate calibrate report data'
+VERBS = 'train translate bids-app evaluate segmenter calibrate page report data'
 
 
-def test_seven_verbs():
+def test_all_verbs_are_in_the_help():
     assert set(commands) == set(VERBS.split())
     _, out, _ = said(main, '--help')
     assert all(f'\n    {verb}' in out for verb in commands)

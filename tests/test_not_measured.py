@@ -215,7 +215,7 @@ def obeyed(words, text):
     "What somebody types who does what a message says."
     if 'leave --window away' in text:
         words = re.sub(r'--window \S+', '', words)
-    if 'add it' in text and '--masks' in text and '--masks' not in words:
+    if re.search('add it|add one of them', text) and '--masks' in text and '--masks' not in words:
         words += ' --masks'
     if 'measure them as masks' in text:
         words += ' --masks'

@@ -50,6 +50,10 @@ Rooms (help(xmodal.bridge) lists what is in one):
     translate            one scan or image: begin here to use a model
     folders              whole folders and BIDS data sets
     calibrate            what errors are to be expected of a model, from people it has not seen
+    page reference       a page of each result; what is usual, to tell what is unusual
+    segmenter downstream    labels from a scan, and what they are worth on a translation
+    registrations        how far scores hang on the registration of the truth
+    perceptual           LPIPS and a Fréchet distance, with weights that are at hand
     run_folder           the folder of a training: a name used once, one training at a time
     cli options          the command xmodal
     core files           errors, seeds and limits; files that are whole or absent
@@ -58,8 +62,8 @@ Rooms (help(xmodal.bridge) lists what is in one):
     parameters           values from notebooks and command lines, in their type
     processes explain    one job on several processes; where this help comes from
 
-Without Python: xmodal train | translate | evaluate | segmenter | calibrate | report | data,
-each with --help.
+Without Python: xmodal train | translate | bids-app | evaluate | segmenter | calibrate |
+page | report | data, each with --help.
 """
 
 # %% ../nbs/use/99_package.ipynb #0132bd01
