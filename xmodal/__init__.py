@@ -34,8 +34,7 @@ Rooms (help(xmodal.bridge) lists what is in one):
     denoise tiles        any network as an estimate of the target; in windows, or from many views
     several              several models, and looks in a mirror, averaged at every step
     rows scenes          pictures that do not fit into memory: line by line, from file to file
-    families             the bridges of the compared papers
-    solvers              their samplers
+    families solvers     the bridges of the compared papers, and their samplers
     methods              every method as a row of one table: begin here to compare or add one
     grid fields          times, and mixing fields, fitted to a number of steps
     spread               bridges that start from a predicted mean, with a predicted spread
@@ -45,15 +44,13 @@ Rooms (help(xmodal.bridge) lists what is in one):
     metadata             what is known about a scan, as a record and as a prompt
     training             recipe, loop, adversarial training, model folder
     evaluation           metrics, masks, protocols, statistics, reports
+    perceptual registrations    measures with weights; another registration of the truth
     train job            one training with all that belongs to it: begin here to train
     engine experiment    what trainings have in common; several methods compared
     translate            one scan or image: begin here to use a model
-    folders              whole folders and BIDS data sets
-    calibrate            what errors are to be expected of a model, from people it has not seen
-    page reference       a page of each result; what is usual, to tell what is unusual
-    segmenter downstream    labels from a scan, and what they are worth on a translation
-    registrations        how far scores hang on the registration of the truth
-    perceptual           LPIPS and a Fréchet distance, with weights that are at hand
+    folders page         whole folders and BIDS data sets; a page of each result
+    calibrate reference    what errors are to be expected of a model, and which scans are usual
+    segmenter downstream    labels of a scan, and what is kept of them in a translation
     run_folder           the folder of a training: a name used once, one training at a time
     cli options          the command xmodal
     core files           errors, seeds and limits; files that are whole or absent
@@ -62,8 +59,7 @@ Rooms (help(xmodal.bridge) lists what is in one):
     parameters           values from notebooks and command lines, in their type
     processes explain    one job on several processes; where this help comes from
 
-Without Python: xmodal train | translate | bids-app | evaluate | segmenter | calibrate |
-page | report | data, each with --help.
+Without Python: the command xmodal; xmodal --help lists what it can do.
 """
 
 # %% ../nbs/use/99_package.ipynb #0132bd01
