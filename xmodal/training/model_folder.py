@@ -35,6 +35,7 @@ from ..nets.build import find_net
 from ..sample import check_grid, rules
 from ..data.windows import rule_numbers
 from ..metadata.encoder import hub
+from .shipped import refuse_shipped, shipped_folder, shipped_hint
 
 # %% ../../nbs/training/60_model_folder.ipynb #f626e6e8
 def save_tensors(
@@ -653,7 +654,7 @@ def load_config(
     if not Path(folder).is_dir():
         raise InputError(
             f'{folder}: no such model folder; train one with xmodal train, '
-            f'it is written to runs/NAME/model{hub_hint(folder)}'
+            f'it is written to runs/NAME/model{hub_hint(folder) or shipped_hint(folder)}'
         )
     if not path.is_file():
         raise InputError(f'{path}: file is missing; {folder} is not a complete xmodal model folder')
@@ -878,6 +879,7 @@ def add_grid(
     tau='markov',  # noise rule it was fitted under
 ):
     "Store a fitted grid in a model folder, for len(grid) - 1 steps."
+    refuse_shipped(folder)
     config, grid = load_config(folder), check_grid(grid).tolist()
     entry = StoredGrid(objective=objective, tau=tau, grid=grid)
     config['data'].setdefault('grids', {})[str(len(grid) - 1)] = entry.to_json()
@@ -965,6 +967,7 @@ def add_intervals(
     found: StoredIntervals,  # fitted for it
 ):
     "Store intervals in a model folder, in its description and in its card."
+    refuse_shipped(folder)
     folder, config = Path(folder), load_config(folder)
     config['data']['intervals'] = found.to_json()
     DataSpec.from_json(config['data'], folder / 'config.json')
@@ -980,12 +983,12 @@ HUB_FILES = ('config.json', 'model.safetensors', 'README.md', 'unusual.json', 'u
 
 
 def find_model(
-    name,  # a model folder, or hf://NAME/REPOSITORY on the Hugging Face hub
+    name,  # a model folder, a model that comes with xmodal, or hf://NAME/REPOSITORY on the hub
 ) -> Path:  # the folder
     "The folder of a model, fetched from the hub if its name says hf://; raises InputError."
     asked = re.fullmatch(r'hf:/{1,2}(.*)', str(name))
     if not asked:
-        return Path(name)  # load_config says what is wrong with it
+        return shipped_folder(name) or Path(name)  # load_config says what is wrong with it
     name = asked[1]
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         raise InputError(
