@@ -35,8 +35,8 @@ setup(
     license='Apache-2.0',
     keywords=cfg['keywords'],
     packages=find_packages(include=['xmodal', 'xmodal.*']),
-    # the data cards; and the word that the package has type hints
-    package_data={'xmodal.data': ['pages/*.md'], 'xmodal': ['py.typed']},
+    # the data cards; the word that the package has type hints; models that come with it
+    package_data={'xmodal.data': ['pages/*.md'], 'xmodal': ['py.typed', 'weights/*/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

@@ -1,4 +1,4 @@
-"""The command line as a promise: seven verbs, help that explains and comes at once, guesses at what
+"""The command line as a promise: verbs, help that explains and comes at once, guesses at what
 was meant, files of options, windows below zero, and a package that says what it is.
 """
 
@@ -23,6 +23,8 @@ LEAVES = {
     'evaluate': ['p', 't'],
     'calibrate': ['m'],
     'report': ['r'],
+    'models': [],
+    'demo': [],
     'data check': ['bids'],
     'data difficulty': ['bids'],
     'data get': ['ixi'],
@@ -55,10 +57,10 @@ def jobs(monkeypatch):
     return begun
 
 
-# --- seven verbs, explained at once
+# --- verbs, explained at once
 
 
-VERBS = 'train translate bids-app evaluate segmenter calibrate page report data'
+VERBS = 'train translate bids-app evaluate segmenter calibrate page report data models demo'
 
 
 def test_all_verbs_are_in_the_help():

@@ -42,13 +42,13 @@ Rooms (help(xmodal.bridge) lists what is in one):
     data                 files, frames, layouts of data sets, the check before a training
     nets                 U-Nets, published networks, discriminators, latents
     metadata             what is known about a scan, as a record and as a prompt
-    training             recipe, loop, adversarial training, model folder
+    training             recipe, loop, adversarial training, model folder, shipped models
     evaluation           metrics, masks, protocols, statistics, reports
     perceptual registrations    measures with weights; another registration of the truth
     train job            one training with all that belongs to it: begin here to train
     engine experiment    what trainings have in common; several methods compared
     translate            one scan or image: begin here to use a model
-    folders page         whole folders and BIDS data sets; a page of each result
+    folders page demo    whole folders and BIDS data sets; a page of each result; a first look
     calibrate reference    what errors are to be expected of a model, and which scans are usual
     segmenter downstream    labels of a scan, and what is kept of them in a translation
     run_folder           the folder of a training: a name used once, one training at a time

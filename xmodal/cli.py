@@ -9,14 +9,14 @@ __all__ = ['LEVELS', 'PASSED_ON', 'PRINTED_OF_MASKS', 'segmenter_tasks', 'data_t
            'OfDraws', 'Downstream', 'Written', 'add_evaluate_parser', 'add_report_parser', 'ScansAndMasks', 'Learning',
            'add_segmenter_parser', 'KnownPeople', 'Asking', 'add_calibrate_parser', 'OnPages', 'add_page_parser',
            'AllPairs', 'Pairs', 'Looking', 'Measuring', 'Download', 'add_data_parser', 'add_check_parser',
-           'add_difficulty_parser', 'add_models_parser', 'add_demo_parser', 'bars_drawn', 'note_line', 'main',
-           'about_failure', 'all_stays', 'say_temperature', 'say_shipped', 'opened_model', 'translate', 'bids_app',
+           'add_difficulty_parser', 'add_models_parser', 'FirstLook', 'add_demo_parser', 'bars_drawn', 'note_line',
+           'main', 'about_failure', 'all_stays', 'say_temperature', 'opened_model', 'translate', 'bids_app',
            'as_classes', 'check_evaluate', 'check_downstream', 'read_classes', 'read_hu', 'evaluate_as_masks',
            'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'scales_asked', 'evaluate_in_regions',
            'segmenter_known', 'evaluate_segmented', 'evaluate_in_features', 'read_folders', 'evaluate_registered',
            'evaluate_downstream', 'keep_evaluation', 'evaluate_command', 'report', 'calibrate_model', 'keep_usual',
            'output_asked', 'pages_of', 'page', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data',
-           'show_card', 'get_data', 'models', 'demonstrate', 'check_data_set', 'measure_difficulty']
+           'show_card', 'get_data', 'say_shipped', 'models', 'demonstrate', 'check_data_set', 'measure_difficulty']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -785,6 +785,14 @@ def add_models_parser(
     m.add_argument('--to', metavar='FOLDER', help='copy the model there, to calibrate or change it')
 
 
+@dataclass(frozen=True)
+class FirstLook:
+    "How a demo ends."
+
+    model: str = option('brain-t1w-t2w', 'of those that come with xmodal', metavar='NAME')
+    open: bool = option(True, 'open the page in a browser (--no-open: only say where it is)')
+
+
 def add_demo_parser(
     sub,  # what `add_subparsers` returned
 ):
@@ -796,9 +804,9 @@ def add_demo_parser(
         'Simulate a scan, translate it with a model that comes with xmodal, write a page of source,'
         ' translation and truth, and open it in a browser. Needs no data and no network.',
     )
-    d.add_argument('to', nargs='?', default='xmodal-demo', help='folder to make')
-    d.add_argument('--model', metavar='NAME', help='of those that come with xmodal')
-    d.add_argument('--no-open', action='store_true', help='only say where the page is')
+    where = 'folder to make (default: xmodal-demo)'
+    d.add_argument('to', nargs='?', default='xmodal-demo', help=where)
+    add_options(d, 'demo', FirstLook)
 
 # %% ../nbs/use/98_cli.ipynb #7bdbd1ee
 def bars_drawn() -> bool:
@@ -882,18 +890,6 @@ def say_temperature(
             f' of {temperature:g} can make its draws worse and less alike',
             file=sys.stderr,
         )
-
-
-def say_shipped(
-    folder,  # of a model
-):
-    "Say once that a model that comes with xmodal is a demonstrator."
-    from xmodal.processes import is_main
-    from xmodal.training.shipped import shipped_note
-
-    note = shipped_note(folder)
-    if note and is_main():
-        print(f'xmodal: note: {note}', file=sys.stderr)
 
 
 def opened_model(
@@ -1582,6 +1578,18 @@ def get_data(
     return 0
 
 # %% ../nbs/use/98_cli.ipynb #6551267a
+def say_shipped(
+    folder,  # of a model
+):
+    "Say once that a model that comes with xmodal is a demonstrator."
+    from xmodal.processes import is_main
+    from xmodal.training.shipped import shipped_note
+
+    note = shipped_note(folder)
+    if note and is_main():
+        print(f'xmodal: note: {note}', file=sys.stderr)
+
+
 def models(
     a,  # what was typed
 ) -> int:
@@ -1608,16 +1616,15 @@ def demonstrate(
 ) -> int:
     "xmodal demo"
     import webbrowser
-    from xmodal.demo import DEMO_MODEL, demo
+    from xmodal.demo import demo
     from xmodal.training.shipped import shipped_models, shipped_note
 
-    name = a.model or DEMO_MODEL
-    page = demo(a.to, name, progress=sys.stderr.isatty())
-    print(f'note: {shipped_note(shipped_models()[name])}')
+    page = demo(a.to, a.model, progress=sys.stderr.isatty())
+    print(f'note: {shipped_note(shipped_models()[a.model])}')
     print(f'page: {page}')
-    if not a.no_open:
+    if a.open:
         webbrowser.open(page.resolve().as_uri())
-    print(f'with a scan of your own: xmodal translate {name} SCAN.nii.gz OUT.nii.gz --page')
+    print(f'with a scan of your own: xmodal translate {a.model} SCAN.nii.gz OUT.nii.gz --page')
     return 0
 
 # %% ../nbs/use/98_cli.ipynb #cac1122e

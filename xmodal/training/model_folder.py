@@ -961,7 +961,7 @@ def card_with_intervals(
     before, limits, after = card.partition('## Limits')
     return f'{before.rstrip()}\n\n{interval_lines(found)}\n{limits}{after}'.rstrip() + '\n'
 
-
+# %% ../../nbs/training/60_model_folder.ipynb #d10320f0
 def add_intervals(
     folder,  # model folder
     found: StoredIntervals,  # fitted for it
