@@ -117,3 +117,24 @@ def test_the_demo_ends_in_a_page(tmp_path):
     again = xmodal('demo', tmp_path / 'demo', '--no-open')
     assert again.returncode == 1 and 'there already' in again.stderr
     shutil.rmtree(tmp_path / 'demo')
+
+
+# --- trained on from one: what nobody has decided is the model's
+
+
+def test_a_training_that_starts_from_a_model_is_like_it(tmp_path, capsys):
+    from xmodal.train import Job, like_start
+
+    folder = tmp_path / 'model'
+    save_model(folder, build(**TINY), TINY, VOLUME | dict(tile=16, size=40))
+    p = like_start(Job(init=str(folder)))
+    said = capsys.readouterr().out
+    assert (p.ch, p.mults, p.size, p.patch, p.spacing) == (8, '1,2', 0, 16, 3.0)
+    assert p.source_window == '0:1000' and 'ch 8' in said and 'patch 16' in said
+    assert like_start(Job(init=str(folder), ch=16, patch=32)).patch == 32
+    whole = tmp_path / 'whole'
+    save_model(whole, build(**TINY), TINY, VOLUME)
+    assert like_start(Job(init=str(whole))).size == 32
+    assert like_start(Job()) == Job()
+    with pytest.raises(InputError, match='no such model folder'):
+        like_start(Job(init=str(tmp_path / 'none')))

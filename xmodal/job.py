@@ -251,7 +251,10 @@ class ByRecipe:
         -1.0, 'share of the features left out in training; -1: as recipe and network say'
     )
     init: str = option(
-        '', 'model folder, or hf://NAME/REPOSITORY: start from its weights, as far as they fit'
+        '',
+        'model folder, a model that comes with xmodal, or hf://NAME/REPOSITORY: start from its '
+        'weights, as far as they fit; method, network, grid and intensity rules are its own where '
+        'nothing else is asked for',
     )
     freeze: str = option(
         '',

@@ -7,18 +7,19 @@ __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Plan', 'prin
            'check_lowest', 'check_anchored', 'anchor_plan', 'check_seen_beside', 'check_draws_asked', 'check_prompts',
            'check_words', 'check_cross', 'spread_evenly', 'paper_slices', 'with_block', 'with_anchor_named', 'fill_in',
            'find_targets', 'typed_recipe', 'recipe_of', 'check_recipe', 'optimiser_of', 'dropout_of', 'recipe_line',
-           'judged_of', 'changes_of', 'check_budget', 'with_steps', 'undecided', 'with_auto', 'plan', 'network_sizes',
-           'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'with_network', 'check_fit', 'check_pairs',
-           'modality_known', 'find_pairs', 'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files',
-           'JobData', 'open_latents', 'open_prompts', 'advice_for', 'prepare_data', 'show_batch', 'start_over',
-           'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing',
-           'Measured', 'drawn_rows', 'cut_of', 'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels',
-           'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type',
-           'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts', 'about_latent',
-           'windows_of_targets', 'about_beside', 'about_data', 'about_training', 'memory_used', 'last_mix',
-           'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port',
-           'launch', 'cross_splits', 'member_of', 'check_members', 'train_cross', 'gather_models', 'measure_cross',
-           'save_cross', 'run', 'finished_run', 'run_planned', 'train_command', 'train_as_typed']
+           'judged_of', 'changes_of', 'check_budget', 'with_steps', 'undecided', 'with_auto', 'values_of_model',
+           'like_start', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid',
+           'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made', 'places_named',
+           'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts', 'advice_for',
+           'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained',
+           'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of', 'sampling_of', 'scores_of',
+           'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target',
+           'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle',
+           'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data',
+           'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run',
+           'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of', 'check_members',
+           'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run', 'finished_run', 'run_planned',
+           'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -580,12 +581,43 @@ def with_auto(
     print_once(table)
     return replace(p, **values), table
 
+# %% ../nbs/use/84_train.ipynb #a6f046f7
+def values_of_model(
+    folder,  # model folder
+) -> dict:  # parameter of a job -> value
+    "What a model says of its method, its network and its pictures, as parameters of a job."
+    config = load_config(folder)
+    spec, data = config['model'], config['data']
+    net = {k: v for k, v in (spec.get('net') or {}).items() if k in ('ch', 'layers', 'attention')}
+    if 'mults' in (spec.get('net') or {}):
+        net['mults'] = ','.join(map(str, spec['net']['mults']))
+    same = {k: data.get(k) for k in ('size', 'spacing', 'context', 'depth', 'source_window')}
+    same |= dict(method=spec['method'], patch=data.get('tile'), target_window=None)
+    if data.get('tile') and data.get('spacing'):
+        same['size'] = 0  # crops: nothing is shrunk
+    if data.get('target_window_rule') != 'percentile':
+        same['target_window'] = data.get('target_window_rule')
+    return net | {k: v for k, v in same.items() if v is not None}
+
+
+def like_start(
+    p: Job,  # as it was asked for
+) -> Job:
+    "The job with what the model has that it starts from; raises InputError for a folder of none."
+    if not p.init or p.backbone == 'latent':
+        return p
+    values = values_of_model(find_model(p.init))
+    taken = {k: v for k, v in values.items() if getattr(p, k) == defaults[k] != v}
+    if taken:
+        print_once(f'as {p.init}: ' + ', '.join(f'{k} {v}' for k, v in taken.items()))
+    return replace(p, **taken)
+
 # %% ../nbs/use/84_train.ipynb #3d30cd7f
 def plan(
     p,  # a `Job`, or a namespace with its parameters
 ) -> Plan:
     "Check the parameters and work out what follows from them; raises InputError."
-    p, table = with_auto(Job(**{k: getattr(p, k) for k in defaults}))
+    p, table = with_auto(like_start(Job(**{k: getattr(p, k) for k in defaults})))
     asked = asdict(p)
     together = spread_evenly(p)
     p = fill_in(shrink(p, together) if p.smoke else p)
