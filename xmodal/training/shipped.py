@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'shipped_models', 'about_shipped', 'shipped_folder', 'shipped_hint', 'refuse_shipped', 'copy_shipped',
-           'shipped_note', 'shipped_lines']
+           'shipped_note', 'shipped_card', 'ship', 'shipped_lines']
 
 # %% ../../nbs/training/57_shipped.ipynb #3167e70f
 import importlib.resources
@@ -89,6 +89,42 @@ def shipped_note(
     name = Path(folder).name
     people = about_shipped(folder)['people']
     return f'{name} is a demonstrator, trained on {people}; its card: xmodal models {name}'
+
+# %% ../../nbs/training/57_shipped.ipynb #3a0c7b70
+def shipped_card(
+    card: str,  # that of the training, Markdown
+    about: dict,  # the keys of ABOUT
+    how: str,  # by what it was measured, a sentence
+) -> str:  # Markdown
+    "The card of a shipped model: results on others in the place of those of the training."
+    head, _, rest = card.partition('## Results')
+    limits = rest.partition('## Limits')[2].strip()
+    words = (('People', 'people'), ('Terms', 'terms'), ('Cite', 'cite'))
+    whom = ' '.join(f'**{word}**: {about[k]}.' for word, k in words)
+    found = '\n'.join(f'- {line}' for line in about['measured'])
+    parts = (head.strip(), whom, f'## Results\n{found}', how, f'## Limits\n{limits}')
+    return '\n\n'.join([*parts, f'A demonstrator: {about["cannot"]}.']) + '\n'
+
+
+def ship(
+    model,  # model folder of a training
+    to,  # folder xmodal/weights/NAME of the project; replaced if it exists
+    about: dict,  # the keys of ABOUT
+    how: str,  # by what it was measured, a sentence
+) -> float:  # megabytes
+    "Put a model into the package; raises InputError for a key that is missing."
+    lacking = [k for k in ABOUT if not about.get(k)]
+    if lacking:
+        raise InputError(f'about: {", ".join(lacking)} is missing')
+    model, card = Path(model), (Path(model) / 'README.md').read_text(encoding='utf-8')
+    said = json.dumps(about, indent=1, ensure_ascii=False) + '\n'
+    with atomic(to) as tmp:
+        tmp.mkdir()
+        for name in ('config.json', 'model.safetensors'):
+            shutil.copy(model / name, tmp)
+        (tmp / 'README.md').write_text(shipped_card(card, about, how), encoding='utf-8')
+        (tmp / 'about.json').write_text(said, encoding='utf-8')
+    return about_shipped(to)['mb']
 
 # %% ../../nbs/training/57_shipped.ipynb #84ba3506
 def shipped_lines() -> list:  # of str
