@@ -35,6 +35,7 @@ GUIDE = [
     'evaluation',
     'methods',
     'results',
+    'claims',
     'notebooks',
 ]
 CHAPTERS = [  # title, folder of the notebooks
