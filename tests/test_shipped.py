@@ -132,6 +132,9 @@ def test_a_training_that_starts_from_a_model_is_like_it(tmp_path, capsys):
     assert (p.ch, p.mults, p.size, p.patch, p.spacing) == (8, '1,2', 0, 16, 3.0)
     assert p.source_window == '0:1000' and 'ch 8' in said and 'patch 16' in said
     assert like_start(Job(init=str(folder), ch=16, patch=32)).patch == 32
+    here = like_start(Job(init=str(folder), dataset='test'))
+    assert (here.source, here.target) == ('T1w', 'T2w') and p.target == ''
+    assert like_start(Job(init=str(folder), dataset='test', target='CT')).source == ''
     whole = tmp_path / 'whole'
     save_model(whole, build(**TINY), TINY, VOLUME)
     assert like_start(Job(init=str(whole))).size == 32

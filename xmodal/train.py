@@ -606,7 +606,10 @@ def like_start(
     "The job with what the model has that it starts from; raises InputError for a folder of none."
     if not p.init or p.backbone == 'latent':
         return p
-    values = values_of_model(find_model(p.init))
+    folder = find_model(p.init)
+    values, data = values_of_model(folder), load_config(folder)['data']
+    if p.dataset == data.get('dataset') and not (p.source or p.target):
+        values |= {k: data[k] for k in ('source', 'target') if data.get(k)}
     taken = {k: v for k, v in values.items() if getattr(p, k) == defaults[k] != v}
     if taken:
         print_once(f'as {p.init}: ' + ', '.join(f'{k} {v}' for k, v in taken.items()))
