@@ -36,6 +36,17 @@ def here(capsys, *words):
     return code, done.out, re.findall(r'xmodal: (?!note)[^\n]*', done.err)
 
 
+# what a segmenter may be: a program that is called with a scan and the label file to write
+SEGMENTER = """
+import sys, nibabel as nib, numpy as np
+im = nib.load(sys.argv[1])
+v = im.get_fdata()
+top = np.percentile(v, 99)
+labels = (v > 0.3 * top).astype(np.uint8) + (v > 0.7 * top).astype(np.uint8)
+nib.save(nib.Nifti1Image(labels, im.affine), sys.argv[2])
+"""
+
+
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     """Made brains: truth, a noisy translation under the names of the sources, a half-bright one,
@@ -187,7 +198,9 @@ def test_notebook_on_folders_and_report(folders):
     name = 'test-evaluation'
     run = ROOT / 'runs' / name
     shutil.rmtree(run, ignore_errors=True)
+    (folders / 'seg.py').write_text(SEGMENTER)
     words = dict(
+        segmenter=f'{sys.executable} {folders / "seg.py"} {{in}} {{out}}',
         predictions=folders / 'good',
         truth=folders / 'truth',
         labels=folders / 'labels',
@@ -213,8 +226,14 @@ def test_notebook_on_folders_and_report(folders):
     try:
         assert r.returncode == 0, r.stderr[-3000:]
         m = json.loads((run / 'metrics.json').read_text())
+        regional = {k for k in m['scores'] if k.startswith('translation ')}
+        assert regional == {
+            *(f'translation in {k}' for k in ('air', 'grey', 'bright')),
+            *(f'translation segmented, {k}' for k in ('air', 'grey', 'bright')),
+        }
+        assert m['scores']['translation segmented, grey']['dice']['mean'] > 0.8
         assert (
-            set(m['scores']) == {'translation', 'half'}
+            set(m['scores']) - regional == {'translation', 'half'}
             and m['scores']['translation']['psnr']['mean'] > m['scores']['half']['psnr']['mean'] + 3
         )
         assert {p.name for p in (run / 'figures').iterdir()} == {
