@@ -231,7 +231,7 @@ def test_notebook_on_folders_and_report(folders):
             *(f'translation in {k}' for k in ('air', 'grey', 'bright')),
             *(f'translation segmented, {k}' for k in ('air', 'grey', 'bright')),
         }
-        assert m['scores']['translation segmented, grey']['dice']['mean'] > 0.8
+        assert m['scores']['translation segmented, grey']['dice_kept']['mean'] > 0.8
         assert (
             set(m['scores']) - regional == {'translation', 'half'}
             and m['scores']['translation']['psnr']['mean'] > m['scores']['half']['psnr']['mean'] + 3
