@@ -3,13 +3,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+WORKERS ?= 1
 READY  := $(VENV)/.ready
 
-.PHONY: help env train test smoke export format html clean
+.PHONY: help env train test smoke experiments export format html clean
 help:
 	@echo "make train   make the environment, train CDTSDE on made brains, write runs/phantom-cdtsde (again: go on, or say that it is finished)"
 	@echo "make test    make the environment, run every unflagged test"
 	@echo "make smoke   the main job in its smallest form (well under a minute)"
+	@echo "make experiments  every stored result from nothing, a day of one core (WORKERS=2: two at once; again: go on)"
 	@echo "make format  ruff over notebooks and tests, 100 columns; make test asks that it changes nothing"
 	@echo "make export  notebooks -> xmodal/*.py and README.md, outputs cleaned of noise"
 
@@ -42,6 +44,9 @@ export: $(READY)
 
 format: $(READY)
 	$(BIN)/ruff format .
+
+experiments: $(READY)
+	$(BIN)/python nbs/experiments/run_queue.py --workers $(WORKERS)
 
 html: $(READY)
 	$(BIN)/python tests/make_site.py
