@@ -41,6 +41,7 @@ export: $(READY)
 	$(BIN)/python tests/make_readme.py
 	$(BIN)/python tests/make_cards.py
 	$(BIN)/python tests/make_recipe.py
+	$(BIN)/python tests/make_gallery.py
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -35,6 +35,7 @@ GUIDE = [
     'evaluation',
     'methods',
     'results',
+    'gallery',
     'claims',
     'notebooks',
 ]
