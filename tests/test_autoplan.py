@@ -46,6 +46,7 @@ def test_what_is_decided_stays(folder, capsys):
     p = plan(Job(**folder, plan='auto', method='regression', name='never', ch=12, device='cpu'))
     out = capsys.readouterr().out
     assert p.ch == 12 and p.size == 0 and p.patch == 0 and p.augment == 'light'
+    assert p.terms == 'gradient:0.5'
     assert 'plan auto: 4 people' in out or 'plan auto: 5 people' in out
     assert 'ch         12       decided by hand' in out
     assert p.chosen and p.chosen in out
@@ -109,3 +110,11 @@ def test_it_trains_and_is_kept_with_the_model(folder, run_name):
     assert config['training']['plan'][0].startswith('plan auto')
     assert config['data']['size'] == 32
     shutil.rmtree(ROOT / 'runs' / run_name)
+
+
+def test_a_term_is_chosen_for_a_regression_alone(folder, capsys):
+    "What was measured for a regression is not taken for a bridge, and one's own terms stay."
+    asked = dict(plan='auto', name='never', ch=12, device='cpu')
+    assert plan(Job(**folder, **asked, method='i2sb')).terms == ''
+    assert 'terms' not in capsys.readouterr().out
+    assert plan(Job(**folder, **asked, method='regression', terms='ssim:0.1')).terms == 'ssim:0.1'

@@ -574,7 +574,7 @@ def with_auto(
     records, split, _ = split_of(p, records_of(p, targets_of(p), p.seed), p.seed)
     learned = [r for r in records if r.subject in set(split['train'])]
     known = known_of(learned, minutes, p.device, p.plane)
-    choices = choose(known)
+    choices = [c for c in choose(known) if c.name != 'terms' or p.method == 'regression']
     values = undecided(p, choices, bool(split['val']))
     by_hand = {c.name: getattr(p, c.name) for c in choices if c.name not in values}
     table = plan_table(known, choices, by_hand)
