@@ -20,7 +20,7 @@ from run_queue import read_queue  # noqa: E402
 # made by hand, by other commands, or of machines: their notebooks say how
 OTHERWISE = {'brain-metrics', 'phantom-metrics', 'check_calibration', 'check_thresholds'}
 OTHERWISE |= {'lesions_kept', 'scene_memory', 'slice_steps', 'tile_borders', 'tile_borders_24'}
-OTHERWISE |= {'compare-sar', 'difficulty_gains', 'shipped-brain-t1w-t2w'}
+OTHERWISE |= {'compare-sar', 'difficulty_gains'}
 
 
 def test_every_entry_can_be_run():
