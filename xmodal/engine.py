@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BUDGET', 'MEASURES', 'MASK_MEASURES', 'targets_of', 'where_from', 'simulation_options', 'records_of', 'split_of',
            'windows_of', 'prepare_pairs', 'Parts', 'without_air', 'select_parts', 'few_images', 'load_parts',
-           'Sampling', 'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'start_from', 'fit_row', 'watch_of',
-           'with_start', 'fit_first', 'Trained', 'clock', 'seconds_of', 'steps_within', 'with_minutes', 'train_row',
-           'translations', 'of_volumes', 'measured_pixels', 'measure_images', 'draw_seed', 'depends_on_noise',
-           'case_of', 'drawn_cases', 'measure_drawn']
+           'Sampling', 'own_sampling', 'recipe_with', 'RowPlan', 'build_row', 'start_from', 'like_teacher',
+           'open_teacher', 'fit_row', 'watch_of', 'with_start', 'fit_first', 'Trained', 'clock', 'seconds_of',
+           'steps_within', 'with_minutes', 'train_row', 'translations', 'of_volumes', 'measured_pixels',
+           'measure_images', 'draw_seed', 'depends_on_noise', 'case_of', 'drawn_cases', 'measure_drawn']
 
 # %% ../nbs/use/82_engine.ipynb #90b39176
 import contextlib, io, json, tempfile, time
@@ -31,7 +31,7 @@ from .evaluation.draws import DrawOptions, measure_draws
 from .evaluation.masks import evaluate_masks, threshold
 from .evaluation.metrics import evaluate_pairs, measures
 from .job import FromData
-from .methods import calls, get_method, recipe_for
+from .methods import calls, get_method, recipe_for, route_of
 from .nets.anchor import anchor_sizes, build_anchored
 from .parameters import words_of
 from .tiles import Tiled, in_tiles
@@ -39,7 +39,9 @@ from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import is_main, map_over_processes
 from .training.folds import AnchorFit, AnchorPlan, fit_anchor
-from .training.model_folder import begin_from, freeze_parts, sha256
+from .training.distil import Teacher
+from .training.model_folder import begin_from, find_model, freeze_parts
+from .training.model_folder import load_config, load_model, sha256
 from .training.terms import weights_of
 from .training.watch import Watch
 from .training.loop import Denoising, checkpoints, Judged, measure_scale, predict, Recipe
@@ -253,7 +255,7 @@ def recipe_with(
     "The recipe of a row: what was asked for, else what the method says."
     return Recipe(**{**recipe_for(method, backbone, recipe), **asked})
 
-
+# %% ../nbs/use/82_engine.ipynb #d15711a3
 @dataclass(frozen=True)
 class RowPlan:
     "One row of a job or of a comparison, before it is trained."
@@ -267,6 +269,8 @@ class RowPlan:
     prior: str = ''  # latents: the pretrained networks that it starts from; empty: none
     init: str = ''  # model folder whose weights it starts from; empty: none
     freeze: tuple = ()  # parts of the network that keep those weights
+    teacher: str = ''  # model folder whose path it learns in longer strides; empty: none
+    teacher_steps: int = 2  # of the teacher in each of its own, which `validation` says
     validation: dict = None  # how it validates: steps, tau, options; None: as the method says
     log_every: int = 20  # steps between lines of the log
     val_every: int = 0  # steps between validations; 0: at the end
@@ -294,6 +298,8 @@ def build_row(
     model = dict(row.model)
     if (model.get('pred') or get_method(row.method).pred) == 'ddbm':
         model['scale'] = measure_scale(learn)
+    if row.teacher and get_method(row.method).anchor:
+        model['anchor'] = load_config(find_model(row.teacher))['model']['anchor']
     if get_method(row.method).anchor:
         sizes = anchor_sizes(model['net'])
         model.setdefault('anchor', sizes | {k: v for k, v in row.anchor_sizes.items() if v})
@@ -303,6 +309,8 @@ def build_row(
         warm_start(den.net, row.prior)
     if row.init:
         start_from(row, den)
+    if row.teacher:
+        like_teacher(row, den)
     return den, model
 
 # %% ../nbs/use/82_engine.ipynb #5bd342eb
@@ -321,6 +329,31 @@ def start_from(
     den.started_from = found
     return found
 
+# %% ../nbs/use/82_engine.ipynb #d15711a2
+def like_teacher(
+    row: RowPlan,  # teacher
+    den,  # the denoiser of the student, changed in place
+):
+    "Begin with all weights of a teacher; raises InputError for another network."
+    told = load_model(find_model(row.teacher))[0].state_dict()
+    own = den.state_dict()
+    if {k: v.shape for k, v in told.items()} != {k: v.shape for k, v in own.items()}:
+        raise InputError(
+            f'teacher: {row.teacher} is another network than the one that is trained; leave net,'
+            ' ch, mults, layers, attention and anchor out, they are taken from it'
+        )
+    den.load_state_dict(told)
+    den.bridge.requires_grad_(False)
+
+
+def open_teacher(
+    row: RowPlan,  # teacher, teacher_steps, and the sampler that validates, whose grid it is
+) -> Teacher:
+    "The teacher of a row, and the strides that it is asked for."
+    den = load_model(find_model(row.teacher))[0]
+    go = route_of(row.method, den, **(row.validation or dict(tau='zero')))
+    return Teacher(den, go.grid, row.teacher_steps)
+
 # %% ../nbs/use/82_engine.ipynb #286f6757
 def fit_row(
     row: RowPlan,  # how it is trained
@@ -331,7 +364,8 @@ def fit_row(
 ):  # the log, a pandas DataFrame
     "Train a row, or go on where it stopped."
     row = replace(row, provenance=with_start(row, den))
-    first = None if den.anchor is None else fit_first(row, den, model, learn, val)
+    anew = den.anchor is not None and not row.teacher  # a student has its teacher's anchor
+    first = fit_first(row, den, model, learn, val) if anew else None
     often = dict(log_every=row.log_every, val_every=row.val_every, save_every=row.save_every)
     where = dict(resume=row.resume, change=row.change, workers=row.workers, device=row.device)
     how = dict(accumulate=row.accumulate, compile=row.compile, options=row.validation)
@@ -342,14 +376,20 @@ def fit_row(
         begun = bool(checkpoints(Path(row.out) / 'checkpoints'))
         where['resume'] = row.resume and begun
         what |= dict(provenance=about, trainer=partial(Denoising, folds=first.folds))
+    if row.teacher:
+        what['trainer'] = partial(Denoising, teacher=open_teacher(row))
     log = fit(den, learn, row.out, row.method, row.recipe, model, **what, **often, **where, **how)
     if first:
         log.attrs |= dict(seconds=log.attrs['seconds'] + first.seconds, anchor=first.about)
     if row.init:
         log.attrs['init'] = den.started_from
+    if row.teacher:
+        named = ('teacher', 'teacher_steps')
+        log.attrs['teacher'] = {k: row.provenance[k] for k in named}
+        log.attrs['teacher']['model'] = find_model(row.teacher).name
     return log
 
-
+# %% ../nbs/use/82_engine.ipynb #d15711a4
 def watch_of(
     row: RowPlan,  # out, method, recipe, pictures, track
     val,  # the validation set, or None
@@ -374,6 +414,9 @@ def with_start(
         about |= dict(features=sha256(weights_of(row.recipe.features)))
     if row.init:
         about |= dict(init=den.started_from['sha256'], freeze=list(row.freeze))
+    if row.teacher:
+        told = find_model(row.teacher) / 'model.safetensors'
+        about |= dict(teacher=sha256(told), teacher_steps=row.teacher_steps)
     return about or row.provenance
 
 # %% ../nbs/use/82_engine.ipynb #d3009d91

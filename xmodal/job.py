@@ -265,7 +265,15 @@ class ByRecipe:
 # %% ../nbs/use/81_job.ipynb #5a3c9d21
 @dataclass(frozen=True)
 class BySamples(ByRecipe):
-    "What a training sample is."
+    "What a training sample is, and who says what its answer is."
+
+    teacher: str = option(
+        '',
+        'model folder of a bridge or diffusion: learn where its path without fresh noise leads to, '
+        'in sample_steps longer steps (2 if none are given); network, bridge, anchor and first '
+        'weights are its own',
+    )
+    teacher_steps: int = option(4, "with teacher: steps of the teacher in each of the student's")
 
     augment: str = option(
         'none',
@@ -422,8 +430,8 @@ JOB_TOPICS = {
     'pretrained latents': 'backbone prior part horizon cache_latents',
     'prompts': 'text encoder fields forget',
     'training': 'plan steps epochs minutes batch recipe optimiser lr betas weight_decay schedule'
-    ' warmup clip ema ema_start dropout init freeze cross folds anchor_steps anchor_ch'
-    ' anchor_rule drop_sources augment flips terms features'
+    ' warmup clip ema ema_start dropout init freeze teacher teacher_steps cross folds anchor_steps'
+    ' anchor_ch anchor_rule drop_sources augment flips terms features'
     ' accumulate baseline val_every val_images val_pictures track keep patience save_every'
     ' seed resume change'
     ' smoke',

@@ -8,18 +8,18 @@ __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Plan', 'prin
            'check_words', 'check_cross', 'spread_evenly', 'paper_slices', 'with_block', 'with_anchor_named', 'fill_in',
            'find_targets', 'typed_recipe', 'recipe_of', 'check_recipe', 'optimiser_of', 'dropout_of', 'recipe_line',
            'judged_of', 'changes_of', 'check_budget', 'with_steps', 'undecided', 'with_auto', 'values_of_model',
-           'like_start', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid',
-           'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made', 'places_named',
-           'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts', 'advice_for',
-           'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained',
-           'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of', 'sampling_of', 'scores_of',
-           'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target',
-           'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle',
-           'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data',
-           'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run',
-           'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of', 'check_members',
-           'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run', 'finished_run', 'run_planned',
-           'train_command', 'train_as_typed']
+           'like_start', 'refuse_teacher', 'with_teacher', 'plan', 'network_sizes', 'sizes_of', 'check_backbone',
+           'with_prior', 'check_solid', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs',
+           'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents',
+           'open_prompts', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row',
+           'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of',
+           'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws',
+           'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
+           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
+           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws',
+           'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of',
+           'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run', 'finished_run',
+           'run_planned', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -31,7 +31,7 @@ if __name__ == '__main__' and '__file__' in globals():  # before torch and the d
         exit(0)
 
 # %% ../nbs/use/84_train.ipynb #c82ef88b
-import argparse, contextlib, os, resource, shutil, socket, sys, time
+import argparse, contextlib, json, os, resource, shutil, socket, sys, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -604,23 +604,67 @@ def like_start(
     p: Job,  # as it was asked for
 ) -> Job:
     "The job with what the model has that it starts from; raises InputError for a folder of none."
-    if not p.init or p.backbone == 'latent':
+    first = p.init or p.teacher
+    if not first or p.backbone == 'latent':
         return p
-    folder = find_model(p.init)
+    folder = find_model(first)
     values, data = values_of_model(folder), load_config(folder)['data']
     if p.dataset == data.get('dataset') and not (p.source or p.target):
         values |= {k: data[k] for k in ('source', 'target') if data.get(k)}
     taken = {k: v for k, v in values.items() if getattr(p, k) == defaults[k] != v}
     if taken:
-        print_once(f'as {p.init}: ' + ', '.join(f'{k} {v}' for k, v in taken.items()))
+        print_once(f'as {first}: ' + ', '.join(f'{k} {v}' for k, v in taken.items()))
     return replace(p, **taken)
+
+# %% ../nbs/use/84_train.ipynb #d15711b2
+def refuse_teacher(
+    p: Job,  # teacher, and what is learned
+):
+    "Raise InputError where a teacher has nothing to teach, or teaches something else."
+    m, spec = get_method(p.method), load_config(find_model(p.teacher))['model']
+    if m.adversarial or m.times == 'one' or m.recur > 1 or m.twin:
+        raise InputError(
+            f'teacher: method {p.method} has no path to teach: it answers in one call, has critics,'
+            ' or asks its network several times; give a bridge or a diffusion'
+        )
+    if p.backbone == 'latent' or p.init or p.cross:
+        raise InputError(
+            'teacher is for pixels, and begins with its own weights; leave backbone latent, init'
+            ' and cross out'
+        )
+    own = share_options(p.method, parse_options(p.options))[1]
+    same = dict(method=p.method, bridge=own, pred=p.pred)
+    for k, v in same.items():
+        if (spec.get(k) or None) != (v or None):
+            raise InputError(
+                f'teacher: its {k} is {spec.get(k) or "the usual"}, and that of this run would be'
+                f' {v or "the usual"}; give the same'
+            )
+
+
+def with_teacher(
+    p: Job,  # as it was asked for
+) -> Job:
+    "The job with the sampler of a student; raises InputError where there is nothing to learn."
+    if not p.teacher:
+        if p.teacher_steps != defaults['teacher_steps']:
+            raise InputError('teacher_steps are those of a teacher; give teacher too')
+        return p
+    refuse_teacher(p)
+    options = dict(parse_options(p.options))
+    if p.tau not in ('', 'zero') or options.get('sampler', 'step') != 'step':
+        raise InputError('teacher: a student takes plain steps; leave tau and sampler out')
+    if get_method(p.method).sampler != 'step':
+        options['sampler'] = 'step'
+    words = json.dumps(options) if options else ''
+    return replace(p, tau='zero', options=words, sample_steps=p.sample_steps or 2)
 
 # %% ../nbs/use/84_train.ipynb #3d30cd7f
 def plan(
     p,  # a `Job`, or a namespace with its parameters
 ) -> Plan:
     "Check the parameters and work out what follows from them; raises InputError."
-    p, table = with_auto(like_start(Job(**{k: getattr(p, k) for k in defaults})))
+    p, table = with_auto(with_teacher(like_start(Job(**{k: getattr(p, k) for k in defaults}))))
     asked = asdict(p)
     together = spread_evenly(p)
     p = fill_in(shrink(p, together) if p.smoke else p)
@@ -836,7 +880,7 @@ def places_named(
 ) -> list:
     "What the parameters name, where it exists: data set, pretrained networks, weights."
     data = [] if is_made(p) else [place_given(p.root or project_root() / 'data' / p.dataset)]
-    named = [Path(v).expanduser() for v in (p.prior, p.encoder, p.lpips, p.init) if v]
+    named = [Path(v).expanduser() for v in (p.prior, p.encoder, p.lpips, p.init, p.teacher) if v]
     return [v for v in (*data, *named) if v.exists()]
 
 
@@ -852,7 +896,7 @@ def states_before(
     p: Plan,  # what its parameters name
 ) -> dict:  # path -> state; None: it cannot be told
     "The state of what is named, taken before anything is read."
-    afar = [v for v in (p.prior, p.encoder, p.init) if v not in ('', 'record')]
+    afar = [v for v in (p.prior, p.encoder, p.init, p.teacher) if v not in ('', 'record')]
     if any(not Path(v).expanduser().exists() for v in afar):
         return None
     try:
@@ -1041,6 +1085,7 @@ def plan_of_row(
     if p.arch == 'latent':
         how['prior'] = p.prior
     if method == p.method:
+        how |= dict(teacher=p.teacher, teacher_steps=p.teacher_steps)
         how['objective'] = p.objective
         how['validation'] = dict(p.sampler_options, steps=p.sample_steps, tau=p.tau)
     return RowPlan(method, model, recipe_of(p, method), out, **often, **how)
@@ -1469,7 +1514,7 @@ def about_training(
 ) -> dict:  # the section `training` of config.json
     "What a model card says of the training."
     several = f'{processes} processes, ' if processes > 1 else ''
-    known = {k: log.attrs[k] for k in ('anchor', 'kept', 'init') if k in log.attrs}
+    known = {k: log.attrs[k] for k in ('anchor', 'kept', 'init', 'teacher') if k in log.attrs}
     if p.chosen:
         known['plan'] = [*p.chosen.splitlines(), *d.advice]
     return dict(

@@ -749,11 +749,12 @@ class PairLoss(nn.Module):
         # module (y, side, ctx, fold) -> mu, sigma, for a denoiser with an anchor; None: the anchor
         folds=None,
         terms=None,  # Terms beside the loss, or None
+        teacher=None,  # distil.Teacher, whose estimates are learned; None: the targets
     ):
         "Keep the denoiser and what its error is."
         super().__init__()
         self.den, self.loss, self.weight, self.folds = den, loss, weight, folds
-        self.terms = terms
+        self.terms, self.teacher = terms, teacher
 
     def started(
         self,
@@ -781,7 +782,11 @@ class PairLoss(nn.Module):
     ):  # 0-d
         "Mean of the images' losses."
         ctx, side, valid, fold = (more.get(k) for k in ('ctx', 'side', 'valid', 'fold'))
-        den, y = self.started(beside(self.den, side), y, ctx, fold)
+        source = y
+        den, y = self.started(beside(self.den, side), source, ctx, fold)
+        if self.teacher is not None:
+            told, start = self.started(beside(self.teacher.den, side), source, ctx, fold)
+            x0, t, eps = self.teacher(told, x0, start, t, eps, ctx)
         den = den if valid is None else Ignoring(den, valid, eps)
         how = dict(kind=self.loss, weight=self.weight, z=z)
         if self.terms:
@@ -920,9 +925,10 @@ class AdamStep:
         r,  # Recipe
         data,  # data set; not needed here
         folds=None,  # where mean and spread come from, see `PairLoss`
+        teacher=None,  # distil.Teacher, or None
     ):
         "One optimiser for network and bridge."
-        self.den, self.m, self.r, self.folds = den, m, r, folds
+        self.den, self.m, self.r, self.folds, self.teacher = den, m, r, folds, teacher
         groups, fused = param_groups(den, r), in_one_launch(den)
         self.opts = dict(optim=make_optimiser(groups, r, fused=fused))
         self.learn = trainable(den)
@@ -965,8 +971,9 @@ class Denoising(AdamStep):
     "One optimiser step of the denoising loss."
 
     def loss_module(self) -> nn.Module:  # called as `PairLoss`
-        "What is wrapped for several processes."
-        return PairLoss(self.den, self.m.loss, self.m.weight, self.folds, terms_of(self.r))
+        "What is wrapped for several processes; of a student the error is that of the target."
+        loss, weight = (self.m.loss, self.m.weight) if self.teacher is None else ('mse', 'x0')
+        return PairLoss(self.den, loss, weight, self.folds, terms_of(self.r), self.teacher)
 
     def loss(
         self,
