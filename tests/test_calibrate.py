@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,15 +16,23 @@ import torch
 from PIL import Image
 from small_model import TINY, xmodal
 
-from xmodal.calibrate import CalibrateOptions, answer_and_truth, calibrate, members_for
-from xmodal.calibrate import people_asked, store_intervals, voxels_that_count
+from xmodal.calibrate import (
+    CalibrateOptions,
+    answer_and_truth,
+    calibrate,
+    members_for,
+    people_asked,
+    store_intervals,
+    voxels_that_count,
+)
 from xmodal.core import InputError
 from xmodal.engine import records_of
 from xmodal.evaluation.calibration import width_of
+from xmodal.folders import trained_on
 from xmodal.job import FromData
 from xmodal.nets.build import build
 from xmodal.training.model_folder import StoredIntervals, load_config, save_model
-from xmodal.translate import SampleOptions, Translator
+from xmodal.translate import SampleOptions, Translator, asked_otherwise
 
 DATA = dict(
     kind='volume',
@@ -164,7 +173,7 @@ def test_another_way_of_asking_is_said(study, tmp_path):
     words = '--risk', '--steps', 2, '--samples', 2
     done = xmodal('translate', root / 'model', scan, out, *words)
     assert done.returncode == 0 and 'steps 2 (calibrated: 1)' in done.stderr
-    assert 'samples 2 (calibrated: 3)' in done.stderr
+    assert 'samples 2 (calibrated: 3)' in done.stderr and 'overlap' not in done.stderr
     assert (tmp_path / 'a_risk.nii.gz').exists() and not (tmp_path / 'a_lower.nii.gz').exists()
     assert json.loads((tmp_path / 'a.json').read_text())['xmodal']['expected']['Guarantee'] == ''
 
@@ -262,6 +271,39 @@ def test_pictures(pictures):
     maps = {k: tifffile.imread(root / f'out_{k}.tif') for k in ('lower', 'upper', 'risk')}
     assert all(v.shape == (20, 24) and v.dtype == np.float32 for v in maps.values())
     assert maps['lower'].min() >= 0 and maps['upper'].max() <= 255
+
+
+def test_other_planes_and_another_overlap_are_said(study):
+    root, _ = study
+    tr = Translator.from_pretrained(root / 'model', 'cpu')
+    said = asked_otherwise(tr, SampleOptions(samples=3, planes='axial', overlap=0.5))
+    assert said == ["planes 'axial' (calibrated: '')", 'overlap 0.5 (calibrated: 0.25)']
+
+
+def test_where_the_source_was_not_measured_nothing_counts(pictures):
+    "As in a training: an answer about nothing has no error."
+    root, folder = pictures
+    config = json.loads((folder / 'config.json').read_text())
+    config['data']['source_window'] = '0:1'
+    (folder / 'config.json').write_text(json.dumps(config))
+    tr = Translator.from_pretrained(folder, 'cpu')
+    record = SimpleNamespace(
+        source=root / 'data/a/s00_0.tif', target=root / 'data/b/s00_0.png', more_sources=(), meta={}
+    )
+    grey = np.asarray(Image.open(root / 'data/a/s00_0.png')).astype(np.float32) / 255
+    grey[:, :12] = np.nan
+    tifffile.imwrite(record.source, grey)
+    truth = answer_and_truth(tr, record, SampleOptions(samples=2))[2]
+    assert np.isnan(truth[0, :, :12]).all() and np.isfinite(truth[0, :, 12:]).all()
+
+
+def test_whom_its_teacher_has_learned_from_is_no_stranger_to_a_model(tmp_path):
+    split = dict(train=named(1), val=named(2), test=[], before=named(3))
+    tr = Translator.from_pretrained(model(tmp_path / 'm', split), 'cpu')
+    assert [members_for(tr, v) for v in named(1, 2, 3)] == [(), (0,), ()]
+    with pytest.raises(InputError, match='sub-003'):
+        people_asked(tr, named(2, 3))
+    assert trained_on(tr) == set(named(1, 3))
 
 
 def test_a_scene_has_them_strip_by_strip(tmp_path, monkeypatch):

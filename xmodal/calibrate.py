@@ -65,11 +65,13 @@ PLACES = ('body', 'all')
 
 def people_of_part(
     m,  # Translator of one model
-    part: str,  # train or val
+    part: str,  # train (with those of its teacher) or val
 ) -> list:  # of names; None: the model does not say it
     "Who was in a part of the training."
     try:
-        return [str(v) for v in m.config['training']['subjects'][part]]
+        subjects = m.config['training']['subjects']
+        earlier = subjects.get('before', ()) if part == 'train' else ()
+        return [str(v) for v in (*subjects[part], *earlier)]
     except (KeyError, TypeError):
         return None
 
@@ -104,7 +106,7 @@ def people_asked(
         )
     return people
 
-
+# %% ../nbs/use/87_calibrate.ipynb #d15711e2
 def records_asked(
     request: FromData,  # where the data lie
     people: list,  # names
@@ -131,14 +133,16 @@ def truth_beside(
     d,  # DataSpec of the model
     r,  # Record
     mean,  # answer (C, S, H, W) of a volume, (C, H, W) of a picture
+    side: str = 'target',  # or 'source': what was not measured there is NaN, too
 ) -> np.ndarray:  # of its shape, NaN where nothing was measured
     "The truth on the grid of an answer, scaled by its own window."
-    own = replace(d, source_window=d.target_window_rule)
+    path, rule = getattr(r, side), getattr(d, f'{side}_window_rule', d.source_window)
+    own = replace(d, source_window=rule)
     if isinstance(frame, PictureFrame):
-        loaded = load_image(r.target, own.source_window, [], True)
-        target = CutPicture(loaded, own, d.channels[1], r.target)
+        loaded, channels = load_image(path, own.source_window, [], True), d.channels
+        target = CutPicture(loaded, own, channels[side == 'target'], path)
         return to_network(own, target.window.scale(target.x))
-    target = CutVolume(r.target, own, 1)
+    target = CutVolume(path, own, 1)
     there = SimpleNamespace(affine=frame.affine, grey=np.empty(mean.shape[1:]))
     return target.planes_on(there, np.eye(4))[None]
 
@@ -171,7 +175,7 @@ def loaded_pair(
         raise InputError(f'{r.source}: too large to be calibrated with; cut smaller pictures of it')
     return loaded
 
-
+# %% ../nbs/use/87_calibrate.ipynb #d15711e4
 def answer_and_truth(
     tr,  # Translator that may answer
     r,  # Record
@@ -186,7 +190,12 @@ def answer_and_truth(
         spreads.append(mean_spread(drawn['std'], body))
     got = {k: laid_out(frame, d, v) for k, v in drawn.items()}
     std = got.get('std', np.zeros_like(got['mean']))
-    return got['mean'], std, truth_beside(frame, d, r, got['mean'])
+    truth = truth_beside(frame, d, r, got['mean'])
+    hollow = frame.holes.any() if isinstance(frame, PictureFrame) else frame.missing
+    if hollow:
+        unknown = np.isnan(truth_beside(frame, d, r, got['mean'], 'source')).any(0)
+        truth = np.where(unknown, np.nan, truth)  # an answer about nothing does not count
+    return got['mean'], std, truth
 
 # %% ../nbs/use/87_calibrate.ipynb #9fc5f63a
 def place_asked(

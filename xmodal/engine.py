@@ -39,6 +39,7 @@ from .nets.latent import warm_start
 from .training.adversarial import fit
 from .processes import is_main, map_over_processes
 from .training.folds import AnchorFit, AnchorPlan, fit_anchor
+from .denoise import Clip
 from .training.distil import Teacher
 from .training.model_folder import begin_from, find_model, freeze_parts
 from .training.model_folder import load_config, load_model, sha256
@@ -337,10 +338,14 @@ def like_teacher(
     "Begin with all weights of a teacher; raises InputError for another network."
     told = load_model(find_model(row.teacher))[0].state_dict()
     own = den.state_dict()
-    if {k: v.shape for k, v in told.items()} != {k: v.shape for k, v in own.items()}:
+    shapes = [{k: tuple(v.shape) for k, v in some.items()} for some in (told, own)]
+    other = [k for k in {**told, **own} if shapes[0].get(k) != shapes[1].get(k)]
+    if other:
+        was, now = (some.get(other[0], 'none') for some in shapes)
         raise InputError(
-            f'teacher: {row.teacher} is another network than the one that is trained; leave net,'
-            ' ch, mults, layers, attention and anchor out, they are taken from it'
+            f'teacher: {row.teacher} is another network than the one that is trained ({other[0]}:'
+            f' {was}, here {now}); leave net, ch, mults, layers, attention, anchor, context and'
+            ' text as they are in it'
         )
     den.load_state_dict(told)
     den.bridge.requires_grad_(False)
@@ -352,7 +357,7 @@ def open_teacher(
     "The teacher of a row, and the strides that it is asked for."
     den = load_model(find_model(row.teacher))[0]
     go = route_of(row.method, den, **(row.validation or dict(tau='zero')))
-    return Teacher(den, go.grid, row.teacher_steps)
+    return Teacher(den, go.grid, row.teacher_steps, clip=isinstance(go.den, Clip))
 
 # %% ../nbs/use/82_engine.ipynb #286f6757
 def fit_row(
@@ -416,7 +421,8 @@ def with_start(
         about |= dict(init=den.started_from['sha256'], freeze=list(row.freeze))
     if row.teacher:
         told = find_model(row.teacher) / 'model.safetensors'
-        about |= dict(teacher=sha256(told), teacher_steps=row.teacher_steps)
+        strides = sorted((k, str(v)) for k, v in (row.validation or {}).items())
+        about |= dict(teacher=sha256(told), teacher_steps=row.teacher_steps, strides=str(strides))
     return about or row.provenance
 
 # %% ../nbs/use/82_engine.ipynb #d3009d91

@@ -1660,7 +1660,8 @@ def trained_on(
 ) -> set:  # names of participants with sub-
     "Whom a model was trained on; raises InputError if it does not say."
     try:
-        people = m.config['training']['subjects']['train']
+        subjects = m.config['training']['subjects']
+        people = [*subjects['train'], *subjects.get('before', ())]
     except (KeyError, TypeError):
         raise InputError(
             f'out of fold: {m.folder} does not say whom it was trained on; train it again, or '

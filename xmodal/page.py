@@ -263,7 +263,7 @@ def add_maps(
     found = shown.maps
     if {'lower', 'upper'} <= set(found):
         level = shown.note['xmodal'].get('interval') or 0
-        words = f'width of the {level:.0%} interval'
+        words = f'width of the {100 * level:g}% interval'
         width = np.where(shown.body, found['upper'] - found['lower'], 0)
         shown.views['interval'] = made.like(width, words, 'size')
     for k, words in dict(risk='expected error', std='spread of the draws').items():
@@ -410,8 +410,8 @@ def held_sentence(
     level = shown.note['xmodal']['interval']
     return (
         f'Measured on this scan: the intervals hold {here:.1%} of the voxels of the body; over '
-        f'people they shall hold {level:.0%} on average. Here, in units of the file, an error of '
-        'the whole scale counts too, about which the intervals promise nothing.'
+        f'people they shall hold {100 * level:g}% on average. Here, in units of the file, an error'
+        ' of the whole scale counts too, about which the intervals promise nothing.'
     )
 
 # %% ../nbs/use/93_page.ipynb #e7f122ea

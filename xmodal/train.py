@@ -8,18 +8,19 @@ __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Plan', 'prin
            'check_words', 'check_cross', 'spread_evenly', 'paper_slices', 'with_block', 'with_anchor_named', 'fill_in',
            'find_targets', 'typed_recipe', 'recipe_of', 'check_recipe', 'optimiser_of', 'dropout_of', 'recipe_line',
            'judged_of', 'changes_of', 'check_budget', 'with_steps', 'undecided', 'with_auto', 'values_of_model',
-           'like_start', 'refuse_teacher', 'with_teacher', 'plan', 'network_sizes', 'sizes_of', 'check_backbone',
-           'with_prior', 'check_solid', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs',
-           'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents',
-           'open_prompts', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row',
+           'like_start', 'check_own_folder', 'refuse_teacher', 'refuse_other_question', 'people_of_teacher',
+           'with_teacher', 'say_plan', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior',
+           'check_solid', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made',
+           'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts',
+           'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row',
            'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of',
            'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws',
            'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
            'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
-           'about_data', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws',
-           'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of',
-           'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run', 'finished_run',
-           'run_planned', 'train_command', 'train_as_typed']
+           'about_data', 'with_earlier', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores',
+           'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits',
+           'member_of', 'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run',
+           'finished_run', 'run_planned', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -575,6 +576,8 @@ def with_auto(
     learned = [r for r in records if r.subject in set(split['train'])]
     known = known_of(learned, minutes, p.device, p.plane)
     choices = [c for c in choose(known) if c.name != 'terms' or p.method == 'regression']
+    kept = values_of_model(find_model(p.init)) if p.init else {}
+    choices = [c for c in choices if c.name not in kept]
     values = undecided(p, choices, bool(split['val']))
     by_hand = {c.name: getattr(p, c.name) for c in choices if c.name not in values}
     table = plan_table(known, choices, by_hand)
@@ -593,6 +596,10 @@ def values_of_model(
         net['mults'] = ','.join(map(str, spec['net']['mults']))
     same = {k: data.get(k) for k in ('size', 'spacing', 'context', 'depth', 'source_window')}
     same |= dict(method=spec['method'], patch=data.get('tile'), target_window=None)
+    if spec.get('arch') not in (None, get_method(spec['method']).net):
+        same['net'] = spec['arch']
+    if data.get('plane', 'axial') != 'axial':
+        same['plane'] = data['plane']
     if data.get('tile') and data.get('spacing'):
         same['size'] = 0  # crops: nothing is shrunk
     if data.get('target_window_rule') != 'percentile':
@@ -616,32 +623,79 @@ def like_start(
         print_once(f'as {first}: ' + ', '.join(f'{k} {v}' for k, v in taken.items()))
     return replace(p, **taken)
 
+# %% ../nbs/use/84_train.ipynb #d15711d6
+def check_own_folder(
+    p: Plan,  # run, init, teacher
+):
+    "Raise InputError where the model that a run begins with would be deleted by it."
+    for name in filter(None, (p.init, p.teacher)):
+        if p.run.resolve() in find_model(name).resolve().parents:
+            raise InputError(
+                f'{name}: lies in runs/{p.name}, which this training would replace; give the new'
+                ' run another name, such as name ' + f'{p.name}-2'
+            )
+
 # %% ../nbs/use/84_train.ipynb #d15711b2
 def refuse_teacher(
     p: Job,  # teacher, and what is learned
 ):
     "Raise InputError where a teacher has nothing to teach, or teaches something else."
-    m, spec = get_method(p.method), load_config(find_model(p.teacher))['model']
-    if m.adversarial or m.times == 'one' or m.recur > 1 or m.twin:
+    m = get_method(p.method)
+    few_times = isinstance(m.times, int) and m.times < 100  # its network knows no others
+    if m.adversarial or m.times == 'one' or m.recur > 1 or m.twin or few_times:
         raise InputError(
             f'teacher: method {p.method} has no path to teach: it answers in one call, has critics,'
-            ' or asks its network several times; give a bridge or a diffusion'
+            ' asks its network several times, or knows a few times only; give a bridge or a'
+            ' diffusion'
         )
-    if p.backbone == 'latent' or p.init or p.cross:
+    if p.backbone == 'latent' or p.init or p.cross or p.plan or p.smoke:
         raise InputError(
-            'teacher is for pixels, and begins with its own weights; leave backbone latent, init'
-            ' and cross out'
+            'teacher is for pixels, and has settled network, grid and first weights; leave backbone'
+            ' latent, init, cross, plan and smoke out'
         )
-    own = share_options(p.method, parse_options(p.options))[1]
-    same = dict(method=p.method, bridge=own, pred=p.pred)
-    for k, v in same.items():
-        if (spec.get(k) or None) != (v or None):
+    refuse_other_question(p)
+
+
+def refuse_other_question(
+    p: Job,  # teacher, and what is learned
+):
+    "Raise InputError where a teacher answers another question than the one that is learned."
+    config = load_config(find_model(p.teacher))
+    spec, values = config['model'], values_of_model(find_model(p.teacher))
+    options = share_options(p.method, parse_options(p.options))[1]
+    same = {k: (v, getattr(p, k)) for k, v in values.items()}
+    asked = [k for k in ('source', 'target') if getattr(p, k)]
+    same |= {k: (config['data'].get(k), getattr(p, k)) for k in asked}
+    same |= dict(bridge=(spec.get('bridge'), options), pred=(spec.get('pred'), p.pred))
+    for k, (was, now) in same.items():
+        if (was or None) != (now or None):
             raise InputError(
-                f'teacher: its {k} is {spec.get(k) or "the usual"}, and that of this run would be'
-                f' {v or "the usual"}; give the same'
+                f'teacher: its {k} is {was or "the usual"}, and that of this run would be'
+                f' {now or "the usual"}; give the same'
             )
 
+# %% ../nbs/use/84_train.ipynb #d15711d2
+def people_of_teacher(
+    p: Job,  # teacher, train_subjects, test_subjects
+) -> Job:
+    "The job with the people of its teacher; raises InputError for a test with whom it has learned."
+    split = load_config(find_model(p.teacher)).get('training', {}).get('subjects')
+    if not split:
+        return p
+    if not (p.train_subjects or p.test_subjects or p.limit or p.split):
+        print_once(f'people as of {p.teacher}: {len(split["train"])} train')
+        named = {f'{k}_subjects': ','.join(map(str, split[k])) for k in ('train', 'test')}
+        return replace(p, **named)
+    known = [v for v in words_of(p.test_subjects) if v in set(map(str, split['train']))]
+    if known or not p.test_subjects:
+        raise InputError(
+            f'teacher: {", ".join(known) or "nobody named"} for the test, and it has learned from'
+            f' {", ".join(map(str, split["train"]))}; name others with test_subjects, or leave'
+            ' train_subjects, test_subjects, limit and split out'
+        )
+    return p
 
+# %% ../nbs/use/84_train.ipynb #d15711d4
 def with_teacher(
     p: Job,  # as it was asked for
 ) -> Job:
@@ -651,13 +705,34 @@ def with_teacher(
             raise InputError('teacher_steps are those of a teacher; give teacher too')
         return p
     refuse_teacher(p)
-    options = dict(parse_options(p.options))
-    if p.tau not in ('', 'zero') or options.get('sampler', 'step') != 'step':
-        raise InputError('teacher: a student takes plain steps; leave tau and sampler out')
-    if get_method(p.method).sampler != 'step':
+    options, m = dict(parse_options(p.options)), get_method(p.method)
+    asked = (p.tau or 'zero', options.get('sampler', 'step'), options.get('order', 1))
+    if asked != ('zero', 'step', 1):
+        raise InputError('teacher: a student takes plain steps; leave tau, sampler and order out')
+    if m.sampler != 'step':
         options['sampler'] = 'step'
+    if m.options.get('order', 1) != 1:
+        options['order'] = 1
+    if m.options.get('start') == 'source':
+        options['start'] = 'marginal'  # all noise that a draw ever has
     words = json.dumps(options) if options else ''
-    return replace(p, tau='zero', options=words, sample_steps=p.sample_steps or 2)
+    return people_of_teacher(
+        replace(p, tau='zero', options=words, sample_steps=p.sample_steps or 2)
+    )
+
+# %% ../nbs/use/84_train.ipynb #d15711f1
+def say_plan(
+    p: Plan,  # checked
+):
+    "What a run will be, in a few lines."
+    paper = f' (the paper: {p.m.paper_steps} steps)' if p.m.paper_steps else ''
+    print_once(
+        f'method {p.method}: {p.m.about}\n{p.sample_steps} steps, {p.nfe} network calls per image'
+        f'{paper}\n{recipe_line(p)}\nresults go to runs/{p.name}'
+    )
+    if p.depth:
+        side = p.patch or p.size
+        print_once(f'learns from blocks of {p.depth} x {side} x {side} voxels, {p.ch} channels')
 
 # %% ../nbs/use/84_train.ipynb #3d30cd7f
 def plan(
@@ -690,15 +765,9 @@ def plan(
     nfe = calls(p.method, p.sample_steps, **p.sampler_options)
     p = replace(p, run=project_root() / 'runs' / p.name, nfe=nfe, asked=asked, chosen=table)
     p = replace(p, targets=tuple(find_targets(p)))
+    check_own_folder(p)
     check_name(p)
-    paper = f' (the paper: {p.m.paper_steps} steps)' if p.m.paper_steps else ''
-    print_once(
-        f'method {p.method}: {p.m.about}\n{p.sample_steps} steps, {p.nfe} network calls per image'
-        f'{paper}\n{recipe_line(p)}\nresults go to runs/{p.name}'
-    )
-    if p.depth:
-        side = p.patch or p.size
-        print_once(f'learns from blocks of {p.depth} x {side} x {side} voxels, {p.ch} channels')
+    say_plan(p)
     return p
 
 # %% ../nbs/use/84_train.ipynb #19cc3b18
@@ -974,6 +1043,24 @@ def open_prompts(
     )
     return encoder, table
 
+# %% ../nbs/use/84_train.ipynb #d15711f3
+def people_known(
+    p: Plan,  # init, dataset
+    split: dict,  # train, val, test: names
+) -> str:  # one line; empty: nobody
+    "Who is to judge a run and bears the name of somebody whom its first model has learned from."
+    config = load_config(find_model(p.init)) if p.init else {}
+    subjects = config.get('training', {}).get('subjects', {})
+    learned = set(map(str, subjects.get('train', ())))
+    same = [v for part in ('val', 'test') for v in split[part] if str(v) in learned]
+    if not same:
+        return ''
+    return (
+        f'{p.init} has learned from people of these names: {", ".join(map(str, same))}; if they are'
+        ' the same, this run is not judged by strangers: name others with train_subjects and'
+        ' test_subjects'
+    )
+
 # %% ../nbs/use/84_train.ipynb #8823fa95
 ADVISED = 100  # training pairs that advice looks at
 
@@ -1011,6 +1098,8 @@ def prepare_data(
     d = JobData(records, split, data, **select_parts(data, split), read=read, **more)
     for line, v in zip(d.lines(), split.values()):
         print_once(f'{line}   {", ".join(v[:8])}{" ..." if len(v) > 8 else ""}')
+    if known := people_known(p, split):
+        print_once(known)
     return replace(d, advice=advice_for(p, d.train))
 
 # %% ../nbs/use/84_train.ipynb #4b0580d1
@@ -1505,6 +1594,18 @@ def about_data(
     )
 
 # %% ../nbs/use/84_train.ipynb #c29d1611
+def with_earlier(
+    p,  # from `plan`
+    split: dict,  # train, val, test: names
+) -> dict:  # the same; before: from whom the teacher had learned who does not train now
+    "People of a training, with those whom a student knows through its teacher."
+    if not p.teacher:
+        return split
+    told = load_config(find_model(p.teacher)).get('training', {}).get('subjects', {})
+    known = [v for k in ('train', 'before') for v in told.get(k, ()) if v not in split['train']]
+    return split | (dict(before=known) if known else {})
+
+
 def about_training(
     p,  # from `plan`
     d,  # from `prepare_data`
@@ -1526,7 +1627,7 @@ def about_training(
         n_train_images=len(d.parts['train']),
         seconds=log.attrs['seconds'],
         machine=several + (env['gpu'] or f'{env["threads"]} CPU threads'),
-        subjects=d.split,
+        subjects=with_earlier(p, d.split),
     )
 
 

@@ -797,6 +797,8 @@ def asked_otherwise(
         samples=(found.samples, how.samples),
         flips=('', how.flips or ''),
         views=('average', how.views),
+        planes=('', how.planes or ''),
+        overlap=(SampleOptions().overlap, how.overlap),
     )
     return [f'{k} {now!r} (calibrated: {was!r})' for k, (was, now) in pairs.items() if was != now]
 

@@ -32,12 +32,13 @@ class Strides(nn.Module):
         self,
         times,  # (n + 1,) falling times of the student, from its sampler's grid
         parts: int = 2,  # steps of the teacher in each of the student's
+        clip: bool = False,  # its estimates are kept in [-1, 1], as its sampler does
     ):
         "Raises InputError for a number of steps that teaches nothing."
         super().__init__()
         if not (isinstance(parts, int) and parts >= 2):
             raise InputError(f'teacher_steps: {parts!r}; give 2 or more, of each step it teaches')
-        self.parts, self.asked = parts, False
+        self.parts, self.asked, self.clip = parts, False, clip
         self.register_buffer('times', torch.as_tensor(times, dtype=torch.float64))
 
     def strides(
@@ -65,22 +66,17 @@ class Strides(nn.Module):
             if den.takes_coefs:
                 more['coefs'] = at
             to = den.bridge.coefs(then, y)
-            x0_hat = den(x, now, y, ctx, **more)
+            x0_hat = self.kept(den(x, now, y, ctx, **more))
             k, k_x0, k_y, _ = step_factors(at, to, torch.zeros_like(to[2]), x.dtype)
             x, at = weighted_sum((k, x), (k_x0, x0_hat), (k_y, y)), to
         return x
 
-    def check_first(
+    def kept(
         self,
-        noisy,  # where there is noise in the first batch
-    ):
-        "Raise InputError if the only stride begins without noise."
-        if len(self.times) == 2 and not self.asked and not noisy.any():
-            raise InputError(
-                'teacher: every path of its bridge begins at the source itself, so that one step'
-                ' is a regression already, with nothing to be taught; give sample_steps 2 or more'
-            )
-        self.asked = True
+        x0_hat,  # an estimate
+    ):  # shape of x0_hat
+        "The estimate as the sampler takes it."
+        return x0_hat.clamp(-1, 1) if self.clip else x0_hat
 
 # %% ../../nbs/training/56_distil.ipynb #d15711c2
 class Teacher(Strides):
@@ -91,9 +87,10 @@ class Teacher(Strides):
         den,  # Denoiser; it does not learn
         times,  # (n + 1,) falling times of the student, from its sampler's grid
         parts: int = 2,  # steps of the teacher in each of the student's
+        clip: bool = False,  # its estimates are kept in [-1, 1], as its sampler does
     ):
         "Raises InputError for a number of steps that teaches nothing."
-        super().__init__(times, parts)
+        super().__init__(times, parts, clip)
         self.den = den
         if isinstance(den, nn.Module):
             den.requires_grad_(False)
@@ -105,6 +102,23 @@ class Teacher(Strides):
         "A teacher is never in training: no dropout, no averages that move."
         return super().train(False)
 
+    def check_first(
+        self,
+        den,  # the teacher's denoiser, as it is asked in the first batch
+        y,  # what its bridge starts from
+    ):
+        "Raise InputError for a bridge that has no noise at the start of any stride."
+        if self.asked:
+            return
+        starts = [den.bridge.coefs(v.to(y.dtype).expand(len(y)), y)[2] for v in self.times[:-1]]
+        if not any((c > 0).any() for c in starts):
+            raise InputError(
+                'teacher: where the steps begin its bridge has no noise, so that an estimate there'
+                ' is that of a regression already, with nothing to be taught; give more'
+                ' sample_steps, or a bridge with noise'
+            )
+        self.asked = True
+
     @torch.no_grad()
     def forward(
         self,
@@ -114,15 +128,18 @@ class Teacher(Strides):
         t,  # (B,) in (0, 1]
         eps,  # standard normal noise, shape of x0
         ctx=None,  # prompts, or None
+        valid=None,  # (B, 1, *spatial), False where nothing was measured; None: nowhere
     ) -> tuple:  # target, time and noise for the loss of the student
         "What the student is asked for in place of the true target, and when."
+        self.check_first(den, y)
         t, s = self.strides(t)
         at_t, at_s = den.bridge.coefs(t, y), den.bridge.coefs(s, y)
         a, b, c = (v.to(x0.dtype) for v in at_t)
         x = a * x0 + b * y + c * eps
         told = implied_estimate(x, self.walk(den, x, y, t, s, ctx), y, at_t, at_s)
         noisy = c > 0  # elsewhere the path is not one, and the truth is asked for
-        self.check_first(noisy)
-        told = torch.where(noisy, told, x0)
+        told = torch.where(noisy, self.kept(told), x0)
+        if valid is not None:  # holes look as in every target, see denoise.Ignoring
+            told = torch.where(valid, told, x0)
         noise = (x - a * told - b * y) / torch.where(noisy, c, 1)
         return told, t, torch.where(noisy, noise, eps)

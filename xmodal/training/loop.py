@@ -786,7 +786,8 @@ class PairLoss(nn.Module):
         den, y = self.started(beside(self.den, side), source, ctx, fold)
         if self.teacher is not None:
             told, start = self.started(beside(self.teacher.den, side), source, ctx, fold)
-            x0, t, eps = self.teacher(told, x0, start, t, eps, ctx)
+            x0, t, eps = self.teacher(told, x0, start, t, eps, ctx, valid)
+            self.den.bridge.eval()  # a field that is drawn anew in training would be another
         den = den if valid is None else Ignoring(den, valid, eps)
         how = dict(kind=self.loss, weight=self.weight, z=z)
         if self.terms:
@@ -915,8 +916,9 @@ def doubled(
 class AdamStep:
     "One optimiser step of a loss; which one is said by `loss_module` and `loss`."
 
-    # further columns of the log, further networks, can a batch be done in parts?
-    columns, extra_networks, splits = (), {}, True
+    # further columns of the log, further networks, can a batch be done in parts? other times than
+    # those of the method, or None
+    columns, extra_networks, splits, times = (), {}, True, None
 
     def __init__(
         self,
@@ -929,6 +931,8 @@ class AdamStep:
     ):
         "One optimiser for network and bridge."
         self.den, self.m, self.r, self.folds, self.teacher = den, m, r, folds, teacher
+        if teacher is not None:
+            self.times = 'uniform'  # every stride as often
         groups, fused = param_groups(den, r), in_one_launch(den)
         self.opts = dict(optim=make_optimiser(groups, r, fused=fused))
         self.learn = trainable(den)
@@ -1530,7 +1534,7 @@ def train(
     best = Best(judged, ckpt / 'best', val_every, start, acc.is_main_process)
     log = open_log(out, start, judged, work) if acc.is_main_process else None
     work.prepare(acc, accumulate)
-    loader = make_loader(acc, data, r, m.times, start, workers)
+    loader = make_loader(acc, data, r, work.times or m.times, start, workers)
     silent = not (progress and acc.is_main_process)
     bar = progress_bar(r.steps, start, title or method, silent)
     now = Training(acc, m, run, work, ckpt, log, bar, val, options or {}, start, spent, best)

@@ -57,7 +57,7 @@ def refuse_shipped(
     folder,  # of a model that is about to be changed
 ):
     "Raise InputError for a shipped model: what is installed is not written to."
-    if Path(folder) in shipped_models().values():
+    if Path(folder).resolve() in [v.resolve() for v in shipped_models().values()]:
         name = Path(folder).name
         raise InputError(
             f'{name}: comes with xmodal and stays as it is; copy it first: xmodal models {name}'
