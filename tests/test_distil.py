@@ -5,6 +5,7 @@ import torch
 from small_model import TINY, VOLUME, trained_by_command, xmodal
 
 from xmodal.bridge import diffuse
+from xmodal.core import InputError
 from xmodal.job import Job
 from xmodal.methods import get_method, parse_options
 from xmodal.nets.build import build
@@ -71,7 +72,6 @@ REFUSED = {
     '--init {teacher}': 'leave backbone latent, init',
     '--options sampler=euler': 'plain steps',
     '--tau markov': 'plain steps',
-    '--options order=2': 'plain steps',
     '--ch 16': 'its ch is 8',
     '--source T2w': 'its source is T1w',
     '--smoke': 'smoke out',
@@ -151,6 +151,13 @@ def test_a_student_begins_with_all_noise_that_a_draw_has(tmp_path, method, optio
     job = with_teacher(like_start(Job(teacher=str(folder or tmp_path / 'm'))))
     assert options.items() <= parse_options(job.options).items()
     assert (job.tau, job.sample_steps, job.method) == ('zero', 2, method)
+
+
+def test_steps_that_look_back_are_refused(tmp_path):
+    model = dict(TINY, method='ddpm')
+    save_model(tmp_path / 'm', build(**model), model, VOLUME, {}, '# A model of tests')
+    with pytest.raises(InputError, match='order'):
+        with_teacher(like_start(Job(teacher=str(tmp_path / 'm'), options='order=2')))
 
 
 def test_names_that_a_start_has_learned_from_are_said(pair):
