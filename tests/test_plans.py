@@ -346,6 +346,7 @@ def test_epochs_are_steps():
     'wrong, word',
     [
         (dict(epochs=3, minutes=1.0), 'one of steps'),
+        (dict(method='residual', minutes=1.0, anchor_steps=30), 'leave anchor_steps out'),
         (dict(epochs=3, steps=7), 'one of steps'),
         (dict(epochs=-1), 'epochs'),
         (dict(change='steps'), 'give resume'),

@@ -518,6 +518,11 @@ def check_budget(
         raise InputError(f'the budget is one of steps, epochs, minutes, got {" and ".join(given)}')
     if p.minutes and int(os.environ.get('WORLD_SIZE', p.processes)) > 1:
         raise InputError('minutes are for one process; give steps or epochs for several')
+    if p.minutes and p.anchor_steps:
+        raise InputError(
+            'minutes are shared out between anchors and bridge, and anchor_steps would take what'
+            ' they take; leave anchor_steps out, or give steps in place of minutes'
+        )
     found = changes_of(p)
     if found and not p.resume:
         raise InputError('change is about a run that goes on; give resume too, or leave it out')
