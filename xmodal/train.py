@@ -188,7 +188,7 @@ LOWEST = dict(  # parameters that are numbers, and the smallest that each may be
     lr=0,
     accumulate=1,
     processes=1,
-    folds=0,
+    folds=1,
     cross=0,
     anchor_steps=0,
 )
