@@ -131,7 +131,8 @@ class ByNetwork:
         'cdtsde_released, dossr, bbdm, bbdm_sin, abridge, abridge_single, abridge_score, '
         'ddbm_vp, ddbm_ve, ddbm_ve_log, dbim, dbim2, dbim3, i2sb, i2sb_ode, flow, flow_noise, '
         'ddpm, dualdb_like, pix2pix, selfrdb, syndiff, syndiff_cycle, dtfnet, metadb, '
-        'diffusion, residual, pmrf, corrdiff, upsr, udbm, ensemble, energy, regression, ...',
+        'diffusion, residual, pmrf, corrdiff, upsr, udbm, ensemble, energy, '
+        'regression, ...',
     )
     options: str = option(
         '',
