@@ -36,7 +36,8 @@ from .explain import explained
 from .job import FromData
 from .metadata.record import read_metadata
 from .parameters import words_of
-from .training.model_folder import add_intervals, spread_words, StoredIntervals
+from .training.model_folder import add_intervals, people_learned, spread_words
+from .training.model_folder import StoredIntervals
 from .training.terms import body_of
 from .translate import answers, averaging, is_label, load_source, path_times
 from .translate import promptable_values, SampleOptions, sampling
@@ -68,10 +69,10 @@ def people_of_part(
     part: str,  # train (with those of its teacher) or val
 ) -> list:  # of names; None: the model does not say it
     "Who was in a part of the training."
+    if part == 'train':
+        return people_learned(m.config)
     try:
-        subjects = m.config['training']['subjects']
-        earlier = subjects.get('before', ()) if part == 'train' else ()
-        return [str(v) for v in (*subjects[part], *earlier)]
+        return [str(v) for v in m.config['training']['subjects'][part]]
     except (KeyError, TypeError):
         return None
 

@@ -49,6 +49,7 @@ from .metadata.record import read_metadata
 from .processes import is_main, map_over_processes
 from .scenes import blocks_of, shelves_in, write_scene
 from .data.units import own_type, units_note
+from .training.model_folder import people_learned
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 from .translate import SampleOptions, alike, answers, load_source, restored_answer
 from .translate import as_calibrated, asked_otherwise
@@ -1659,15 +1660,13 @@ def trained_on(
     m,  # Translator of one model
 ) -> set:  # names of participants with sub-
     "Whom a model was trained on; raises InputError if it does not say."
-    try:
-        subjects = m.config['training']['subjects']
-        people = [*subjects['train'], *subjects.get('before', ())]
-    except (KeyError, TypeError):
+    people = people_learned(m.config)
+    if people is None:
         raise InputError(
             f'out of fold: {m.folder} does not say whom it was trained on; train it again, or '
             'leave --out-of-fold out'
-        ) from None
-    return {f'sub-{str(v).removeprefix("sub-")}' for v in people}
+        )
+    return {f'sub-{v.removeprefix("sub-")}' for v in people}
 
 
 def by_who_may(

@@ -105,6 +105,7 @@ from .training.folds import AnchorPlan, people_in_folds
 from .training.watch import check_trackers
 from .training.loop import check_change, check_device, Judged, NotFinite, Recipe, recipe_words
 from .training.model_folder import find_model, find_models, load_config, open_model
+from .training.model_folder import people_learned
 from .training.model_folder import save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
@@ -684,18 +685,20 @@ def people_of_teacher(
     p: Job,  # teacher, train_subjects, test_subjects
 ) -> Job:
     "The job with the people of its teacher; raises InputError for a test with whom it has learned."
-    split = load_config(find_model(p.teacher)).get('training', {}).get('subjects')
-    if not split:
+    config = load_config(find_model(p.teacher))
+    if people_learned(config) is None:
         return p
+    split = config['training']['subjects']
     if not (p.train_subjects or p.test_subjects or p.limit or p.split):
         print_once(f'people as of {p.teacher}: {len(split["train"])} train')
         named = {f'{k}_subjects': ','.join(map(str, split[k])) for k in ('train', 'test')}
         return replace(p, **named)
-    known = [v for v in words_of(p.test_subjects) if v in set(map(str, split['train']))]
+    learned = people_learned(config)
+    known = [v for v in words_of(p.test_subjects) if v in learned]
     if known or not p.test_subjects:
         raise InputError(
             f'teacher: {", ".join(known) or "nobody named"} for the test, and it has learned from'
-            f' {", ".join(map(str, split["train"]))}; name others with test_subjects, or leave'
+            f' {", ".join(learned)}; name others with test_subjects, or leave'
             ' train_subjects, test_subjects, limit and split out'
         )
     return p
@@ -1054,9 +1057,7 @@ def people_known(
     split: dict,  # train, val, test: names
 ) -> str:  # one line; empty: nobody
     "Who is to judge a run and bears the name of somebody whom its first model has learned from."
-    config = load_config(find_model(p.init)) if p.init else {}
-    subjects = config.get('training', {}).get('subjects', {})
-    learned = set(map(str, subjects.get('train', ())))
+    learned = set(people_learned(load_config(find_model(p.init))) or ()) if p.init else set()
     same = [v for part in ('val', 'test') for v in split[part] if str(v) in learned]
     if not same:
         return ''
@@ -1606,8 +1607,8 @@ def with_earlier(
     "People of a training, with those whom a student knows through its teacher."
     if not p.teacher:
         return split
-    told = load_config(find_model(p.teacher)).get('training', {}).get('subjects', {})
-    known = [v for k in ('train', 'before') for v in told.get(k, ()) if v not in split['train']]
+    told = people_learned(load_config(find_model(p.teacher))) or []
+    known = [v for v in told if v not in set(map(str, split['train']))]
     return split | (dict(before=known) if known else {})
 
 

@@ -809,7 +809,7 @@ def generator_loss(
 class Adversarial(Players):
     "Alternating updates of both players; see `loop.Denoising` for what the loop expects."
 
-    columns, splits = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged'), False
+    columns, splits, times = ('loss_g', 'loss_d', 'r1', 'semantic', 'exchanged'), False, None
 
     def discriminator_step(
         self,

@@ -1534,7 +1534,7 @@ def train(
     best = Best(judged, ckpt / 'best', val_every, start, acc.is_main_process)
     log = open_log(out, start, judged, work) if acc.is_main_process else None
     work.prepare(acc, accumulate)
-    loader = make_loader(acc, data, r, getattr(work, 'times', None) or m.times, start, workers)
+    loader = make_loader(acc, data, r, work.times or m.times, start, workers)
     silent = not (progress and acc.is_main_process)
     bar = progress_bar(r.steps, start, title or method, silent)
     now = Training(acc, m, run, work, ckpt, log, bar, val, options or {}, start, spent, best)

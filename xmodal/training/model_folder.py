@@ -9,10 +9,10 @@ __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'M
            'is_count', 'is_range', 'is_window', 'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted',
            'is_calibrated', 'is_pair_of_channels', 'is_prompted', 'short', 'refuse_value', 'check_values',
            'check_agreement', 'absurd', 'check_model_section', 'save_model', 'config_text', 'load_config',
-           'check_sections', 'hub_hint', 'check_data_section', 'count_weights', 'check_size', 'load_weights',
-           'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts', 'open_model', 'add_grid',
-           'stored_grid', 'levels_of', 'spread_words', 'interval_lines', 'card_with_intervals', 'add_intervals',
-           'find_model', 'push_model', 'models_in', 'find_models', 'name_of_model']
+           'check_sections', 'people_learned', 'hub_hint', 'check_data_section', 'count_weights', 'check_size',
+           'load_weights', 'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts', 'open_model',
+           'add_grid', 'stored_grid', 'levels_of', 'spread_words', 'interval_lines', 'card_with_intervals',
+           'add_intervals', 'find_model', 'push_model', 'models_in', 'find_models', 'name_of_model']
 
 # %% ../../nbs/training/60_model_folder.ipynb #08cfe90d
 import dataclasses, hashlib, json, re
@@ -688,6 +688,17 @@ def check_sections(
             raise InputError(
                 f'{path}: section {key!r} must be an object, got {short(config[key])}; {AGAIN}'
             )
+
+# %% ../../nbs/training/60_model_folder.ipynb #d15711h2
+def people_learned(
+    config: dict,  # from `load_config`
+) -> list:  # names, as texts; None: the model does not say it
+    "Whom a model has learned from, those of its teacher among them."
+    try:
+        subjects = config['training']['subjects']
+        return [str(v) for v in (*subjects['train'], *subjects.get('before', ()))]
+    except (KeyError, TypeError):
+        return None
 
 # %% ../../nbs/training/60_model_folder.ipynb #0e0957ce
 def hub_hint(
