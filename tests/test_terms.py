@@ -11,9 +11,10 @@ from test_plans import QUIET, Stops, made, trained, weights
 from xmodal.core import InputError
 from xmodal.train import Job, plan, recipe_of
 from xmodal.training.adversarial import fit
-from xmodal.training.loop import Draws, Recipe
+from xmodal.nets.build import build
+from xmodal.training.loop import Draws, Recipe, train
 from xmodal.training.model_folder import save_model
-from xmodal.training.terms import FUNCTIONS, open_features
+from xmodal.training.terms import FIELD_FUNCTIONS, FUNCTIONS, open_features
 
 EVERY = ','.join(f'{k}:0.5' for k in FUNCTIONS)
 SHORT = dict(steps=4, batch=2, lr=1e-3)
@@ -110,7 +111,6 @@ def test_rows_with_critics_take_them(tmp_path, method):
 def test_rows_of_all_kinds_take_them(tmp_path, method):
     "Bridges, rows of two draws, rows with an anchor."
     from xmodal.engine import RowPlan, train_row
-    from xmodal.nets.build import build  # noqa: F401
 
     model = dict(method=method, channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
     found = []
@@ -242,6 +242,37 @@ def test_a_folder_that_is_no_network_is_refused(tmp_path):
     (tmp_path / 'x.pt').write_bytes(b'nothing')
     with pytest.raises(InputError, match='TorchScript'):
         open_features(tmp_path / 'x.pt')
+
+
+def field_of(den):
+    "The field of a trained denoiser in the middle of its path, over 32 x 32 pixels."
+    mix = den.bridge.mix.eval()
+    with torch.no_grad():
+        return mix(torch.tensor(0.5, dtype=torch.float64), torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize('name', FIELD_FUNCTIONS)
+def test_a_punished_field_stays_smooth(tmp_path, name):
+    "The more a field is punished for its shape, the less shape it takes, and it is no less a field."
+    model = dict(method='cdtsde', channels=1, net=dict(ch=8, mults=[1, 2], layers=1))
+    ended = []
+    for weight in ('', f'{name}:100'):
+        r = Recipe(steps=12, batch=4, lr=1e-2, mix_lr=1.0, terms=weight)
+        torch.manual_seed(0)
+        den = build(**model)
+        train(den, Heads(), tmp_path / (weight or 'none'), 'cdtsde', r, model, **QUIET)
+        ended.append(float(FIELD_FUNCTIONS[name](field_of(den))))
+    assert ended[0] > 5 * ended[1] >= 0
+
+
+def test_terms_of_a_field_need_a_field_that_learns():
+    "Refused where nothing learns; the baseline, which has none, goes without; latents may."
+    for method in ('i2sb', 'cdtsde_linear'):
+        with pytest.raises(InputError, match='no field that learns'):
+            plan(Job(method=method, terms='l1:1,field-bend:0.1', name='never'))
+    p = plan(Job(method='cdtsde', terms='l1:1,field-bend:0.1', name='never'))
+    assert recipe_of(p, 'cdtsde').terms == 'l1:1,field-bend:0.1'
+    assert recipe_of(p, 'regression').terms == 'l1:1'
 
 
 def test_the_baseline_gets_the_same(capsys):

@@ -654,7 +654,8 @@ def loss_per_item(
     kind='mse',  # row of `losses`
     weight='x0',  # 'x0': error of the target; 'net': error of the network's answer
     z=None,  # (B, den.latent), for networks that take it
-    terms=None,  # function of (x0_hat, x0) that gives what is added, (B,); None: nothing
+    # function of (x0_hat, x0, b / (a + b)) that gives what is added, (B,), or None
+    terms=None,
 ):  # (B,) losses
     """Denoising loss of each image: forward to t, estimate, compare.
 
@@ -673,7 +674,7 @@ def loss_per_item(
     scale = den.factors(coefs, x0.dtype)[2] if weight == 'net' else 1.0
     loss = losses[kind](x0_hat, x0, scale)
     if terms is not None:
-        loss = loss + terms(x0_hat, x0).reshape(draws_of[kind], -1).mean(0)
+        loss = loss + terms(x0_hat, x0, b / (a + b)).reshape(draws_of[kind], -1).mean(0)
     if den.two_networks:
         loss = loss + losses[kind](den.eps_hat(x, t, y, ctx, coefs), eps)
     return loss

@@ -290,7 +290,8 @@ class BySamples(ByRecipe):
     terms: str = option(
         '',
         "beside the method's own loss, of its estimate: l1, body (l1 where the target shows "
-        'something), ssim, gradient, features, each with a weight, such as body:1,ssim:0.2',
+        'something), ssim, gradient, features; of a field that learns: field-slope, field-bend; '
+        'each with a weight, such as body:1,ssim:0.2',
     )
     features: str = option(
         '',

@@ -24,7 +24,7 @@ from .choices import unknown_word
 from .core import InputError, Noise
 from .explain import explained, gathered, passes_on
 from .bridge import Bridge, Brownian, CDTSDE, VP, Rectified
-from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged
+from .mixing import AnyMix, FixedMix, SpatialMix, ChannelMix, Averaged, ScaledMix
 from .sample import Estimator, Solver, as_estimator, check_grid, rules, sample, scaled
 from .denoise import Clip, Stop, draws_of
 from .families import DDBM, UDBM, UPSR, NoiseFlow, OneCall, ResidualVP, ScoreBrownian
@@ -71,10 +71,12 @@ def cdtsde_bridge(
     channels,  # C of the images
     base='cosine',  # base step: 'cosine', 'linear' or 'released'
     keep=0.5,  # T1/T, where the field reaches 1; in (0, 1]
+    scales=1,  # of the field; 2 or more: see `ScaledMix`
     **mix,  # of the field, see `SpatialMix`:
 ):  # CDTSDE
     "CDTSDE with the dynamic field."
-    return CDTSDE(SpatialMix(channels, **mix), base=base, keep=keep)
+    field = SpatialMix(channels, **mix) if scales == 1 else ScaledMix(channels, scales, **mix)
+    return CDTSDE(field, base=base, keep=keep)
 
 
 @passes_on(ChannelMix)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['RELEASED_EPS', 'axis_waves', 'position_encoding', 'interpolate', 'calibrated_logistic', 'finish', 'FixedMix',
-           'field_net', 'known_end', 'SpatialMix', 'ChannelMix', 'Averaged', 'AnyMix', 'mix_stats']
+           'field_net', 'known_end', 'SpatialMix', 'AtScales', 'ScaledMix', 'ChannelMix', 'Averaged', 'AnyMix',
+           'mix_stats']
 
 # %% ../nbs/bridges/11_mixing.ipynb #4aa66d8a
 import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .bridge import Field, kept_tensors, traced
 from .core import table_dtype
@@ -198,6 +200,48 @@ class SpatialMix(Field):
             h = self.net(self.inputs(lam, y))
         g = torch.tanh((torch.tanh(h) if self.tanh else h) / 2).to(table_dtype(y.device))
         return finish(interpolate(lam, g), lam, self.squash, self.eps, self.clamp)
+
+# %% ../nbs/bridges/11_mixing.ipynb #b633ac03
+@explained
+class AtScales(nn.Module):
+    "Small networks for a picture, for half of it, for a quarter, ...; what they say is added."
+
+    def __init__(
+        self,
+        nets,  # modules (n, n_in, H, W) -> (n, C, H, W)
+    ):
+        "Keep the networks, that of the full size first."
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(
+        self,
+        seen,  # (n, n_in, H, W)
+    ):  # (n, C, H, W)
+        "The sum over all scales; the wider ones see a smaller picture."
+        total, size = 0.0, seen.shape[-2:]
+        for k, net in enumerate(self.nets):
+            said = net(F.adaptive_avg_pool2d(seen, [math.ceil(n / 2**k) for n in size]))
+            total = total + F.interpolate(said, size, mode='bilinear', align_corners=False)
+        return total
+
+
+@explained
+class ScaledMix(SpatialMix):
+    "A dynamic field of several scales: one more small network for each halving of the picture."
+
+    def __init__(
+        self,
+        channels: int,  # C of the images
+        scales: int = 3,  # 2: of the picture and of half of it; 3: of a quarter too; ...
+        **mix,  # as of `SpatialMix`
+    ):
+        "Build the small networks; raises ValueError for less than two scales."
+        super().__init__(channels, **mix)
+        if type(scales) is not int or scales < 2:
+            raise ValueError(f'scales must be 2 or more, got {scales!r}')
+        more = [field_net(self.net[0].in_channels, channels) for _ in range(1, scales)]
+        self.net = AtScales([self.net, *more])
 
 # %% ../nbs/bridges/11_mixing.ipynb #c03acc6e
 @explained

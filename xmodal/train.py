@@ -10,17 +10,17 @@ __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Plan', 'prin
            'judged_of', 'changes_of', 'check_budget', 'with_steps', 'undecided', 'with_auto', 'values_of_model',
            'like_start', 'check_own_folder', 'refuse_teacher', 'refuse_other_question', 'people_of_teacher',
            'with_teacher', 'say_plan', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior',
-           'check_solid', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made',
-           'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts',
-           'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row',
-           'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of',
-           'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws',
-           'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
-           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
-           'about_data', 'with_earlier', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores',
-           'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits',
-           'member_of', 'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run',
-           'finished_run', 'run_planned', 'train_command', 'train_as_typed']
+           'check_solid', 'check_field', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs',
+           'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents',
+           'open_prompts', 'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of',
+           'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured',
+           'drawn_rows', 'cut_of', 'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels',
+           'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type',
+           'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts', 'about_latent',
+           'windows_of_targets', 'about_beside', 'about_data', 'with_earlier', 'about_training', 'memory_used',
+           'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only', 'environment_of',
+           'free_port', 'launch', 'cross_splits', 'member_of', 'check_members', 'train_cross', 'gather_models',
+           'measure_cross', 'save_cross', 'run', 'finished_run', 'run_planned', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -103,10 +103,10 @@ from .evaluation.difficulty import advice, difficulty
 from .training.autoplan import choose, known_of, plan_table
 from .training.folds import AnchorPlan, people_in_folds
 from .training.watch import check_trackers
+from .training.terms import FIELD_TERMS, IMAGE_TERMS, terms_among
 from .training.loop import check_change, check_device, Judged, NotFinite, Recipe, recipe_words
 from .training.model_folder import find_model, find_models, load_config, open_model
-from .training.model_folder import people_learned
-from .training.model_folder import save_model
+from .training.model_folder import people_learned, save_model
 from .metadata.encoder import find_encoder
 from .metadata.prompt import describe
 from .metadata.record import FIELDS, read_metadata, subset
@@ -269,8 +269,8 @@ def check_seen_beside(
         )
     if (p.augment != 'none' or p.flips) and p.backbone == 'latent':
         raise InputError('augment and flips bend images, and this run learns on latents; leave out')
-    if p.terms and p.backbone == 'latent':
-        raise InputError('terms compare images, and this run learns on latents; leave them out')
+    if (seen := terms_among(p.terms, IMAGE_TERMS)) and p.backbone == 'latent':
+        raise InputError(f'terms {seen} compare images, and this run learns on latents; leave out')
     if p.patch and p.backbone == 'latent':
         raise InputError('patch cuts images, and this run learns on latents; leave it out')
 
@@ -439,6 +439,7 @@ def recipe_of(
     same = ('steps', 'batch', 'precision', 'channels_last', 'seed', 'patch', 'drop_sources')
     asked = {k: getattr(p, k) for k in (*same, 'augment', 'flips', 'terms', 'features')}
     if method != p.method:  # its own, and not one that suits another method
+        asked['terms'] = terms_among(p.terms, IMAGE_TERMS)
         return recipe_with(method, asked, p.backbone)
     return recipe_with(method, asked | typed_recipe(p), p.backbone, p.recipe)
 
@@ -855,6 +856,19 @@ def check_solid(
     if p.depth < 2:
         raise InputError(f'parameter depth must be 0 or 2 or more, got {p.depth}')
 
+# %% ../nbs/use/84_train.ipynb #79de2beb
+def check_field(
+    p: Plan,  # terms
+    den,  # its denoiser
+):
+    "Raise InputError for terms of a field where none learns."
+    asked = terms_among(p.terms, FIELD_TERMS)
+    if asked and not list(den.bridge.parameters()):
+        raise InputError(
+            f'terms {asked}: method {p.method} has no field that learns; leave them out, or use '
+            'cdtsde'
+        )
+
 
 def with_network(
     p: Plan,  # filled in
@@ -876,7 +890,7 @@ def with_network(
     # do the sizes fit? built once and thrown away
     net = network_sizes(p, 8 if p.text != 'none' else 0, int(sees_beside(p)))
     own = dict(bridge=p.bridge_options, pred=p.pred or None)
-    build_anchored(p.method, net=net, arch=p.arch, **own)
+    check_field(p, build_anchored(p.method, net=net, arch=p.arch, **own))
     return p
 
 # %% ../nbs/use/84_train.ipynb #87e04695

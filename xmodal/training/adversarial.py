@@ -803,7 +803,7 @@ def generator_loss(
     if not players.terms:
         return loss, rec
     x0_hat = generated['x0_hat'] if 'x0_hat' in generated else generated['image']
-    return loss + players.terms(x0_hat, s.x0, s.body).mean(), rec
+    return loss + players.terms(x0_hat, s.x0, body=s.body).mean(), rec
 
 # %% ../../nbs/training/62_adversarial.ipynb #f99e0d5e
 class Adversarial(Players):
