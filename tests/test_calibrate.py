@@ -3,6 +3,7 @@ the model, and are refused where nothing is known.
 """
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,8 @@ from xmodal.evaluation.calibration import width_of
 from xmodal.folders import trained_on
 from xmodal.job import FromData
 from xmodal.nets.build import build
-from xmodal.training.model_folder import StoredIntervals, load_config, save_model
+from xmodal.training.model_folder import StoredIntervals, add_grid, add_intervals
+from xmodal.training.model_folder import load_config, save_model
 from xmodal.translate import SampleOptions, Translator, asked_otherwise
 
 DATA = dict(
@@ -278,6 +280,24 @@ def test_other_planes_and_another_overlap_are_said(study):
     tr = Translator.from_pretrained(root / 'model', 'cpu')
     said = asked_otherwise(tr, SampleOptions(samples=3, planes='axial', overlap=0.5))
     assert said == ["planes 'axial' (calibrated: '')", 'overlap 0.5 (calibrated: 0.25)']
+
+
+def test_a_grid_fitted_later_and_another_precision_are_said(study, tmp_path):
+    "The number of steps is the same, and yet they are others."
+    root, _ = study
+    folder = shutil.copytree(root / 'model', tmp_path / 'model')
+    tr = Translator.from_pretrained(folder, 'cpu')
+    three = replace(tr.data.intervals, steps=3, times=(1.0, 0.6, 0.3, 0.0))
+    add_intervals(folder, three)
+    add_grid(folder, [1, 0.6, 0.3, 0], 'bound', three.tau)
+    asked = SampleOptions(samples=3, steps=3)
+    assert asked_otherwise(Translator.from_pretrained(folder, 'cpu'), asked) == []
+    add_grid(folder, [1, 0.5, 0.3, 0], 'bound', three.tau)
+    said = ['other times of the steps, by a grid that was fitted later']
+    assert asked_otherwise(Translator.from_pretrained(folder, 'cpu'), asked) == said
+    coarse = Translator.from_pretrained(root / 'model', 'cpu', precision='bf16')
+    said = ["precision 'bf16' (calibrated: 'no')"]
+    assert asked_otherwise(coarse, SampleOptions(samples=3)) == said
 
 
 def test_where_the_source_was_not_measured_nothing_counts(pictures):

@@ -336,6 +336,7 @@ def calibrate(
     fit = fit_intervals(people, how.levels, margin=how.margin)
     where = place_asked(tr.data, how.where)
     use = sampling(tr, how.steps, how.tau)
+    times = path_times(tr, use)
     text = lambda table: {f'{k:g}': v for k, v in table.items()}
     held = {k: float(v.mean()) for k, v in fit.coverage.items() if v is not None}
     stored = StoredIntervals(
@@ -344,7 +345,9 @@ def calibrate(
         kappa=fit.kappa,
         people=len(people),
         samples=n,
-        steps=len(path_times(tr, use)) - 1,
+        steps=len(times) - 1,
+        times=tuple(times),
+        precision=tr.den.precision,
         tau=use['tau'],
         temperature=how.temperature,
         where=where,

@@ -790,8 +790,9 @@ def asked_otherwise(
     "In what a translation differs from those of the calibration."
     found, use = tr.data.intervals, sampling(tr, how.steps, how.tau)
     temperature = how.options.get('temperature', tr.data.options.get('temperature', 1.0))
+    times = tuple(path_times(tr, use))
     pairs = dict(
-        steps=(found.steps, len(path_times(tr, use)) - 1),
+        steps=(found.steps, len(times) - 1),
         tau=(found.tau, use['tau']),
         temperature=(found.temperature, temperature),
         samples=(found.samples, how.samples),
@@ -800,7 +801,12 @@ def asked_otherwise(
         planes=('', how.planes or ''),
         overlap=(SampleOptions().overlap, how.overlap),
     )
-    return [f'{k} {now!r} (calibrated: {was!r})' for k, (was, now) in pairs.items() if was != now]
+    if found.precision:
+        pairs['precision'] = (found.precision, tr.den.precision)
+    said = [f'{k} {now!r} (calibrated: {was!r})' for k, (was, now) in pairs.items() if was != now]
+    if len(found.times) == len(times) and not np.allclose(found.times, times, atol=1e-6):
+        said.append('other times of the steps, by a grid that was fitted later')
+    return said
 
 # %% ../nbs/use/85_translate.ipynb #481e0288
 def as_calibrated(

@@ -222,6 +222,8 @@ class StoredIntervals(Section):
     steps: int  # of the sampler
     tau: str = 'markov'  # noise rule
     temperature: float = 1.0  # of the noise
+    times: tuple = ()  # at which the sampler stood, from 1 to 0; empty: an older calibration
+    precision: str = ''  # within the network; empty: an older calibration
     where: str = 'body'  # voxels that the promise is about: the body, or the mask's name
     # level -> share held of people who were left out, mean; levels for which people were too few
     # have none
