@@ -299,10 +299,10 @@ def test_minutes_are_steps(tmp_path, monkeypatch):
     assert engine.steps_within(r, Few(), Few()) == int((60 - spent) / (0.5 + 2 / 8))
     assert engine.steps_within(r, Few()) == int((60 - 20) / 0.5)
     with pytest.raises(InputError, match='give more'):
-        engine.steps_within(row(tmp_path, minutes=0.3), Few())
-    timed = engine.train_row(row(tmp_path / 'a', minutes=0.4), Few())
-    n = int((24 - 20) / 0.5)
-    assert timed.log.step.iloc[-1] == n == 8
+        engine.steps_within(row(tmp_path, minutes=0.15), Few())
+    timed = engine.train_row(row(tmp_path / 'a', minutes=0.2), Few())
+    n = int((12 - 10) / 0.5)  # two steps are a sixth of the time: two, two and six are tried
+    assert timed.log.step.iloc[-1] == n == 4
     same = row(tmp_path / 'b')
     from dataclasses import replace
 
@@ -316,16 +316,16 @@ def test_minutes_that_were_used_count(tmp_path, monkeypatch):
 
     cost = lambda row, learn, val, n: 1.0 + 0.5 * n
     monkeypatch.setattr(engine, 'seconds_of', cost)
-    how = dict(minutes=0.4, save_every=2)
+    how = dict(minutes=0.25, save_every=2)  # 15 s, ten of them for the trials
     with pytest.raises(KeyboardInterrupt):
         engine.train_row(row(tmp_path, **how), Stops(2 * 5))
     monkeypatch.setattr(engine, 'seconds_of', None)
     found = engine.train_row(row(tmp_path, **how, resume=True), Few())
-    assert found.log.step.iloc[-1] == 8
+    assert found.log.step.iloc[-1] == 10
     with pytest.raises(InputError, match='change minutes'):
-        engine.train_row(row(tmp_path, minutes=0.8, resume=True), Few())
-    found = engine.train_row(row(tmp_path, minutes=0.8, resume=True, change=('steps',)), Few())
-    assert found.log.step.iloc[-1] == 16
+        engine.train_row(row(tmp_path, minutes=0.5, resume=True), Few())
+    found = engine.train_row(row(tmp_path, minutes=0.5, resume=True, change=('steps',)), Few())
+    assert found.log.step.iloc[-1] == 20
 
 
 def test_a_trial_leaves_nothing_and_costs_something(tmp_path, capsys):

@@ -488,9 +488,11 @@ def steps_within(
     val=None,  # the validation set; None: no validation
 ) -> int:
     "How many steps fit into a row's minutes; raises InputError if there is time for none."
-    warm, short, long = (seconds_of(row, learn, None, n) for n in (2, 6, 18))
-    checked = 0.0 if val is None else max(0.0, seconds_of(row, learn, val, 6) - short)
-    each = max((long - short) / 12, 1e-4)
+    warm = seconds_of(row, learn, None, 2)
+    few = 2 if warm > 60 * row.minutes / 20 else 6  # slow steps are not tried often
+    short, long = (seconds_of(row, learn, None, n) for n in (few, 3 * few))
+    checked = 0.0 if val is None else max(0.0, seconds_of(row, learn, val, few) - short)
+    each = max((long - short) / (2 * few), 1e-4)
     spent = warm + 2 * short + long + 2 * checked  # the trials, and the validation at the end
     often = checked / row.val_every if row.val_every else 0.0
     steps = int((60 * row.minutes - spent) / (each + often))
