@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEASURED_BY', 'SMOKE', 'ABOUT', 'SHOWN', 'DRAWS_SHOWN', 'Row', 'options_of', 'read_row', 'row_names', 'Budget',
-           'peak_memory', 'spread_over', 'by_difficulty', 'with_prompts', 'Experiment', 'row_folder', 'load_row',
-           'log_of', 'agreement', 'finished_row', 'MeasureOptions', 'beside_draws', 'measure_row', 'trained_alike',
-           'keep_rows', 'measured_again', 'plan_row', 'run_row', 'untrained_rows', 'images_of', 'identity_rows',
-           'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of', 'budget_of', 'line_for',
-           'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment', 'metadb_experiment',
-           'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table', 'show_comparison',
-           'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures', 'mean_target',
-           'mark_of', 'draw_rows', 'of_each', 'draw_scores', 'show_draws_compared', 'draw_curve', 'fig_draw_curve',
-           'keep_result']
+           'peak_memory', 'spread_over', 'by_difficulty', 'middles', 'few_of_each', 'with_prompts', 'Experiment',
+           'row_folder', 'load_row', 'log_of', 'agreement', 'finished_row', 'MeasureOptions', 'beside_draws',
+           'measure_row', 'trained_alike', 'keep_rows', 'measured_again', 'plan_row', 'run_row', 'untrained_rows',
+           'images_of', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of',
+           'budget_of', 'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
+           'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table',
+           'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures',
+           'mean_target', 'mark_of', 'draw_rows', 'of_each', 'draw_scores', 'show_draws_compared', 'draw_curve',
+           'fig_draw_curve', 'keep_result']
 
 # %% ../nbs/use/83_experiment.ipynb #bffd9d7c
 import json, math, shutil
@@ -217,6 +217,27 @@ def by_difficulty(
     like = [ssim(v['y'].numpy(), v['x0'].numpy(), (-1, 1)) for v in items]
     order = np.argsort(like, kind='stable')
     return [int(order[k]) for k in spread_over(len(order), n)]
+
+# %% ../nbs/use/83_experiment.ipynb #c1d2e3a5
+def middles(
+    n: int,  # things in a row
+    number: int,  # how many are wanted at most; 0: all
+) -> list:  # their places, from 0 to n - 1, without repeats
+    "The places in the middle of so many equal parts."
+    k = min(number or n, n)
+    return [int((j + 0.5) * n / k) for j in range(k)]
+
+
+def few_of_each(
+    data,  # Slices: a data set that knows its subjects
+    number: int,  # images of each at most; 0: all
+):  # Slices, a view
+    "A few images of every subject, at equal distances."
+    own = {}
+    for i, s in enumerate(data.subjects):
+        own.setdefault(s, []).append(i)
+    at = [mine[k] for mine in own.values() for k in middles(len(mine), number)]
+    return data.view(data.items[at])
 
 # %% ../nbs/use/83_experiment.ipynb #b3765d19
 def with_prompts(
