@@ -27,6 +27,7 @@ from xmodal.calibrate import (
     voxels_that_count,
 )
 from xmodal.core import InputError
+from xmodal.data.layouts import simulated_root
 from xmodal.engine import records_of
 from xmodal.evaluation.calibration import width_of
 from xmodal.folders import trained_on
@@ -298,6 +299,31 @@ def test_a_grid_fitted_later_and_another_precision_are_said(study, tmp_path):
     coarse = Translator.from_pretrained(root / 'model', 'cpu', precision='bf16')
     said = ["precision 'bf16' (calibrated: 'no')"]
     assert asked_otherwise(coarse, SampleOptions(samples=3)) == said
+
+
+def test_a_truth_is_moved_as_the_pairs_of_the_training_were(tmp_path):
+    "After a head has moved by 9 mm, its truth is found where the source has it, if so learned."
+    root = simulated_root('bids', n=1, voxel=4.0)
+    (source,) = Path(root).glob('sub-001/anat/*_T1w.nii.gz')
+    scan = nib.load(str(source).replace('T1w', 'T2w'))
+    lies = scan.affine.copy()
+    lies[:3, 3] += [6, -6, 3]
+    nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32), lies), tmp_path / 'moved.nii.gz')
+    own = dict(size=32, spacing=6.0, source_window='percentile', target_window_rule='percentile')
+    split, truths = dict(train=[], val=['sub-001'], test=[]), {}
+    for name, target, registered in (
+        ('given', scan.get_filename(), None),
+        ('moved', tmp_path / 'moved.nii.gz', None),
+        ('registered', tmp_path / 'moved.nii.gz', True),
+    ):
+        folder = model(tmp_path / name, split, **own, **dict(registered=registered))
+        tr = Translator.from_pretrained(folder, 'cpu')
+        record = SimpleNamespace(source=source, target=target, more_sources=(), meta={})
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            truths[name] = np.nan_to_num(answer_and_truth(tr, record, SampleOptions())[2], nan=-1)
+    off = {k: np.abs(v - truths['given']).mean() for k, v in truths.items()}
+    assert off['registered'] < 0.25 * off['moved']
 
 
 def test_where_the_source_was_not_measured_nothing_counts(pictures):

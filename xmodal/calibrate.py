@@ -19,6 +19,7 @@ import numpy as np
 from .core import InputError
 from .data.frames import CutPicture, CutVolume, PictureFrame, to_network
 from .data.images import fold_channels, load_image
+from .data.register import rigid
 from .engine import records_of
 from xmodal.evaluation.calibration import (
     check_level,
@@ -143,9 +144,11 @@ def truth_beside(
         loaded, channels = load_image(path, own.source_window, [], True), d.channels
         target = CutPicture(loaded, own, channels[side == 'target'], path)
         return to_network(own, target.window.scale(target.x))
-    target = CutVolume(path, own, 1)
+    target, moved = CutVolume(path, own, 1), np.eye(4)
+    if d.registered and side == 'target':
+        moved = rigid(target.img, CutVolume(r.source, own, 1).img)
     there = SimpleNamespace(affine=frame.affine, grey=np.empty(mean.shape[1:]))
-    return target.planes_on(there, np.eye(4))[None]
+    return target.planes_on(there, moved)[None]
 
 
 def laid_out(

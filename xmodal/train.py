@@ -1609,6 +1609,7 @@ def about_data(
         target_windows=windows_of_targets(p, used, rule) if several else None,
         latent=about_latent(p, d) if den.codec is not None else None,
         source_values=source_values(d.parts['train']),
+        registered=params.get('register') or None,
         **about_cut(params),
         **about_target(d),
     )

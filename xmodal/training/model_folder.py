@@ -285,6 +285,7 @@ class DataSpec(Section):
     depth: int = None  # slices that a network of volumes learned at once; None: one of pictures
     further: int = None  # sources beside the first, 1 to 64; None: one source
     may_lack: bool = None  # did it learn to do without a further source?
+    registered: bool = None  # did it learn from sources that were moved onto their targets?
     target_dtype: str = None  # number type of the targets' files; None in older folders: float32
     target_reach: tuple = None  # (smallest, largest) value of the training's targets
     target_nodata: float = None  # stands for "not measured" in all targets; None: nothing does
@@ -450,6 +451,7 @@ DATA_RULES = dict(  # key of the section data -> what it must be, and how that i
     depth=('a whole number from 2 to 1024', lambda v: v is None or is_count(v, 1024) and v >= 2),
     further=('a whole number from 1 to 64', lambda v: v is None or is_count(v, 64)),
     may_lack=('true or false', lambda v: v is None or isinstance(v, bool)),
+    registered=('true or false', lambda v: v is None or isinstance(v, bool)),
     source_window=('a window rule such as percentile or 0:1000', is_rule),
     target_window=('two finite numbers, the lower first', is_window),
     channels=('two whole numbers, of source and target', is_pair_of_channels),
