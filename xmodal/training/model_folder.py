@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INNER', 'NAMED_RULES', 'DATA_RULES', 'NEEDED', 'AGAIN', 'FORMAT', 'MODEL_FAULTS', 'CARD_OF_INTERVALS', 'HUB_FILES',
            'save_tensors', 'sha256', 'load_tensors', 'Section', 'default_of', 'as_json', 'tuples', 'ModelSpec',
-           'PromptSpec', 'LatentSpec', 'StoredGrid', 'StoredIntervals', 'inner_records', 'DataSpec', 'is_number',
-           'is_count', 'is_range', 'is_window', 'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype', 'is_fitted',
-           'is_calibrated', 'is_pair_of_channels', 'is_prompted', 'short', 'refuse_value', 'check_values',
+           'PromptSpec', 'LatentSpec', 'StoredGrid', 'StoredIntervals', 'inner_records', 'with_records', 'DataSpec',
+           'is_number', 'is_count', 'is_range', 'is_window', 'is_text', 'is_words', 'is_table', 'is_rule', 'is_dtype',
+           'is_fitted', 'is_calibrated', 'is_pair_of_channels', 'is_prompted', 'short', 'refuse_value', 'check_values',
            'check_agreement', 'absurd', 'check_model_section', 'save_model', 'config_text', 'load_config',
            'check_sections', 'people_learned', 'hub_hint', 'check_data_section', 'count_weights', 'check_size',
            'load_weights', 'load_denoiser', 'load_model', 'part_of_weight', 'begin_from', 'freeze_parts', 'open_model',
@@ -249,6 +249,14 @@ def inner_records(
     found = {k: kind.of(own[k]) for k, kind in INNER.items() if own.get(k) is not None}
     return dict(found, grids={k: StoredGrid.of(v) for k, v in own.get('grids', {}).items()})
 
+
+def with_records(
+    table: dict,  # the section data, as it is read
+) -> dict:  # the same, its lists as tuples and its records made
+    "What `DataSpec` holds."
+    own = {k: tuples(v) if k not in ('options', 'patch') else v for k, v in table.items()}
+    return own | inner_records(own)
+
 # %% ../../nbs/training/60_model_folder.ipynb #acef4d82
 @dataclass(frozen=True, kw_only=True)
 class DataSpec(Section):
@@ -302,8 +310,7 @@ class DataSpec(Section):
     ):  # DataSpec
         "Read a section; raises InputError for what is missing, impossible or contradictory."
         check_values(table, path)
-        own = {k: tuples(v) if k not in ('options', 'patch') else v for k, v in table.items()}
-        return check_agreement(cls.of(own | inner_records(own)), path)
+        return check_agreement(cls.of(with_records(table)), path)
 
 # %% ../../nbs/training/60_model_folder.ipynb #7286180f
 def is_number(
