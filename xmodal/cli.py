@@ -891,18 +891,22 @@ def say_temperature(
             file=sys.stderr,
         )
 
-
+# %% ../nbs/use/98_cli.ipynb #4d603d62
 def opened_model(
     a,  # what was typed
 ):  # Translator
     "The translator of `xmodal translate`, on its device."
+    from xmodal.denoise import slow_bf16
     from xmodal.processes import join_processes
     from xmodal.translate import Translator
 
     join_processes(a.device)  # before a device is chosen
     how = dict(device=a.device, precision=a.precision, channels_last=a.channels_last)
     how |= dict(compile=a.compile, average=a.average or '')
-    return Translator.from_pretrained(a.model, **how)
+    tr = Translator.from_pretrained(a.model, **how)
+    if note := slow_bf16(a.precision, str(tr.device).startswith('cpu')):
+        print(f'xmodal: note: {note}', file=sys.stderr)
+    return tr
 
 
 # words of the command line that every file is translated with

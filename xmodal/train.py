@@ -99,6 +99,7 @@ from xmodal.evaluation.report import (
 from .sample import rules
 from .nets.conditioning import conditionings
 from .several import Several, why_apart
+from .denoise import slow_bf16
 from .evaluation.difficulty import advice, difficulty
 from .training.autoplan import choose, known_of, plan_table
 from .training.folds import AnchorPlan, people_in_folds
@@ -113,8 +114,7 @@ from .metadata.record import FIELDS, read_metadata, subset
 from .files import atomic
 from .processes import is_main, join_processes
 from .run_folder import check_name, FINISHED, hold, is_finished, note_finished, release
-from .run_folder import state_of
-from .run_folder import what_is_there
+from .run_folder import state_of, what_is_there
 
 # %% ../nbs/use/84_train.ipynb #d45683e9
 from .engine import measure_drawn
@@ -742,6 +742,11 @@ def say_plan(
     if p.depth:
         side = p.patch or p.size
         print_once(f'learns from blocks of {p.depth} x {side} x {side} voxels, {p.ch} channels')
+    from accelerate.utils import is_cuda_available
+
+    on_cpu = str(p.device) == 'cpu' or not (p.device or is_cuda_available())
+    if note := slow_bf16(p.precision, on_cpu):
+        print_once(f'note: {note}')
 
 # %% ../nbs/use/84_train.ipynb #3d30cd7f
 def plan(
