@@ -270,6 +270,8 @@ def test_terms_of_a_field_need_a_field_that_learns():
     for method in ('i2sb', 'cdtsde_linear'):
         with pytest.raises(InputError, match='no field that learns'):
             plan(Job(method=method, terms='l1:1,field-bend:0.1', name='never'))
+    with pytest.raises(InputError, match='no field that learns'):
+        plan(Job(method='dossr', terms='field-bend:1', backbone='latent', name='never'))
     p = plan(Job(method='cdtsde', terms='l1:1,field-bend:0.1', name='never'))
     assert recipe_of(p, 'cdtsde').terms == 'l1:1,field-bend:0.1'
     assert recipe_of(p, 'regression').terms == 'l1:1'

@@ -897,14 +897,15 @@ def opened_model(
 ):  # Translator
     "The translator of `xmodal translate`, on its device."
     from xmodal.denoise import slow_bf16
-    from xmodal.processes import join_processes
+    from xmodal.processes import is_main, join_processes
     from xmodal.translate import Translator
 
     join_processes(a.device)  # before a device is chosen
     how = dict(device=a.device, precision=a.precision, channels_last=a.channels_last)
     how |= dict(compile=a.compile, average=a.average or '')
     tr = Translator.from_pretrained(a.model, **how)
-    if note := slow_bf16(a.precision, str(tr.device).startswith('cpu')):
+    note = slow_bf16(a.precision, str(tr.device).startswith('cpu'))
+    if note and is_main():
         print(f'xmodal: note: {note}', file=sys.stderr)
     return tr
 

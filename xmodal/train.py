@@ -81,7 +81,7 @@ from .job import Job, defaults, job_of, parser_of_jobs
 from .training.adversarial import objectives, share_options
 from .nets.latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior
 from .data.layouts import datasets, place_given, published, sources_of
-from .methods import UNCLIPPED, calls, get_method, on_anchor, parse_options
+from .methods import UNCLIPPED, calls, get_method, make_bridge, on_anchor, parse_options
 from .methods import published_recipe
 from .evaluation.metrics import format_summary, measures, summary
 from .nets.anchor import build_anchored
@@ -863,12 +863,11 @@ def check_solid(
 
 # %% ../nbs/use/84_train.ipynb #79de2beb
 def check_field(
-    p: Plan,  # terms
-    den,  # its denoiser
+    p: Plan,  # terms, method, options of the bridge
 ):
-    "Raise InputError for terms of a field where none learns."
+    "Raise InputError for terms of a field where none learns, on images or on latents."
     asked = terms_among(p.terms, FIELD_TERMS)
-    if asked and not list(den.bridge.parameters()):
+    if asked and not list(make_bridge(p.method, 1, **p.bridge_options).parameters()):
         raise InputError(
             f'terms {asked}: method {p.method} has no field that learns; leave them out, or use '
             'cdtsde'
@@ -880,6 +879,7 @@ def with_network(
 ) -> Plan:
     "The plan with its network; raises InputError if sizes, options or prior do not fit."
     check_backbone(p)
+    check_field(p)
     # the baseline gets the same network
     p = replace(p, arch='latent' if p.backbone == 'latent' else p.net or p.m.net)
     if p.arch == 'unet3d':
@@ -895,7 +895,7 @@ def with_network(
     # do the sizes fit? built once and thrown away
     net = network_sizes(p, 8 if p.text != 'none' else 0, int(sees_beside(p)))
     own = dict(bridge=p.bridge_options, pred=p.pred or None)
-    check_field(p, build_anchored(p.method, net=net, arch=p.arch, **own))
+    build_anchored(p.method, net=net, arch=p.arch, **own)
     return p
 
 # %% ../nbs/use/84_train.ipynb #87e04695
