@@ -104,10 +104,22 @@ def xmodal(*words, **where):
     return copied(lambda *w: main([*w]), *words, **where)
 
 
+MADE = (
+    tempfile.TemporaryDirectory()
+)  # simulated people of this process: many tests ask for the same
+
+
+def with_made_people(root):
+    "Let what is simulated below this folder be found there by the next test too."
+    if not (root / 'data').exists():
+        (root / 'data').symlink_to(MADE.name)
+
+
 def trained_by_command(root, name, words):
     "Train in this folder, in a copy of this process; the model's folder, and what was printed."
     from xmodal.train import train_command
 
+    with_made_people(root)
     done = copied(lambda *w: train_command([*w]), '--name', name, *words.split(), cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
     return root / 'runs' / name / 'model', done.stdout

@@ -7,6 +7,7 @@ import pytest
 
 # papermill without a kernel of its own: imports are paid for once
 from run_rows import execute, unpainted
+from small_model import with_made_people
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(
@@ -16,15 +17,9 @@ EXPERIMENTS = sorted(
 )
 
 
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    "Where all experiments keep their simulated people: many ask for the same ones."
-    return tmp_path_factory.mktemp('data')
-
-
 @pytest.mark.parametrize('name', EXPERIMENTS)
-def test_an_experiment_runs_in_its_smallest_form(name, made, tmp_path):
-    (tmp_path / 'data').symlink_to(made)
+def test_an_experiment_runs_in_its_smallest_form(name, tmp_path):
+    with_made_people(tmp_path)
     notebook = ROOT / 'nbs' / 'experiments' / f'{name}.ipynb'
     named = dict(name=f'test-{name}') if re.search(r'"name = ', notebook.read_text()) else {}
     try:
