@@ -3,6 +3,7 @@
 The whole site is built by `make html`; here the slow half of it, the stage, runs on a copy of this project, and mkdocs on a small one.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -112,3 +113,15 @@ def test_a_small_site_stands_by_itself(small):
         'loads https://cdn.example.org/x.js' in found
         and '#nowhere: there is no such place' in found
     )
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+def test_no_page_has_a_heading_twice(path):
+    "Of two equal headings the site knows one place only, and its list of contents links to both."
+    heads, fenced = [], False
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        for line in ''.join(cell['source']).splitlines() if cell['cell_type'] == 'markdown' else ():
+            fenced ^= line.startswith('```')
+            if not fenced and (head := re.match(r'#+ (.*)', line)):
+                heads.append(re.sub(r'\W+', '-', head[1].lower()).strip('-'))
+    assert len(heads) == len(set(heads)), heads
