@@ -4,7 +4,7 @@ import pytest
 import torch
 from xmodal.core import InputError
 from xmodal.denoise import Network, draws_of, losses
-from xmodal.methods import calls, draw, get_method
+from xmodal.methods import calls, draw, get_method, most_steps
 from xmodal.nets.anchor import anchored_row, build_anchored
 from xmodal.nets.build import build
 from xmodal.tiles import Tiled
@@ -130,3 +130,22 @@ def test_refusals():
     with pytest.raises(InputError, match='one step'):
         anchored_row('regression')
     assert get_method('energy').loss == 'energy'
+
+
+@pytest.mark.parametrize('method', ['energy', 'ensemble', 'energy-mean', 'regression', 'syndiff'])
+def test_more_steps_than_a_network_has_times_are_refused(method):
+    "In training, where a model is told, and where a model is asked."
+    from types import SimpleNamespace
+
+    from xmodal.train import Job, plan
+    from xmodal.translate import sampling
+
+    most = int(most_steps(get_method(method)))
+    data = SimpleNamespace(steps=None, tau=None, options={}, grids={})
+    opened = SimpleNamespace(data=data, model=SimpleNamespace(method=method))
+    with pytest.raises(InputError, match=f'steps {most + 1}: {method} .* give {most} at most'):
+        sampling(opened, most + 1)
+    with pytest.raises(InputError, match='at most, or leave it out'):
+        sampling(opened, torch.linspace(1, 0, most + 2).tolist())
+    with pytest.raises(InputError, match='at most, or leave it out'):
+        plan(Job(name='not-there', method=method, sample_steps=most + 1))

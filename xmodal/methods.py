@@ -10,7 +10,7 @@ __all__ = ['methods', 'BBDM', 'ABRIDGE', 'PRECONDITIONED', 'HEUN', 'I2SB', 'UNCL
            'soft_prior', 'on_anchor', 'get_method', 'PublishedRecipe', 'as_published', 'published_recipe', 'recipe_for',
            'make_bridge', 'arguments_of', 'known_options', 'check_options', 'merged', 'make_grid', 'noise_rule',
            'Route', 'route_of', 'from_anchor', 'knows_temperature', 'cooled', 'draw', 'calls', 'most_steps',
-           'steps_for', 'time_of', 'parse_options', 'split_options']
+           'check_steps', 'steps_for', 'time_of', 'parse_options', 'split_options']
 
 # %% ../nbs/bridges/17_methods.ipynb #8158fa39
 import inspect, json, math
@@ -949,6 +949,21 @@ def most_steps(
     if m.times == 'one':
         return 1
     return m.times if isinstance(m.times, int) else math.inf
+
+
+def check_steps(
+    method,  # row of `methods` by name, or a Method
+    steps: int,  # that somebody asks for
+):
+    """Raises `InputError` for more steps than there are times that the method was trained on:
+    at any other its network has never answered.
+    """
+    m = get_method(method)
+    most = most_steps(m)
+    if steps > most:
+        what = 'answers in one call' if most == 1 else f'was trained on {most} times'
+        name = method if isinstance(method, str) else 'the method'
+        raise InputError(f'steps {steps}: {name} {what}; give {most} at most, or leave it out')
 
 
 @passes_on(draw_options)

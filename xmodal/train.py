@@ -81,8 +81,8 @@ from .job import Job, defaults, job_of, parser_of_jobs
 from .training.adversarial import objectives, share_options
 from .nets.latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior
 from .data.layouts import datasets, place_given, published, sources_of
-from .methods import UNCLIPPED, calls, get_method, make_bridge, on_anchor, parse_options
-from .methods import published_recipe
+from .methods import UNCLIPPED, calls, check_steps, get_method, make_bridge, on_anchor
+from .methods import parse_options, published_recipe
 from .evaluation.metrics import format_summary, measures, summary
 from .nets.anchor import build_anchored
 from .nets.build import check_net, sizes_for
@@ -380,6 +380,7 @@ def fill_in(
     m = get_method(p.method)
     sampler, bridge, objective = share_options(p.method, parse_options(p.options))
     fewest = min(m.steps, 5) if p.smoke else m.steps
+    check_steps(p.method, p.sample_steps)
     asked = {
         **asdict(p),
         'sample_steps': p.sample_steps or fewest,

@@ -47,7 +47,7 @@ from .denoise import Wrap, beside
 from .evaluation.calibration import width_of
 from .denoise import fast as faster
 from .tiles import PLANES, VIEWS, InTurn, SlicewiseBridge, Tiled, Views, in_tiles
-from .methods import calls, draw, draw_options, get_method, make_grid
+from .methods import calls, check_steps, draw, draw_options, get_method, make_grid
 from .metadata.context import nearby_metadata, request
 from .parameters import words_of
 from .rows import SceneSampling
@@ -991,6 +991,7 @@ def sampling(
             f'steps must be a whole number of 1 or more, or a grid of times, got {steps!r}'
         )
     grid = check_grid(steps) if given else stored_grid(d, steps, tau)
+    check_steps(tr.model.method, len(grid) - 1 if given else steps)
     options = {**d.options, **options}
     return {
         **options,
