@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,8 +251,20 @@ def test_values_come_from_an_anchor_that_has_not_seen_the_person(tmp_path, monke
         shutil.rmtree(out / ended)
         again = train_row(row_of(out, resume=True), data)
         assert torch.equal(weights(again.den), weights(got.den)), ended
-    with pytest.raises(InputError, match='this run was started with'):
-        train_row(row_of(out, folds=4, resume=True), data)
+    begun = row_of(out, resume=True)
+    others = {
+        'folds 4: .* with 2': row_of(out, folds=4, resume=True),
+        'folds 1: .* with 2': row_of(out, folds=1, resume=True),
+        'anchor mean: .* with spread': row_of(out, 'residual-mean', resume=True),
+        'anchor_rule crps: .* with nll': replace(begun, anchor=folded.AnchorPlan(2, 3, 'crps')),
+        # a change that was named is no leave for others
+        'anchor_steps 9: .* with 3': replace(
+            begun, anchor=folded.AnchorPlan(2, 9), change=('steps',)
+        ),
+    }
+    for words, row in others.items():
+        with pytest.raises(InputError, match=words):
+            train_row(row, data)
 
 
 def test_each_image_is_answered_by_its_fold():

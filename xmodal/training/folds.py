@@ -274,18 +274,38 @@ class Fitted:
 # %% ../../nbs/training/63_folds.ipynb #f1c0de02
 def as_begun(
     fit: AnchorFit,  # change, recipe, plan
+    kind: str,  # of the anchor
+    folds: int,  # that there are
 ) -> AnchorFit:
-    "The fit with the recipe that its anchors were begun with, where that may have changed."
+    """The fit with the recipe that its anchors were begun with, where that may have changed.
+
+    Raises InputError where another anchor is asked for: anchors stay as they were begun.
+    """
     begun = [v for k in sorted(fit.out.glob('anchor/*/checkpoints')) for v in checkpoints(k)]
-    if not (fit.resume and fit.change and begun):
+    if not (fit.resume and begun):
         return fit
-    was = known_recipe(read_state(begun[0]))
+    state = read_state(begun[0])
+    was, about = known_recipe(state), state['data']
+    asked = dict(anchor=kind, folds=folds, anchor_rule=fit.plan.rule)
+    asked['anchor_steps'] = fit.plan.steps or was['steps']
+    then = dict(anchor=get_method(state['model']['method']).anchor, folds=about['folds'])
+    then |= dict(anchor_rule=about['rule'], anchor_steps=was['steps'])
+    for word, value in asked.items():
+        if value != then[word]:
+            typed = fit.plan.folds if word == 'folds' else value
+            raise InputError(
+                f'{word} {typed}: the anchors of {fit.out} were begun with {then[word]}, and stay'
+                ' as they were; use the same value, another run name, or overwrite instead of'
+                ' resume to start over'
+            )
+    if not fit.change:
+        return fit
     same = {k: was[k] for k in fit.change if k != 'steps'}
     return replace(
         fit, recipe=replace(fit.recipe, **same), plan=replace(fit.plan, steps=was['steps'])
     )
 
-
+# %% ../../nbs/training/63_folds.ipynb #f1c0de04
 def say_folds(
     fit: AnchorFit,  # how many steps
     table: dict,  # person -> fold
@@ -308,9 +328,10 @@ def fit_anchor(
     val=None,  # the validation set, or None
 ) -> Fitted:
     "Fit the anchors of a row, or go on where this stopped."
-    fit, kind = as_begun(fit), get_method(fit.model['method']).anchor
+    kind = get_method(fit.model['method']).anchor
     table = people_in_folds(learn.subjects, fit.plan.folds, fit.recipe.seed)
     n, each, seconds = max(table.values(), default=-1) + 1, [], 0.0
+    fit = as_begun(fit, kind, n)
     if is_main():
         say_folds(fit, table, kind)
     for k in range(n):
