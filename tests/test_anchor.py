@@ -155,6 +155,7 @@ def test_a_row_without_a_start_is_refused(wrong):
     [
         (dict(anchor='field'), 'unknown kind of anchor'),
         (dict(folds=3), 'method i2sb has none'),
+        (dict(method='residual-mean', anchor='spread'), 'names the anchor mean, and anchor spread'),
         (dict(anchor='spread', anchor_rule='mse'), 'anchor_rule'),
         (dict(anchor='spread', folds=-1), 'folds must be 1 or more'),
         (dict(anchor='mean', backbone='latent'), 'not for latents'),

@@ -552,8 +552,8 @@ class Midpoint(Solver):
         if not (walk.bridge.at_mean and walk.grid.tolist()[0] == 1):
             raise InputError(
                 'the midpoint rule takes what the bridge starts from for the mean of the target:'
-                ' use it for a bridge with an anchor, from time 1; without one give the option'
-                ' sampler=step'
+                ' use it for a bridge with an anchor, from time 1; without one say'
+                ' sampler=step (--options sampler=step)'
             )
 
     def __call__(

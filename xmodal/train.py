@@ -361,6 +361,11 @@ def with_anchor_named(
     p: Job,  # method, anchor
 ) -> Job:
     "The job with its anchor in the method's name; InputError for a method that can have none."
+    named, kind = p.method.partition('-')[2], p.anchor.removeprefix('mean+')
+    if named and kind and named != kind:
+        raise InputError(
+            f'method {p.method} names the anchor {named}, and anchor {kind} another; leave one out'
+        )
     method = on_anchor(p.method, p.anchor) if p.anchor else p.method
     own = (p.folds, p.anchor_steps, p.anchor_ch, p.anchor_rule) == (5, 0, 0, 'nll')
     if not (own or get_method(method).anchor):

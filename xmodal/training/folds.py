@@ -316,6 +316,8 @@ def say_folds(
     steps, rule = fit.steps(n), fit.plan.rule
     if not n:
         print(f'anchor {kind}: fitted in fold, {steps} steps by {rule}: residuals are too small')
+        if fit.plan.folds > 1:
+            print('  one person cannot be left out of one; train on two or more for folds')
         return
     left = 'one person' if n == len(table) else f'{len(table) / n:.3g} of {len(table)} people'
     print(f'anchor {kind}: {n} without {left} each and one with all, {steps} steps each by {rule}')
