@@ -248,6 +248,8 @@ def test_train_refuses_in_the_same_words(words, jobs):
 # --- did you mean?
 
 MEANT = {
+    'translate model in out --draws 3': '--samples',
+    'train --samples 3': '--draws',
     'translat m i o': 'translate',
     'data chek': 'check',
     'train --stepz 3': '--steps',
