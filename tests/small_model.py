@@ -104,9 +104,8 @@ def xmodal(*words, **where):
     return copied(lambda *w: main([*w]), *words, **where)
 
 
-MADE = (
-    tempfile.TemporaryDirectory()
-)  # simulated people of this process: many tests ask for the same
+# simulated people of this process: many tests ask for the same
+MADE = tempfile.TemporaryDirectory()
 
 
 def with_made_people(root):
