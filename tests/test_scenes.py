@@ -150,7 +150,9 @@ def test_further_sources(tmp_path, monkeypatch):
             return y + side.mean(1, keepdim=True)
 
     x = [geotiff(tmp_path / f'{k}.tif', values().astype('uint16')) for k in 'ab']
-    tr = model('regression', source='a,b', source_window='0:3000', further=1, may_lack=True)
+    tr = model(
+        'regression', source='a,b', source_window='0:3000', further=1, may_lack=True, steps=1
+    )
     tr.den.net = Sum()
     rows, whole = both(tr, x[0], monkeypatch, more=[x[1]])
     np.testing.assert_allclose(rows['mean'], whole['mean'].astype(float), atol=1)
