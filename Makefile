@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 1
 READY  := $(VENV)/.ready
+HEADS  := $(abspath $(VENV))/heads
 
 .PHONY: help env train test smoke experiments export format html clean
 help:
@@ -31,9 +32,11 @@ smoke: $(READY)
 	@mkdir -p runs/smoke
 	$(BIN)/papermill nbs/train.ipynb runs/smoke/train.ipynb --no-progress-bar -p name smoke -p smoke True -p overwrite True
 
+# both halves ask for the same few simulated heads again and again: each is computed once
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	@rm -rf $(HEADS)
+	OMP_NUM_THREADS=1 XMODAL_HEADS=$(HEADS) $(BIN)/nbdev_test --n_workers 2
+	XMODAL_HEADS=$(HEADS) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 export: $(READY)
 	$(BIN)/nbdev_export

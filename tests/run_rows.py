@@ -99,9 +99,8 @@ def row(method, run):
 
     What the second start shows is what the first has painted.
     """
-    words = dict(
-        method=method, name=run, smoke=True, baseline=False, check=False, steps=4, made_subjects=4
-    )
+    words = dict(method=method, name=run, smoke=True, baseline=False, check=False, steps=4)
+    words |= dict(made_subjects=4, slices=6)
     start = lambda **more: execute(ROOT / 'nbs' / 'train.ipynb', **words, **more)
     run = ROOT / 'runs' / run
 
