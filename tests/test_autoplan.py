@@ -10,7 +10,7 @@ from test_data_faults import people, pictures
 from test_main_job import ROOT, run_name  # noqa: F401  (a fixture)
 from xmodal.core import InputError
 from xmodal.train import Job, plan, train_command
-from xmodal.training.autoplan import choose, Known, known_of
+from xmodal.training.autoplan import choose, fits, kind_of_values, Known, known_of
 from xmodal.data.layouts import find_records
 
 GROUP = r'^(s\d+)_'
@@ -50,6 +50,66 @@ def test_what_is_decided_stays(folder, capsys):
     assert 'plan auto: 4 people' in out or 'plan auto: 5 people' in out
     assert 'ch         12       decided by hand' in out
     assert p.chosen and p.chosen in out
+
+
+def test_a_default_that_was_typed_stays(folder, capsys):
+    "What is typed is decided by hand, whatever it is; from Python `by_hand` names it."
+    from xmodal.job import job_of, parser_of_jobs
+
+    words = [f'--{k.replace("_", "-")}={v}' for k, v in folder.items() if k != 'check']
+    words += ['--plan', 'auto', '--augment', 'none', '--mults', '1,2,2', '--batch', '8']
+    words += ['--method', 'regression', '--name', 'never', '--device', 'cpu', '--no-check']
+    p = plan(job_of(parser_of_jobs().parse_args(words)))
+    assert (p.augment, p.mults, p.batch) == ('none', '1,2,2', 8)
+    assert 'augment    none     decided by hand' in capsys.readouterr().out
+    asked = dict(plan='auto', method='regression', name='never', device='cpu')
+    assert plan(Job(**folder, **asked)).augment == 'light'
+    assert plan(Job(**folder, **asked, by_hand='augment')).augment == 'none'
+    with pytest.raises(InputError, match='by_hand'):
+        plan(Job(**folder, **asked, by_hand='lr'))
+    with pytest.raises(InputError, match='give plan auto'):
+        plan(Job(**folder, method='regression', name='never', by_hand='augment'))
+
+
+def test_what_is_decided_takes_part():
+    "Crops, depth and steps are those of the pictures that are left."
+    f = Known(40, 360, 256, 256, 5.0, 1.0, 5.0)
+    free = {c.name: c.value for c in choose(f)}
+    assert free['patch'] == 96
+    for size in (16, 32, 64):
+        got = {c.name: c for c in choose(f, dict(size=size))}
+        assert got['patch'].value == 0 and f'samples have {size} pixels' in got['mults'].why
+        assert 'spacing' not in got
+    got = {c.name: c.value for c in choose(f, dict(spacing=4.0))}
+    assert got['patch'] == 0 and got['mults'] == '1,2,2'  # 64 pixels of 4 mm
+
+
+@pytest.mark.parametrize('memory, least', [(0.0, 16), (139.0, 16), (2.0, 1), (0.1, 1)])
+def test_a_step_fits_into_the_memory(memory, least):
+    f = Known(40, 360, 256, 256, 60.0, 1.0, 5.0, gpu=8.0, memory=memory)
+    got = {c.name: c.value for c in choose(f)}
+    assert least <= got['batch'] <= 16
+    assert got['batch'] < 16 or least == 16
+    assert fits(f, got['ch'], got['patch'] or 256, got['batch']) or got['batch'] == 1
+
+
+def test_values_of_a_ct_and_labels_are_seen(tmp_path):
+    "A rule of intensities is chosen where the usual one would be wrong, and nowhere else."
+    import nibabel as nib
+
+    rng = np.random.default_rng(0)
+    kinds = dict(
+        ct=(rng.integers(-1000, 2000, (9, 9, 9)), 'hu'),
+        mr=(rng.integers(0, 900, (9, 9, 9)), ''),
+        labels=(rng.integers(0, 5, (9, 9, 9)), 'labels:0:4'),
+        signed=(rng.normal(0, 1, (9, 9, 9)), ''),
+    )
+    for name, (values, kind) in kinds.items():
+        path = tmp_path / f'{name}.nii.gz'
+        nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), path)
+        assert kind_of_values(path) == kind, name
+    f = Known(40, 360, 64, 64, 5.0, source_kind='labels:0:4', target_kind='labels:0:4')
+    assert [c.name for c in choose(f) if 'window' in c.name] == ['target_window']
 
 
 @pytest.mark.parametrize(

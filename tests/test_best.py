@@ -52,12 +52,15 @@ def test_the_best_weights_are_those_of_the_best_line(tmp_path):
     assert validate(last, None, Few(100), get_method('regression'))['psnr'] < again
 
 
-def test_patience_ends_a_training_and_a_resume_does_not_go_on(tmp_path):
+def test_patience_ends_a_training_and_a_resume_does_not_go_on(tmp_path, capsys):
     den, log = trained(tmp_path, judged=Judged('psnr', patience=2))
     end = int(log.step.iloc[-1])
     assert end == log.attrs['kept']['step'] + 8 < 40
+    capsys.readouterr()
     again, log = trained(tmp_path, judged=Judged('psnr', patience=2), resume=True)
     assert int(log.step.iloc[-1]) == end
+    said = capsys.readouterr().out
+    assert f'ended at step {end} already: 2 validations' in said and 'change patience' in said
     pairs = zip(den.state_dict().values(), again.state_dict().values())
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -87,9 +90,46 @@ def test_a_stop_changes_nothing(tmp_path):
 def test_another_rule_begins_to_judge_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, Stops())
-    _, log = trained(tmp_path, judged=Judged('crps'), resume=True)
+    _, log = trained(tmp_path, judged=Judged('crps'), resume=True, change=('keep',))
     assert log.attrs['kept']['keep'] == 'crps' and log.attrs['kept']['step'] > 20
     assert json.loads((tmp_path / 'checkpoints/best/best.json').read_text())['keep'] == 'crps'
+
+
+@pytest.mark.parametrize(
+    'judged, how, word',
+    [
+        (Judged('crps'), {}, "keep = 'psnr', now it is 'crps'"),
+        (Judged('last'), {}, "keep = 'psnr', now it is 'last'"),
+        (Judged('psnr', patience=3), {}, 'patience = 0, now it is 3'),
+        (Judged('psnr', images=2), {}, 'val_images = 16, now it is 2'),
+        (Judged('psnr'), dict(val_every=8), 'val_every = 4, now it is 8'),
+    ],
+)
+def test_another_rule_that_nobody_named_is_refused(tmp_path, judged, how, word):
+    "Otherwise other weights would be kept than the notes of the run say."
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Stops())
+    with pytest.raises(InputError, match=f'{word}; use the same value, .* or change'):
+        trained(tmp_path, judged=judged, resume=True, **how)
+    _, log = trained(tmp_path, resume=True)  # as it was begun it goes on
+    assert log.attrs['kept']['keep'] == 'psnr'
+
+
+def test_a_run_of_the_last_weights_is_not_judged(tmp_path):
+    "How often it validates changes nothing, and may be other; that it is judged from now on is said."
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Stops(), judged=Judged())
+    with pytest.raises(InputError, match="keep = 'last', now it is 'psnr'"):
+        trained(tmp_path, resume=True)
+    _, log = trained(tmp_path, judged=Judged(images=3), resume=True, val_every=8)
+    assert int(log.step.iloc[-1]) == 40
+
+
+def test_a_named_rule_is_said(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Stops())
+    trained(tmp_path, judged=Judged('psnr', 9), resume=True, change=('patience',))
+    assert 'with patience 9 (was 0)' in capsys.readouterr().out
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path):

@@ -271,7 +271,7 @@ def test_more_steps_after_an_early_stop_keep_the_best(tmp_path):
     _, log = trained(tmp_path, Recipe(**r), judged=Judged('psnr', patience=2), **how)
     end, kept = int(log.step.iloc[-1]), log.attrs['kept']
     assert end < 40
-    more = dict(resume=True, change=('lr',), judged=Judged('psnr', patience=6))
+    more = dict(resume=True, change=('lr', 'patience'), judged=Judged('psnr', patience=6))
     second = Recipe(**r | dict(lr=1e-3))
     den, log = trained(tmp_path, second, **how, **more)
     assert int(log.step.iloc[-1]) > end and log.attrs['kept']['value'] >= kept['value']
@@ -414,6 +414,19 @@ def test_frozen_parts_stay_and_the_rest_learns(tmp_path):
         train_row(starting(tmp_path / 'x', folder, freeze=('downs',)), Few())
     with pytest.raises(InputError, match='nothing is left'):
         train_row(starting(tmp_path / 'x', folder, freeze=('net',)), Few())
+
+
+def test_a_part_that_begins_anew_is_not_frozen(tmp_path):
+    "Two channels in place of one: the first layer is as it was drawn, and must learn."
+    from dataclasses import replace
+
+    from xmodal.engine import train_row
+
+    folder = kept(tmp_path / 'model', made(seed=5))
+    wide = starting(tmp_path / 'run', folder, freeze=('conv_in',))
+    wide = replace(wide, model=wide.model | dict(channels=2))
+    with pytest.raises(InputError, match='freeze conv_in: .* would stay as they were drawn'):
+        train_row(wide, Few())
 
 
 def test_a_fine_tuning_is_continued_only_from_the_same_start(tmp_path):

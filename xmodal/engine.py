@@ -320,9 +320,9 @@ def start_from(
     den,  # its denoiser, changed in place
 ) -> dict:  # model, sha256, taken, of, anew, frozen
     "Begin with the weights of a model, say in one line what fits, and freeze parts."
-    found = begin_from(den, row.init)
+    found, drawn = begin_from(den, row.init)
     found['frozen'] = list(row.freeze)
-    still = freeze_parts(den, row.freeze)
+    still = freeze_parts(den, row.freeze, drawn)
     if is_main():
         anew = f'; anew: {", ".join(found["anew"])}' if found['anew'] else ''
         kept = f'; frozen: {", ".join(row.freeze)} ({still} weights)' if still else ''

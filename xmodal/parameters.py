@@ -7,6 +7,7 @@ __all__ = ['snapshot', 'settle', 'convert', 'words_of', 'numbers', 'shown_briefl
 
 # %% ../nbs/basics/06_parameters.ipynb #26ee52f9
 from dataclasses import MISSING, fields
+from math import isfinite
 
 from .choices import nearest_word
 from .core import InputError
@@ -63,15 +64,12 @@ def convert(
     elif not isinstance(value, bool):
         try:
             number = float(value)
-            if kind is float or number == int(number):
+            if isfinite(number) and (kind is float or number == int(number)):
                 return kind(number)
         except (TypeError, ValueError, OverflowError):
             pass
-    raise InputError(
-        f'parameter {name} must be'
-        f' {dict(bool="True or False", int="a whole number", float="a number")[kind.__name__]}, got'
-        f' {value!r}'
-    )
+    words = dict(bool='True or False', int='a whole number', float='a finite number')
+    raise InputError(f'parameter {name} must be {words[kind.__name__]}, got {value!r}')
 
 # %% ../nbs/basics/06_parameters.ipynb #93819332
 def words_of(

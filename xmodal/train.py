@@ -7,14 +7,14 @@ __all__ = ['LOWEST', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Plan', 'prin
            'check_lowest', 'check_anchored', 'anchor_plan', 'check_seen_beside', 'check_draws_asked', 'check_prompts',
            'check_words', 'check_cross', 'spread_evenly', 'paper_slices', 'with_block', 'with_anchor_named', 'fill_in',
            'find_targets', 'typed_recipe', 'recipe_of', 'check_recipe', 'optimiser_of', 'dropout_of', 'recipe_line',
-           'judged_of', 'changes_of', 'check_budget', 'with_steps', 'undecided', 'with_auto', 'values_of_model',
-           'like_start', 'check_own_folder', 'refuse_teacher', 'refuse_other_question', 'people_of_teacher',
-           'with_teacher', 'say_plan', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior',
-           'check_solid', 'check_field', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs',
-           'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents',
-           'open_prompts', 'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of',
-           'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured',
-           'drawn_rows', 'cut_of', 'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels',
+           'judged_of', 'changes_of', 'check_budget', 'with_steps', 'decided_by_hand', 'undecided', 'planned_for',
+           'with_auto', 'values_of_model', 'like_start', 'check_own_folder', 'refuse_teacher', 'refuse_other_question',
+           'people_of_teacher', 'with_teacher', 'say_plan', 'plan', 'network_sizes', 'sizes_of', 'check_backbone',
+           'with_prior', 'check_solid', 'check_field', 'with_network', 'check_fit', 'check_pairs', 'modality_known',
+           'find_pairs', 'is_made', 'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData',
+           'open_latents', 'open_prompts', 'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over',
+           'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing',
+           'Measured', 'drawn_rows', 'cut_of', 'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels',
            'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type',
            'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts', 'about_latent',
            'windows_of_targets', 'about_beside', 'about_data', 'with_earlier', 'about_training', 'memory_used',
@@ -77,7 +77,7 @@ from xmodal.engine import (
     where_from,
     windows_of,
 )
-from .job import Job, defaults, job_of, parser_of_jobs
+from .job import Job, PLANNED, defaults, job_of, parser_of_jobs
 from .training.adversarial import objectives, share_options
 from .nets.latent import PARTS, SD21, encode_data, load_codec, prediction_of, read_prior
 from .data.layouts import datasets, place_given, published, sources_of
@@ -555,14 +555,28 @@ def with_steps(
 MINUTES = 20.0  # of a plan, if none are given
 
 
-def undecided(
+def decided_by_hand(
     p: Job,  # as it was asked for
+) -> dict:  # name -> value
+    """What a plan leaves alone: what is not as by default, and what `by_hand` names.
+
+    Raises InputError for a name that no plan decides.
+    """
+    named = words_of(p.by_hand)
+    for name in named:
+        if name not in PLANNED:
+            raise InputError(unknown_word('by_hand', name, PLANNED))
+    return {k: getattr(p, k) for k in PLANNED if getattr(p, k) != defaults[k] or k in named}
+
+
+def undecided(
     choices: list,  # autoplan.Choice
+    decided: dict,  # from `decided_by_hand`
     validated: bool,  # is there anybody to validate on?
 ) -> dict:  # name -> value
     "What a plan may decide: nobody has, and of the budgets one is left."
-    free = {c.name: c.value for c in choices if getattr(p, c.name) == defaults[c.name]}
-    if p.steps != defaults['steps'] or p.epochs:
+    free = {c.name: c.value for c in choices if c.name not in decided}
+    if {'steps', 'epochs'} & {*decided}:
         free = {k: v for k, v in free.items() if k not in BUDGETS}
     if 'steps' in free:
         free['minutes'] = 0.0
@@ -571,10 +585,21 @@ def undecided(
     return free
 
 
+def planned_for(
+    p: Job,  # what the plan is for
+) -> tuple:  # names that a plan for any job decides and that are not for this one
+    "A term was measured for regressions; a data set knows the rules of its intensities."
+    rules = zip(('source_window', 'target_window'), windows_of(p, targets_of(p)))
+    ruled = tuple(name for name, rule in rules if rule)
+    return ruled if p.method == 'regression' else (*ruled, 'terms')
+
+# %% ../nbs/use/84_train.ipynb #a07071a3
 def with_auto(
     p: Job,  # as it was asked for
 ) -> tuple:  # Job, table of what was chosen
     "The job with what `plan auto` chose; raises InputError where it cannot choose."
+    if not p.plan and p.by_hand:
+        raise InputError('by_hand says what a plan leaves alone; give plan auto, or leave it out')
     if not p.plan:
         return p, ''
     if p.plan != 'auto':
@@ -584,14 +609,14 @@ def with_auto(
             'plan auto chooses for networks of pictures; leave it out with latents '
             'and with net unet3d'
         )
-    minutes = p.minutes or MINUTES
-    records, split, _ = split_of(p, records_of(p, targets_of(p), p.seed), p.seed)
+    records, split, slices = split_of(p, records_of(p, targets_of(p), p.seed), p.seed)
     learned = [r for r in records if r.subject in set(split['train'])]
-    known = known_of(learned, minutes, p.device, p.plane)
-    choices = [c for c in choose(known) if c.name != 'terms' or p.method == 'regression']
+    known = known_of(learned, p.minutes or MINUTES, p.device, p.plane, slices)
     kept = values_of_model(find_model(p.init)) if p.init else {}
-    choices = [c for c in choices if c.name not in kept]
-    values = undecided(p, choices, bool(split['val']))
+    decided = decided_by_hand(p)
+    other = {*kept, *planned_for(p)} - {*decided}
+    choices = [c for c in choose(known, kept | decided) if c.name not in other]
+    values = undecided(choices, decided, bool(split['val']))
     by_hand = {c.name: getattr(p, c.name) for c in choices if c.name not in values}
     table = plan_table(known, choices, by_hand)
     print_once(table)

@@ -300,7 +300,7 @@ def as_begun(
             )
     if not fit.change:
         return fit
-    same = {k: was[k] for k in fit.change if k != 'steps'}
+    same = {k: was[k] for k in fit.change if k in was and k != 'steps'}
     return replace(
         fit, recipe=replace(fit.recipe, **same), plan=replace(fit.plan, steps=was['steps'])
     )

@@ -668,7 +668,11 @@ def load_config(
             f'it is written to runs/NAME/model{hub_hint(folder) or shipped_hint(folder)}'
         )
     if not path.is_file():
-        raise InputError(f'{path}: file is missing; {folder} is not a complete xmodal model folder')
+        inside = Path(folder) / 'model'
+        hint = f'; give {inside}' if (inside / 'config.json').is_file() else ''
+        raise InputError(
+            f'{path}: file is missing; {folder} is not a complete xmodal model folder{hint}'
+        )
     check_limit(path, 'json_bytes', path.stat().st_size)
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
@@ -846,7 +850,7 @@ def part_of_weight(
 def begin_from(
     den,  # Denoiser, changed in place
     folder,  # model folder, or hf://NAME/REPOSITORY
-) -> dict:  # model, sha256, taken, anew
+) -> tuple:  # dict of model, sha256, taken, of, anew; names of the weights that did not fit
     "Give a denoiser what fits of a model; raises InputError where that is less than half."
     folder = find_model(folder)
     digest = load_config(folder).get('weights', {}).get('sha256', '')
@@ -861,22 +865,32 @@ def begin_from(
             ' give its sizes (net, ch, mults, layers), or leave init out'
         )
     den.load_state_dict(fits, strict=False)
-    anew = sorted({part_of_weight(k) for k in want if k not in fits})
+    drawn = tuple(k for k in want if k not in fits)
+    anew = sorted(set(map(part_of_weight, drawn)))
     found = dict(model=folder.name, sha256=sha256(folder / 'model.safetensors'))
-    return dict(found, taken=size(fits), of=size(want), anew=anew)
+    return dict(found, taken=size(fits), of=size(want), anew=anew), drawn
 
 
 def freeze_parts(
     den,  # Denoiser, changed in place
     parts: tuple,  # names of parts, see `part_of_weight`
+    drawn: tuple = (),  # names of weights that did not come from another model
 ) -> int:  # how many weights learn no more
-    "Keep parts of a denoiser as they are; raises InputError for a part that it has not."
+    """Keep parts of a denoiser as they are; raises InputError for a part that it has not, and for
+    one whose weights did not come from another model.
+    """
     own = {k: v for k, v in den.named_parameters() if not k.startswith('anchor_net.')}
     for part in parts:
         mine = [v for k, v in own.items() if f'.{part}.' in f'.{k}.']
         if not mine:
             known = ', '.join(sorted(set(map(part_of_weight, own))))
             raise InputError(f'freeze: this model has no part {part!r}; its parts: {known}')
+        random = [k for k in drawn if f'.{part}.' in f'.{k}.']
+        if random:
+            raise InputError(
+                f'freeze {part}: {len(random)} of its weights are not those of init, whose shape'
+                f' is another ({random[0]}), and would stay as they were drawn; leave it out'
+            )
         for v in mine:
             v.requires_grad_(False)
     if not any(v.requires_grad for v in own.values()):
