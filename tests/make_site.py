@@ -72,18 +72,29 @@ FONT = (
 ENTRY = ['train.ipynb', 'evaluate.ipynb', 'translate.ipynb']
 PAGES = {'Evaluation': ['evidence.ipynb']}  # pages of a chapter that have no number
 MORE_CSS = """
+.md-grid { max-width: 76rem }
 .md-typeset .jp-RenderedHTMLCommon th, .md-typeset table:not([class]) th { min-width: 0 }
 .md-typeset table:not([class]) th, .md-typeset table:not([class]) td { padding: .35em .7em }
-.jupyter-wrapper .jp-RenderedText pre { white-space: pre; overflow-x: auto }
-.jupyter-wrapper .jp-OutputArea-output td { white-space: nowrap }
-.md-grid { max-width: 76rem }
+.md-typeset td code, .md-typeset th code { white-space: nowrap; word-break: normal }
+.md-typeset .jupyter-wrapper pre, .md-typeset .jupyter-wrapper pre code {
+  white-space: pre; word-break: normal; overflow-wrap: normal; overflow-x: auto }
 .jupyter-wrapper .jp-RenderedHTMLCommon, .jupyter-wrapper .jp-Cell { max-width: 100% }
+.jupyter-wrapper .jp-Cell-inputWrapper, .jupyter-wrapper .jp-InputArea { min-width: 0 }
 .jupyter-wrapper .jp-OutputArea-output { overflow-x: auto; max-height: none }
-.jupyter-wrapper .jp-RenderedMarkdown { overflow-x: auto; overflow-y: hidden }
-.MathJax, .MathJax *, .MathJax_Display * { box-sizing: content-box }
+.jupyter-wrapper .jp-OutputArea-output td { white-space: nowrap }
+.jupyter-wrapper .jp-RenderedMarkdown { overflow-x: auto; overflow-y: hidden; min-width: 0 }
 .jupyter-wrapper img { max-width: 100%; height: auto }
-.jupyter-wrapper .MathJax_Display, .jupyter-wrapper .MJXc-display { overflow-x: auto; overflow-y: hidden }
-.jupyter-wrapper .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; width: fit-content; max-width: 100% }
+.jupyter-wrapper .CodeMirror { padding-right: 2rem }
+.jupyter-wrapper .celltoolbar { display: none }
+.jupyter-wrapper details.code { margin: .6em 0; box-shadow: none; overflow: hidden }
+.jupyter-wrapper h3.api { border-top: 1px solid #0002; padding-top: .8em; margin-top: 1.6em }
+.jupyter-wrapper h4.api { margin-top: 1.4em }
+.jupyter-wrapper .api .source { font-size: .7rem; font-weight: 400; float: right }
+.MathJax, .MathJax *, .MathJax_Display * { box-sizing: content-box }
+.jupyter-wrapper .MathJax_Display, .jupyter-wrapper .MJXc-display {
+  overflow-x: auto; overflow-y: hidden; max-width: 100% }
+.jupyter-wrapper .jp-RenderedHTMLCommon table {
+  display: block; overflow-x: auto; width: fit-content; max-width: 100% }
 """
 
 

@@ -118,17 +118,24 @@ def result_of(thing) -> str:
 
 
 def shown_default(p) -> str:
-    "The default of a parameter as it stands in a signature; a factory of a record makes a new one."
+    "The default of a parameter as a word; a factory of a record makes a new value each time."
+    if is_passed_on(p):
+        return 'depends'
     text = default_of(p.default)
-    return 'made anew' if 'HAS_DEFAULT_FACTORY' in text or text == '<factory>' else text
+    return 'new' if text == '<factory>' else text
+
+
+def is_passed_on(p) -> bool:
+    "An option that a function hands on: what holds without it depends on another one."
+    return type(p.default).__name__ == 'Unsaid'
 
 
 def signature(name, parameters, result) -> str:
     "The call as a person writes it, in one line if it fits."
     shown, named = [], False
-    for p in parameters:
+    for p in [p for p in parameters if not is_passed_on(p)]:
         star = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
-        if p.kind == p.KEYWORD_ONLY and not named:
+        if p.kind == p.KEYWORD_ONLY and not named:  # what follows is given by name
             shown.append('*')
         named = named or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
         kind = type_of(p.annotation)
