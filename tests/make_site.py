@@ -258,6 +258,8 @@ class Links:
     def description(self, page, name) -> str:
         "The Markdown that describes a public name, of a class with its public methods."
         one = self.names[name]
+        if not one['text']:
+            raise Problem(f'nbs/{page} shows {name}, which tests/site_reference.py cannot describe')
         parts = [(3, name, one)]
         parts += [(4, f'{name}.{method}', m) for method, m in one['methods'].items()]
         text = ''

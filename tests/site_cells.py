@@ -27,17 +27,16 @@ def is_helper(source) -> bool:
     return plain and not any(isinstance(m, ast.Call) for n in settings for m in ast.walk(n))
 
 
-def fold(cell):
-    "The code of a cell in a box that opens; what it shows follows."
-    lines = cell.source.count('\n') + 1
-    ticks = '`' * (4 if '```' in cell.source else 3)
+def box(sources):
+    "The code of neighbouring cells in one box that opens."
+    source = '\n\n\n'.join(sources)
+    lines = source.count('\n') + 1
+    ticks = '`' * (4 if '```' in source else 3)
     said = 'Code, 1 line' if lines == 1 else f'Code, {lines} lines'
-    text = f'<details class="code"><summary>{said}</summary>\n\n'
-    box = nbformat.v4.new_markdown_cell(
-        f'{text}{ticks}python\n{cell.source}\n{ticks}\n\n</details>'
+    head = f'<details class="code"><summary>{said}</summary>'
+    return nbformat.v4.new_markdown_cell(
+        f'{head}\n\n{ticks}python\n{source}\n{ticks}\n\n</details>'
     )
-    cell.metadata = {'tags': ['remove_input']}
-    return [box, cell] if cell.get('outputs') else [box]
 
 
 def folded(cells) -> list:
@@ -45,12 +44,20 @@ def folded(cells) -> list:
     none.
     """
     results = any(c.get('outputs') for c in cells)
-    out = []
+    out, waiting = [], []
     for cell in cells:
-        hidden = cell.cell_type == 'code' and 'remove_input' not in cell.metadata.get('tags', ())
+        code = cell.cell_type == 'code' and 'remove_input' not in cell.metadata.get('tags', ())
         quiet = results and not cell.get('outputs')
-        out += fold(cell) if hidden and (quiet or is_helper(cell.source)) else [cell]
-    return out
+        hidden = code and (quiet or is_helper(cell.source))
+        if hidden:
+            waiting.append(cell.source)
+            cell.metadata = {'tags': ['remove_input']}
+        if waiting and (not hidden or cell.get('outputs')):
+            out.append(box(waiting))
+            waiting = []
+        if not hidden or cell.get('outputs'):
+            out.append(cell)
+    return out + ([box(waiting)] if waiting else [])
 
 
 def lead(cells, name, pages) -> list:

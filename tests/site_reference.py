@@ -270,7 +270,8 @@ def reference(root) -> dict:
         for name in getattr(module, '__all__', ()):
             thing = getattr(module, name)
             where = dict(page=made[1], module=module.__name__)
-            if not (inspect.isfunction(thing) or isinstance(thing, type)):
+            called = inspect.unwrap(thing) if callable(thing) else thing  # perhaps cached
+            if not (inspect.isfunction(called) or isinstance(thing, type)):
                 names[name] = where | dict(text='', line='', methods={}, kind=type(thing).__name__)
             elif getattr(thing, '__module__', '') == module.__name__:
                 things.append(thing)

@@ -3,9 +3,11 @@
 The whole site is built by `make html`; here the slow half of it, the stage, runs on a copy of this project, and mkdocs on a small one.
 """
 
+import html
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -288,9 +290,9 @@ def test_code_of_an_experiment_is_folded_where_it_shows_nothing():
     helper, quiet = code('import os\ndef f(): return 1'), code('x = f()\ny = x')
     result = code('print(x)', shown('1'))
     made = site_cells.folded([helper, quiet, result])
-    assert [c.cell_type for c in made] == ['markdown', 'markdown', 'code']
-    assert '<summary>Code, 2 lines</summary>\n\n```python\nx = f()' in made[1].source
-    assert made[2].source == 'print(x)' and not made[2].metadata.get('tags')
+    assert [c.cell_type for c in made] == ['markdown', 'code']  # neighbours share a box
+    assert '<summary>Code, 6 lines</summary>\n\n```python\nimport os' in made[0].source
+    assert made[1].source == 'print(x)' and not made[1].metadata.get('tags')
     made = site_cells.folded([code('a = 3  # parameter'), code('x = f()')])  # nothing was run
     assert [c.cell_type for c in made] == ['markdown', 'code']
 
@@ -316,3 +318,54 @@ def test_figures_are_named_after_the_heading_above():
 def test_the_front_page_leads_to_what_was_measured():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
     assert '[shipped](nbs/experiments/results/shipped-brain-t1w-t2w.ipynb)' in text
+
+
+# --- in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None)
+MEASURE = """
+<script>
+const wide = s => [...document.querySelectorAll(s)].map(e => [
+  e.scrollWidth > e.clientWidth + 1, getComputedStyle(e).overflowX, getComputedStyle(e).whiteSpace,
+  getComputedStyle(e).wordBreak])
+const say = () => parent.postMessage(JSON.stringify({
+  page: document.documentElement.scrollWidth, output: wide('.jp-RenderedText pre'),
+  word: wide('td code'), table: wide('.jp-RenderedMarkdown table'),
+  formula: wide('.MathJax_Display')}), '*')
+MathJax.Hub.Queue(say)
+</script>
+"""
+
+
+def measured(page, width) -> dict:
+    "What MEASURE says about a page of a site in a window of this width."
+    text = page.read_text(encoding='utf-8')
+    page.write_text(text.replace('</body>', f'{MEASURE}</body>'), encoding='utf-8')
+    frame = page.with_name('frame.html')
+    takes = '<body><script>onmessage = e => { document.body.title = e.data }</script>'
+    frame.write_text(f'{takes}<iframe src="{page.name}" width="{width}" height="900"></iframe>')
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files']
+    flags += ['--virtual-time-budget=60000', f'--user-data-dir={page.parent / "browser"}']
+    cmd = [CHROMIUM, *flags, '--dump-dom', frame.as_uri()]
+    said = subprocess.run(cmd, capture_output=True, text=True, timeout=300).stdout
+    return json.loads(html.unescape(re.search(r'<body title="([^"]*)"', said)[1]))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no Chromium found')
+def test_what_is_wider_than_a_telephone_scrolls_inside_the_page(small):
+    words = ' | '.join(f'`a_long_name_{i}`' for i in range(9))
+    table = f'| {words} |\n|{" --- |" * 9}\n| {words} |'
+    formula = '$$' + ' + '.join(f'a_{{{i}}}' for i in range(99)) + '$$'
+    stored = nbformat.v4.new_output('execute_result', {'text/plain': 'word ' * 99}).to_dict()
+    prose = ('markdown', f'# small\n\n{table}\n\n{formula}')
+    write(small, 'index.ipynb', prose, ('code', '#| eval: false\nshown = 2'))
+    path = small / 'nbs/index.ipynb'
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    nb['cells'][1]['outputs'] = [stored | dict(execution_count=None)]
+    path.write_text(json.dumps(nb), encoding='utf-8')
+    make_site.build(small, small / '_docs')
+    seen = measured(small / '_docs/index.html', 390)
+    assert seen['page'] <= 390, seen
+    assert seen['output'] == [[True, 'auto', 'pre', 'normal']]
+    assert all(word[2:] == ['nowrap', 'normal'] for word in seen['word']) and seen['word']
+    assert [t[:2] for t in seen['table'] + seen['formula']] == [[True, 'auto']] * 2
