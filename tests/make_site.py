@@ -91,6 +91,7 @@ MORE_CSS = """
 .jupyter-wrapper h4.api { margin-top: 1.4em }
 .jupyter-wrapper .api .source { font-size: .7rem; font-weight: 400; float: right }
 .MathJax, .MathJax *, .MathJax_Display * { box-sizing: content-box }
+math [mathvariant] { font-family: inherit !important }
 .jupyter-wrapper .MathJax_Display, .jupyter-wrapper .MJXc-display {
   overflow-x: auto; overflow-y: hidden; max-width: 100% }
 .jupyter-wrapper .jp-RenderedHTMLCommon table {

@@ -108,6 +108,9 @@ def test_a_small_site_stands_by_itself(small):
     assert '>one' in page and '#|' not in page and 'secret' not in start and 'shown' in start
     assert 'href="00_low.html"' in start and (small / '_docs/images/a.png').is_file()
     assert (small / '_docs/search/search_index.json').is_file()
+    # MathJax's copy for screen readers would ask for fonts under names that are not here
+    assert 'math [mathvariant]' in (small / '_docs/more.css').read_text(encoding='utf-8')
+    assert 'api.github.com' not in page and 'data-md-component="source"' not in page
     (small / '_docs/10_high.html').unlink()
     assert any(
         '10_high.html: there is no such file' in c for c in make_site.dead_links(small / '_docs')
