@@ -76,7 +76,7 @@ MORE_CSS = """
 .md-typeset .jp-RenderedHTMLCommon th, .md-typeset table:not([class]) th { min-width: 0 }
 .md-typeset table:not([class]) th, .md-typeset table:not([class]) td { padding: .35em .7em }
 .md-typeset td code, .md-typeset th code { white-space: nowrap; word-break: normal }
-.md-typeset .jupyter-wrapper pre, .md-typeset .jupyter-wrapper pre code {
+.md-typeset .jupyter-wrapper .jp-Cell pre, .md-typeset .jupyter-wrapper .jp-Cell pre code {
   white-space: pre; word-break: normal; overflow-wrap: normal; overflow-x: auto }
 .jupyter-wrapper .jp-RenderedHTMLCommon, .jupyter-wrapper .jp-Cell { max-width: 100% }
 .jupyter-wrapper .jp-Cell-inputWrapper, .jupyter-wrapper .jp-InputArea { min-width: 0 }

@@ -272,7 +272,8 @@ def reference(root) -> dict:
             where = dict(page=made[1], module=module.__name__)
             called = inspect.unwrap(thing) if callable(thing) else thing  # perhaps cached
             if not (inspect.isfunction(called) or isinstance(thing, type)):
-                names[name] = where | dict(text='', line='', methods={}, kind=type(thing).__name__)
+                constant = dict(text='', line='', methods={}, kind=type(thing).__name__)
+                names.setdefault(name, where | constant)  # a function of that name comes first
             elif getattr(thing, '__module__', '') == module.__name__:
                 things.append(thing)
                 kind = 'class' if isinstance(thing, type) else 'function'

@@ -359,7 +359,7 @@ def test_what_is_wider_than_a_telephone_scrolls_inside_the_page(small):
     words = ' | '.join(f'`a_long_name_{i}`' for i in range(9))
     table = f'| {words} |\n|{" --- |" * 9}\n| {words} |'
     formula = '$$' + ' + '.join(f'a_{{{i}}}' for i in range(99)) + '$$'
-    stored = nbformat.v4.new_output('execute_result', {'text/plain': 'word ' * 99}).to_dict()
+    stored = dict(nbformat.v4.new_output('execute_result', {'text/plain': 'word ' * 99}))
     prose = ('markdown', f'# small\n\n{table}\n\n{formula}')
     write(small, 'index.ipynb', prose, ('code', '#| eval: false\nshown = 2'))
     path = small / 'nbs/index.ipynb'
