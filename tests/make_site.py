@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from html.parser import HTMLParser
 from importlib.metadata import files
 from pathlib import Path
@@ -197,6 +198,7 @@ class Links:
         self.names = found['names']
         methods = [f'{c}.{m}' for c, one in self.names.items() for m in one['methods']]
         taken = set(found['words']) | {re.sub(r'^\d\d_', '', Path(p).stem) for p in pages}
+        self.twins = Counter(name.lower() for name in self.names)
         self.said = set(methods) | {n for n in self.names if is_name(n) and n not in taken}
 
     def target(self, page, target) -> str:
@@ -232,6 +234,11 @@ class Links:
             parts[::2] = [link.sub(one, part) for part in parts[::2]]
         return self.with_names(page, ''.join(parts))
 
+    def anchor(self, name) -> str:
+        "The place of a name on its page; a class beside a function of the same letters says so."
+        twin = self.twins[name.partition('.')[0].lower()] > 1 and name[0].isupper()
+        return 'class-' * twin + name.lower()
+
     def place(self, page, name) -> str:
         "The link from a page to the description of a name."
         owner = name.partition('.')[0]
@@ -239,7 +246,7 @@ class Links:
             f'{self.names[owner]["page"][:-6]}.html', posixpath.dirname(page) or '.'
         )
         described = self.names[owner]['text']
-        return there + f'#{name.lower()}' * bool(described)
+        return there + f'#{self.anchor(name)}' * bool(described)
 
     def with_names(self, page, text) -> str:
         """A piece of Markdown where code that can only mean a public name leads to its description.
@@ -267,7 +274,7 @@ class Links:
         for level, full, part in parts:
             place = f'{one["module"].replace(".", "/")}.py#L{part["at"]}'
             source = f'<a class="source" href="{self.git}/blob/{self.branch}/{place}">source</a>'
-            head = f'<h{level} id="{full.lower()}" class="api">{full} {source}</h{level}>'
+            head = f'<h{level} id="{self.anchor(full)}" class="api">{full} {source}</h{level}>'
             text += f'{head}\n\n{part["text"]}'
         return self.with_names(page, text)
 

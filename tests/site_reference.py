@@ -271,7 +271,8 @@ def reference(root) -> dict:
             thing = getattr(module, name)
             where = dict(page=made[1], module=module.__name__)
             called = inspect.unwrap(thing) if callable(thing) else thing  # perhaps cached
-            if not (inspect.isfunction(called) or isinstance(thing, type)):
+            defined = inspect.isfunction(called) and called.__name__ == name  # not a lambda
+            if not (defined or isinstance(thing, type)):
                 constant = dict(text='', line='', methods={}, kind=type(thing).__name__)
                 names.setdefault(name, where | constant)  # a function of that name comes first
             elif getattr(thing, '__module__', '') == module.__name__:

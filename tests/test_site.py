@@ -232,6 +232,7 @@ def test_the_arguments_of_the_package_have_words(found):
 def test_a_list_of_names_leads_to_each(found):
     links = make_site.Links(ROOT, make_site.notebooks(ROOT), found)
     text = '\n'.join(c.source for c in make_site.list_of_names(links).cells)
+    assert '#class-difficulty)' in text and '#difficulty)' in text
     assert '- [`Translator.maps`](use/85_translate.html#translator.maps): ' in text
     assert all(f'- [`{name}`](' in text for name in found['names'])
 
@@ -255,6 +256,8 @@ def test_only_words_that_are_names_become_links(links):
     assert f'[`two_words()`]({there}#two_words)' in made and made.endswith('`small`, `residual`')
     for page in ('index.ipynb', 'guide/data.ipynb', 'experiments/results/x-y.ipynb'):
         assert links.with_names(page, text) == text
+    links.twins.update(['job'])  # a function `job` beside the class
+    assert f'[`Job`]({there}#class-job)' in links.with_names('use/81_job.ipynb', text)
     own = '[`Job`](81_job.html) and [the `Job` here](x.html)\n\n## `Job`\n\n```\n`Job`\n```'
     assert links.with_names('use/81_job.ipynb', own) == own
 
