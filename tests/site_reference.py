@@ -69,7 +69,8 @@ def default_of(value) -> str:
         return value.__name__
     if isinstance(value, enum.Enum):
         return str(value)
-    text = re.sub(r'<(?:[\w.]+\.)?(\w+)(?: object)? at 0x\w+>', r'<\1>', repr(value))
+    text = re.sub(r'<function (?:[\w.<>]+\.)?(\w+) at 0x\w+>', r'\1', repr(value))
+    text = re.sub(r'<(?:[\w.]+\.)?(\w+)(?: object)? at 0x\w+>', r'<\1>', text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'
 
 
