@@ -2,13 +2,15 @@
 
     python tests/make_site.py            build _docs/ (open _docs/index.html)
     python tests/make_site.py --stage    only nbdev's documentation stage and the check of the links between notebooks
+    python tests/make_site.py --only 10_bridge,training     a site of these notebooks alone, to look at
 
-First nbdev's own stage runs (`proc_nbs`): imports and exported cells are executed, `show_doc` describes what is exported, hidden
-cells go. Then mkdocs with mkdocs-jupyter draws the pages. MathJax comes from a Python package and lies in the site; a page never
+First nbdev's own stage runs (`proc_nbs`): imports and exported cells are executed, hidden cells go. What is exported is
+described by tests/site_reference.py, and a page "Reference" lists it. Then mkdocs with mkdocs-jupyter draws the pages. MathJax comes from a Python package and lies in the site; a page never
 asks another machine for anything. A link that leads nowhere, inside a notebook or in a finished page, ends the build.
 """
 
 import argparse
+import html
 import json
 import os
 import posixpath
@@ -17,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from html.parser import HTMLParser
 from importlib.metadata import files
 from pathlib import Path
@@ -26,6 +29,7 @@ import nbformat
 import yaml
 
 from make_readme import CODE, DIRECTIVE, LINKS, Problem, directives
+from site_cells import folded, is_repr, lead
 
 GUIDE = [
     'translating',
@@ -52,6 +56,14 @@ CHAPTERS = [  # title, folder of the notebooks
     ('Use', 'use'),
 ]
 MATHJAX = 'mathjax-of-this-site'
+# pages whose code words get no automatic links: there they are options, rows and columns of tables
+UNLINKED = r'guide/|experiments/|index\.ipynb'
+SPOKEN = re.compile(  # code words; fences, headings, links and tags come first and stay as they are
+    r'^(?:```|~~~).*?^(?:```|~~~)[^\n]*$|^#+ [^\n]*$|!?\[(?:`[^`]*`|[^\]`])*\]\([^)]*\)'
+    r'|<(?:a|h\d)\b.*?</(?:a|h\d)>|``.+?``|`(?P<name>[A-Za-z_][\w.]*)(?:\(\))?`',
+    re.M | re.S,
+)
+SHOWN = re.compile(r'^show_doc\(([\w.]+)\)', re.M)
 FONT = (
     '<script type="text/x-mathjax-config">MathJax.Hub.Config({"HTML-CSS": {availableFonts: [],'
     ' imageFont: null, '
@@ -61,18 +73,30 @@ FONT = (
 ENTRY = ['train.ipynb', 'evaluate.ipynb', 'translate.ipynb']
 PAGES = {'Evaluation': ['evidence.ipynb']}  # pages of a chapter that have no number
 MORE_CSS = """
+.md-grid { max-width: 76rem }
 .md-typeset .jp-RenderedHTMLCommon th, .md-typeset table:not([class]) th { min-width: 0 }
 .md-typeset table:not([class]) th, .md-typeset table:not([class]) td { padding: .35em .7em }
-.jupyter-wrapper .jp-RenderedText pre { white-space: pre; overflow-x: auto }
-.jupyter-wrapper .jp-OutputArea-output td { white-space: nowrap }
-.md-grid { max-width: 76rem }
+.md-typeset td code, .md-typeset th code { white-space: nowrap; word-break: normal }
+.md-typeset .jupyter-wrapper .jp-Cell pre, .md-typeset .jupyter-wrapper .jp-Cell pre code {
+  white-space: pre; word-break: normal; overflow-wrap: normal; overflow-x: auto }
 .jupyter-wrapper .jp-RenderedHTMLCommon, .jupyter-wrapper .jp-Cell { max-width: 100% }
+.jupyter-wrapper .jp-Cell-inputWrapper, .jupyter-wrapper .jp-InputArea { min-width: 0 }
 .jupyter-wrapper .jp-OutputArea-output { overflow-x: auto; max-height: none }
-.jupyter-wrapper .jp-RenderedMarkdown { overflow-x: auto; overflow-y: hidden }
-.MathJax, .MathJax *, .MathJax_Display * { box-sizing: content-box }
+.jupyter-wrapper .jp-OutputArea-output td { white-space: nowrap }
+.jupyter-wrapper .jp-RenderedMarkdown { overflow-x: auto; overflow-y: hidden; min-width: 0 }
 .jupyter-wrapper img { max-width: 100%; height: auto }
-.jupyter-wrapper .MathJax_Display, .jupyter-wrapper .MJXc-display { overflow-x: auto; overflow-y: hidden }
-.jupyter-wrapper .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; width: fit-content; max-width: 100% }
+.jupyter-wrapper .CodeMirror { padding-right: 2rem }
+.jupyter-wrapper .celltoolbar { display: none }
+.jupyter-wrapper details.code { margin: .6em 0; box-shadow: none; overflow: hidden }
+.jupyter-wrapper h3.api { border-top: 1px solid #0002; padding-top: .8em; margin-top: 1.6em }
+.jupyter-wrapper h4.api { margin-top: 1.4em }
+.jupyter-wrapper .api .source { font-size: .7rem; font-weight: 400; float: right }
+.MathJax, .MathJax *, .MathJax_Display * { box-sizing: content-box }
+math [mathvariant] { font-family: inherit !important }
+.jupyter-wrapper .MathJax_Display, .jupyter-wrapper .MJXc-display {
+  overflow-x: auto; overflow-y: hidden; max-width: 100% }
+.jupyter-wrapper .jp-RenderedHTMLCommon table {
+  display: block; overflow-x: auto; width: fit-content; max-width: 100% }
 """
 
 
@@ -83,26 +107,41 @@ def settings(root) -> dict:
     return Config(root, 'settings.ini').d
 
 
-def stage(root):
-    """nbdev's documentation stage over all notebooks of `root`, always from the beginning; the
-    folder it wrote.
+def run_python(root, script, *arguments):
+    "Run a script with the modules of the project `root`; Problem if it fails, else what it said."
+    env = {**os.environ, 'PYTHONPATH': str(root), 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}
+    cmd = [sys.executable, script, *arguments]
+    done = subprocess.run(cmd, cwd=root, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise Problem(f'{Path(script).name} failed:\n{done.stderr[-3000:]}')
+    return done.stderr
+
+
+def stage(root, only=()):
+    """nbdev's documentation stage over all notebooks of `root`, or those with the stems `only`,
+    always from the beginning; the folder it wrote.
     """
+    left = f'^[_.]|^(?!({"|".join(map(re.escape, only))})[.]ipynb$)' if only else '^[_.]'
     code = (
         'from nbdev.serve import proc_nbs\n'
-        'if __name__ == "__main__": proc_nbs("nbs", n_workers=2, force=True)\n'
+        'if __name__ == "__main__":\n'
+        f'    proc_nbs("nbs", n_workers=2, force=True, skip_file_re={left!r})\n'
     )
-    env = {**os.environ, 'PYTHONPATH': str(root), 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}
     with tempfile.TemporaryDirectory() as tmp:
         script = Path(tmp) / 'stage.py'
         script.write_text(code, encoding='utf-8')
-        done = subprocess.run(
-            [sys.executable, script], cwd=root, env=env, capture_output=True, text=True
-        )
-    if done.returncode:
-        raise Problem(f'the documentation stage failed:\n{done.stderr[-3000:]}')
-    if 'Found cells containing imports' in done.stderr:
-        raise Problem(f'a cell mixes imports and other code:\n{done.stderr[-3000:]}')
+        said = run_python(root, script)
+    if 'Found cells containing imports' in said:
+        raise Problem(f'a cell mixes imports and other code:\n{said[-3000:]}')
     return root / '_proc'
+
+
+def reference(root) -> dict:
+    "What tests/site_reference.py says about the package of `root`."
+    with tempfile.TemporaryDirectory() as tmp:
+        out = Path(tmp) / 'reference.json'
+        run_python(root, Path(__file__).with_name('site_reference.py'), root, out)
+        return json.loads(out.read_text(encoding='utf-8'))
 
 
 def front(cell) -> dict:
@@ -115,21 +154,13 @@ def front(cell) -> dict:
     )
 
 
-def shown_doc(text) -> str:
-    "The description of one function, without what only Quarto understands."
-    text = re.sub(r'\A---\s*', '', text)
-    return re.sub(r'(\[source\]\([^)]*\))\{[^}]*\}', r'\1', text)
-
-
 def tidy_output(out):
-    "An output as a page shows it, or None: no progress bars, no sliders."
+    "An output as a page shows it, or None: no progress bars, no sliders, no bare objects."
     if out.output_type == 'stream':
         return None if out.name == 'stderr' else out
     data = out.get('data', {})
-    if 'application/vnd.jupyter.widget-view+json' in data:
+    if 'application/vnd.jupyter.widget-view+json' in data or is_repr(data):
         return None
-    if 'text/markdown' in data:
-        data['text/markdown'] = shown_doc(''.join(data['text/markdown']))
     return out
 
 
@@ -157,25 +188,22 @@ class Links:
     repository.
     """
 
-    def __init__(self, root, pages):
+    def __init__(self, root, pages, found):
         cfg = settings(root)
         self.root = root
         self.pages = set(pages)  # 'experiments/compare.ipynb'
         self.files = set()  # pictures to be copied
-        self.home = f'{cfg["doc_host"] % cfg if "%" in cfg["doc_host"] else cfg["doc_host"]}{cfg["doc_baseurl"]}/'
         self.git = cfg['git_url']
         self.branch = cfg['branch']
-        self.api = {re.sub(r'(^|/)\d\d_', r'\1', p)[:-6] + '.html': p for p in pages}
+        self.names = found['names']
+        methods = [f'{c}.{m}' for c, one in self.names.items() for m in one['methods']]
+        taken = set(found['words']) | {re.sub(r'^\d\d_', '', Path(p).stem) for p in pages}
+        self.twins = Counter(name.lower() for name in self.names)
+        self.said = set(methods) | {n for n in self.names if is_name(n) and n not in taken}
 
     def target(self, page, target) -> str:
         "The link as it stands in the finished page."
         here = posixpath.dirname(page) or '.'
-        if target.startswith(self.home):  # nbdev's own link to a function's description
-            path, _, anchor = target.removeprefix(self.home).partition('#')
-            if path not in self.api:
-                raise Problem(f'nbs/{page} links to {target}, which no notebook describes')
-            name = anchor.lower().partition('.')[0]  # a method is described with its class
-            return posixpath.relpath(self.api[path][:-6] + '.html', here) + f'#{name}' * bool(name)
         if re.match(r'[a-zA-Z][\w+.-]*:|//|/', target):
             return target
         path, _, anchor = target.partition('#')
@@ -204,7 +232,81 @@ class Links:
         parts = CODE.split(text)
         for link in LINKS:
             parts[::2] = [link.sub(one, part) for part in parts[::2]]
-        return ''.join(parts)
+        return self.with_names(page, ''.join(parts))
+
+    def anchor(self, name) -> str:
+        "The place of a name on its page; a class beside a function of the same letters says so."
+        twin = self.twins[name.partition('.')[0].lower()] > 1 and name[0].isupper()
+        return 'class-' * twin + name.lower()
+
+    def place(self, page, name) -> str:
+        "The link from a page to the description of a name."
+        owner = name.partition('.')[0]
+        there = posixpath.relpath(
+            f'{self.names[owner]["page"][:-6]}.html', posixpath.dirname(page) or '.'
+        )
+        described = self.names[owner]['text']
+        return there + f'#{self.anchor(name)}' * bool(described)
+
+    def with_names(self, page, text) -> str:
+        """A piece of Markdown where code that can only mean a public name leads to its description.
+
+        No guide, experiment or result gets such links, and no heading and no link of an author.
+        """
+        if re.match(UNLINKED, page):
+            return text
+
+        def one(match):
+            name = match['name']
+            known = name in self.said
+            return f'[{match[0]}]({self.place(page, name)})' if known else match[0]
+
+        return SPOKEN.sub(one, text)
+
+    def description(self, page, name) -> str:
+        "The Markdown that describes a public name, of a class with its public methods."
+        one = self.names[name]
+        if not one['text']:
+            raise Problem(f'nbs/{page} shows {name}, which tests/site_reference.py cannot describe')
+        parts = [(3, name, one)]
+        parts += [(4, f'{name}.{method}', m) for method, m in one['methods'].items()]
+        text = ''
+        for level, full, part in parts:
+            place = f'{one["module"].replace(".", "/")}.py#L{part["at"]}'
+            source = f'<a class="source" href="{self.git}/blob/{self.branch}/{place}">source</a>'
+            head = f'<h{level} id="{self.anchor(full)}" class="api">{full} {source}</h{level}>'
+            text += f'{head}\n\n{part["text"]}'
+        return self.with_names(page, text)
+
+
+def is_name(word) -> bool:
+    "Whether a code word looks like a name of the package rather than like an everyday word."
+    return '_' in word.strip('_') or word != word.lower()
+
+
+def titled(cells, written, title) -> list:
+    "The cells with a title: nbdev drops the text below one."
+    marked = [c for c in cells if c.cell_type == 'markdown']
+    if any(c.source.startswith('# ') for c in marked):
+        return cells
+    heads = [c.source for c in written.cells if c.cell_type == 'markdown']
+    heads = [text for text in heads if text.startswith('# ')]
+    first = (heads or [f'# {title}'])[0]
+    return [nbformat.v4.new_markdown_cell(first), *cells]
+
+
+def with_links(cell, name, links):
+    "A cell whose links lead to pages; in the place of `show_doc` stands the description."
+    shown = SHOWN.search(cell.source) if cell.cell_type == 'code' else None
+    if shown and shown[1] in links.names:
+        return nbformat.v4.new_markdown_cell(links.description(name, shown[1]))
+    if cell.cell_type == 'markdown':
+        cell.source = links.text(name, cell.source)
+    for out in cell.get('outputs', []):
+        if 'text/markdown' in out.get('data', {}):
+            text = ''.join(out.data['text/markdown'])
+            out.data['text/markdown'] = links.text(name, text)
+    return cell
 
 
 def page_of(path, name, links):
@@ -218,27 +320,39 @@ def page_of(path, name, links):
     head = next((f for f in map(front, nb.cells) if f), {})
     title = str(head.get('title', Path(name).stem))
     cells = [c for c in map(tidy_cell, nb.cells) if c is not None]
-    for cell in cells:
-        if cell.cell_type == 'markdown':
-            cell.source = links.text(name, cell.source)
-        for out in cell.get('outputs', []):
-            if 'text/markdown' in out.get('data', {}):
-                out.data['text/markdown'] = links.text(name, out.data['text/markdown'])
-    if not any(c.cell_type == 'markdown' and c.source.startswith('# ') for c in cells):
-        heads = [
-            c.source
-            for c in written.cells
-            if c.cell_type == 'markdown' and c.source.startswith('# ')
-        ]
-        first = (heads or [f'# {title}'])[0]
-        # nbdev drops the text below a title
-        cells.insert(0, nbformat.v4.new_markdown_cell(links.text(name, first)))
+    cells = titled(cells, written, title)
+    if name.startswith('experiments/'):
+        cells = lead(cells, name, links.pages)
+    cells = [with_links(c, name, links) for c in cells]
+    if name.startswith('experiments/'):
+        cells = folded(cells)
     nb.cells = cells
     nb.metadata = {
         'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'},
         'language_info': {'name': 'python'},
     }
     return nb, title
+
+
+def list_of_names(links):
+    "The page that lists every public name, with the first line of its docstring."
+    lines = {}
+    for name, one in links.names.items():
+        kinds = {name: one} | {f'{name}.{m}': part for m, part in one['methods'].items()}
+        for full, part in kinds.items():
+            said = part['line'] or f'({one["kind"]} of {one["module"]})'
+            place = links.place('reference.ipynb', full)
+            said = re.sub(r'([*<$])', r'\\\1', said)
+            line = f'- [`{full}`]({place}): {said}'
+            lines.setdefault(full.lstrip('_')[:1].upper(), []).append((full.lower(), line))
+    about = 'Every public name of the package, and of classes their public methods.'
+    texts = [f'# Reference\n\n> {about}']
+    for letter in sorted(lines):
+        texts.append(f'## {letter}\n\n' + '\n'.join(line for _, line in sorted(lines[letter])))
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell(text) for text in texts],
+        metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')),
+    )
 
 
 def navigation(titles) -> list:
@@ -268,6 +382,7 @@ def navigation(titles) -> list:
     nav += [{'Experiments': experiments}] * bool(experiments) + [{'Results': executed}] * bool(
         executed
     )
+    nav += take(['reference.ipynb'])
     if left:
         raise Problem(
             f'in no chapter of the site (tests/make_site.py, CHAPTERS): {", ".join(sorted(left))}'
@@ -275,20 +390,27 @@ def navigation(titles) -> list:
     return nav
 
 
-def pages(root, to) -> list:
-    "Write the pages of the stage's notebooks into `to`; the navigation."
-    processed = stage(root)
-    names = sorted(
+def notebooks(root) -> list:
+    "The notebooks of a project, as 'bridges/10_bridge.ipynb'."
+    return sorted(
         p.relative_to(root / 'nbs').as_posix()
         for p in (root / 'nbs').rglob('*.ipynb')
         if not any(part[0] in '._' for part in p.relative_to(root).parts)
     )
-    links = Links(root, names)
+
+
+def pages(root, to, only=()) -> list:
+    "Write the pages of the stage's notebooks into `to`; the navigation."
+    processed = stage(root, only)
+    names = notebooks(root)
+    links = Links(root, names, reference(root))
     titles = {}
-    for name in names:
+    for name in [n for n in names if not only or Path(n).stem in only]:
         nb, titles[name] = page_of(processed / name, name, links)
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nb, to / name)
+    nbformat.write(list_of_names(links), to / 'reference.ipynb')
+    titles['reference.ipynb'] = 'Reference'
     for name in links.files:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / 'nbs' / name, to / name)
@@ -324,8 +446,11 @@ def configuration(root, docs, site, nav) -> dict:
         nav=nav,
         extra_css=['more.css'],
         plugins=['search', {'mkdocs-jupyter': jupyter}],
-        repo_url=cfg['git_url'],
-        extra=dict(generator=False),
+        # a link, not `repo_url`: for that one Material asks another machine for stars and releases
+        extra=dict(
+            generator=False,
+            social=[dict(icon='fontawesome/brands/git-alt', link=cfg['git_url'], name='Source')],
+        ),
     )
 
 
@@ -334,11 +459,22 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.links, self.ids, self.loads = [], set(), []
+        self.links, self.ids, self.loads, self.raw = [], set(), [], []
+        self.inside = ''
         self.feed(text)
+
+    def handle_data(self, data):
+        if self.inside not in ('script', 'style'):
+            self.raw += re.findall(r'\S*\]\([^)\s]*\.html[^)\s]*\)', data)
+
+    def handle_endtag(self, tag):
+        self.inside = ''
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
+        self.inside = tag
+        if values.get('data-md-component') == 'source' and values.get('href'):
+            self.loads.append(values['href'])  # Material asks that machine for facts
         self.ids |= {v for k, v in attrs if k in ('id', 'name') and v}
         if tag == 'a' and values.get('href'):
             self.links.append(values['href'])
@@ -370,6 +506,7 @@ def dead_links(site) -> list:
             for t in page.loads
             if outside.match(t) and not t.startswith('data:')
         ]
+        complaints += [f'{name} shows a link as text: {text}' for text in page.raw]
         for target in [*page.links, *page.loads]:
             if outside.match(target):
                 continue
@@ -387,8 +524,22 @@ def dead_links(site) -> list:
     return sorted(set(complaints))
 
 
+def with_alt_texts(text) -> str:
+    "A page whose figures are named after the heading above them, for whoever does not see them."
+    heading = ['']
+
+    def one(match):
+        if match['head']:
+            heading[0] = re.sub(r'<[^>]+>|¶|&para;|&#182;', '', match['head']).strip()
+            return match[0]
+        return f'alt="{html.escape(f"{html.unescape(heading[0])}: figure".lstrip(": "))}"'
+
+    lacks = r'<h[1-6][^>]*>(?P<head>.*?)</h[1-6]>|alt="No description has been provided[^"]*"'
+    return re.sub(lacks, one, text, flags=re.S)
+
+
 def finish(site):
-    "Put MathJax into the site and point every page at it."
+    "Put MathJax into the site and point every page at it; name figures; no empty heads of tables."
     for file in files('jupyter-server-mathjax'):
         inside = file.as_posix().partition('jupyter_server_mathjax/static/')[2]
         if inside:
@@ -401,34 +552,35 @@ def finish(site):
         text = text.replace(
             f'src="{MATHJAX}"', f'src="{here}/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"'
         )
-        path.write_text(text, encoding='utf-8')
+        text = re.sub(r'<thead>\s*<tr>\s*(?:<th[^>]*>\s*</th>\s*)+</tr>\s*</thead>', '', text)
+        path.write_text(with_alt_texts(text), encoding='utf-8')
 
 
-def build(root, site):
-    "The whole site of the project `root` in the folder `site`, which is replaced."
+def run_mkdocs(config, folder):
+    "Let mkdocs draw the pages; Problem if it complains."
+    file = folder / 'mkdocs.yml'
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+    cmd = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet']
+    env = {**os.environ, 'NO_MKDOCS_2_WARNING': '1'}
+    cmd += ['--config-file', str(file)]
+    done = subprocess.run(cmd, cwd=folder, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise Problem(f'mkdocs failed:\n{done.stderr[-3000:]}')
+
+
+def build(root, site, only=()):
+    """The whole site of the project `root` in the folder `site`, which is replaced; with `only`
+    pages of these notebooks, whose links to others lead nowhere.
+    """
     with tempfile.TemporaryDirectory() as tmp:
         docs, made = Path(tmp) / 'docs', Path(tmp) / 'site'
         docs.mkdir()
-        config = configuration(root, docs, made, pages(root, docs))
-        (Path(tmp) / 'mkdocs.yml').write_text(
-            yaml.safe_dump(config, sort_keys=False), encoding='utf-8'
-        )
-        cmd = [
-            sys.executable,
-            '-m',
-            'mkdocs',
-            'build',
-            '--strict',
-            '--quiet',
-            '--config-file',
-            str(Path(tmp) / 'mkdocs.yml'),
-        ]
-        env = {**os.environ, 'NO_MKDOCS_2_WARNING': '1'}
-        done = subprocess.run(cmd, cwd=tmp, capture_output=True, text=True, env=env)
-        if done.returncode:
-            raise Problem(f'mkdocs failed:\n{done.stderr[-3000:]}')
+        config = configuration(root, docs, made, pages(root, docs, only))
+        run_mkdocs(config, Path(tmp))
         finish(made)
         complaints = dead_links(made)
+        if only:
+            complaints = [c for c in complaints if 'there is no such file' not in c]
         if complaints:
             raise Problem('\n'.join(complaints))
         shutil.rmtree(site, ignore_errors=True)
@@ -446,15 +598,18 @@ def main(argv=None) -> int:
         default=Path(__file__).resolve().parent.parent,
         help='the project (default: this one)',
     )
+    parser.add_argument(
+        '--only', default='', help='build pages of these notebooks alone, as 10_bridge,training'
+    )
     args = parser.parse_args(argv)
-    root = args.root.resolve()
+    root, only = args.root.resolve(), [stem for stem in args.only.split(',') if stem]
     try:
         if args.stage:
             with tempfile.TemporaryDirectory() as tmp:
-                pages(root, Path(tmp))
+                pages(root, Path(tmp), only)
             return 0
         site = root / settings(root)['doc_path']
-        build(root, site)
+        build(root, site, only)
     except Problem as e:
         print(e, file=sys.stderr)
         return 1

@@ -1232,7 +1232,7 @@ class Best:
         wait = self.judged.patience * self.every
         return bool(wait) and self.value is not None and step - self.step >= wait
 
-# %% ../../nbs/training/61_loop.ipynb #b0e57a05
+# %% ../../nbs/training/61_loop.ipynb #b0e57b0c
 def said_enough(
     best: Best,  # that has waited enough
     step: int,  # finished steps
