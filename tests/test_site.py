@@ -35,11 +35,12 @@ def test_the_documentation_stage_runs_over_all_notebooks(tmp_path):
     docs.mkdir()
     nav = make_site.pages(copy, docs)  # stops if a cell raises, mixes, or a link is dead
     made = {p.relative_to(docs) for p in docs.rglob('*.ipynb')}
-    assert made == {
+    read = {
         p.relative_to(ROOT / 'nbs')
         for p in (ROOT / 'nbs').rglob('*.ipynb')
         if '.ipynb_checkpoints' not in p.parts
     }
+    assert made == read | {Path('reference.ipynb')}  # the list of names is made, not read
     assert [next(iter(chapter)) for chapter in nav][:4] == [
         'Start',
         'Guide',
