@@ -107,7 +107,14 @@ def test_values_of_a_ct_and_labels_are_seen(tmp_path):
     for name, (values, kind) in kinds.items():
         path = tmp_path / f'{name}.nii.gz'
         nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), path)
-        assert kind_of_values(path) == kind, name
+        assert kind_of_values([path]) == kind, name
+    (tmp_path / 'labels.nii.gz').rename(tmp_path / 'some.nii.gz')
+    high = np.zeros((9, 9, 9), np.float32)
+    high[0, 0, 0], high[0, 0, 1] = 7, 2
+    nib.save(nib.Nifti1Image(high, np.eye(4)), tmp_path / 'more.nii.gz')
+    both = [tmp_path / 'some.nii.gz', tmp_path / 'more.nii.gz']
+    assert kind_of_values(both) == 'labels:0:7'  # not in the first file
+    assert kind_of_values([both[0], tmp_path / 'mr.nii.gz']) == ''
     f = Known(40, 360, 64, 64, 5.0, source_kind='labels:0:4', target_kind='labels:0:4')
     assert [c.name for c in choose(f) if 'window' in c.name] == ['target_window']
 

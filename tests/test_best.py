@@ -125,6 +125,15 @@ def test_a_run_of_the_last_weights_is_not_judged(tmp_path):
     assert int(log.step.iloc[-1]) == 40
 
 
+@pytest.mark.parametrize('text', ['', '[]', '{"keep": "psnr"}', '{'])
+def test_a_damaged_rule_is_named(tmp_path, text):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Stops())
+    (tmp_path / 'checkpoints/judged.json').write_text(text)
+    with pytest.raises(InputError, match='judged.json: damaged'):
+        trained(tmp_path, resume=True)
+
+
 def test_a_named_rule_is_said(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, Stops())

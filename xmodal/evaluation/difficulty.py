@@ -731,8 +731,8 @@ def advice(
     v = d.values
     best = max(('identity', 'pointwise', 'quick'), key=v.get)
     seen = f'of the variance {best} explains most, {v[best]:.2f}'
-    nats = {k: f'{v[k]:.2f}' if math.isfinite(v[k]) else 'nobody knows' for k in RULED[1:3]}
-    rest = f'of what quick leaves, a spread is worth {nats["spread"]} nats a pixel, drawing '
-    rest += f'together {nats["together"]}'
+    known = lambda k: f'{v[k]:.2f}' if math.isfinite(v[k]) else 'nobody knows how many'
+    rest = f'of what quick leaves, a spread is worth {known("spread")} nats a pixel, drawing '
+    rest += f'together {known("together")}'
     lines = [*rule_lines(d, evidence), *evidence_lines(evidence)]
     return ['advice (no method is changed by it)', *(f'  {w}' for w in (seen, rest, *lines))]

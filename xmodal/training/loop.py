@@ -11,11 +11,11 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
            'as_latents', 'tensors_of', 'body_in', 'terms_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
            'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
-           'Best', 'said_enough', 'judged_as_before', 'averaged_weights', 'read_best', 'write_best', 'put_back',
-           'last_or_best', 'Training', 'open_log', 'progress_bar', 'judged_weights', 'watched', 'refuse_bad',
-           'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at', 'check_shares',
-           'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite',
-           'finite_check', 'check_finite', 'validate']
+           'Best', 'read_judged', 'said_enough', 'judged_as_before', 'averaged_weights', 'read_best', 'write_best',
+           'put_back', 'last_or_best', 'Training', 'open_log', 'progress_bar', 'judged_weights', 'watched',
+           'refuse_bad', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at',
+           'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'parts_of', 'Average',
+           'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -1233,6 +1233,18 @@ class Best:
         return bool(wait) and self.value is not None and step - self.step >= wait
 
 # %% ../../nbs/training/61_loop.ipynb #b0e57b0c
+def read_judged(
+    file: Path,  # judged.json
+    now: dict,  # what it should name
+) -> dict:
+    "How a run was judged; raises InputError for a damaged file."
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        was = json.loads(file.read_text(encoding='utf-8'))
+        if isinstance(was, dict) and {*was} == {*now}:
+            return was
+    raise InputError(f'{file}: damaged; delete it to go on as it is asked now')
+
+
 def said_enough(
     best: Best,  # that has waited enough
     step: int,  # finished steps
@@ -1243,7 +1255,7 @@ def said_enough(
         f' than that of step {best.step}; to go on change patience'
     )
 
-
+# %% ../../nbs/training/61_loop.ipynb #b0e57b0d
 def judged_as_before(
     folder: Path,  # of checkpoints
     judged: Judged,  # of now
@@ -1259,7 +1271,7 @@ def judged_as_before(
     now = dict(keep=judged.keep, patience=judged.patience)
     now |= dict(val_every=val_every, val_images=judged.images)
     file = folder / 'judged.json'
-    was = json.loads(file.read_text(encoding='utf-8')) if start and file.is_file() else now
+    was = read_judged(file, now) if start and file.is_file() else now
     both_last = was['keep'] == now['keep'] == 'last'
     other = {} if both_last else {k: v for k, v in was.items() if v != now[k]}
     for k in [k for k in other if k not in change]:
