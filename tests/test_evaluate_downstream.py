@@ -268,11 +268,14 @@ def test_a_segmenter_of_ones_own(learned, tmp_path):
 def test_its_encoder_serves_a_training(learned):
     import torch
 
-    from xmodal.training.terms import Terms
+    from xmodal.training.terms import Terms, weights_of
 
     terms = Terms('features:1', learned[0] / 'seg' / 'encoder.pt')
     x = torch.rand(2, 1, 48, 48)
     assert torch.all(terms(x, x) < 1e-6) and torch.all(terms(x, -x) > 1e-2)
+    by_folder = Terms('features:1', learned[0] / 'seg')
+    assert torch.equal(by_folder(x, -x), terms(x, -x))
+    assert weights_of(learned[0] / 'seg').name == 'segmenter.safetensors'
 
 
 def test_damaged_segmenters_are_refused(learned, tmp_path):

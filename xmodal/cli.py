@@ -522,6 +522,12 @@ class Learning:
     crop: int = option(128, 'side of the crops in pixels, a multiple of 16')
     lr: float = option(2e-3, 'highest learning rate')
     width: int = option(16, 'channels of the first of five stages')
+    spacing: float = option(
+        0.0,
+        'volumes: mm per pixel of the slices, such as those of a translator for whose features it'
+        ' learns; 0: those of the scans',
+        metavar='MM',
+    )
     augment: str = option('light', 'changes of every crop', choices=('none', 'light', 'strong'))
     flips: str = option('horizontal', 'of horizontal and vertical, separated by commas')
     validations: int = option(8, 'how often the people who validate are looked at')

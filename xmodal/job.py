@@ -296,7 +296,8 @@ class BySamples(ByRecipe):
     features: str = option(
         '',
         'for the term features: the frozen network whose answers to estimate and target are '
-        'compared: a model folder, a TorchScript file, a diffusers autoencoder, a timm folder',
+        'compared: a model folder, a segmenter, a TorchScript file, a diffusers autoencoder, a '
+        'timm folder',
     )
     drop_sources: float = option(
         0.0,

@@ -68,6 +68,7 @@ class SegmenterOptions:
     crop: int = 128  # their side, pixels
     lr: float = 2e-3
     width: int = 16  # channels of the first stage
+    spacing: float = 0.0  # mm per pixel of the slices of volumes; 0: the median of the scans
     augment: str = 'light'  # none, light or strong
     flips: str = 'horizontal'  # of horizontal and vertical
     validations: int = 8  # how often validation people are looked at
@@ -321,10 +322,13 @@ def spec_of(
     more = dict(features=(w, w, 2 * w, 4 * w, 4 * w, w), classes=classes, window=rule)
     more['contrast'] = records[0].target_meta.get('modality', request.target)
     if image:
+        if how.spacing:
+            raise InputError(f'spacing {how.spacing:g} mm is for volumes; these are pictures')
         channels = len(load_image(records[0].target, rule, holes=True)[0])
         return SegmenterSpec('image', channels=channels, **more)
     plane = common_plane([r.target for r in records]) or 'axial'
-    return SegmenterSpec('volume', spacing=usual_spacing(records, plane), plane=plane, **more)
+    spacing = how.spacing or usual_spacing(records, plane)
+    return SegmenterSpec('volume', spacing=spacing, plane=plane, **more)
 
 
 def classes_found(
@@ -396,6 +400,8 @@ def check_learning(
         raise InputError(f'crop must be a multiple of {GRAIN}, got {how.crop}')
     if not 0 < how.lr < 1:
         raise InputError(f'lr must lie between 0 and 1, got {how.lr!r}')
+    if not 0 <= how.spacing < 100:
+        raise InputError(f'spacing must be 0 or some mm, got {how.spacing!r}')
     check_augment(how.augment, how.flips)
 
 
