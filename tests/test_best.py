@@ -1,6 +1,7 @@
 "The weights of the best validation: kept, put back, and the same after a stop."
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,22 @@ def test_the_best_weights_are_those_of_the_best_line(tmp_path):
     last, log = trained(tmp_path / 'last', judged=Judged())
     assert 'kept' not in log.attrs and not (tmp_path / 'last' / 'checkpoints' / 'best').exists()
     assert validate(last, None, Few(100), get_method('regression'))['psnr'] < again
+
+
+def test_a_training_that_makes_a_model_worse_keeps_what_it_began_with(tmp_path, capsys):
+    begun, _ = trained(tmp_path / 'first')
+    good = validate(begun, None, Few(100), get_method('regression'))['psnr']
+    spoils = replace(RECIPE, lr=0.5)
+    how = dict(val=Few(100), **HOW)
+    for judged in (Judged('psnr', begins=True), Judged('psnr')):
+        den = build(**TINY)
+        den.load_state_dict(begun.state_dict())
+        out = tmp_path / str(judged.begins)
+        log = train(den, Few(50), out, 'regression', spoils, TINY, judged=judged, **how)
+        left = validate(den, None, Few(100), get_method('regression'))['psnr']
+        assert (log.attrs['kept']['step'] == 0) == judged.begins, log.attrs
+        assert (abs(left - good) < 1e-6) == judged.begins, (left, good)
+    assert 'it has made nothing better' in capsys.readouterr().out
 
 
 def test_patience_ends_a_training_and_a_resume_does_not_go_on(tmp_path, capsys):

@@ -496,10 +496,11 @@ def recipe_line(
 
 
 def judged_of(
-    p: Plan,  # keep, patience, val_images, val_every
+    p: Plan,  # keep, patience, val_images, val_every, init
 ) -> Judged:
     "What is made of its validations; raises InputError where there are none to judge by."
-    judged = Judged(p.keep, p.patience, p.val_images)
+    begun = bool(p.init) and p.keep != 'last'
+    judged = Judged(p.keep, p.patience, p.val_images, begins=begun)
     if judged.keep != 'last' and not p.val_every:
         raise InputError(f'keep {p.keep} needs validations; give val_every, such as 200')
     return judged

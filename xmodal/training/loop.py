@@ -13,9 +13,9 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
            'Best', 'read_judged', 'said_enough', 'judged_as_before', 'averaged_weights', 'read_best', 'write_best',
            'put_back', 'last_or_best', 'Training', 'open_log', 'progress_bar', 'judged_weights', 'watched',
-           'refuse_bad', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator', 'begin_at',
-           'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'parts_of', 'Average',
-           'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'refuse_bad', 'validated', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator',
+           'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'parts_of',
+           'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -1124,6 +1124,7 @@ class Judged:
     keep: str = 'last'  # the weights kept: the last, or those of the best validation: psnr, crps
     patience: int = 0  # validations without a better one after which it ends; 0: goes to the end
     images: int = 16  # validation images that are sampled, at equal distances; 0: all
+    begins: bool = False  # are the weights of the beginning judged too, as those of a model?
 
     def __post_init__(self):
         if self.keep not in JUDGES:
@@ -1339,6 +1340,8 @@ def put_back(
     if best.writes:
         unit = dict(psnr='{:.2f} dB', crps='CRPS {:.4f}')[best.judged.keep].format(best.value)
         print(f'kept: the weights of step {best.step} of {steps}, the best validation ({unit})')
+        if best.judged.begins and not best.step:
+            print('these are the weights that the training began with: it has made nothing better')
     return dict(kept=best.about)
 
 
@@ -1477,6 +1480,17 @@ def refuse_bad(
     check_finite(now.first_bad, lr_at(int(now.first_bad), now.run.recipe), now.folder)
 
 
+def validated(
+    now: Training,  # whose weights are judged
+    done: int,  # finished steps
+) -> dict:  # psnr, ...
+    "A validation; its weights are kept if there was no better one."
+    how = dict(tile=now.run.recipe.patch, judged=now.best.judged, **now.options)
+    found = validate(now.run.den, now.run.ema, now.val, now.m, **how)
+    now.best.judge(done, found, now.run)
+    return found
+
+
 def write_row(
     now: Training,  # changed: the next row begins
     k: int,  # number of the step that was just done
@@ -1492,10 +1506,7 @@ def write_row(
     lr = lr_at(k, run.recipe)
     row = log_row(run.den, done, lr, norm, now.seconds(done), y.to(acc.device)) | means
     if validating:
-        how = dict(tile=run.recipe.patch, judged=now.best.judged, **now.options)
-        found = validate(run.den, run.ema, now.val, now.m, **how)
-        row |= {f'val_{k}': f'{v:.4g}' for k, v in found.items()}
-        now.best.judge(done, found, run)
+        row |= {f'val_{k}': f'{v:.4g}' for k, v in validated(now, done).items()}
     now.bar.set_postfix(loss=row['loss'], psnr=row.get('val_psnr', ''), refresh=False)
     now.bar.update(done - now.bar.n)
     if now.log:
@@ -1528,6 +1539,8 @@ def keep_going(
 ) -> int:  # number of finished steps if it was told to stop, else 0
     "The steps of a training: each a batch, and at times a row of the log and a checkpoint."
     last = now.run.recipe.steps
+    if now.best.judged.begins and not now.start and now.val is not None:
+        validated(now, 0)
     if now.best.waited_enough(now.start):
         if now.start < last and now.acc.is_main_process:
             print(said_enough(now.best, now.start))
