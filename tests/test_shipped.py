@@ -141,3 +141,16 @@ def test_a_training_that_starts_from_a_model_is_like_it(tmp_path, capsys):
     assert like_start(Job()) == Job()
     with pytest.raises(InputError, match='no such model folder'):
         like_start(Job(init=str(tmp_path / 'none')))
+
+
+def test_a_training_that_starts_from_a_model_takes_smaller_steps(tmp_path):
+    from xmodal.train import GENTLE, Job, plan, recipe_line, recipe_of
+
+    folder = tmp_path / 'model'
+    save_model(folder, build(**TINY), TINY, VOLUME)
+    rates = {}
+    for how in ({}, dict(init=str(folder)), dict(init=str(folder), lr=3e-4)):
+        p = plan(Job(dataset='phantom', name='never', method=TINY['method'], **how))
+        rates[len(how)] = recipe_of(p, p.method).lr
+        assert ('begins with a model' in recipe_line(p)) == (len(how) == 1)
+    assert rates[1] == pytest.approx(rates[0] / GENTLE) and rates[2] == 3e-4

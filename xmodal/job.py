@@ -231,7 +231,8 @@ class ByRecipe:
     optimiser: str = option('', 'adamw, adam, radam, rmsprop; empty: as the recipe says')
     lr: float = option(
         0.0,
-        'peak learning rate, ten times that for the mixing network; 0: as the recipe says',
+        'peak learning rate, ten times that for the mixing network; 0: as the recipe says, of '
+        'a training that begins with a model a tenth',
     )
     betas: str = option('', 'of AdamW, Adam and RAdam, such as 0.9,0.99; empty: as the recipe says')
     weight_decay: float = option(-1.0, 'of the optimiser; -1: as the recipe says')
