@@ -153,8 +153,8 @@ def signature(name, parameters, result) -> str:
 
 def arguments(thing, parameters, known) -> list:
     "Rows of the table of arguments: name with its stars, default, meaning."
-    words = meanings(own_init(thing) or thing) if isinstance(thing, type) else meanings(thing)
-    words = {**words, **known}
+    source = (own_init(thing) or thing) if isinstance(thing, type) else thing
+    words = {**meanings(source), **split_doc(source)[1], **known}
     rows = []
     for p in parameters:
         star = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')

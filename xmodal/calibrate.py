@@ -80,7 +80,7 @@ def people_of_part(
 
 def members_for(
     tr,  # Translator, of one model or of several
-    person: str,
+    person: str,  # name of the subject, as in the split of the training
 ) -> tuple:  # numbers of the models that have not learned from them
     "Which models may answer a person."
     each = tr.members or (tr,)
@@ -166,7 +166,7 @@ def laid_out(
 def loaded_pair(
     tr,  # Translator that may answer
     r,  # Record
-    how: SampleOptions,
+    how: SampleOptions,  # steps, draws, noise
 ):  # translate.Loaded
     "The source of a pair, ready for the network as any source would be."
     d = tr.data
@@ -183,7 +183,7 @@ def loaded_pair(
 def answer_and_truth(
     tr,  # Translator that may answer
     r,  # Record
-    how: SampleOptions,
+    how: SampleOptions,  # steps, draws, noise
     spreads: list = None,  # the mean spread of the draws is added to it
 ) -> tuple:  # mean, std, truth: arrays of one shape; std 0 for one draw
     "What the model answers for a pair, and what it should have."
@@ -226,9 +226,9 @@ def voxels_that_count(
 
 def person_of(
     tr,  # Translator that may answer
-    name: str,
+    name: str,  # of the person
     records: list,  # their pairs
-    how: SampleOptions,
+    how: SampleOptions,  # steps, draws, noise
     where: str,  # of PLACES
     spreads: list = None,  # the mean spread of their first image is added to it
 ) -> JudgedPerson:
@@ -248,7 +248,7 @@ def person_of(
 # %% ../nbs/use/87_calibrate.ipynb #02217dac
 def sample_options(
     tr,  # Translator
-    how: CalibrateOptions,
+    how: CalibrateOptions,  # what the calibration was asked for
 ) -> SampleOptions:
     "How the people are translated; raises InputError for what cannot be calibrated."
     if is_label(tr.data):
@@ -266,7 +266,7 @@ def sample_options(
 
 def who_answers(
     tr,  # Translator
-    person: str,
+    person: str,  # name of the subject, as in the split of the training
 ):  # Translator
     "The models that have not seen a person, as one."
     may, every = members_for(tr, person), tr.members or (tr,)
@@ -281,7 +281,7 @@ def who_answers(
 def judged_people(
     tr,  # Translator
     records: dict,  # name -> Records
-    how: CalibrateOptions,
+    how: CalibrateOptions,  # how many draws, where, in which batches
     spreads: list = None,  # as of `person_of`
 ) -> tuple:  # list of JudgedPerson, number of draws
     "Translate everybody and keep their errors; says what spoke against the sources."
@@ -331,7 +331,7 @@ def guarantee(
 def calibrate(
     tr,  # Translator
     request: FromData,  # where the data lie; dataset, source and target of the model's training
-    how: CalibrateOptions = CalibrateOptions(),
+    how: CalibrateOptions = CalibrateOptions(),  # whom, how many draws, which levels
     spreads: list = None,  # the mean spread of everybody's draws is added to it
 ) -> tuple:  # FittedIntervals, StoredIntervals; nothing is stored
     "Fit intervals to people whose truth is known; raises InputError where it cannot be done."
@@ -367,7 +367,7 @@ def calibrate(
 def calibrated_people(
     tr,  # Translator
     request: FromData,  # where the data lie
-    how: CalibrateOptions,
+    how: CalibrateOptions,  # whom, how many draws, which levels
     spreads: list = None,  # as of `calibrate`
 ) -> tuple:  # list of JudgedPerson, number of draws
     "The errors of everybody who is asked for; their number is checked before any is translated."
@@ -379,7 +379,7 @@ def calibrated_people(
 # %% ../nbs/use/87_calibrate.ipynb #d0dd5c4c
 def store_intervals(
     tr,  # Translator from model folders
-    found: StoredIntervals,
+    found: StoredIntervals,  # from `calibrate`
 ) -> list:  # folders
     "Store intervals in the folder of a model, or of each of several; gives back where."
     folders = [m.folder for m in tr.members or (tr,)]
@@ -391,8 +391,8 @@ def store_intervals(
 
 # %% ../nbs/use/87_calibrate.ipynb #7eb7bb4b
 def calibration_lines(
-    fit: FittedIntervals,
-    stored: StoredIntervals,
+    fit: FittedIntervals,  # with what was held of people who were left out
+    stored: StoredIntervals,  # what is kept with the model
 ) -> list:  # of texts
     "A calibration as a table and a few sentences."
     once = 'one answer each' if stored.samples == 1 else f'{stored.samples} draws each'

@@ -1460,9 +1460,9 @@ def output_asked(
 
 def pages_of(
     output,  # a result, or a folder of them
-    source=None,  # these as in `write_pages`
-    truth=None,
-    to=None,
+    source=None,  # the source, or the folder that holds the sources
+    truth=None,  # what was measured: a file or a folder
+    to=None,  # folder for the pages; None: beside the results
 ) -> int:  # exit code
     "Write pages, and say where they are."
     from xmodal.page import write_pages

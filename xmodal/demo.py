@@ -23,7 +23,7 @@ DEMO_SEED = 20261130  # of the simulated person
 def demo_scan(
     to,  # folder, made if it is not there
     source='T1w',  # contrasts that the simulator knows
-    target='T2w',
+    target='T2w',  # of the truth
     voxel=2.0,  # mm
 ) -> tuple:  # Path of source and of truth
     "Simulate a person, and scan him twice."

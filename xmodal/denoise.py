@@ -442,7 +442,7 @@ NO_UNITS = 'this processor has no units for bf16: precision no (float32) is quic
 
 def slow_bf16(
     precision,  # 'no', 'bf16' or 'fp16'
-    on_cpu: bool,
+    on_cpu: bool,  # does the network run on a processor, not on a GPU?
 ) -> str:  # what is to be said; empty: nothing, also where torch cannot tell
     "A word where 16 bits cost time."
     if precision != 'bf16' or not on_cpu:

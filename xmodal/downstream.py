@@ -143,7 +143,7 @@ def segmenter_asked(
 class Segmented:
     "A case and the labels of both its scans."
 
-    case: Case
+    case: Case  # the translation and its truth
     real: Path  # labels of the truth
     translated: Path  # labels of the translation
 
@@ -222,7 +222,7 @@ def label_names(
 
 
 def masks_of(
-    s: Segmented,
+    s: Segmented,  # both scans of a case, segmented
     classes,  # from `label_names`
 ) -> tuple:  # name of a file -> array of labels, 0 where nothing is known; volume of a voxel
     "The labels of a case from both scans, and of its reference if there is one."
@@ -399,7 +399,7 @@ def region_rows(
 
 def with_absent(
     rows,  # DataFrame: a row per case and label that it has
-    cases: list,
+    cases: list,  # of Case
     values: list,  # of all labels
     names,  # value -> name, or None
 ):  # DataFrame: a row per case and label

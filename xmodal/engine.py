@@ -150,8 +150,8 @@ class Parts:
     split: dict  # train, val, test -> names of subjects
     data: object  # the prepared whole
     train: object  # views of it: items with 'y' and 'x0', (C, H, W) in [-1, 1]
-    val: object
-    test: object
+    val: object  # the same of those who validate
+    test: object  # the same of those who are measured
 
     @property
     def parts(self) -> dict:

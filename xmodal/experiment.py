@@ -72,12 +72,12 @@ from .training.loop import Recipe
 class Row:
     "What is trained: a method with its options."
 
-    name: str
-    method: str
+    name: str  # as asked for: method+option:value+...
+    method: str  # row of `methods`
     net: str  # row of nets.build.nets
-    sampler: dict = field(default_factory=dict)
-    bridge: dict = field(default_factory=dict)
-    objective: dict = field(default_factory=dict)
+    sampler: dict = field(default_factory=dict)  # options of the method's sampler
+    bridge: dict = field(default_factory=dict)  # options of the method's bridge
+    objective: dict = field(default_factory=dict)  # options of the method's adversarial objective
     text: str = 'none'  # row of nets.conditioning.conditionings
     fields: tuple = FIELDS  # groups of metadata that the prompts say
     lr: float = 0.0  # peak learning rate; 0: the budget's
@@ -138,14 +138,14 @@ class Budget:
     "What every row of a comparison gets."
 
     steps: int = 400  # optimiser steps
-    batch: int = 8
+    batch: int = 8  # images of a step
     lr: float = 1e-3  # peak learning rate
     ema: float = 0.99  # decay of the averaged weights
     ch: int = 24  # channels of the network's first level
-    mults: tuple = (1, 2, 2)
+    mults: tuple = (1, 2, 2)  # channels of each level, times `ch`
     layers: int = 1  # residual blocks per level
-    precision: str = 'no'
-    channels_last: bool = False
+    precision: str = 'no'  # 'no' (32 bits), 'bf16' or 'fp16'
+    channels_last: bool = False  # channels lie last in memory, which some machines compute faster
 
     def recipe(
         self,
@@ -266,7 +266,7 @@ class Experiment:
     "What all rows of a comparison share."
 
     parts: Parts  # the data
-    budget: Budget
+    budget: Budget  # the same for every row
     out: Path  # folder of the whole comparison
     seeds: tuple = (0,)  # of training and sampling
     about: dict = field(default_factory=dict)  # what else must agree: data set, size, ...

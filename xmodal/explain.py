@@ -16,7 +16,8 @@ def lines_of(
 ) -> list:  # of text, from its first line to the end of its file; empty if there is no source
     "The source from the first line of a function or class on."
     if not isinstance(thing, type):
-        code = inspect.unwrap(thing).__code__
+        thing = inspect.unwrap(thing)  # of a cached one
+        code = thing.__code__
         linecache.checkcache(code.co_filename)
         lines = linecache.getlines(code.co_filename, thing.__globals__)
         return lines[code.co_firstlineno - 1 :]

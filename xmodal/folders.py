@@ -188,8 +188,8 @@ def write_tiff(
 class Task:
     "One file to translate."
 
-    source: Path
-    output: Path
+    source: Path  # volume, picture, or folder of a series
+    output: Path  # file that is written
     notes: dict = field(default_factory=dict)  # goes into the sidecar
     known: dict = None  # what is known about the source; None: what lies beside it
     wrong: str = ''  # why it cannot be translated, where it is known
@@ -913,7 +913,7 @@ def digests_in(
 class Common:
     "What all files of a request have in common."
 
-    chosen: TranslateOptions
+    chosen: TranslateOptions  # what the request asks for
     settings: dict  # from `settings_of`
     overwrite: bool = False  # replace what is there
     once: dict = None  # collects the changes of many files, to be said once; None: warn
@@ -966,7 +966,7 @@ def with_name(
 class Underway:
     "A file on its way through the network."
 
-    task: Task
+    task: Task  # the file, and where its translation goes
     fate: str = ''  # 'finished', or what was wrong; then it goes no further
     said: list = field(default_factory=list)  # warnings on the way
     further: list = None  # notes on further sources
@@ -1372,7 +1372,7 @@ class Ahead:
     def __init__(
         self,
         load,  # function(thing) -> Underway
-        things: list,
+        things: list,  # what is loaded, in this order
         limit: int = 2**28,  # bytes that may wait before loading rests
     ):
         "Starts with the block."

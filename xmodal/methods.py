@@ -826,7 +826,7 @@ class Route:
     bridge: Bridge  # whose coefficients the steps take
     grid: Tensor  # (n + 1,) falling times
     rule: Callable  # noise rule
-    solver: Solver
+    solver: Solver  # makes a step, and gives back the state and the estimate of the target
     from_source: bool  # does the walk start at the source itself, or at a draw of the bridge?
     temperature: float = 1.0  # factor of all noise
 

@@ -62,7 +62,7 @@ def tag(
 def table_of(
     rows: list,  # of tuples of parts, the first of a row is its name
     head=(),  # names of the columns
-    caption: str = '',
+    caption: str = '',  # above the table; '': none
 ) -> Html:
     "A table whose rows and columns are named, as a reading voice needs it."
     parts = [tag('caption', caption)] if caption else []
@@ -228,7 +228,7 @@ class Shown:
     "A scan on its page."
 
     path: Path  # of the answer
-    note: dict
+    note: dict  # what stands in the sidecar of the answer
     views: dict = field(default_factory=dict)  # name -> View
     maps: dict = field(default_factory=dict)  # name -> array, as it was written
     body: np.ndarray = None  # boolean
@@ -360,14 +360,14 @@ def unknowns_of(
 
 # %% ../nbs/use/93_page.ipynb #4ef1e763
 def in_figures(
-    v: float,
+    v: float,  # any number
 ) -> str:
     "Three figures."
     return f'{v:.3g}' if abs(v) < 1000 else f'{v:,.0f}'
 
 # %% ../nbs/use/93_page.ipynb #e46c5d4d
 def measured_rows(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> list:  # rows of a table: what, mean, median, 95 of 100 voxels
     "Sizes of errors that are expected or measured, in the body."
     wanted = dict(interval='width of the interval', risk='expected absolute error')
@@ -386,7 +386,7 @@ def measured_rows(
 
 # %% ../nbs/use/93_page.ipynb #ff151bce
 def worse_sentence(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> str:  # '' where it is not, or not known
     "A measured error far above the expected one."
     if not {'risk', 'error'} <= set(shown.views):
@@ -399,7 +399,7 @@ def worse_sentence(
 
 
 def held_sentence(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> str:  # '' where there is no truth or no interval
     "What the intervals were worth on this scan."
     if not ({'lower', 'upper'} <= set(shown.maps) and 'truth' in shown.views):
@@ -416,7 +416,7 @@ def held_sentence(
 
 # %% ../nbs/use/93_page.ipynb #e7f122ea
 def expected_part(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> Html:
     "How far values may be off."
     rows, expected = measured_rows(shown), shown.note['xmodal'].get('expected') or {}
@@ -459,7 +459,7 @@ def coloured(
 
 # %% ../nbs/use/93_page.ipynb #af839c3b
 def plane_pixels(
-    view: View,
+    view: View,  # a volume, or a picture
     axis: int,  # 0 sagittal, 1 coronal, 2 axial; of a picture no matter
     at: float,  # where to cut, 0 to 1
 ) -> tuple:  # pixels, uint8, the first row on top; height of a pixel over its width
@@ -489,7 +489,7 @@ def data_address(
 
 # %% ../nbs/use/93_page.ipynb #157fdf7c
 def colour_words(
-    view: View,
+    view: View,  # whose window and kind are asked
 ) -> str:
     "What the colours of a view stand for."
     low, high = map(in_figures, view.window)
@@ -501,7 +501,7 @@ def colour_words(
 
 # %% ../nbs/use/93_page.ipynb #7014f6df
 def figure_of(
-    view: View,
+    view: View,  # what is drawn
     axis: int,  # as in `plane_pixels`
     at: float,  # as in `plane_pixels`
     where: str,  # the plane in words
@@ -519,7 +519,7 @@ def figure_of(
 
 # %% ../nbs/use/93_page.ipynb #95ed841f
 def cuts_of(
-    shown: Shown,
+    shown: Shown,  # with its body
 ) -> list:  # of (axis, place from 0 to 1, title); of a picture one
     "Where a scan is cut: through the middle of its body, and where it is least sure."
     if isinstance(shown.views['translation'].image, np.ndarray):
@@ -552,7 +552,7 @@ ORDER = ('source', 'translation', 'truth', 'error', 'interval', 'risk', 'std')
 
 
 def pictures_part(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> Html:
     "All planes of all views."
     volume = not isinstance(shown.views['translation'].image, np.ndarray)
@@ -570,7 +570,7 @@ def pictures_part(
 
 # %% ../nbs/use/93_page.ipynb #8262e658
 def histogram_svg(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> str:  # the text of an SVG picture
     "How often each grey value occurs in the body, of the source and of what was made and measured."
     import matplotlib.pyplot as plt
@@ -599,7 +599,7 @@ def histogram_svg(
 
 # %% ../nbs/use/93_page.ipynb #59a4f33a
 def histogram_part(
-    shown: Shown,
+    shown: Shown,  # the scan
 ) -> Html:
     "The histograms, and what they show in words."
     text = base64.b64encode(histogram_svg(shown).encode()).decode()
@@ -652,7 +652,7 @@ def numbers_words(
 
 # %% ../nbs/use/93_page.ipynb #9cdb1a26
 def made_rows(
-    shown: Shown,
+    shown: Shown,  # the scan, with its note
 ) -> list:  # rows of a table
     "What the notes say of the making."
     note, s = shown.note, shown.note['xmodal']
@@ -707,7 +707,7 @@ MADE_BY = 'xmodal page'
 
 # %% ../nbs/use/93_page.ipynb #1394ab3f
 def whole_page(
-    title: str,
+    title: str,  # of the page
     *parts,  # Html
 ) -> str:
     "A page that needs nothing else."
@@ -725,8 +725,8 @@ def whole_page(
 # %% ../nbs/use/93_page.ipynb #555ef83f
 def list_of(
     kind: str,  # class of the box
-    title: str,
-    texts: list,
+    title: str,  # above the list
+    texts: list,  # its points
 ) -> Html:
     "A box with a list."
     return tag(f'div.{kind}', tag('b', title), tag('ul', *[tag('li', v) for v in texts]))
@@ -760,7 +760,7 @@ def unusual_part(
 
 # %% ../nbs/use/93_page.ipynb #bb78ba9a
 def scan_page(
-    shown: Shown,
+    shown: Shown,  # the scan
     back: str = '',  # address of the cohort's page
 ) -> str:
     "The page of a scan."
@@ -786,16 +786,16 @@ def scan_page(
 class Entry:
     "A scan on the page of a cohort."
 
-    name: str
+    name: str  # of its file
     address: str  # of its page
-    concerns: tuple
-    pictures: Html
+    concerns: tuple  # what speaks against it, a text each
+    pictures: Html  # source and translation
     numbers: tuple  # rows of its table
     model: str  # name and fingerprint
 
 
 def entry_of(
-    shown: Shown,
+    shown: Shown,  # the scan
     address: str,  # of its page, seen from the cohort's
 ) -> Entry:
     "What the page of a cohort keeps of a scan."
@@ -819,7 +819,7 @@ def entry_of(
 def cohort_page(
     cards: list,  # of Entry
     failed: list,  # (path, what was wrong)
-    title: str,
+    title: str,  # of the page
 ) -> str:
     "The page of a cohort."
     shared = [
@@ -848,7 +848,7 @@ def cohort_page(
 # %% ../nbs/use/93_page.ipynb #33905c9e
 def write_page(
     path,  # Path of an HTML file
-    text: str,
+    text: str,  # of the page, as HTML
 ):
     "Write a page, whole or not at all; raises InputError for a file that is none of ours."
     path = Path(path)

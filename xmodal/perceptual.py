@@ -208,7 +208,7 @@ def lpips_stats(
 # %% ../nbs/use/91_perceptual.ipynb #dd8ae6dc
 def frechet_of_cases(
     cases: list,  # from `cohort.match`
-    backbone: Backbone,
+    backbone: Backbone,  # whose features are compared
     window=None,  # rule for the truth
     pred_window=None,  # the translations' own scale
     progress: bool = True,  # draw a bar
@@ -233,7 +233,7 @@ def frechet_of_cases(
 
 def frechet_line(
     found: dict,  # from `frechet_of_cases`
-    backbone: Backbone,
+    backbone: Backbone,  # whose features were compared
     image: bool,  # of pictures?
 ) -> str:
     "The distance with what must stand beside it."

@@ -53,7 +53,7 @@ def first_records(
 def features_of_person(
     tr,  # Translator
     r,  # Record
-    how: CalibrateOptions,
+    how: CalibrateOptions,  # steps and noise, as for `calibrate`
 ) -> dict:  # part -> features
     "What is looked at of one person."
     asked = replace(sample_options(tr, how), samples=1)
@@ -65,7 +65,7 @@ def features_of_person(
 def make_reference(
     tr,  # Translator from model folders
     request: FromData,  # where the data lie, as for `calibrate`
-    how: CalibrateOptions = CalibrateOptions(),
+    how: CalibrateOptions = CalibrateOptions(),  # whom, and with which seed
     stored: StoredIntervals = None,  # of the calibration, if the draws were compared too
     spreads=(),  # the mean spread of the draws of each of its people
 ) -> Reference:
@@ -92,7 +92,7 @@ def make_reference(
 # %% ../nbs/use/92_reference.ipynb #a9cd7b79
 def store_reference(
     tr,  # Translator from model folders
-    found: Reference,
+    found: Reference,  # from `make_reference`
 ) -> str:  # one line
     "Keep a reference; gives back what was done."
     for m in tr.members or (tr,):

@@ -141,7 +141,7 @@ def registration_agreement(
     truth,  # folder of truths
     source,  # folder of sources
     out,  # where moved truths are written
-    metric: str = 'psnr',
+    metric: str = 'psnr',  # a measure of `xmodal evaluate`, by which methods are ordered
     match_how: dict = {},  # of `cohort.match`: group, mask, partial
     how: dict = {},  # of `evaluate_cases`: protocol, window, pred_window, per, hu, progress
 ) -> dict:  # as `order_agreement`, and given, moved: scores; motions: DataFrame
@@ -157,7 +157,7 @@ def registration_agreement(
 
 def agreement_lines(
     found: dict,  # from `registration_agreement`
-    metric: str = 'psnr',
+    metric: str = 'psnr',  # by which the methods were ordered
 ) -> list:
     "The result in words: how far truths were moved, what it changes, what the orders are."
     m, table = found['motions'], found['methods']

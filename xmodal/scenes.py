@@ -399,7 +399,7 @@ class Scene(Surveyed, Frame):
 class SceneLines:
     "What a `SceneSampling` asks of a scene."
 
-    scene: Scene
+    scene: Scene  # an opened source, and further ones beside it
     device: str = 'cpu'  # where the tensors shall be
 
     @property

@@ -63,17 +63,17 @@ class SegmenterOptions:
     classes: dict = field(default_factory=dict)  # value -> name; default: the values that there are
     train_subjects: str = ''  # names with commas; default: by seed
     test_subjects: str = ''  # the same; nobody looks at them here
-    steps: int = 1000
+    steps: int = 1000  # of the optimiser
     batch: int = 8  # crops of a step
     crop: int = 128  # their side, pixels
-    lr: float = 2e-3
+    lr: float = 2e-3  # the highest learning rate, in one cycle
     width: int = 16  # channels of the first stage
     spacing: float = 0.0  # mm per pixel of the slices of volumes; 0: the median of the scans
     augment: str = 'light'  # none, light or strong
     flips: str = 'horizontal'  # of horizontal and vertical
     validations: int = 8  # how often validation people are looked at
-    seed: int = 0
-    device: str = 'cpu'
+    seed: int = 0  # of split, weights and crops
+    device: str = 'cpu'  # where it learns: cpu, cuda, cuda:1, ...
     progress: bool = True  # draw a bar
 
 # %% ../nbs/use/88_segmenter.ipynb #5b43f74e
@@ -99,7 +99,7 @@ class Scan:
     def __init__(
         self,
         path,  # of a volume or a picture
-        spec: SegmenterSpec,
+        spec: SegmenterSpec,  # how it is cut and scaled
     ):
         "Read, cut and scale; raises InputError."
         self.path, self.image = path, is_image(path)
@@ -120,7 +120,7 @@ class Scan:
 
 # %% ../nbs/use/88_segmenter.ipynb #077bcee3
 def labels_on(
-    scan: Scan,
+    scan: Scan,  # that they belong to
     path,  # of its label file
 ) -> np.ndarray:  # (S, H, W), whole numbers
     "The labels of a scan on its slices; raises InputError for another grid or broken numbers."
@@ -142,7 +142,7 @@ def labels_on(
 
 
 def labels_back(
-    scan: Scan,
+    scan: Scan,  # that was segmented
     shares,  # (S, 1 + classes, H, W), 0 to 1
     values: list,  # of the classes in label files
 ):  # nibabel image on the scan's grid, or picture (H, W); uint8 or uint16
@@ -171,7 +171,7 @@ def monai_parts():  # classes BasicUNet and DiceCELoss
 
 
 def network_of(
-    spec: SegmenterSpec,
+    spec: SegmenterSpec,  # its channels, stages and classes
 ):  # torch module: (N, C, H, W) scaled -> scores (N, 1 + classes, H, W)
     "The network of a segmenter, not yet trained."
     unet = monai_parts()[0]
@@ -190,7 +190,11 @@ class Encoder(torch.nn.Module):
         down = (net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4)
         self.stages = torch.nn.ModuleList(down)
 
-    def forward(self, v):
+    def forward(
+        self,
+        v,  # (N, C, H, W), scaled
+    ) -> tuple:  # of a stage each, halved from one to the next
+        "What every stage sees."
         out = []
         for stage in self.stages:
             v = stage(v)
@@ -243,7 +247,7 @@ def centre_of(
 
 def one_crop(
     people: list,  # of each person a list of (slices, marks)
-    how: SegmenterOptions,
+    how: SegmenterOptions,  # side of the crop, seed, changes
     *item,  # what the seed hangs on: step, number in the batch
 ) -> tuple:  # (C, crop, crop), (1, crop, crop)
     "A crop and its labels, changed a little."
@@ -261,7 +265,7 @@ def one_crop(
 def changed(
     x,  # (C, H, W), scaled
     y,  # (1, H, W), numbered labels
-    how: SegmenterOptions,
+    how: SegmenterOptions,  # strength of the changes, and flips
     seed: int,  # of this crop
 ) -> tuple:  # both again
     "Turned, flipped, shaded as in the training of translators (59_augment)."
@@ -296,7 +300,7 @@ def label_path(
 
 
 def usual_spacing(
-    records: list,
+    records: list,  # whose targets are volumes
     plane: str,  # in which they are cut
 ) -> float:  # mm
     "The median pixel of the targets' slices."
@@ -310,8 +314,8 @@ def usual_spacing(
 # %% ../nbs/use/88_segmenter.ipynb #cf91dfaa
 def spec_of(
     records: list,  # that are learned from
-    request: FromData,
-    how: SegmenterOptions,
+    request: FromData,  # which data, with the window that was asked for
+    how: SegmenterOptions,  # width of the network
     classes: dict,  # value -> name
 ) -> SegmenterSpec:
     "How the scans will be cut, from the scans that are learned from."
@@ -332,9 +336,9 @@ def spec_of(
 
 
 def classes_found(
-    records: list,
-    request: FromData,
-    how: SegmenterOptions,
+    records: list,  # of everybody who is learned from
+    request: FromData,  # which data
+    how: SegmenterOptions,  # names of classes and label files, where they were given
 ) -> dict:  # value -> name
     "The names of all labels: those that were given, or the values that occur."
     if how.classes:
@@ -355,11 +359,11 @@ def classes_found(
 
 # %% ../nbs/use/88_segmenter.ipynb #8be40d72
 def scans_of(
-    records: list,
+    records: list,  # of everybody
     names: list,  # of the people wanted
-    spec: SegmenterSpec,
-    request: FromData,
-    how: SegmenterOptions,
+    spec: SegmenterSpec,  # how scans are cut and scaled
+    request: FromData,  # which data
+    how: SegmenterOptions,  # where label files are, and whether a bar is drawn
 ) -> dict:  # name -> list of (slices (S, C, H, W), marks (S, H, W))
     "The scans of some people with their labels, in memory."
     from tqdm.auto import tqdm
@@ -378,7 +382,7 @@ def scans_of(
 def dice_of_person(
     net,  # network in training
     scans: list,  # (slices, marks) of a person
-    n_classes: int,
+    n_classes: int,  # beside the background
 ) -> float:  # 0 to 1
     "The mean Dice over scans and classes, an empty one on both sides counted as 1."
     found = []
@@ -389,7 +393,7 @@ def dice_of_person(
 
 # %% ../nbs/use/88_segmenter.ipynb #379fbe1d
 def check_learning(
-    how: SegmenterOptions,
+    how: SegmenterOptions,  # budget and crop
 ):
     "Raise InputError for a budget or a crop that makes no sense."
     least = dict(steps=1, batch=1, crop=GRAIN, width=1, validations=1)
@@ -411,7 +415,7 @@ class BestWeights:
     def __init__(
         self,
         people: dict,  # name -> scans
-        n_classes: int,
+        n_classes: int,  # beside the background
     ):
         "Nothing is kept yet."
         self.people, self.n_classes = people, n_classes
@@ -436,8 +440,8 @@ class BestWeights:
 def fit_segmenter(
     net,  # from `network_of`
     people: list,  # of each training person a list of (slices, marks)
-    best: BestWeights,
-    how: SegmenterOptions,
+    best: BestWeights,  # looks at the weights now and then, and keeps the best
+    how: SegmenterOptions,  # budget, crops and their changes
 ) -> float:  # the mean loss of the last tenth of the steps
     "Make the steps; the weights that are kept lie in `best`."
     from tqdm.auto import tqdm
@@ -466,7 +470,7 @@ def fit_segmenter(
 def train_segmenter(
     request: FromData,  # data set, root, source and target: the targets are learned from
     out,  # folder for the segmenter
-    how: SegmenterOptions = SegmenterOptions(),
+    how: SegmenterOptions = SegmenterOptions(),  # labels, budget, crops, validation
 ):  # Segmenter
     "Learn a segmenter and write its folder; raises InputError."
     check_learning(how)
@@ -494,7 +498,7 @@ def train_segmenter(
 # %% ../nbs/use/88_segmenter.ipynb #93d60bd1
 def save_segmenter(
     net,  # trained network
-    spec: SegmenterSpec,
+    spec: SegmenterSpec,  # what is written beside the weights
     folder,  # replaced if it is a segmenter; else it must be new or empty
 ):
     "Write a segmenter's folder, whole or not at all; raises InputError for a folder of others."
@@ -539,7 +543,7 @@ class Segmenter:
     def __init__(
         self,
         net,  # its network
-        spec: SegmenterSpec,
+        spec: SegmenterSpec,  # how scans are cut and scaled, and the names of its classes
     ):
         "Frozen."
         self.net, self.spec = net.eval().requires_grad_(False), spec
@@ -567,7 +571,7 @@ class Segmenter:
 
 def load_segmenter(
     folder,  # of a segmenter
-    device: str = 'cpu',
+    device: str = 'cpu',  # where it will compute: cpu, cuda, cuda:1, ...
 ) -> Segmenter:
     "A segmenter from its folder; raises InputError if it is damaged."
     spec, digest = read_spec(folder)

@@ -136,8 +136,8 @@ class Plan(Job):
     "A job whose open questions are answered."
 
     m: object = None  # the row of `methods`
-    sampler_options: dict = field(default_factory=dict)
-    bridge_options: dict = field(default_factory=dict)
+    sampler_options: dict = field(default_factory=dict)  # name -> value, for the method's sampler
+    bridge_options: dict = field(default_factory=dict)  # name -> value, for the method's bridge
     objective: dict = field(default_factory=dict)  # options of an adversarial objective
     prompt_fields: tuple = ()  # what the prompts say
     arch: str = ''  # row of `nets`; the baseline gets the same network

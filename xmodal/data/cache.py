@@ -904,8 +904,8 @@ def depth_params(
 
 
 def distance_params(
-    heads: list,  # this and the next as for both
-    plane: str,
+    heads: list,  # from `target_heads`; None: images
+    plane: str,  # in which slices are cut
     context: int,  # neighbouring slices on either side
     depth: int,  # slices of a block
     spacing: float,  # mm per pixel

@@ -45,16 +45,16 @@ HEADINGS = dict(
 class Card:
     "Everything about a data set that is not in its files."
 
-    title: str
-    about: str
+    title: str  # what it is, in half a line
+    about: str  # what it holds: people, scanners, contrasts, file type
     access: str  # how to get it, in steps
     licence: str  # and whether it may be redistributed
-    cite: str
-    size: str
+    cite: str  # what to name where its data are used
+    size: str  # bytes to download, people and scans
     layout: str  # as expected under the root
     splits: str  # of each paper, with counts
     preparation: str  # what this package does, and what the papers did
-    traps: str
+    traps: str  # what goes wrong with these files
     remote: dict = field(default_factory=dict)  # part -> Remote, for `get`
     order: int = 1000  # place in the list of data sets; equal ones by name
 

@@ -450,9 +450,9 @@ class Report:
     the worst pair.
     """
 
-    about: str
-    findings: list = field(default_factory=list)
-    looked: list = field(default_factory=list)
+    about: str  # what was looked at, in one line
+    findings: list = field(default_factory=list)  # of `Finding`
+    looked: list = field(default_factory=list)  # per pair: what was measured of it
     # per pair: name, shift, gain, flip, flip_gain, information[, misfit]
     table: list = field(default_factory=list)
     strength: float = 0.0  # information of a typical pair above that by accident, nats

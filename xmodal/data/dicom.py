@@ -392,7 +392,7 @@ def set_pixels(
     d,  # pydicom dataset, written to
     pixels,  # (row, column), int16 or uint16
     slope: float,  # value = stored x slope + intercept
-    intercept: float,
+    intercept: float,  # value of a stored 0, in the unit of the values
 ):
     "Store the pixels of a slice."
     from pydicom.valuerep import DSfloat

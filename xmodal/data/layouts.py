@@ -1439,7 +1439,7 @@ def csv(
 class DataInfo:
     "What is known of a data set before it is read."
 
-    reader: callable
+    reader: callable  # function of a folder, source, target: a list of Record
     source: str  # default source
     target: str  # default target
     about: str  # one sentence
@@ -1649,9 +1649,9 @@ def simulated_root(
 def derived_from_brains(
     layout: str,  # one without a simulator of its own
     here: Path,  # folder to make
-    n: int,  # this and the rest as for `simulated_root`
-    seed: int,
-    voxel: float,
+    n: int,  # subjects
+    seed: int,  # of the simulated people
+    voxel: float,  # voxel size in mm
 ) -> Path:
     "Make a data set that belongs to nobody from the made brains (once); return its folder."
     derived = dict(folder=slices_to_png, csv=pairs_table, nnunet=channels_to_nnunet)
@@ -2017,9 +2017,9 @@ def find_records(
 class Published:
     "The split of a paper: counts, what is counted, and the slices used of each volume."
 
-    train: int
-    val: int
-    test: int
+    train: int  # subjects that are learned from, or pairs of them
+    val: int  # the same for validation
+    test: int  # the same for the test
     pairs: bool = False  # counts are pairs (patches), not subjects
     slices: int = 0  # axial slices per volume; 0: all
     seed: int = None  # the paper's own seed of Python's shuffle; None: not published

@@ -19,10 +19,10 @@ from .windows import Window
 class TargetUnits:
     "How an answer in about [-1, 1] becomes numbers of the target."
 
-    window: Window
+    window: Window  # from numbers of the target to [-1, 1] and back
     dtype: str  # of the numbers, as numpy names it
     lo: float = None  # numbers are clipped to these; None: no limit
-    hi: float = None
+    hi: float = None  # upper limit, as `lo` is the lower one
     kind: str = 'values'  # values, labels or binary
     mono: bool = True  # one channel
 
@@ -79,7 +79,7 @@ class TargetUnits:
 
 # %% ../../nbs/data/30_units.ipynb #3bcf7354
 def end_in_units(
-    u: TargetUnits,
+    u: TargetUnits,  # of the target: its window, number type and limits
     x,  # one end of scaled intervals, any shape
 ) -> np.ndarray:  # float32, the shape of x
     "An end of intervals in units of the target: not rounded, and within the target's limits."

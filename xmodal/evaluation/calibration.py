@@ -60,7 +60,7 @@ def check_number(
 class JudgedPerson:
     "What calibration keeps of one person."
 
-    name: str
+    name: str  # of the person
     error: np.ndarray  # (N,) |truth - mean of the draws|, scaled units
     std: np.ndarray  # (N,) standard deviation of the draws, the same units; 0: a single answer
 
@@ -242,7 +242,7 @@ class FittedIntervals:
 
 # %% ../../nbs/evaluation/69_calibration.ipynb #340da821
 def held_of_others(
-    found: Candidates,
+    found: Candidates,  # factors and coverage for every floor that was tried
     k: int,  # number of a level
 ) -> np.ndarray:  # (n,) coverage of each person; None: too few people without one
     "How many voxels of each person the intervals of the others hold."
@@ -322,7 +322,7 @@ def label_volumes(
 
 
 def number_of_person(
-    name: str,
+    name: str,  # of the person
     truth: float,  # a mean or a volume, on the scale on which it is compared
     draws,  # (K,) the same of every draw
 ) -> JudgedPerson:  # of a single number

@@ -181,9 +181,9 @@ class Case:
 
     subject: str  # the unit of statistics
     name: str  # of the file, without its ending
-    pred: Path
-    truth: Path
-    source: Path = None
+    pred: Path  # file of the translation
+    truth: Path  # file of what was measured
+    source: Path = None  # file that was translated; None: not at hand
     mask: Path = None  # what is measured: not 0
     labels: Path = None  # whole numbers: error by class
     std: Path = None  # standard deviation over several draws, in the translation's units
@@ -1137,7 +1137,7 @@ class MaskCoding:
 
     top: float | None  # None: of each file its own largest value, 1 or 255
     text: str  # for the protocol
-    notes: tuple
+    notes: tuple  # sentences on files that are coded in another way
 
 
 def check_binary(

@@ -551,7 +551,7 @@ def difficulty(
 class Gained:
     "What was measured on one data set, less the regression of the same people."
 
-    name: str
+    name: str  # of the data set, with source and target
     people: int  # test people
     mean: tuple  # dB of the mean of 8 draws of the bridge, and its 95 % interval
     draw: float  # dB of one draw of the bridge
@@ -598,12 +598,12 @@ ALPHA = 0.05
 class Rule:
     "Where a bridge from the mean gained over a regression."
 
-    measure: str
-    border: float
+    measure: str  # its name, a key of `Gained.values`
+    border: float  # the value of the measure from which the answer changes
     above: bool  # it gains above the border, or below
     p: float  # of the rank correlation, for all that were tried
     right: int  # sets that a border found without them judges rightly
-    sets: int
+    sets: int  # that there are in all
 
     def gains(
         self,

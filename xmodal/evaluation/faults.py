@@ -20,8 +20,8 @@ from ..data.check import best_flip, best_shift, mutual_information, quantise, sm
 class Facts:
     "What is kept of one case: small pictures in file units, and a few numbers."
 
-    name: str
-    subject: str
+    name: str  # of the case
+    subject: str  # whom it shows
     pred: np.ndarray  # (n, 1, h, w) small translation
     truth: np.ndarray  # (n, 1, h, w) small truth
     block: int  # rows and columns of the file behind one row or column here

@@ -151,7 +151,9 @@ def overlap(
     )
 
 # %% ../../nbs/evaluation/72_masks.ipynb #00000014
-def surface(m) -> np.ndarray:  # boolean, same shape
+def surface(
+    m,  # boolean mask, 2-D or 3-D
+) -> np.ndarray:  # boolean, same shape
     """Pixels of a boolean mask that have a neighbour outside it, sharing an edge (2-D) or a face
     (3-D); beyond the image is outside.
     """

@@ -742,8 +742,13 @@ def inception(
     return lambda v: net(to_size(v))
 
 
-def feature_rows(images, name, data_range, features) -> np.ndarray:  # (n, d) float64
-    "The features of every image, one row each; name: what to call them in an error."
+def feature_rows(
+    images,  # of one size or of several
+    name: str,  # what an error calls them
+    data_range: tuple,  # values of black and white
+    features,  # (1, 3, H, W) in [-1, 1] -> (1, d)
+) -> np.ndarray:  # (n, d) float64
+    "The features of every image, one row each."
     rows = []
     for i, v in enumerate(images):
         rgb = as_rgb(as_image(v, f'{name} {i}'), data_range)

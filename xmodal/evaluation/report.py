@@ -123,8 +123,8 @@ class RunReport:
     draws: dict = None  # number of draws; ranks: name -> shares of pixels by rank of the truth
     nfe: int = None  # network calls per image
     steps: int = None  # of the sampler
-    seconds_per_image: float = None
-    training_seconds: float = None
+    seconds_per_image: float = None  # of sampling
+    training_seconds: float = None  # of the whole training
     memory_gb: float = None  # peak of the process, or of its GPU
     steps_done: int = None  # of the training
     split: dict = None  # train, val, test -> subjects

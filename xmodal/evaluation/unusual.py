@@ -265,7 +265,7 @@ class Reference:
 
 def save_reference(
     folder,  # of a model
-    found: Reference,
+    found: Reference,  # what is usual, from the people of the training
 ):
     "Keep a reference with a model."
     folder = Path(folder)
@@ -346,7 +346,7 @@ MEANING = (
 
 
 def judged(
-    known: Reference,
+    known: Reference,  # of the people of the training
     new: dict,  # part -> (D,) of a scan
     spread: float = None,  # of its draws; None: not comparable
 ) -> dict:  # Parts, Warning, Meaning: as it stands in the notes

@@ -115,7 +115,10 @@ readers = [  # pattern of a phrase -> the fields it says
 ]
 
 
-def parts_between(text: str, separator: str) -> list:  # separator: a regular expression
+def parts_between(
+    text: str,  # of a prompt, or a part of it
+    separator: str,  # regular expression
+) -> list:  # of texts
     "The parts of a text that hold something, without the blanks around them."
     return [p.strip() for p in re.split(separator, text) if p.strip()]
 

@@ -110,7 +110,9 @@ heads = dict(
 codes = dict(IR='inversion recovery', EP='echo planar', SE='spin echo', GR='gradient echo')
 
 # %% ../../nbs/metadata/50_record.ipynb #3be8d43f
-def table(**rows) -> dict:  # form=spellings with | between them
+def table(
+    **rows,  # form=spellings, with | between them
+) -> dict:
     "Spelling in lower case -> the form that is kept."
     return {s.lower(): form for form, spelled in rows.items() for s in (form, *spelled.split('|'))}
 

@@ -847,8 +847,8 @@ class ScanProtocol:
 
     modality: str  # one of `modalities`
     site: str = 'Guys'  # hospital
-    maker: str = 'Philips'
-    model: str = 'Gyroscan Intera'
+    maker: str = 'Philips'  # of the scanner
+    model: str = 'Gyroscan Intera'  # of the scanner, as its maker calls it
     field: float = 1.5  # tesla, 1.5 or 3
     tr: float = 0.0  # repetition time, ms
     te: float = 0.0  # echo time, ms
@@ -1101,12 +1101,12 @@ def varied(
 class BidsRequest:
     "How all subjects of a BIDS data set are scanned; see `write_bids`."
 
-    modalities: list
-    voxel: float
-    seed: int
-    noise: float | None
-    bias: float | None
-    vary: bool
+    modalities: list  # contrasts, of T1w, T2w, PDw, FLAIR and CT
+    voxel: float  # mm
+    seed: int  # of the whole data set
+    noise: float | None  # see `scan`; None: by field strength
+    bias: float | None  # see `scan`; None: by field strength
+    vary: bool  # TR and TE of their own for every person, not those of the site
 
 
 def bids_subject(

@@ -157,7 +157,9 @@ def stretched(
     return a[:, lo] * (1 - w) + a[:, lo + 1] * w
 
 # %% ../../nbs/simulators/23_land.ipynb #f39509e7
-def mixed(*ids) -> np.ndarray:  # uint32
+def mixed(
+    *ids,  # whole numbers, or arrays of them that go together
+) -> np.ndarray:  # uint32
     "Scramble whole-number arrays, together, into one 32-bit identity."
     h = np.uint32(0x9E3779B9)
     with np.errstate(over='ignore'):
@@ -172,7 +174,9 @@ def mixed(*ids) -> np.ndarray:  # uint32
     return h
 
 
-def chance(*ids) -> np.ndarray:  # float32 in [0, 1)
+def chance(
+    *ids,  # as of `mixed`
+) -> np.ndarray:  # float32 in [0, 1)
     "A random number that belongs to identities."
     return (mixed(*ids) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
@@ -688,9 +692,9 @@ def snowed(
 class LandScene:
     "A piece of land in cells of 5 m, two per pixel of 10 m; north is up. Made by `scene`."
 
-    seed: int
-    season: str
-    region: str
+    seed: int  # the place
+    season: str  # one of `seasons`
+    region: str  # one of `regions`
     material: np.ndarray  # (2n, 2n) uint8, place in `materials`
     ground: np.ndarray  # (2n, 2n) height of the earth, m
     top: np.ndarray  # (2n, 2n) height of trees and buildings on it, m

@@ -963,7 +963,10 @@ def write_series(
         d.save_as(folder / f'IM{d.InstanceNumber:04d}.dcm', enforce_file_format=True)
 
 # %% ../../nbs/simulators/22_pelvis.ipynb #48a8f870
-def pelvis_people(n: int, seed: int) -> list:  # of dict(patient, site, age, seed)
+def pelvis_people(
+    n: int,  # patients, 1 or more
+    seed: int,  # of the whole data set
+) -> list:  # of dict(patient, site, age, seed)
     "The patients of a data set; asking for more does not change the first ones."
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise InputError(f'n {n!r}: give the number of patients, 1 or more')

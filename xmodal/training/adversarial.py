@@ -84,7 +84,7 @@ class LossInputs:
 class Objective:
     "One adversarial method: what is generated, and the two losses."
 
-    about: str
+    about: str  # one sentence: the method and how its players meet
     discriminators: Callable  # (channels, ch, size, options) -> dict name -> discriminator
     make: Callable  # LossInputs -> dict of tensors
     discriminator: Callable  # (LossInputs, generated) -> loss
@@ -911,8 +911,8 @@ class ZeroAnchor:
 class Zero(Estimator):
     "A denoiser that always answers zero, also about the noise."
 
-    bridge: object
-    anchor: object = None
+    bridge: object  # that samplers ask for coefficients
+    anchor: object = None  # predicted mean, where a bridge starts from one
     latent = 0
 
     def __call__(

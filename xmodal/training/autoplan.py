@@ -26,7 +26,7 @@ class Known:
     people: int  # who are learned from
     images: int  # slices, or pictures, of these people
     rows: int  # of the largest
-    columns: int
+    columns: int  # of the same image
     minutes: float  # that a training may take
     spacing: float = 0.0  # mm from pixel to pixel; 0: pictures
     distance: float = 0.0  # mm from slice to slice; 0: pictures
@@ -160,8 +160,8 @@ class Choice:
     "One parameter, its value and why."
 
     name: str  # a parameter of the job
-    value: object
-    why: str
+    value: object  # what it becomes
+    why: str  # the reason in words; empty: there is nothing to say
 
 
 def speed_of(

@@ -129,7 +129,7 @@ class MeanOf(Network):
 
     def __init__(
         self,
-        anchor: Anchor,
+        anchor: Anchor,  # whose mean is given; its spread is left out
     ):
         "Keep it."
         super().__init__()
@@ -152,7 +152,7 @@ class AnchorLoss(nn.Module):
 
     def __init__(
         self,
-        anchor: Anchor,
+        anchor: Anchor,  # that learns
         rule: str = 'nll',  # row of `spread_rules`
         folds=None,  # Folds whose residuals the spread is fitted to; None: the anchor's own
     ):
@@ -207,7 +207,7 @@ class AnchorFit:
     model: dict  # arguments of `build_anchored`
     recipe: Recipe  # of the row; its steps are the denoiser's
     out: Path  # folder of the row: the anchors lie in `anchor` under it
-    plan: AnchorPlan = AnchorPlan()
+    plan: AnchorPlan = AnchorPlan()  # how many folds and steps, and the rule of the spread
     resume: bool = False  # go on from checkpoints, where there are any
     change: tuple = ()  # names in the row's recipe that may have changed; anchors keep theirs
     how: dict = field(default_factory=dict)  # of `train`: workers, device, accumulate, ...

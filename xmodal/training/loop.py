@@ -1365,8 +1365,8 @@ class Training:
     "A training under way: what it works with, and what has gathered since the last row of the log."
 
     acc: object  # accelerate's Accelerator
-    m: Method
-    run: RunState
+    m: Method  # the row of `methods` that is trained
+    run: RunState  # networks, optimisers, averaged weights, recipe
     work: object  # the trainer: what a step is
     folder: Path  # of checkpoints
     log: object  # Log of the process that writes, else None
