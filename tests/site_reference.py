@@ -63,12 +63,38 @@ def meanings(thing) -> dict:
     return meanings_of(thing)
 
 
+def written(function) -> str:
+    "A function without a name as it stands behind its parameter, alone in its line."
+    try:
+        found = re.search(r'\blambda\b.*?(?=,?\s*(?:#|$))', inspect.getsource(function).strip())
+    except (OSError, TypeError):
+        found = None
+    return found[0] if found else 'function'
+
+
+def said_briefly(value) -> str:
+    "A record by what differs from its own defaults, as `SampleOptions()`; '' if it is no record."
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return ''
+    told = []
+    for f in dataclasses.fields(value):
+        made = f.default_factory is not dataclasses.MISSING
+        usual, is_now = f.default_factory() if made else f.default, getattr(value, f.name)
+        if usual is dataclasses.MISSING or repr(usual) != repr(is_now):
+            told.append(f'{f.name}={is_now!r}')
+    return f'{type(value).__name__}({", ".join(told)})'
+
+
 def default_of(value) -> str:
     "The default of an argument, short enough to be read."
     if inspect.isroutine(value) or isinstance(value, type):
-        return value.__name__
+        return written(value) if value.__name__ == '<lambda>' else value.__name__
     if isinstance(value, enum.Enum):
         return str(value)
+    if isinstance(value, slice) and value == slice(None):
+        return 'slice(None)'
+    if as_made := said_briefly(value):
+        return as_made
     text = re.sub(r'<function (?:[\w.<>]+\.)?(\w+) at 0x\w+>', r'\1', repr(value))
     text = re.sub(r'<(?:[\w.]+\.)?(\w+)(?: object)? at 0x\w+>', r'<\1>', text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'
@@ -118,12 +144,23 @@ def result_of(thing) -> str:
         return ''
 
 
-def shown_default(p) -> str:
-    "The default of a parameter as a word; a factory of a record makes a new value each time."
+def shown_default(p, factories=()) -> str:
+    "The default of a parameter as a word; of a record's factory, what it makes."
     if is_passed_on(p):
         return 'depends'
-    text = default_of(p.default)
-    return 'new' if text == '<factory>' else text
+    made = dict(factories).get(p.name)
+    value = made() if made else p.default
+    if made and hasattr(value, 'tolist'):
+        return str(value.tolist())
+    return default_of(value)
+
+
+def factories_of(thing) -> dict:
+    "Field -> what makes its default anew for every record."
+    if not dataclasses.is_dataclass(thing):
+        return {}
+    found = {f.name: f.default_factory for f in dataclasses.fields(thing)}
+    return {k: v for k, v in found.items() if v is not dataclasses.MISSING}
 
 
 def is_passed_on(p) -> bool:
@@ -131,7 +168,7 @@ def is_passed_on(p) -> bool:
     return type(p.default).__name__ == 'Unsaid'
 
 
-def signature(name, parameters, result) -> str:
+def signature(name, parameters, result, factories=()) -> str:
     "The call as a person writes it, in one line if it fits."
     shown, named = [], False
     for p in [p for p in parameters if not is_passed_on(p)]:
@@ -142,7 +179,7 @@ def signature(name, parameters, result) -> str:
         kind = type_of(p.annotation)
         text = f'{star}{p.name}' + f': {kind}' * bool(kind)
         if p.default is not p.empty:
-            text += (' = ' if kind else '=') + shown_default(p)
+            text += (' = ' if kind else '=') + shown_default(p, factories)
         shown.append(text)
     tail = f' -> {result}' * bool(result)
     line = f'{name}({", ".join(shown)}){tail}'
@@ -159,7 +196,7 @@ def arguments(thing, parameters, known) -> list:
     for p in parameters:
         star = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
         said = words.get(star + p.name) or words.get(p.name) or ''
-        default = '' if p.default is p.empty else shown_default(p)
+        default = '' if p.default is p.empty else shown_default(p, factories_of(thing))
         rows.append((star + p.name, default, said))
     return rows
 
@@ -172,7 +209,8 @@ def described(thing, name) -> dict:
     prose, known, back = split_doc(thing)
     rows = arguments(thing, parameters, known)
     back = back or meanings(thing).get('return', '')
-    text = f'```python\n{signature(name, parameters, result_of(thing))}\n```\n\n{plain(prose)}\n\n'
+    call = signature(name, parameters, result_of(thing), factories_of(thing))
+    text = f'```python\n{call}\n```\n\n{plain(prose)}\n\n'
     if rows:
         cells = [(f'`{n}`', f'`{d}`' if d else '', plain(said)) for n, d, said in rows]
         lines = ['| ' + ' | '.join(map(in_table, cell)) + ' |' for cell in cells]
