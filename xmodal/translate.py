@@ -556,7 +556,7 @@ def check_answer(
 def draws(
     tr,  # OpenedModel or Translator
     y,  # (N, C, H, W) scaled source images; a volume as one state (1, C, S, H, W)
-    how: SampleOptions = SampleOptions(),  # see there
+    how: SampleOptions = SampleOptions(),  # steps, draws, noise and the rest
     names=None,  # what identifies each image; its seed hangs on it. Default: its number
     # (3, dim) or (N, 3, dim) from `context`, for a model that listens to prompts; default: its
     # usual target
@@ -1328,7 +1328,7 @@ def load_source(
     target,  # request, or None
     noise,  # 'shared' or 'independent'
     force,  # translate what does not fit all the same
-    how: SampleOptions,  # see there
+    how: SampleOptions,  # steps, draws, noise and the rest
     more=None,  # further sources, see `further_sources`
 ) -> Loaded:
     "Open, check and cut a source; raises InputError for what cannot be translated."
@@ -1455,7 +1455,7 @@ def translated_scene(
     ctx,  # (3, dim), or None
     units,  # TargetUnits
     force,  # translate what does not fit all the same
-    how: SampleOptions,  # see there
+    how: SampleOptions,  # steps, draws, noise and the rest
 ) -> dict:  # name -> numpy.memmap (H, W) or (H, W, C); place of a GeoTIFF
     "Check, draw and restore a scene by rows."
     from tqdm.auto import tqdm
