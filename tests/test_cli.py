@@ -563,7 +563,8 @@ def shown_commands():
     for path in sorted((root / 'nbs/guide').glob('*.ipynb')):
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
         texts += [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
-    lines = [line for text in texts for line in text.splitlines()]
+    joined = [re.sub(r'\\\n *', '', text) for text in texts]  # a line that goes on in the next
+    lines = [line for text in joined for line in text.splitlines()]
     found = [re.match(r'(?:\.venv/bin/)?xmodal ([a-z].*)', line) for line in lines]
     words = [shlex.split(m[1], comments=True) for m in found if m]
     return [' '.join(map(shlex.quote, w)) for w in words if w[0] in commands and '|' not in w]
