@@ -34,6 +34,10 @@ from site_cells import folded, is_repr, lead
 GUIDE = [
     'translating',
     'training',
+    'brain_scans',
+    'ct_from_mr',
+    'radar_to_optical',
+    'inspection',
     'data',
     'metadata',
     'evaluation',
