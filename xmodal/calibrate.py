@@ -40,7 +40,7 @@ from .parameters import words_of
 from .training.model_folder import add_intervals, people_learned, spread_words
 from .training.model_folder import StoredIntervals
 from .training.terms import body_of
-from .translate import answers, averaging, is_label, load_source, path_times
+from .translate import answers, averaging, FOUND_BY_FILE, is_label, load_source, path_times
 from .translate import promptable_values, SampleOptions, sampling
 
 # %% ../nbs/use/87_calibrate.ipynb #67e3d8da
@@ -310,11 +310,14 @@ def guarantee(
     "What is promised and what is not, in a few sentences."
     place = dict(body='voxels of the body', all='pixels')[where]
     share = 'at least' if margin else 'about (this is not proven)'
+    rule = tr.data.target_window_rule
+    by_file = 'each scan on its own intensity window'
+    window = by_file if rule in FOUND_BY_FILE else f'all on one intensity window ({rule})'
     words = (
         f'On average over new people like these {n}, an interval holds {share} the share of the '
-        f'{place} that its level names, each scan on its own intensity window. Nothing is promised '
-        'for one person, one voxel, a region or a lesion, nor for people unlike these (another '
-        'scanner, age or disease), nor where the model is asked otherwise.'
+        f'{place} that its level names, {window}. Nothing is promised for one '
+        'person, one voxel, a region or a lesion, nor for people unlike these (another scanner, age '
+        'or disease), nor where the model is asked otherwise.'
     )
     if tr.members:
         words += (
