@@ -18,9 +18,10 @@ from PIL import Image
 from small_model import TINY, xmodal
 
 from xmodal.calibrate import (
-    CalibrateOptions,
     answer_and_truth,
     calibrate,
+    CalibrateOptions,
+    guarantee,
     members_for,
     people_asked,
     store_intervals,
@@ -366,3 +367,9 @@ def test_a_scene_has_them_strip_by_strip(tmp_path, monkeypatch):
     assert isinstance(rows['lower'], np.memmap) and set(rows) == set(whole)
     for k in ('lower', 'upper', 'risk', 'std'):
         np.testing.assert_allclose(np.asarray(rows[k]), whole[k], atol=0.5)
+
+
+@pytest.mark.parametrize('rule, says', [('hu', 'one intensity window (hu)'), ('percentile', 'own')])
+def test_a_promise_names_the_window_that_holds(rule, says):
+    asked = SimpleNamespace(data=SimpleNamespace(target_window_rule=rule), members=(), config={})
+    assert says in guarantee(asked, 9, 'body')
