@@ -316,8 +316,8 @@ def guarantee(
     words = (
         f'On average over new people like these {n}, an interval holds {share} the share of the '
         f'{place} that its level names, {window}. Nothing is promised for one '
-        'person, one voxel, a region or a lesion, nor for people unlike these (another scanner, age '
-        'or disease), nor where the model is asked otherwise.'
+        'person, one voxel, a region or a lesion, nor for people unlike these (another scanner, '
+        'age or disease), nor where the model is asked otherwise.'
     )
     if tr.members:
         words += (

@@ -1327,7 +1327,7 @@ def write_best(
         save_tensors(weights, tmp / 'model.safetensors')
         (tmp / 'best.json').write_text(json.dumps(about), encoding='utf-8')
 
-
+# %% ../../nbs/training/61_loop.ipynb #845f1a02
 def put_back(
     best: Best,  # of the training
     den,  # Denoiser, changed in place
@@ -1471,7 +1471,7 @@ def watched(
     finally:
         watch.end()
 
-# %% ../../nbs/training/61_loop.ipynb #845f1961
+# %% ../../nbs/training/61_loop.ipynb #845f1a01
 def refuse_bad(
     now: Training,  # whose first bad step is shared
 ):
@@ -1490,7 +1490,7 @@ def validated(
     now.best.judge(done, found, now.run)
     return found
 
-
+# %% ../../nbs/training/61_loop.ipynb #845f1961
 def write_row(
     now: Training,  # changed: the next row begins
     k: int,  # number of the step that was just done
