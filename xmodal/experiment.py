@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['MEASURED_BY', 'SMOKE', 'ABOUT', 'SHOWN', 'DRAWS_SHOWN', 'Row', 'options_of', 'read_row', 'row_names', 'Budget',
-           'peak_memory', 'spread_over', 'by_difficulty', 'middles', 'few_of_each', 'with_prompts', 'Experiment',
-           'row_folder', 'load_row', 'log_of', 'agreement', 'finished_row', 'MeasureOptions', 'beside_draws',
-           'measure_row', 'trained_alike', 'keep_rows', 'measured_again', 'plan_row', 'run_row', 'untrained_rows',
-           'images_of', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row', 'pictures_of', 'data_of',
-           'budget_of', 'line_for', 'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment',
-           'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table',
-           'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures',
-           'mean_target', 'mark_of', 'draw_rows', 'of_each', 'draw_scores', 'show_draws_compared', 'draw_curve',
-           'fig_draw_curve', 'keep_result']
+           'peak_memory', 'spread_over', 'by_difficulty', 'middles', 'few_of_each', 'table_of_pairs', 'with_prompts',
+           'Experiment', 'row_folder', 'load_row', 'log_of', 'agreement', 'finished_row', 'MeasureOptions',
+           'beside_draws', 'measure_row', 'trained_alike', 'keep_rows', 'measured_again', 'plan_row', 'run_row',
+           'untrained_rows', 'images_of', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row',
+           'pictures_of', 'data_of', 'budget_of', 'line_for', 'machine_name', 'experiment', 'short_warnings',
+           'known_data', 'cdtsde_experiment', 'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores',
+           'score_texts', 'score_table', 'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs',
+           'show_pairs', 'show_pictures', 'mean_target', 'mark_of', 'draw_rows', 'of_each', 'draw_scores',
+           'show_draws_compared', 'draw_curve', 'fig_draw_curve', 'keep_result']
 
 # %% ../nbs/use/83_experiment.ipynb #bffd9d7c
 import json, math, shutil
@@ -27,7 +27,7 @@ from .core import InputError, project_root
 from .files import atomic
 from .parameters import numbers, words_of
 from .show import show_grid
-from .data.layouts import datasets
+from .data.layouts import datasets, find_records
 from xmodal.engine import (
     MASK_MEASURES,
     MEASURES,
@@ -238,6 +238,20 @@ def few_of_each(
         own.setdefault(s, []).append(i)
     at = [mine[k] for mine in own.values() for k in middles(len(mine), number)]
     return data.view(data.items[at])
+
+# %% ../nbs/use/83_experiment.ipynb #c1d2e3a8
+def table_of_pairs(
+    records,  # pairs; `subject` says who, or what place, is never divided
+    file,  # CSV file to write; its folder is made
+) -> str:  # the whole path of the file, a data set in the layout `csv`
+    "Write pairs as a table that a training can be given."
+    import pandas as pd
+
+    file, whole = Path(file).resolve(), lambda v: str(Path(v).resolve())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pairs = ((whole(r.source), whole(r.target), r.subject) for r in records)
+    pd.DataFrame(pairs, columns=['source', 'target', 'subject']).to_csv(file, index=False)
+    return str(file)
 
 # %% ../nbs/use/83_experiment.ipynb #b3765d19
 def with_prompts(

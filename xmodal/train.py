@@ -6,22 +6,22 @@
 __all__ = ['LOWEST', 'GENTLE', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Plan', 'print_once', 'first_alone', 'shrink',
            'sees_beside', 'check_lowest', 'check_anchored', 'anchor_plan', 'check_seen_beside', 'check_draws_asked',
            'check_prompts', 'check_words', 'check_cross', 'spread_evenly', 'paper_slices', 'with_block',
-           'with_anchor_named', 'fill_in', 'find_targets', 'typed_recipe', 'recipe_of', 'check_recipe', 'optimiser_of',
-           'dropout_of', 'recipe_line', 'judged_of', 'changes_of', 'check_budget', 'with_steps', 'decided_by_hand',
-           'undecided', 'planned_for', 'with_auto', 'values_of_model', 'like_start', 'check_own_folder',
-           'refuse_teacher', 'refuse_other_question', 'people_of_teacher', 'with_teacher', 'say_plan', 'plan',
-           'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid', 'check_field', 'with_network',
-           'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made', 'places_named', 'files_of_pairs',
-           'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts', 'people_known', 'advice_for',
-           'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained',
-           'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of', 'sampling_of', 'scores_of',
-           'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target',
-           'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window', 'target_middle',
-           'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside', 'about_data',
-           'with_earlier', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws',
-           'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of',
-           'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run', 'finished_run',
-           'run_planned', 'train_command', 'train_as_typed']
+           'with_anchor_named', 'fill_in', 'find_targets', 'typed_recipe', 'goes_gently', 'recipe_of', 'check_recipe',
+           'optimiser_of', 'dropout_of', 'recipe_line', 'judged_of', 'changes_of', 'check_budget', 'with_steps',
+           'decided_by_hand', 'undecided', 'planned_for', 'with_auto', 'values_of_model', 'like_start',
+           'check_own_folder', 'refuse_teacher', 'refuse_other_question', 'people_of_teacher', 'with_teacher',
+           'say_plan', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid',
+           'check_field', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made',
+           'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts',
+           'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row',
+           'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of',
+           'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws',
+           'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
+           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
+           'about_data', 'with_earlier', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores',
+           'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits',
+           'member_of', 'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run',
+           'finished_run', 'run_planned', 'train_command', 'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -439,6 +439,13 @@ def typed_recipe(
     return asked
 
 
+def goes_gently(
+    p: Job,  # init, lr
+) -> bool:
+    "Does it begin with a model, and has nobody typed a rate?"
+    return bool(p.init) and not p.lr
+
+
 def recipe_of(
     p: Plan,  # what was asked for
     method: str,  # row of `methods`: the job's, or the baseline
@@ -450,7 +457,7 @@ def recipe_of(
         asked['terms'] = terms_among(p.terms, IMAGE_TERMS)
         return recipe_with(method, asked, p.backbone)
     found = recipe_with(method, asked | typed_recipe(p), p.backbone, p.recipe)
-    return replace(found, lr=found.lr / GENTLE) if p.init and not p.lr else found
+    return replace(found, lr=found.lr / GENTLE) if goes_gently(p) else found
 
 # %% ../nbs/use/84_train.ipynb #a8968eed
 def check_recipe(
@@ -495,7 +502,7 @@ def recipe_line(
     drop = network_sizes(p, 0, dropout=dropout_of(p)).get('dropout')
     drop = f', dropout {drop:g}' if drop else ''
     asked = f'; asked for: {own}' if own else ''
-    if p.init and not p.lr:
+    if goes_gently(p):
         asked += f'; rate over {GENTLE}, as it begins with a model (lr for another)'
     return f'recipe {p.recipe}{source}: {words}{drop}{asked}'
 
