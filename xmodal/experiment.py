@@ -27,7 +27,7 @@ from .core import InputError, project_root
 from .files import atomic
 from .parameters import numbers, words_of
 from .show import show_grid
-from .data.layouts import datasets, find_records
+from .data.layouts import datasets
 from xmodal.engine import (
     MASK_MEASURES,
     MEASURES,
