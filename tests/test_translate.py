@@ -449,3 +449,33 @@ def test_finished_means_finished(model, tmp_path):
     assert isinstance(
         tr.translate(nib.load(tmp_path / 'two.nii.gz'), steps=1, force=True), nib.Nifti2Image
     )
+
+
+class Noisy(torch.nn.Module):
+    "A network whose answer is its state: what comes out is noise."
+
+    config = dict(channels=1)
+
+    def forward(self, x, t, y, ctx=None, side=None):
+        return x
+
+
+def test_noise_hangs_on_the_values_of_a_scan_and_not_on_its_name(tmp_path):
+    den = build('ddpm', 1, net=dict(ch=8, mults=(1, 2)))
+    den.net = Noisy()
+    tr = Translator(den.eval(), dict(model=dict(method='ddpm', channels=1), data=VOLUME))
+    rng, found = np.random.default_rng(0), {}
+    one, other = (rng.uniform(0, 1000, (32, 32, 3)).astype(np.float32) for _ in range(2))
+    (tmp_path / 'elsewhere').mkdir()
+    for name, values in dict(a=one, b=other, **{'elsewhere/c': one}).items():
+        nib.save(nib.Nifti1Image(values, np.diag([3.0, 3, 3, 1])), tmp_path / f'{name}.nii')
+        found[name] = {
+            noise: tr.translate(tmp_path / f'{name}.nii', noise=noise, steps=2).get_fdata()
+            for noise in ('shared', 'independent', 'same')
+        }
+    alike = lambda x, y: np.corrcoef(x.ravel(), y.ravel())[0, 1]
+    a, b, c = found['a'], found['b'], found['elsewhere/c']
+    assert all(np.array_equal(a[k], c[k]) for k in a)
+    assert abs(alike(a['shared'], b['shared'])) < 0.2 and alike(a['same'], b['same']) > 0.99
+    slices = lambda x: alike(x[..., 0], x[..., 2])
+    assert slices(a['shared']) > 0.99 and abs(slices(a['independent'])) < 0.2

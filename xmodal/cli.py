@@ -112,8 +112,9 @@ class Drawing:
     )
     noise: str = option(
         'shared',
-        'slices of a volume share their noise, or each has its own',
-        choices=('shared', 'independent'),
+        'slices of a scan share their noise, or each has its own (independent), or all scans have'
+        ' the same',
+        choices=('shared', 'independent', 'same'),
     )
     target: str = option(
         '',

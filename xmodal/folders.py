@@ -574,7 +574,7 @@ class TranslateOptions:
     more: list = None  # further sources of one file; None: looked for beside it
     samples: int = 1  # draws; their mean is the translation
     temperature: float = 1.0  # factor of all noise of a draw; 1: as trained
-    noise: str = 'shared'  # or 'independent': among the slices of a volume
+    noise: str = 'shared'  # by the slices of a scan; or 'independent', or 'same' for all scans
     mix: bool = False  # also the share of the source along the path
     interval: float = None  # level of intervals, of a calibrated model: also their two ends
     risk: bool = False  # of a calibrated model: also the expected absolute error

@@ -24,7 +24,8 @@ import torch
 
 from .core import InputError, first_line, limit
 from .data.frames import ABSENT, Changed, Frame, PictureFrame, check_picture
-from .data.frames import concerns_of_picture, is_path, settle_nodata, tile_side
+from .data.frames import concerns_of_picture, is_path, noise_names, settle_nodata
+from .data.frames import tile_side, value_mark
 from .data.images import IMAGE_ENDINGS, NotMeasured, Place, bands_of, has_rasterio
 from .data.images import is_tiff, new_geotiff, nodata_tag, place_on_earth, shape_of_image
 from .data.windows import Window, ignored_value, window_of
@@ -242,13 +243,15 @@ class Survey:
     counts: np.ndarray  # how often each occurs; None: nobody has counted
     sample: np.ndarray  # (C, h, w), every k-th pixel; NaN: not measured
     why: set  # reasons for holes: nan, nodata, ignored, alpha
+    mark: int  # of all values, see `value_mark`
 
 
 def look_over(
     scene: SceneFile,  # that is looked at
 ) -> Survey:
     "One look at all pixels; raises InputError for infinite values, or where nothing is measured."
-    tally, why, rows, measured = tally_for(scene.d.source_window, scene.dtype), set(), [], False
+    tally, why, rows = tally_for(scene.d.source_window, scene.dtype), set(), []
+    measured, mark = False, 0
     k = max(1, math.isqrt(math.prod(scene.shape) // 2**22))
     for first, stop in scene.blocks():
         x = scene.lines(first, stop, why)
@@ -257,11 +260,12 @@ def look_over(
             raise InputError(f'{scene.name}: holds infinite values; replace them before use')
         measured = measured or bool(there.all(0).any())
         tally.add(x[there])
+        mark += value_mark(x)
         rows.append(x[:, -first % k :: k, ::k])
     if not measured:
         raise NotMeasured(f'{scene.name}: no pixel is measured in all of its {scene.bands} bands')
     sample = np.concatenate(rows, 1)
-    return Survey(*tally.found(sample), sample, why)
+    return Survey(*tally.found(sample), sample, why, mark % 2**64)
 
 # %% ../nbs/use/79_scenes.ipynb #f77c37a0
 def rank_value(
@@ -367,6 +371,13 @@ class Scene(Surveyed, Frame):
             said.append(f'percentiles are those of {self.survey.sample.size:,} of its pixels')
         concerns = concerns_of_picture(self.d, self.nothing(), self.name)
         return [*[(None, words) for words in said], *concerns]
+
+    def names(
+        self,
+        noise,  # word of NOISES
+    ) -> list:  # one name
+        "What its seed hangs on: that of the same picture in memory."
+        return noise_names(self.survey.mark, 1, noise)
 
     @property
     def grey(self) -> np.ndarray:  # (C, h, w), scaled

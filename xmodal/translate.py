@@ -39,7 +39,7 @@ from xmodal.data.frames import (
     image_like,
     is_path,
 )
-from .data.frames import stride_of, tile_side
+from .data.frames import NOISES, stride_of, tile_side
 from .data.units import TargetUnits, label_type, own_type, target_limits
 from .data.volumes import AXES
 from .data.windows import Window
@@ -207,7 +207,7 @@ class Translator(OpenedModel):
         target: dict = None,  # request, for a model with prompts, as dict(modality='T2w', TE=100)
         known: dict = None,  # of the source, as `target`; default: what stands beside a file
         samples: int = 1,  # so many translations are drawn, and their mean is returned
-        noise: str = 'shared',  # by the slices of a volume; 'independent': each has its own
+        noise: str = 'shared',  # by slices of a scan; 'independent': none; 'same': all scans
         mix: bool = False,  # for `maps`; makes no difference here
         force: bool = False,  # translate what does not fit the model all the same, with a warning
         more: list = None,  # further sources, in the model's order; None in it: not there
@@ -235,7 +235,7 @@ class Translator(OpenedModel):
         target: dict = None,  # request, for a model with prompts
         known: dict = None,  # of the source; default: sidecar and participants.tsv beside a file
         samples: int = 1,  # 'mean' is the mean of so many, 'std' their deviation per voxel
-        noise: str = 'shared',  # by the slices of a volume; 'independent': each has its own
+        noise: str = 'shared',  # by slices of a scan; 'independent': none; 'same': all scans
         mix: bool = False,  # also 'mix': the source's share of the path at every time
         force: bool = False,  # translate what does not fit the model all the same, with a warning
         more: list = None,  # further sources, for a model of several; default: looked for
@@ -1326,7 +1326,7 @@ def load_source(
     source,  # as in `Translator.maps`
     known,  # metadata of the source, or None: read beside its file
     target,  # request, or None
-    noise,  # 'shared' or 'independent'
+    noise,  # word of NOISES: what shares its noise
     force,  # translate what does not fit all the same
     how: SampleOptions,  # steps, draws, noise and the rest
     more=None,  # further sources, see `further_sources`
@@ -1335,8 +1335,8 @@ def load_source(
     if tr.average == 'results':
         asked = source, known, target, noise, force, how, more
         return LoadedByEach([load_source(m, *asked) for m in tr.members])
-    if noise not in ('shared', 'independent'):
-        raise InputError(f"noise must be 'shared' or 'independent', got {noise!r}")
+    if noise not in NOISES:
+        raise InputError(unknown_word('noise', noise, NOISES))
     d, where = tr.data, path_of(source)
     check_ahead(d, how)
     found = further_sources(d, where, more)
@@ -1345,7 +1345,7 @@ def load_source(
         known = nearby_metadata(where)
     ctx, units = tr.context(known, target), target_units(d, known, target)
     if scene := scene_of(source, d, tr.model.channels, found, not_by_rows(tr, how)):
-        return Loaded(scene, how, units, ctx, force, scene=True)
+        return Loaded(scene, how, units, ctx, force, names=scene.names(noise), scene=True)
     frame = frame_of(source, d, tr.model.channels)
     y = checked_cut(frame, known, where, force)
     axes = flip_axes(frame.d if isinstance(frame, VolumeFrame) else d, how.flips)
@@ -1381,7 +1381,7 @@ def answers(
         each = [answers(m, [v])[0] for m, v in zip(tr.members, a.parts)]
         return [{(i, k): v for i, got in enumerate(each) for k, v in got.items()}]
     if a.scene:
-        return [translated_scene(tr, a.frame, a.ctx, a.units, a.force, a.how)]
+        return [translated_scene(tr, a)]
     if len(some) == 1:
         got = [draws(tr, a.y, a.how, a.names, a.ctx, a.label, a.side)]
     else:
@@ -1451,19 +1451,16 @@ def summed_strips(
 # %% ../nbs/use/85_translate.ipynb #0420d782
 def translated_scene(
     tr,  # Translator
-    scene,  # scenes.Scene
-    ctx,  # (3, dim), or None
-    units,  # TargetUnits
-    force,  # translate what does not fit all the same
-    how: SampleOptions,  # steps, draws, noise and the rest
+    loaded: Loaded,  # of a scenes.Scene
 ) -> dict:  # name -> numpy.memmap (H, W) or (H, W, C); place of a GeoTIFF
     "Check, draw and restore a scene by rows."
     from tqdm.auto import tqdm
 
+    scene, ctx, how, force = loaded.frame, loaded.ctx, loaded.how, loaded.force
     check_counts(how)
     for concerns in (scene.concerns(), concerns_of_values(tr.data, scene.grey)):
         settle_concerns(concerns, scene.name, force)
-    units, (high, wide) = scene.settle(units), scene.sides
+    units, (high, wide) = scene.settle(loaded.units), scene.sides
     use = sampling(tr, how.steps, how.tau, **how.options)
     number = high * wide * tr.data.channels[1]
     maps = (how.samples > 1) + 2 * bool(how.interval) + how.risk
@@ -1478,7 +1475,7 @@ def translated_scene(
     total = how.samples * asked * tiled.count(scene.sides)
     with tqdm(total=total, desc='translating', unit='tile', disable=not how.progress) as bar:
         lines, more = SceneLines(scene, tr.device), dict(ctx=ctx, bar=bar, folder=FOLDER.get())
-        seeds = [seed_of(how.seed, k, 0) for k in range(how.samples)]
+        seeds = [seed_of(how.seed, k, *loaded.names) for k in range(how.samples)]
         drawn = [SceneSampling(tr.model.method, tiled, lines, [s], **more, **use) for s in seeds]
         more = lambda got: expected_errors(tr.data.intervals, how, got)
         strips = summed_strips([v.answers() for v in drawn], units.label, more)
