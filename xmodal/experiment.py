@@ -8,15 +8,16 @@ __all__ = ['MEASURED_BY', 'SMOKE', 'ABOUT', 'SHOWN', 'DRAWS_SHOWN', 'Row', 'opti
            'Experiment', 'row_folder', 'load_row', 'log_of', 'agreement', 'finished_row', 'MeasureOptions',
            'beside_draws', 'measure_row', 'trained_alike', 'keep_rows', 'measured_again', 'plan_row', 'run_row',
            'untrained_rows', 'images_of', 'identity_rows', 'run_rows', 'own_and_exchanged', 'translate_row',
-           'pictures_of', 'data_of', 'budget_of', 'line_for', 'machine_name', 'experiment', 'short_warnings',
-           'known_data', 'cdtsde_experiment', 'metadb_experiment', 'prompted', 'unprompted', 'image_means', 'scores',
-           'score_texts', 'score_table', 'show_comparison', 'show_test', 'against', 'metadb_rows', 'exchange_costs',
-           'show_pairs', 'show_pictures', 'mean_target', 'mark_of', 'draw_rows', 'of_each', 'draw_scores',
-           'show_draws_compared', 'draw_curve', 'fig_draw_curve', 'keep_result']
+           'pictures_of', 'stops_of', 'fig_validation', 'show_stops', 'data_of', 'budget_of', 'line_for',
+           'machine_name', 'experiment', 'short_warnings', 'known_data', 'cdtsde_experiment', 'metadb_experiment',
+           'prompted', 'unprompted', 'image_means', 'scores', 'score_texts', 'score_table', 'show_comparison',
+           'show_test', 'against', 'metadb_rows', 'exchange_costs', 'show_pairs', 'show_pictures', 'mean_target',
+           'mark_of', 'draw_rows', 'of_each', 'draw_scores', 'show_draws_compared', 'draw_curve', 'fig_draw_curve',
+           'keep_result']
 
 # %% ../nbs/use/83_experiment.ipynb #bffd9d7c
 import json, math, shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ from .evaluation.report import environment, write_json
 from .nets.conditioning import conditionings
 from .training.model_folder import load_model, save_model
 from .metadata.record import FIELDS
-from .training.loop import Recipe
+from .training.loop import Judged, Recipe
 
 # %% ../nbs/use/83_experiment.ipynb #440ebdd2
 @dataclass(frozen=True)
@@ -139,13 +140,15 @@ class Budget:
 
     steps: int = 400  # optimiser steps
     batch: int = 8  # images of a step
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 1e-3  # peak learning rate; 0: of each row what its method's recipe says
     ema: float = 0.99  # decay of the averaged weights
     ch: int = 24  # channels of the network's first level
     mults: tuple = (1, 2, 2)  # channels of each level, times `ch`
     layers: int = 1  # residual blocks per level
     precision: str = 'no'  # 'no' (32 bits), 'bf16' or 'fp16'
     channels_last: bool = False  # channels lie last in memory, which some machines compute faster
+    val_every: int = 0  # steps between validations, of which the best is kept; 0: nobody validates
+    patience: int = 0  # validations without a better one that end a row; 0: it takes all steps
 
     def recipe(
         self,
@@ -154,8 +157,20 @@ class Budget:
     ) -> Recipe:
         "The training of a row: the budget over what its method says."
         asked = {k: getattr(self, k) for k in ('steps', 'batch', 'ema', 'precision')}
-        asked |= dict(lr=row.lr or self.lr, channels_last=self.channels_last, seed=seed)
+        asked |= dict(channels_last=self.channels_last, seed=seed)
+        asked |= dict(lr=row.lr or self.lr) if row.lr or self.lr else {}
         return recipe_with(row.method, asked)
+
+    def judged(self) -> Judged:
+        "Which weights of a row are kept, and when it may end."
+        if self.patience and not self.val_every:
+            raise InputError('patience counts validations, and there are none; give val_every')
+        return Judged('psnr', self.patience, 64) if self.val_every else Judged()
+
+    def agreed(self) -> dict:
+        "What has to agree with results that were kept; a row that nobody judged says nothing of it."
+        unsaid = () if self.val_every else ('val_every', 'patience')
+        return {k: v for k, v in asdict(self).items() if k not in unsaid}
 
     def model(
         self,
@@ -258,21 +273,16 @@ def with_prompts(
     row: Row,  # what it listens to, and which fields are said
     parts: Parts,  # images and records
     cache=None,  # folder of the encoder's cache
-) -> tuple:  # training set, test set, length of an embedding (0: without prompts)
-    """Training and test set, with contexts if the row listens to prompts, and the length of an
-    embedding.
-    """
+) -> tuple:  # Parts, length of an embedding (0: without prompts)
+    "The parts, with contexts if the row listens to prompts, and the length of an embedding."
     critics = get_method(row.method).adversarial
     # SR-Net reads the prompts even if the generator does not
     reads = critics and find_objective(critics, row.objective).options.get('semantic')
     if row.text == 'none' and not reads:
-        return parts.train, parts.test, 0
+        return parts, 0
     table = contexts(parts.records, 'record', row.fields, cache=cache)
-    return (
-        WithContext(parts.train, table),
-        WithContext(parts.test, table),
-        next(iter(table.values())).shape[-1],
-    )
+    told = {k: WithContext(v, table) for k, v in parts.parts.items()}
+    return replace(parts, **told), next(iter(table.values())).shape[-1]
 
 # %% ../nbs/use/83_experiment.ipynb #928bd68b
 @dataclass(frozen=True)
@@ -328,7 +338,7 @@ def agreement(
     measured: dict,  # at which numbers of evaluations (nfes), and whether masks
 ) -> dict:  # in the form in which JSON gives it back
     "What has to agree with a finished result for it to be used."
-    agree = {**asdict(x.budget), **x.about, **measured}
+    agree = {**x.budget.agreed(), **x.about, **measured}
     agree |= {'data': x.parts.data.folder.name, 'people': x.parts.split}
     mine = json.loads(json.dumps(agree))
     if dim:
@@ -503,6 +513,7 @@ def plan_row(
         workers=x.workers,
         device=x.device,
     )
+    often |= dict(val_every=x.budget.val_every, judged=x.budget.judged())
     recipe = x.budget.recipe(row, seed)
     return RowPlan(row.method, model, recipe, folder, row.objective, **often, **where)
 
@@ -518,7 +529,8 @@ def run_row(
     Raises InputError if that was under another budget.
     """
     row, folder = read_row(name), row_folder(x, name, seed)
-    train, test, dim = with_prompts(row, x.parts)
+    parts, dim = with_prompts(row, x.parts)
+    train, test = parts.train, parts.test
     mine = agreement(row, x, train, dim, asked.agreed())
     if trained_alike(folder, mine):
         return measured_again(row, x, seed, asked, mine, test)
@@ -529,7 +541,7 @@ def run_row(
     plan = plan_row(row, x, seed, x.budget.model(row, train, dim))
     den, model = build_row(plan, train)
     begun = clock(x.device)
-    fit_row(plan, den, model, train)
+    fit_row(plan, den, model, train, parts.val if plan.val_every else None)
     spent = math.nan if plan.resume else clock(x.device) - begun
     same = dict(method=name, seed=seed, training=spent)
     same['parameters'] = sum(q.numel() for q in den.parameters())
@@ -634,7 +646,7 @@ def translate_row(
     "Translations of test images by a row that was trained before."
     seed = x.seeds[0] if seed is None else seed
     row = read_row(name)
-    test = with_prompts(row, x.parts)[1]
+    test = with_prompts(row, x.parts)[0].test
     how, data = own_sampling(row.method, row.sampler), view(test) if view else test
     return translations(load_row(x, name, seed), data, how, seed if noise is None else noise, items)
 
@@ -645,6 +657,68 @@ def pictures_of(
 ) -> dict:  # name -> (images kept, C, H, W)
     "The translations that were kept while rows were measured, of the first seed."
     return {n: np.load(row_folder(x, n) / 'pictures.npy') for n in names}
+
+# %% ../nbs/use/83_experiment.ipynb #e1b52ec2
+def stops_of(
+    x: Experiment,  # that has trained the rows
+    names: list,  # of rows
+):  # DataFrame, a line per row and seed: kept, dB, ended (steps), finished (None: nobody judged)
+    "When each row was best on the people who validate, when it ended, and what ended it."
+    import pandas as pd
+
+    found, wait = [], x.budget.patience * x.budget.val_every
+    for name in names:
+        for seed in x.seeds:
+            log = log_of(x, name, seed)
+            ended, judged = int(log.step.iloc[-1]), log.dropna(subset=['val_psnr'])
+            line = dict(method=name, seed=seed, kept=ended, dB=math.nan, ended=ended, finished=None)
+            if len(judged):
+                best = judged.val_psnr.idxmax()
+                line |= dict(kept=int(log.step[best]), dB=log.val_psnr[best])
+                line['finished'] = bool(wait) and ended - line['kept'] >= wait
+            found.append(line)
+    return pd.DataFrame(found)
+
+
+def fig_validation(
+    x: Experiment,  # that has trained the rows
+    names: list,  # of rows
+):  # matplotlib figure
+    "What the people who validate saw of every row; a dot is what was kept."
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7, 3.2), layout='constrained')
+    for i, name in enumerate(names):
+        for seed in x.seeds:
+            seen = log_of(x, name, seed).dropna(subset=['val_psnr'])
+            how = dict(color=plt.cm.tab20(i % 20), lw=1)
+            label = name if seed == x.seeds[0] else None
+            ax.plot(seen.step, seen.val_psnr, label=label, **how)
+            if len(seen):
+                best = seen.val_psnr.idxmax()
+                ax.plot(seen.step[best], seen.val_psnr[best], 'o', ms=4, color=how['color'])
+    ax.set(xlabel='steps', ylabel='PSNR of people who validate, dB')
+    ax.legend(fontsize=6, ncols=2, loc='center left', bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def show_stops(
+    x: Experiment,  # that has trained the rows
+    names: list,  # of rows
+):  # DataFrame of `stops_of`, to be shown
+    "The curves of all rows, and in words which of them had not stopped improving."
+    import matplotlib.pyplot as plt
+
+    stops = stops_of(x, names)
+    if not x.budget.val_every:
+        print('nobody validated: rows ended after their steps, whether they had stopped or not')
+        return stops
+    fig_validation(x, names)
+    plt.show()
+    late = stops[~stops.finished.astype(bool)]
+    words = ', '.join(f'{v.method} (seed {v.seed})' for v in late.itertuples())
+    print(f'unfinished, ended by their steps: {words or "none"}')
+    return stops
 
 # %% ../nbs/use/83_experiment.ipynb #6346101a
 # the smallest form of an experiment
@@ -691,7 +765,7 @@ def budget_of(
 ) -> Budget:
     "What a notebook's parameters say about networks and training."
     mults = tuple(numbers(p.mults, 'mults', low=1))
-    given = {f.name: getattr(p, f.name) for f in fields(Budget)}
+    given = {f.name: getattr(p, f.name) for f in fields(Budget) if hasattr(p, f.name)}
     return Budget(**{**given, 'mults': mults})
 
 # %% ../nbs/use/83_experiment.ipynb #c3830be9
@@ -701,13 +775,19 @@ def line_for(
     machine: str,  # in words
 ) -> str:
     "One sentence that stands under a table: data, protocol, budget and machine."
-    usual = datasets.get(p.dataset)
+    usual, often = datasets.get(p.dataset), getattr(p, 'val_every', 0)
+    rate = f'{p.lr:g}' if p.lr else 'of each method'
+    until = f' until {p.patience} validations saw nothing better' if often and p.patience else ''
+    kept = (
+        f' ({len(parts.val)} images judge every {often} steps, the best is kept)' if often else ''
+    )
+    spent = f'{"at most " * bool(until)}{p.steps} steps{until}{kept}'
     source = p.source or getattr(usual, 'source', '')
     target = p.target or getattr(usual, 'target', '')
     return (
         f'{p.dataset} {source} to {target}: {len(parts.split["train"])} subjects train,'
         f' {len(parts.split["test"])} test, {len(parts.test)} images of {p.size} x {p.size};'
-        f' protocol fixed, range -1 to 1, no mask; {p.steps} steps of {p.batch}, lr {p.lr:g}, ema'
+        f' protocol fixed, range -1 to 1, no mask; {spent} of {p.batch}, lr {rate}, ema'
         f' {p.ema}, UNet ch {p.ch} x {p.mults}, seeds {p.seeds}; {machine}'
     )
 
