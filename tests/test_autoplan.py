@@ -46,7 +46,7 @@ def test_what_is_decided_stays(folder, capsys):
     p = plan(Job(**folder, plan='auto', method='regression', name='never', ch=12, device='cpu'))
     out = capsys.readouterr().out
     assert p.ch == 12 and p.size == 0 and p.patch == 0 and p.augment == 'light'
-    assert p.terms == 'gradient:0.5'
+    assert p.terms == '' and p.val_images == 30  # small pictures: no edges, and more validate
     assert 'plan auto: 4 people' in out or 'plan auto: 5 people' in out
     assert 'ch         12       decided by hand' in out
     assert p.chosen and p.chosen in out
@@ -185,3 +185,25 @@ def test_a_term_is_chosen_for_a_regression_alone(folder, capsys):
     assert plan(Job(**folder, **asked, method='i2sb')).terms == ''
     assert 'terms' not in capsys.readouterr().out
     assert plan(Job(**folder, **asked, method='regression', terms='ssim:0.1')).terms == 'ssim:0.1'
+
+
+def test_edges_count_where_samples_are_large_enough():
+    "A term on edges cost decibels on crops of 32 pixels and brought some on slices."
+    terms = lambda **f: {c.name: c.value for c in choose(Known(40, 360, minutes=5.0, **f))}['terms']
+    assert terms(rows=32, columns=32) == ''
+    assert terms(rows=256, columns=256) == 'gradient:0.5' == terms(rows=64, columns=64)
+
+
+def test_more_images_validate_where_they_are_small():
+    def looks(**f):
+        got = {c.name: c.value for c in choose(Known(40, 360, minutes=5.0, **f))}
+        return got['val_images']
+
+    assert looks(rows=256, columns=256) == 16 < looks(rows=32, columns=32) <= 64
+
+
+def test_little_to_learn_from_is_bent_as_few_people_are():
+    bent = lambda **f: {c.name: c.value for c in choose(Known(minutes=5.0, **f))}['augment']
+    assert bent(people=107, images=321, rows=32, columns=32) == 'light'
+    assert bent(people=107, images=321, rows=256, columns=256) == 'none'
+    assert bent(people=5, images=321, rows=256, columns=256) == 'light'

@@ -367,7 +367,8 @@ class ByTraining(BySamples):
 NOISE_RULES = ('zero', 'markov', 'vp', 'half')
 # what a plan may decide
 PLANNED = ('size', 'spacing', 'patch', 'ch', 'mults', 'batch', 'augment', 'terms', 'context')
-PLANNED += ('steps', 'epochs', 'minutes', 'keep', 'val_every', 'source_window', 'target_window')
+PLANNED += ('steps', 'epochs', 'minutes', 'keep', 'val_every', 'val_images')
+PLANNED += ('source_window', 'target_window')
 
 
 @dataclass(frozen=True)

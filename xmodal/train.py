@@ -594,17 +594,19 @@ def undecided(
     if 'steps' in free:
         free['minutes'] = 0.0
     if not validated:
-        free = {k: v for k, v in free.items() if k not in ('keep', 'val_every')}
+        free = {k: v for k, v in free.items() if k not in ('keep', 'val_every', 'val_images')}
     return free
 
 
 def planned_for(
     p: Job,  # what the plan is for
 ) -> tuple:  # names that a plan for any job decides and that are not for this one
-    "A term was measured for regressions; a data set knows the rules of its intensities."
+    """Terms were measured for regressions, and other methods need many calls for an image that
+    validates; a data set knows the rules of its intensities.
+    """
     rules = zip(('source_window', 'target_window'), windows_of(p, targets_of(p)))
     ruled = tuple(name for name, rule in rules if rule)
-    return ruled if p.method == 'regression' else (*ruled, 'terms')
+    return ruled if p.method == 'regression' else (*ruled, 'terms', 'val_images')
 
 # %% ../nbs/use/84_train.ipynb #a07071a3
 def with_auto(
