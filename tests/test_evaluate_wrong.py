@@ -266,6 +266,30 @@ def test_an_error_of_fifty_hu_is_fifty(tmp_path, capsys):
     assert code == 1 and 'lower one first' in lines[0]
 
 
+@pytest.mark.parametrize('scale', [['--window', 'hu'], ['--hu', '-1000:1000']])
+def test_what_is_in_hu_is_said_in_hu_as_a_whole_and_inside_regions(scale, tmp_path, capsys):
+    for i in range(3):
+        t = -1000 + 2000 * scene(i, 40, 44, 24)
+        bone = np.zeros(t.shape, np.uint8)
+        bone[10:30, 12:32] = 2
+        for d, v in dict(t=t, p=t + 20 + 60 * (bone > 0), m=np.ones_like(t), r=bone).items():
+            save(tmp_path / d / f'sub-{i}_CT.nii.gz', v.astype(np.float32))
+    words = ['evaluate', tmp_path / 'p', tmp_path / 't', '--mask', tmp_path / 'm', *scale]
+    words += ['--roi', tmp_path / 'r', '--classes', '2:bone', '--out', tmp_path / 'run']
+    words += ['--protocol', 'synthrad'] * (scale[0] == '--hu')
+    code, numbers, _, lines = here(capsys, *words)
+    assert code == 0, lines
+    inside = (20 * 20) / (40 * 44)
+    assert numbers['mae_hu'] == pytest.approx(20 + 60 * inside, abs=0.2)
+    assert numbers['bone mae_hu'] == pytest.approx(80, abs=0.1)
+    assert numbers['bone bias_hu'] == pytest.approx(80, abs=0.1)
+    kept = json.loads((tmp_path / 'run' / 'metrics.json').read_text())['scores']
+    assert kept['p in bone']['mae_hu']['mean'] == pytest.approx(80, abs=0.1)
+    plain = [w for w in words if w not in scale and w not in ('--protocol', 'synthrad')]
+    code, numbers, _, lines = here(capsys, *plain, '--window', '-1000:1000')
+    assert code == 0 and not [k for k in numbers if 'hu' in k], 'nobody has said that it is HU'
+
+
 def test_bytes_are_no_hounsfield_units(tmp_path, capsys):
     grey(tmp_path)
     grey(tmp_path / 'm', lambda p, i: 1 + 0 * p)

@@ -1193,7 +1193,7 @@ def evaluate_in_regions(
     cases = [replace(c, ignore=a.ignore) for c in match(a.pred, a.truth, labels=a.roi, **how)]
     rule, pred = scales_asked(a)
     names = read_classes(a.classes) if a.classes else None
-    rows = region_rows(cases, names, rule, pred, bars)
+    rows = region_rows(cases, names, rule, pred, bars, bool(a.hu))
     stats = label_stats(rows, ('pixels',))
     say_stats(stats, f'inside the label, per file, scaled by {truth_rule(cases[0], rule)}')
     for line in absent_lines(rows):

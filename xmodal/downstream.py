@@ -351,19 +351,23 @@ def region_measures(
     d: dict,  # from `read_case`
     similar,  # its SSIM map
     inside,  # boolean, the shape of its arrays
+    hu=False,  # are the files in Hounsfield units?
 ) -> dict:
     "The measures of one region; SSIM is NaN where all of it lies at the border."
     if not inside.any():
-        return dict.fromkeys(('psnr', 'ssim', 'mae', 'bias'), math.nan)
+        names = ('psnr', 'ssim', 'mae', 'bias', *(('mae_hu', 'bias_hu') if hu else ()))
+        return dict.fromkeys(names, math.nan)
     r = ssim_reach['gauss']
     inner = (Ellipsis, slice(r, -r), slice(r, -r))
     seen = similar[inner][as_mask(inside, similar.shape)[inner]]
-    return dict(
+    out = dict(
         psnr=psnr(d['pred'], d['truth'], (-1, 1), inside),
         ssim=float(seen.mean()) if seen.size else math.nan,
         mae=mae(d['pred'], d['truth'], (-1, 1), inside),
         bias=float((d['pred'] - d['truth'])[inside].mean() / 2),
     )
+    width = d['window'].hi - d['window'].lo
+    return out | {f'{k}_hu': out[k] * width for k in ('mae', 'bias') if hu}
 
 # %% ../nbs/use/89_downstream.ipynb #5bd5c12a
 def region_rows(
@@ -372,13 +376,14 @@ def region_rows(
     window=None,  # rule for the truth, see `read_case`
     pred_window=None,  # the translations' own scale, see `read_case`
     progress: bool = True,  # draw a bar
-):  # pandas.DataFrame: subject, image, name, label, pixels, psnr, ssim, mae, bias
+    hu: bool = False,  # are the files in Hounsfield units? With the window hu they are
+):  # pandas.DataFrame: subject, image, name, label, pixels, psnr, ssim, mae, bias, [mae_hu, bias_hu]
     "The translation inside every label of every case. Raises InputError naming a file."
     import pandas as pd
     from tqdm.auto import tqdm
 
     check_cases(cases)
-    rows, seen = [], set()
+    rows, seen, hu = [], set(), hu or window == 'hu'
     for i, c in enumerate(tqdm(cases, desc='regions', disable=not progress, leave=False)):
         d = read_case(c, window, pred_window)
         if names:
@@ -390,7 +395,7 @@ def region_rows(
             inside = lab == k
             about = dict(subject=c.subject, image=i, name=c.name, label=int(k))
             about['pixels'] = int(inside.sum())
-            rows.append(about | region_measures(d, similar, inside))
+            rows.append(about | region_measures(d, similar, inside, hu))
             seen.add(int(k))
     if not seen:
         raise InputError(f'{cases[0].labels}: no label in it or in the others; check the folder')

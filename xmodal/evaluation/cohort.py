@@ -11,14 +11,14 @@ __all__ = ['SUBJECT', 'ENDINGS', 'OTHER_ENDINGS', 'DRAW', 'KINDS', 'HEADS', 'bar
            'read_marks', 'known_in', 'read_source', 'refuse_ignored', 'read_case', 'is_stated', 'hu_rule',
            'filled_inside', 'survey', 'check_spans', 'of_labels', 'notes_on', 'left_out', 'measured_mask',
            'kept_slices', 'slices_of', 'check_cases', 'unit_of', 'scale_words', 'check_unmeasured', 'hole_notes',
-           'evaluate_cases', 'evaluate_mask_cases', 'as_stack', 'mask_notes', 'MaskCoding', 'check_binary', 'is_grey',
-           'grey_share', 'mask_coding', 'binary_coding', 'grey_coding', 'values_text', 'mask_remedy', 'classes_words',
-           'check_classes', 'marks_of', 'labels_of', 'read_masks', 'error_by_label', 'spread_and_error',
-           'calibration_rows', 'calibration']
+           'in_hounsfield', 'evaluate_cases', 'evaluate_mask_cases', 'as_stack', 'mask_notes', 'MaskCoding',
+           'check_binary', 'is_grey', 'grey_share', 'mask_coding', 'binary_coding', 'grey_coding', 'values_text',
+           'mask_remedy', 'classes_words', 'check_classes', 'marks_of', 'labels_of', 'read_masks', 'error_by_label',
+           'spread_and_error', 'calibration_rows', 'calibration']
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #eabea0e0
 import itertools, re, string, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from ..data.frames import measured
 from ..data.volumes import load_volume
 from ..data.windows import Window, ignored_value, window_of
 from .faults import facts_beside_truth, find_faults
-from .metrics import mae, measure_cases, table_of_measures
+from .metrics import by_subject, mae, measure_cases, summary, table_of_measures
 from .masks import mask_protocol, measure_labels
 from .protocols import Evaluation, evaluate, protocol_options, protocols
 from .statistics import with_intervals
@@ -1007,6 +1007,18 @@ def hole_notes(
         words += f'; {", ".join(wide)} look at neighbours too, and see both images black there'
     return [words]
 
+# %% ../../nbs/evaluation/75_cohort.ipynb #1f5e0c7a
+def in_hounsfield(
+    e: Evaluation,  # of any protocol
+    window=None,  # rule for the truth, see `read_case`
+) -> Evaluation:
+    "The same, under `fixed` with the error in HU beside it if the window says that these are HU."
+    if window != 'hu' or e.protocol != 'fixed':
+        return e
+    w, row = fixed_window(window), protocols[e.protocol]
+    rows = e.rows.assign(mae_hu=(w.hi - w.lo) * e.rows['mae'])
+    return replace(e, rows=rows, subjects=by_subject(rows), stats=summary(rows, row.over, row.ddof))
+
 # %% ../../nbs/evaluation/75_cohort.ipynb #6b641296
 @passes_on(protocol_options)
 def evaluate_cases(
@@ -1024,7 +1036,6 @@ def evaluate_cases(
 ) -> Evaluation:
     """Measure cases under a protocol; raises InputError naming the file that cannot be measured.
     Faults that are likely stand in `.notes`."""
-    from dataclasses import replace
     from tqdm.auto import tqdm
 
     check_cases(cases)
@@ -1048,7 +1059,7 @@ def evaluate_cases(
                 where.append((c.name, k))
                 yield (p, t, c.subject) if m is None else (p, t, c.subject, m)
 
-    e = evaluate(every(), (-1, 1), protocol, **options)
+    e = in_hounsfield(evaluate(every(), (-1, 1), protocol, **options), window)
     for i, col in enumerate(('name', 'slice')):
         e.rows.insert(2 + i, col, [w[i] for w in where])
     notes += hole_notes(torn, e.stats, ignored_of(cases[0], window))
