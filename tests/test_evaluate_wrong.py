@@ -290,6 +290,15 @@ def test_what_is_in_hu_is_said_in_hu_as_a_whole_and_inside_regions(scale, tmp_pa
     assert code == 0 and not [k for k in numbers if 'hu' in k], 'nobody has said that it is HU'
 
 
+def test_a_protocol_that_lacks_its_mask_or_its_scale_names_the_word(tmp_path, capsys):
+    brains(tmp_path, n=2)
+    words = ['evaluate', tmp_path / 'p', tmp_path / 't', '--protocol', 'synthrad']
+    code, _, _, lines = here(capsys, *words, '--hu', '-1000:1000')
+    assert code == 1 and len(lines) == 1 and '--mask FOLDER' in lines[0], lines
+    code, _, _, lines = here(capsys, *words, '--mask', tmp_path / 't')
+    assert code == 1 and len(lines) == 1 and '--hu -1000:1000' in lines[0], lines
+
+
 def test_bytes_are_no_hounsfield_units(tmp_path, capsys):
     grey(tmp_path)
     grey(tmp_path / 'm', lambda p, i: 1 + 0 * p)

@@ -11,12 +11,13 @@ __all__ = ['LEVELS', 'PASSED_ON', 'PRINTED_OF_MASKS', 'segmenter_tasks', 'data_t
            'AllPairs', 'Pairs', 'Looking', 'Measuring', 'Download', 'add_data_parser', 'add_check_parser',
            'add_difficulty_parser', 'add_models_parser', 'FirstLook', 'add_demo_parser', 'bars_drawn', 'note_line',
            'main', 'about_failure', 'all_stays', 'say_temperature', 'opened_model', 'translate', 'bids_app',
-           'as_classes', 'check_evaluate', 'check_downstream', 'read_classes', 'read_hu', 'evaluate_as_masks',
-           'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'scales_asked', 'evaluate_in_regions',
-           'segmenter_known', 'evaluate_segmented', 'evaluate_in_features', 'read_folders', 'evaluate_registered',
-           'evaluate_downstream', 'keep_evaluation', 'evaluate_command', 'report', 'calibrate_model', 'keep_usual',
-           'output_asked', 'pages_of', 'page', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data',
-           'show_card', 'get_data', 'say_shipped', 'models', 'demonstrate', 'check_data_set', 'measure_difficulty']
+           'as_classes', 'check_protocol', 'check_evaluate', 'check_downstream', 'read_classes', 'read_hu',
+           'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'scales_asked',
+           'evaluate_in_regions', 'segmenter_known', 'evaluate_segmented', 'evaluate_in_features', 'read_folders',
+           'evaluate_registered', 'evaluate_downstream', 'keep_evaluation', 'evaluate_command', 'report',
+           'calibrate_model', 'keep_usual', 'output_asked', 'pages_of', 'page', 'segmenter', 'learn_segmenter',
+           'apply_segmenter', 'data', 'list_data', 'show_card', 'get_data', 'say_shipped', 'models', 'demonstrate',
+           'check_data_set', 'measure_difficulty']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -985,6 +986,28 @@ def as_classes(
     return f'; instead of {rule}, name the labels: --classes {words}{ignoring}'
 
 # %% ../nbs/use/98_cli.ipynb #05a85a7d
+def check_protocol(
+    a,  # what was typed
+):
+    "Raise InputError before a file is read where a protocol lacks its masks or its scale."
+    from xmodal.core import InputError
+    from xmodal.evaluation.protocols import protocols
+
+    row = protocols.get(a.protocol)
+    if row is None or a.masks:
+        return
+    if row.mask == 'required' and not a.mask:
+        raise InputError(
+            f'--protocol {a.protocol} measures inside the outline of the body; give a folder of'
+            ' masks that are not 0 there: --mask FOLDER'
+        )
+    if 'hu' in row.options and not a.hu:
+        raise InputError(
+            f'--protocol {a.protocol} measures CT in Hounsfield units; say which window the files'
+            ' have: --hu -1000:1000'
+        )
+
+
 def check_evaluate(
     a,  # what was typed
 ):
@@ -1004,6 +1027,7 @@ def check_evaluate(
             '--classes names the values of label maps, which are measured with --masks, --roi or'
             ' --segmenter; add one of them, or leave --classes away'
         )
+    check_protocol(a)
     check_downstream(a)
     if a.out and any((Path(a.out) / n).exists() for n in ('model', 'checkpoints')):
         raise InputError(f'{a.out}: holds a training run; give --out another folder')

@@ -985,7 +985,10 @@ def check_unmeasured(
             f'{words}, and protocol {protocol} measures whole images; use fixed, or fill it'
         )
     if row.mask == 'required' and case.mask is None:
-        raise InputError(f'{words}, and protocol {protocol} needs a mask of the body as well')
+        raise InputError(
+            f'{words}, and protocol {protocol} needs a mask of the body as well: give their folder'
+            ' (--mask FOLDER)'
+        )
 
 
 def hole_notes(

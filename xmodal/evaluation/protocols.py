@@ -115,7 +115,8 @@ def hounsfield(
     if hu is None:
         raise InputError(
             'protocol synthrad measures CT in Hounsfield units: give hu=(low, high),'
-            ' the HU that the ends of data_range stand for, such as hu=(-1000, 1000);'
+            ' the HU that the ends of data_range stand for, such as hu=(-1000, 1000)'
+            ' (--hu -1000:1000);'
             ' for other images use fixed'
         )
     low, R = as_range(hu)
@@ -313,7 +314,7 @@ def check_defined(
     if mask is None and row.mask == 'required':
         raise InputError(
             f'protocol {name} measures inside a mask (the outline of the body):'
-            ' give one with every case'
+            ' give one with every case (--mask FOLDER)'
         )
     if mask is not None and row.mask == 'none':
         raise InputError(
