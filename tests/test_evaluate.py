@@ -83,7 +83,9 @@ def folders(tmp_path_factory):
 def test_numbers_carry_their_protocol(folders, tmp_path):
     r = started('evaluate', folders / 'good', folders / 'truth', '--out', tmp_path / 'run')
     assert r.returncode == 0, r.stderr
-    line = next(l for l in r.stdout.splitlines() if l.startswith('psnr'))
+    lines = r.stdout.splitlines()
+    at = next(i for i, l in enumerate(lines) if l.startswith('psnr'))
+    line = '; '.join(lines[at - 1 : at + 1])  # the protocol stands above its numbers
     for word in (
         'dB',
         '4 subjects',

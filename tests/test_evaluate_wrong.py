@@ -606,3 +606,25 @@ def test_names_that_say_another_modality(tmp_path, capsys):
     assert code == 0 and any('its name says T2w, that of its truth FLAIR' in n for n in notes), (
         notes
     )
+
+
+# ---------------------------------------------------------------- what is said once
+def test_the_protocol_is_printed_once_above_its_numbers(tmp_path, capsys):
+    from xmodal.cli import main
+
+    grey(tmp_path)
+    for i in range(6):
+        save(tmp_path / 'r' / f'sub-{i:02d}_1.png', np.full((SIZE, SIZE), 1 + i % 2, np.uint8))
+        both = np.zeros((SIZE, SIZE), np.uint8)
+        both[10:30, 10:30] = 255
+        for side in ('mp', 'mt'):
+            save(tmp_path / side / f'sub-{i:02d}_1.png', both)
+    folders = [str(tmp_path / 'p'), str(tmp_path / 't')]
+    assert main(['evaluate', *folders, '--roi', str(tmp_path / 'r')]) == 0
+    out = capsys.readouterr().out
+    assert out.count('protocol fixed') == 1 and out.count('inside the label') == 1, out
+    lines = out.splitlines()
+    at = next(i for i, v in enumerate(lines) if 'protocol fixed' in v)
+    assert lines[at + 1].startswith('psnr ') and 'dB' in lines[at + 1]
+    assert main(['evaluate', str(tmp_path / 'mp'), str(tmp_path / 'mt'), '--masks']) == 0
+    assert capsys.readouterr().out.count('masks: distances') == 1

@@ -316,7 +316,7 @@ def with_verb(
 # %% ../nbs/use/98_cli.ipynb #b21bdab3
 @dataclass(frozen=True)
 class Scaling:
-    "By which rules intensities are measured; all of it is printed beside the numbers."
+    "By which rules intensities are measured; all of it is printed above the numbers."
 
     protocol: str = option('fixed', 'fixed, cdtsde, selfrdb, syndiff or synthrad')
     window: str | None = option(
@@ -451,7 +451,7 @@ def add_evaluate_parser(
         'evaluate',
         'measure a folder of translations against the truth',
         'Match two folders by file name and measure them under a named protocol, which is'
-        ' printed beside every number. Nothing is resampled, rescaled or left out to make them'
+        ' printed above the numbers. Nothing is resampled, rescaled or left out to make them'
         ' fit: what does not fit is named, and the exit code is 1.',
     )
     e.add_argument(
@@ -1129,10 +1129,11 @@ def evaluate_as_masks(
     stats = {n: with_intervals(summary(g), g) for n, g in groups}
     for note in rows.attrs['notes']:
         print(f'note: {note}')
+    print(label)
     for k in PRINTED_OF_MASKS:
         for name, g in groups:
             text = with_interval(format_masks(g, k), stats[name][k], '.3f')
-            print(f'{name}{" " * bool(name)}{k} {text} [{label}]')
+            print(f'{name}{" " * bool(name)}{k} {text}')
     scores = {f'{Path(a.pred).name} {n}'.strip(): s for n, s in stats.items()}
     return rows, label, scores, rows.attrs['notes']
 
@@ -1155,7 +1156,6 @@ def evaluate_as_images(
 def evaluate_as_draws(
     a,  # what was typed
     cases,  # from `cohort.match`
-    label: str,  # protocol in words
     bars: bool,  # draw progress bars
 ) -> tuple:  # rows, from `draws.draw_summary`; (None, {}) without draws
     "Measure several draws of every file as a distribution and print the scores."
@@ -1173,9 +1173,9 @@ def evaluate_as_draws(
     how = DrawOptions(a.protocol, read_hu(a.hu).get('hu'), a.lpips or '')
     rows = evaluate_draws(cases, how, a.window, a.pred_window, a.per, bars)
     stats = draw_summary(rows)
+    print(f'as a distribution, {number} draws of each file, under the same protocol')
     for k in stats:
-        people = f'n = {stats[k]["n_subjects"]}'
-        print(f'{k} {draw_text(stats, k)} ({people}; {number} draws) [{label}]')
+        print(f'{k} {draw_text(stats, k)} (n = {stats[k]["n_subjects"]}; {number} draws)')
     for line in lines_on_draws({Path(a.pred).name: rows}, number, a.lpips or ''):
         print(f'note: {line}')
     return rows, stats
@@ -1185,12 +1185,13 @@ def say_stats(
     stats: dict,  # label -> measure -> numbers, from `downstream.label_stats`
     label: str,  # protocol in words
 ):
-    "Print the numbers of every label, each with its interval and protocol."
+    "Print the protocol, then the numbers of every label, each with its interval."
     from xmodal.evaluation.metrics import format_interval
 
+    print(label)
     for name, mine in stats.items():
         for k in mine:
-            print(f'{name} {k} {format_interval(mine, k)} [{label}]')
+            print(f'{name} {k} {format_interval(mine, k)}')
 
 
 def scales_asked(
@@ -1402,7 +1403,7 @@ def evaluate_command(
     missing = left_out(a.truth, cases)
     measure = evaluate_as_masks if a.masks else evaluate_as_images
     rows, label, scores, notes = measure(a, cases, missing, bars)
-    drawn, stats = (None, {}) if a.masks else evaluate_as_draws(a, cases, label, bars)
+    drawn, stats = (None, {}) if a.masks else evaluate_as_draws(a, cases, bars)
     scores |= {k: {**v, **stats} for k, v in scores.items() if stats}
     print(interval_note(rows['subject'].nunique()))
     tables = {'rows.csv': rows} | ({} if drawn is None else {'draws.csv': drawn})
