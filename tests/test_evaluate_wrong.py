@@ -628,3 +628,54 @@ def test_the_protocol_is_printed_once_above_its_numbers(tmp_path, capsys):
     assert lines[at + 1].startswith('psnr ') and 'dB' in lines[at + 1]
     assert main(['evaluate', str(tmp_path / 'mp'), str(tmp_path / 'mt'), '--masks']) == 0
     assert capsys.readouterr().out.count('masks: distances') == 1
+
+
+# ---------------------------------------------------------------- names that meet
+SENTINEL = 'ROIs1868_summer_{}_59_p{}'
+
+
+def test_names_meet_without_the_word_of_their_modality_wherever_it_stands(tmp_path, capsys):
+    for i in range(4):
+        v = bytes_of(scene(i))
+        save(tmp_path / 'p' / f'{SENTINEL.format("s1", i)}.png', np.roll(v, 1, 0))
+        save(tmp_path / 't' / f'{SENTINEL.format("s2", i)}.png', v)
+        save(tmp_path / 'm' / f'{SENTINEL.format("mask", i)}.png', np.ones_like(v))
+    folders = tmp_path / 'p', tmp_path / 't'
+    code, numbers, notes, lines = here(
+        capsys, 'evaluate', *folders, '--mask', tmp_path / 'm', '--out', tmp_path / 'run'
+    )
+    assert code == 0 and numbers['psnr'] > 15, lines
+    told = [n for n in notes if 'files count as' in n]  # four patches are one scene
+    group = re.search(r"give group '(.*?)' \(--group", told[0])[1]
+    code, _, _, _ = here(capsys, 'evaluate', *folders, '--group', group, '--out', tmp_path / 'run')
+    kept = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+    assert code == 0 and kept['subjects'] == ['ROIs1868_summer_s2_59']
+
+
+@pytest.mark.parametrize(
+    'preds, truths, said',
+    [
+        (['T1_{}', 'T2_{}'], ['FLAIR_{}'], 'both would be'),  # which of the two?
+        (['{}_s1_x'], ['s2_{}_x', 's1_{}_x'], 'both would be'),
+        (['patch_s1_7{}'], ['patch_s2_8{}'], 'has no truth'),
+    ],
+)
+def test_names_that_meet_in_two_ways_are_refused(preds, truths, said, tmp_path, capsys):
+    for side, names in dict(p=preds, t=truths).items():
+        for i in range(2):
+            for name in names:
+                save(tmp_path / side / f'{name.format(i)}.png', bytes_of(scene(i)))
+    code, _, _, lines = here(capsys, 'evaluate', tmp_path / 'p', tmp_path / 't')
+    assert code == 1 and len(lines) == 1 and said in lines[0], lines
+
+
+def test_people_that_were_recognised_are_not_doubted(tmp_path, capsys):
+    for i in range(1, 5):
+        save(tmp_path / 'p' / f'3_0{i}_P_T2.png', bytes_of(scene(i)))
+        save(tmp_path / 't' / f'3_0{i}_P_CT.png', np.roll(bytes_of(scene(i)), 1, 0))
+    code, _, notes, _ = here(
+        capsys, 'evaluate', tmp_path / 'p', tmp_path / 't', '--out', tmp_path / 'run'
+    )
+    kept = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+    assert code == 0 and kept['subjects'] == [f'3_0{i}_P' for i in range(1, 5)]
+    assert not [n for n in notes if 'files count as' in n], notes
