@@ -585,3 +585,18 @@ def test_what_a_header_says_against_itself_is_said(tmp_path, zooms, harm, level,
     report = check('bids', root, size=16, progress=False)
     text = next(t for t in of(report, level, 'header') if words in t)
     assert '(and ' in text and '.nii.gz' in text
+
+
+@pytest.mark.parametrize(
+    'dataset, said', [('pelvis', ''), ('bids', ''), ('folder', 'group '), ('csv', 'column subject')]
+)
+def test_who_is_named_by_the_layout_is_not_doubted(dataset, said):
+    "The hospital before a person's number is no person, and pelvis takes no group."
+    from types import SimpleNamespace
+    from xmodal.data.check import find_groups
+
+    names = [f'{site}_{k:02d}_P' for site in (1, 2, 3) for k in range(4)]
+    found = []
+    report = SimpleNamespace(add=lambda *words: found.append(words[-1]))
+    find_groups([SimpleNamespace(name=n, subject=n) for n in names], report, dataset)
+    assert said in found[0] if said else not found, found

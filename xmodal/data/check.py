@@ -1284,8 +1284,11 @@ def find_strays(
 def find_groups(
     records,  # all of the data set
     report,  # findings are added to it
+    dataset: str = 'folder',  # name in `datasets`
 ):
-    "Names that form groups, where every file counts as a subject of its own."
+    "Names that form groups, where every file counts as a subject of its own and nobody said so."
+    if datasets[dataset].names_people:
+        return
     if len(records) < 8 or len({r.subject for r in records}) < len(records):
         return
     for pattern in (r'^(.+?)[_-]', r'^(.+)[_-]'):  # up to the first separator, or up to the last
@@ -1298,7 +1301,8 @@ def find_groups(
             'leak',
             f'every file counts as a subject of its own, but the names form {len(heads)} groups '
             f'({", ".join(heads[:4])}{" ..." if len(heads) > 4 else ""}); if those are scenes, '
-            f'people or modules, split by them: group {pattern!r}',
+            'people or modules, split by them: '
+            + (f'group {pattern!r}' if dataset != 'csv' else 'name them in the column subject'),
         )
 
 # %% ../../nbs/data/37_check.ipynb #0994d0bb
@@ -1616,7 +1620,7 @@ def check(
         report.add('error', 'unpaired', trouble)
     find_two_rules(dataset, source, source_window, report)
     split = split_to_judge(records, split, report)
-    find_groups(records, report)
+    find_groups(records, report, dataset)
     records = spread_records(records, limit)
     p = look_how(records, dataset, (source, target), (source_window, target_window), size)
     every = look_at_all(records, p, workers, progress)

@@ -1448,10 +1448,19 @@ class DataInfo:
     windows: dict = field(default_factory=dict)
     labels: tuple = ()  # values that the records' masks may have; (): any whole numbers
     finds_all: bool = False  # its reader takes the names of several sources itself
+    # its names say whom a file is of, so that `group` has no say and nobody has to guess
+    names_people: bool = False
 
 # %% ../../nbs/data/36_layouts.ipynb #dacc5bfa
 datasets = dict(
-    phantom=DataInfo(bids, 'T1w', 'T2w', 'simulated brains, written on the spot', 'needs nothing'),
+    phantom=DataInfo(
+        bids,
+        'T1w',
+        'T2w',
+        'simulated brains, written on the spot',
+        'needs nothing',
+        names_people=True,
+    ),
     bids=DataInfo(
         bids,
         'T1w',
@@ -1459,6 +1468,7 @@ datasets = dict(
         'any BIDS data set with two anatomical contrasts',
         'give its folder as root (sub-*/anat/*.nii.gz)',
         dict(CT='hu'),
+        names_people=True,
     ),
     ixi=DataInfo(
         ixi,
@@ -1468,6 +1478,7 @@ datasets = dict(
         'get it with `xmodal data get ixi`, or from https://brain-development.org/ixi-dataset/ (CC'
         ' BY-SA 3.0; archives IXI-T1.tar, IXI-T2.tar, IXI-PD.tar and IXI.xls), unpack into folders'
         ' IXI-T1, IXI-T2, IXI-PD',
+        names_people=True,
     ),
     brats=DataInfo(
         brats,
@@ -1477,6 +1488,7 @@ datasets = dict(
         'register at https://www.synapse.org/brats2021 and download the training data; give the'
         ' folder that holds BraTS2021_00000, ... as root',
         labels=(0, 1, 2, 4),
+        names_people=True,
     ),
     pelvis=DataInfo(
         pelvis,
@@ -1486,6 +1498,7 @@ datasets = dict(
         'ask for access at https://zenodo.org/records/583096; give the folder that holds 1_01_P,'
         ' ... as root',
         dict(CT='hu'),
+        names_people=True,
     ),
 )
 
@@ -1498,6 +1511,7 @@ datasets.update(
         'SEN1-2: 282 384 SAR and optical patches of 256 x 256, four seasons',
         'download from https://mediatum.ub.tum.de/1436631 (CC BY); give the folder that holds'
         ' ROIs1158_spring, ... as root',
+        names_people=True,
     ),
     pscde=DataInfo(
         pscde,
