@@ -679,3 +679,53 @@ def test_people_that_were_recognised_are_not_doubted(tmp_path, capsys):
     kept = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
     assert code == 0 and kept['subjects'] == [f'3_0{i}_P' for i in range(1, 5)]
     assert not [n for n in notes if 'files count as' in n], notes
+
+
+# ---------------------------------------------------------------- two grids
+def on_other_grids(root, name='sub-{}_CT', n=3, f=lambda v: v):
+    "Truths of 2 mm and translations of 4 mm whose field of view ends earlier."
+    x, y, z = np.meshgrid(*map(np.arange, (40, 44, 24)), indexing='ij')
+    for i in range(n):
+        t = (10.0 * x + 6 * y + 3 * z + 40 * i).astype(np.float32)
+        save(root / 't' / f'{name.format(i)}.nii.gz', f(t))
+        (root / 'p').mkdir(exist_ok=True)
+        coarse = nib.Nifti1Image(f(t)[::2, ::2, ::2][:, :-4], np.diag([4.0, 4, 4, 1]))
+        nib.save(coarse, root / 'p' / f'{name.format(i)}.nii.gz')
+
+
+def test_another_grid_has_a_way_out(tmp_path, capsys):
+    on_other_grids(tmp_path)
+    words = ['evaluate', tmp_path / 'p', tmp_path / 't', '--window', '0:800']
+    code, _, _, lines = here(capsys, *words)
+    assert code == 1 and len(lines) == 1 and '--onto truth' in lines[0], lines
+    code, numbers, notes, lines = here(
+        capsys, *words, '--onto', 'truth', '--per', 'volume', '--out', tmp_path / 'run'
+    )
+    assert code == 0 and numbers['mae'] < 2e-3, (numbers, lines)  # a plane is linear
+    assert len([n for n in notes if 'resampled onto the grids of their truths' in n]) == 1
+    assert any('were not measured' in n for n in notes), notes  # beyond the field of view
+    kept = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+    assert 'resampled' in kept['protocol'] and 'p' in kept['scores']
+    assert not list((tmp_path / 'p').glob('*onto*'))
+
+
+def test_labels_go_onto_another_grid_by_their_nearest_voxel(tmp_path, capsys):
+    on_other_grids(tmp_path, f=lambda v: (v // 200).astype(np.float32))
+    words = ['evaluate', tmp_path / 'p', tmp_path / 't', '--masks', '--classes', '1:a,2:b,3:c']
+    code, _, _, lines = here(capsys, *words)
+    assert code == 1 and '--onto truth' in lines[0], lines
+    code, numbers, notes, lines = here(capsys, *words, '--onto', 'truth')
+    assert code == 0 and numbers['b dice'] > 0.9 and any('nearest' in n for n in notes), lines
+
+
+def test_pictures_have_no_place_to_be_resampled_by(tmp_path, capsys):
+    grey(tmp_path, lambda p, i: p[::2, ::2])
+    words = ['evaluate', tmp_path / 'p', tmp_path / 't']
+    code, _, _, lines = here(capsys, *words)
+    assert code == 1 and '--onto' not in lines[0] and 'one size' in lines[0], lines
+    code, _, _, lines = here(capsys, *words, '--onto', 'truth')
+    assert code == 1 and 'a picture has no' in lines[0], lines
+    brains(tmp_path / 'v', n=2)
+    words = ['evaluate', tmp_path / 'v' / 'p', tmp_path / 'v' / 't', '--onto', 'truth']
+    code, _, _, lines = here(capsys, *words, '--rigid', '--source', tmp_path / 'v' / 't')
+    assert code == 1 and '--rigid' in lines[0] and '--onto' in lines[0], lines

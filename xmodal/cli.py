@@ -14,13 +14,14 @@ __all__ = ['LEVELS', 'PASSED_ON', 'PRINTED_OF_MASKS', 'segmenter_tasks', 'data_t
            'as_classes', 'check_protocol', 'check_evaluate', 'check_downstream', 'read_classes', 'read_hu',
            'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'scales_asked',
            'evaluate_in_regions', 'segmenter_known', 'evaluate_segmented', 'evaluate_in_features', 'read_folders',
-           'evaluate_registered', 'evaluate_downstream', 'keep_evaluation', 'evaluate_command', 'report',
-           'calibrate_model', 'keep_usual', 'output_asked', 'pages_of', 'page', 'segmenter', 'learn_segmenter',
-           'apply_segmenter', 'data', 'list_data', 'show_card', 'get_data', 'say_shipped', 'models', 'demonstrate',
-           'check_data_set', 'measure_difficulty']
+           'evaluate_registered', 'evaluate_downstream', 'matched', 'on_asked_grid', 'keep_evaluation',
+           'evaluate_asked', 'evaluate_command', 'report', 'calibrate_model', 'keep_usual', 'output_asked', 'pages_of',
+           'page', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data', 'show_card', 'get_data',
+           'say_shipped', 'models', 'demonstrate', 'check_data_set', 'measure_difficulty']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
+from argparse import Namespace
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -365,6 +366,12 @@ class Matching:
         None, 'regular expression that finds the subject in a file name', metavar='REGEX'
     )
     partial: bool = option(False, 'leave out truths that have no translation, and say so')
+    onto: str | None = option(
+        None,
+        'truth: translations on another grid are resampled onto that of their truth, linearly'
+        ' (labels: nearest voxel), and it is said; what they do not reach is left out',
+        choices=('truth',),
+    )
 
 # %% ../nbs/use/98_cli.ipynb #322a0c9d
 @dataclass(frozen=True)
@@ -451,7 +458,7 @@ def add_evaluate_parser(
         'evaluate',
         'measure a folder of translations against the truth',
         'Match two folders by file name and measure them under a named protocol, which is'
-        ' printed above the numbers. Nothing is resampled, rescaled or left out to make them'
+        ' printed above the numbers. Nothing is resampled, rescaled or left out unasked to make them'
         ' fit: what does not fit is named, and the exit code is 1.',
     )
     e.add_argument(
@@ -1054,6 +1061,11 @@ def check_downstream(
     for path in filter(None, (a.features, a.lpips, a.roi, a.reference)):
         if not Path(path).exists():
             raise InputError(f'{path}: no such file or folder')
+    if a.onto and a.rigid:
+        raise InputError(
+            '--rigid measures on the grid of the sources, and --onto on that of the truths; leave'
+            ' one of them away'
+        )
     if a.others and not a.rigid:
         raise InputError('--others belongs to --rigid; add it, or leave --others away')
     if a.rigid and not a.source:
@@ -1365,6 +1377,42 @@ def evaluate_downstream(
         print(f'xmodal: left out: {why}', file=sys.stderr)
     return failed
 
+# %% ../nbs/use/98_cli.ipynb #3c1be6f2
+def matched(
+    a,  # what was typed
+) -> list:  # of Cases
+    "Translations and truths, paired by name. Raises InputError."
+    from xmodal.evaluation.cohort import match
+
+    more = dict(source=a.source, mask=a.mask, group=a.group, partial=a.partial)
+    return [replace(c, ignore=a.ignore) for c in match(a.pred, a.truth, **more)]
+
+
+@contextlib.contextmanager
+def on_asked_grid(
+    a,  # what was typed
+    bars: bool,  # draw progress bars
+):  # yields what was typed, and what was done to the translations; '' if nothing
+    "With `--onto`: moved translations, in a folder that lasts as long as they are measured."
+    from tempfile import TemporaryDirectory
+    from xmodal.data.windows import spline_order
+    from xmodal.evaluation.cohort import onto_truths
+
+    if not a.onto:
+        yield a, ''
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # they are heard when the moved files are matched
+        matched(a)  # what does not fit by name is named before anything is moved
+    nearest = a.masks or spline_order(a.window) == 0
+    way = 'labels from the nearest voxel' if nearest else 'linearly'
+    said = f'translations were resampled onto the grids of their truths, {way}'
+    with TemporaryDirectory() as tmp:
+        folder = Path(tmp) / Path(a.pred).name
+        onto_truths(a.pred, a.truth, folder, nearest, bars)
+        print(f'note: {said}')
+        yield Namespace(**vars(a) | dict(pred=str(folder))), said
+
 # %% ../nbs/use/98_cli.ipynb #e6eaed02
 def keep_evaluation(
     a,  # what was typed
@@ -1378,7 +1426,7 @@ def keep_evaluation(
     metrics = RunReport(
         name=Path(a.out).name,
         subjects=sorted({c.subject for c in cases}),
-        parameters=dict(dataset=str(a.truth)),
+        parameters=dict(dataset=str(a.truth)) | (dict(onto=a.onto) if a.onto else {}),
         environment=environment(),
         **found,
     )
@@ -1387,19 +1435,18 @@ def keep_evaluation(
         table.to_csv(Path(a.out) / name, index=False)
     print(f'written: {a.out} ({", ".join(["metrics.json", *tables])})')
 
-
-def evaluate_command(
+# %% ../nbs/use/98_cli.ipynb #a6f0d3c8
+def evaluate_asked(
     a,  # what was typed
+    moved: str,  # what was done to the translations; '' if nothing
+    bars: bool,  # draw progress bars
 ) -> int:
-    "xmodal evaluate"
-    from xmodal.evaluation.cohort import left_out, match
+    "Measure, print and keep what is asked for."
+    from xmodal.evaluation.cohort import left_out
     from xmodal.evaluation.draws import ranks_in
     from xmodal.evaluation.statistics import interval_note
 
-    bars = sys.stderr.isatty()  # a bar in a log file hides the message behind it
-    check_evaluate(a)
-    cases = match(a.pred, a.truth, source=a.source, mask=a.mask, group=a.group, partial=a.partial)
-    cases = [replace(c, ignore=a.ignore) for c in cases]
+    cases = matched(a)
     missing = left_out(a.truth, cases)
     measure = evaluate_as_masks if a.masks else evaluate_as_images
     rows, label, scores, notes = measure(a, cases, missing, bars)
@@ -1409,10 +1456,22 @@ def evaluate_command(
     tables = {'rows.csv': rows} | ({} if drawn is None else {'draws.csv': drawn})
     failed = evaluate_downstream(a, bars, tables, scores)
     ranks = None if drawn is None else ranks_in(drawn, Path(a.pred).name)
-    found = dict(scores=scores, draws=ranks, protocol=label, notes=[*notes, *failed])
+    said = [moved] * bool(moved)
+    found = dict(scores=scores, draws=ranks, protocol='; '.join([label, *said]))
+    found['notes'] = [*said, *notes, *failed]
     if a.out:
         keep_evaluation(a, cases, found, tables)
     return 1 if failed else 0
+
+
+def evaluate_command(
+    a,  # what was typed
+) -> int:
+    "xmodal evaluate"
+    bars = sys.stderr.isatty()  # a bar in a log file hides the message behind it
+    check_evaluate(a)
+    with on_asked_grid(a, bars) as (asked, moved):
+        return evaluate_asked(asked, moved, bars)
 
 # %% ../nbs/use/98_cli.ipynb #ed9d2c76
 def report(
