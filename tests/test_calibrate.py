@@ -373,3 +373,17 @@ def test_a_scene_has_them_strip_by_strip(tmp_path, monkeypatch):
 def test_a_promise_names_the_window_that_holds(rule, says):
     asked = SimpleNamespace(data=SimpleNamespace(target_window_rule=rule), members=(), config={})
     assert says in guarantee(asked, 9, 'body')
+
+
+def test_the_place_of_the_training_need_not_be_typed_again(study, tmp_path):
+    root, _ = study
+    run = tmp_path / 'runs' / 'once'
+    fresh = model(run / 'model', dict(train=named(1, 2, 3), val=named(*range(4, 23)), test=[]))
+    noted = dict(dataset='bids', root=str(root / 'bids'), group='', allow_unpaired=False)
+    (run / 'metrics.json').write_text(json.dumps(dict(parameters=noted)))
+    done = xmodal('calibrate', fresh, '--samples', 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(root / 'bids')) == 1 and '--root' in done.stdout
+    (run / 'metrics.json').write_text(json.dumps(dict(parameters=noted | dict(root='/gone'))))
+    done = xmodal('calibrate', fresh, '--samples', 1)
+    assert done.returncode == 1 and '--root' in done.stderr

@@ -15,9 +15,9 @@ __all__ = ['LEVELS', 'PASSED_ON', 'PRINTED_OF_MASKS', 'segmenter_tasks', 'data_t
            'evaluate_as_masks', 'evaluate_as_images', 'evaluate_as_draws', 'say_stats', 'scales_asked',
            'evaluate_in_regions', 'segmenter_known', 'evaluate_segmented', 'evaluate_in_features', 'read_folders',
            'evaluate_registered', 'evaluate_downstream', 'matched', 'on_asked_grid', 'keep_evaluation',
-           'evaluate_asked', 'evaluate_command', 'report', 'calibrate_model', 'keep_usual', 'output_asked', 'pages_of',
-           'page', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data', 'show_card', 'get_data',
-           'say_shipped', 'models', 'demonstrate', 'check_data_set', 'measure_difficulty']
+           'evaluate_asked', 'evaluate_command', 'report', 'place_of_training', 'calibrate_model', 'keep_usual',
+           'output_asked', 'pages_of', 'page', 'segmenter', 'learn_segmenter', 'apply_segmenter', 'data', 'list_data',
+           'show_card', 'get_data', 'say_shipped', 'models', 'demonstrate', 'check_data_set', 'measure_difficulty']
 
 # %% ../nbs/use/98_cli.ipynb #d5d01119
 import contextlib, gc, sys, warnings
@@ -575,7 +575,11 @@ class KnownPeople:
         '', 'names, separated by commas (default: those who validated the training)'
     )
     dataset: str | None = option(None, 'layout of the data set (default: that of the training)')
-    root: str = option('', "where it lies (default data/NAME; 'made': simulated)", metavar='FOLDER')
+    root: str = option(
+        '',
+        "where it lies (default: where the training had it, else data/NAME; 'made': simulated)",
+        metavar='FOLDER',
+    )
     source: str | None = option(None, 'what goes in (default: that of the training)')
     target: str | None = option(None, 'what comes out (default: that of the training)')
     group: str = option(
@@ -1487,6 +1491,21 @@ def report(
     return 0
 
 # %% ../nbs/use/98_cli.ipynb #afa1ec06
+def place_of_training(
+    a,  # what was typed: model, root, group
+    dataset: str,  # layout that is read
+) -> dict:  # root and what belongs to it; {} if it was typed, or nobody knows it
+    "Where the training of a model had its data; says so."
+    from xmodal.calibrate import noted_by_training
+    from xmodal.training.model_folder import find_models
+
+    noted = {} if a.root else noted_by_training(find_models(a.model)[0], dataset)
+    if noted:
+        print(f'the data of the training are read again: {noted["root"]} (--root names others)')
+    noted |= {k: getattr(a, k) for k in noted if k != 'root' and getattr(a, k)}
+    return noted
+
+
 def calibrate_model(
     a,  # what was typed
 ) -> int:
@@ -1507,6 +1526,7 @@ def calibrate_model(
     made = ('allow_unpaired', 'made_subjects', 'made_voxel', 'made_pixels', 'made_varied')
     how = {k: getattr(a, k) for k in ('root', 'group', *made)}
     how |= {k: getattr(a, k) or getattr(tr.data, k) or '' for k in ('dataset', 'source', 'target')}
+    how |= place_of_training(a, how['dataset'])
     same = ('samples', 'steps', 'tau', 'temperature', 'seed', 'where', 'batch')
     asked = {k: getattr(a, k) for k in same}
     asked |= dict(people=tuple(words_of(a.people)), levels=levels, margin=not a.plain)

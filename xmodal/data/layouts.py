@@ -1990,7 +1990,7 @@ def find_root(
     if not (root.is_dir() or dataset == 'csv' and root.exists()):
         raise InputError(
             f'{root}: no such folder. Data set {dataset} ({d.about}): {d.where}; put it at {root} '
-            f'or give its place as root. Data set phantom needs nothing'
+            f'or give its place as root (--root). Data set phantom needs nothing'
         )
     if root.is_dir() and not any(root.iterdir()):
         raise InputError(f'{root}: the folder is empty. Data set {dataset}: {d.where}')
