@@ -479,3 +479,17 @@ def test_noise_hangs_on_the_values_of_a_scan_and_not_on_its_name(tmp_path):
     assert abs(alike(a['shared'], b['shared'])) < 0.2 and alike(a['same'], b['same']) > 0.99
     slices = lambda x: alike(x[..., 0], x[..., 2])
     assert slices(a['shared']) > 0.99 and abs(slices(a['independent'])) < 0.2
+
+
+def test_the_viewer_shows_a_share_of_the_source_only_where_there_is_one():
+    "The panel was all zero for a regression; the function is that of the notebook."
+    cells = json.loads((ROOT / 'nbs' / 'translate.ipynb').read_text(encoding='utf-8'))['cells']
+    source = next(s for s in (''.join(c['source']) for c in cells) if 'def views' in s)
+    names = {}
+    exec(re.search(r'def between.*?\n\n\n', source, re.S)[0], names)
+    between, field = names['between'], np.zeros((4, 4, 2, 3))
+    assert not between(field)
+    field[..., 0] = 1
+    assert not between(field), 'all of the source at the start is no field'
+    field[2, 2, :, 1] = 0.4
+    assert between(field) and 'not between(' in source.split('def views')[1]
