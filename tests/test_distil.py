@@ -170,3 +170,37 @@ def test_names_that_a_start_has_learned_from_are_said(pair):
     assert 'has learned from people of these names: ' in done.stdout and learned[0] in done.stdout
     done = xmodal('train', *f'{SMALL} --name fresh --steps 1'.split(), cwd=root)
     assert done.returncode == 0 and 'these names' not in done.stdout
+
+
+def test_strangers_validate_a_run_that_begins_with_a_model(tmp_path):
+    "Training and test are named: of the rest, whom the first model knows takes no part."
+    from types import SimpleNamespace
+    from xmodal.train import judged_by_strangers
+
+    model = dict(TINY, method='regression')
+    known = dict(subjects=dict(train=['a', 'b'], val=['v'], test=['c']))
+    save_model(tmp_path / 'm', build(**model), model, VOLUME, known, '# A model of tests')
+    p = SimpleNamespace(init=str(tmp_path / 'm'), train_subjects='c', test_subjects='d')
+    split = dict(train=['c'], val=['a', 'b', 'v', 'x'], test=['d'])
+    found, line = judged_by_strangers(p, split)
+    assert found == dict(split, val=['v', 'x'])
+    assert line.startswith('a, b take no part') and 'v, x' in line
+    for change in (dict(train_subjects=''), dict(test_subjects=''), dict(init='')):
+        assert judged_by_strangers(SimpleNamespace(**{**vars(p), **change}), split) == (split, '')
+    nobody = dict(split, val=['a', 'b'])  # better known people than none
+    assert judged_by_strangers(p, nobody) == (nobody, '')
+
+
+def test_a_check_makes_as_many_people_as_a_training(monkeypatch, capsys):
+    import xmodal.data.check as module
+    from xmodal.cli import main
+
+    asked = {}
+
+    def check(*_, **more):
+        asked.update(more)
+        raise InputError('enough')
+
+    monkeypatch.setattr(module, 'check', check)
+    assert main(['data', 'check', 'pelvis', '--root', 'made']) == 1
+    assert asked['n'] == Job().made_subjects == 12

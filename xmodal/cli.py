@@ -1749,9 +1749,11 @@ def check_data_set(
 ) -> int:
     "xmodal data check"
     from xmodal.data.check import check
+    from xmodal.job import FromData
 
     asked = (a.root, a.source, a.target, a.group, a.source_window, a.target_window)
-    found = check(a.name, *asked, limit=a.limit, workers=a.workers)
+    made = FromData.made_subjects  # those that a training would make
+    found = check(a.name, *asked, limit=a.limit, workers=a.workers, n=made)
     print('\n'.join(found.lines()))
     picture = found.figure() if a.picture else None
     if picture is not None:

@@ -13,15 +13,16 @@ __all__ = ['LOWEST', 'GENTLE', 'LEFT_OPEN', 'BUDGETS', 'MINUTES', 'ADVISED', 'Pl
            'say_plan', 'plan', 'network_sizes', 'sizes_of', 'check_backbone', 'with_prior', 'check_solid',
            'check_field', 'with_network', 'check_fit', 'check_pairs', 'modality_known', 'find_pairs', 'is_made',
            'places_named', 'files_of_pairs', 'states_before', 'with_files', 'JobData', 'open_latents', 'open_prompts',
-           'people_known', 'advice_for', 'prepare_data', 'show_batch', 'start_over', 'provenance_of', 'plan_of_row',
-           'validated_on', 'trained', 'train_all', 'show_training', 'show_mixing', 'Measured', 'drawn_rows', 'cut_of',
-           'sampling_of', 'scores_of', 'measure', 'shown_images', 'show_panels', 'draws_compared', 'show_draws',
-           'about_cut', 'about_target', 'common_nodata', 'stored_type', 'common_type', 'target_reach', 'mask_window',
-           'target_middle', 'source_values', 'about_prompts', 'about_latent', 'windows_of_targets', 'about_beside',
-           'about_data', 'with_earlier', 'about_training', 'memory_used', 'last_mix', 'protocol_words', 'all_scores',
-           'about_draws', 'save_run', 'train_only', 'environment_of', 'free_port', 'launch', 'cross_splits',
-           'member_of', 'check_members', 'train_cross', 'gather_models', 'measure_cross', 'save_cross', 'run',
-           'finished_run', 'run_planned', 'train_command', 'train_as_typed']
+           'learned_by_start', 'judged_by_strangers', 'people_known', 'advice_for', 'prepare_data', 'show_batch',
+           'start_over', 'provenance_of', 'plan_of_row', 'validated_on', 'trained', 'train_all', 'show_training',
+           'show_mixing', 'Measured', 'drawn_rows', 'cut_of', 'sampling_of', 'scores_of', 'measure', 'shown_images',
+           'show_panels', 'draws_compared', 'show_draws', 'about_cut', 'about_target', 'common_nodata', 'stored_type',
+           'common_type', 'target_reach', 'mask_window', 'target_middle', 'source_values', 'about_prompts',
+           'about_latent', 'windows_of_targets', 'about_beside', 'about_data', 'with_earlier', 'about_training',
+           'memory_used', 'last_mix', 'protocol_words', 'all_scores', 'about_draws', 'save_run', 'train_only',
+           'environment_of', 'free_port', 'launch', 'cross_splits', 'member_of', 'check_members', 'train_cross',
+           'gather_models', 'measure_cross', 'save_cross', 'run', 'finished_run', 'run_planned', 'train_command',
+           'train_as_typed']
 
 # %% ../nbs/use/84_train.ipynb #76881533
 if __name__ == '__main__' and '__file__' in globals():  # before torch and the data, see the end
@@ -997,6 +998,10 @@ def find_pairs(
     Raises InputError.
     """
     records, split, _ = split_of(p, records_of(p, p.targets, p.seed), p.seed)
+    split, line = judged_by_strangers(p, split)
+    if line:
+        print_once(line)
+        records = [r for r in records if any(r.subject in v for v in split.values())]
     check_fit(p, records)
     windows = windows_of(p, p.targets)
     if p.check and is_main():
@@ -1117,12 +1122,37 @@ def open_prompts(
     return encoder, table
 
 # %% ../nbs/use/84_train.ipynb #d15711f3
+def learned_by_start(
+    p: Plan,  # init
+) -> set:  # of names
+    "Whom the model has learned from that a training begins with."
+    return set(people_learned(load_config(find_model(p.init))) or ()) if p.init else set()
+
+
+def judged_by_strangers(
+    p: Plan,  # init, train_subjects, test_subjects
+    split: dict,  # train, val, test: names
+) -> tuple:  # the split, and one line; empty: it is the same
+    """Where training and test are named and the rest validates: without those whom the first model
+    has learned from, as long as anybody is left."""
+    learned = learned_by_start(p) if p.train_subjects and p.test_subjects else set()
+    known = [v for v in split['val'] if str(v) in learned]
+    left = [v for v in split['val'] if v not in known]
+    if not known or not left:
+        return split, ''
+    line = (
+        f'{", ".join(map(str, known))} take no part: {p.init} has learned from people of these'
+        f' names, and the others validate ({", ".join(map(str, left[:8]))}{" ..." * (len(left) > 8)})'
+    )
+    return split | dict(val=left), line
+
+
 def people_known(
     p: Plan,  # init, dataset
     split: dict,  # train, val, test: names
 ) -> str:  # one line; empty: nobody
     "Who is to judge a run and bears the name of somebody whom its first model has learned from."
-    learned = set(people_learned(load_config(find_model(p.init))) or ()) if p.init else set()
+    learned = learned_by_start(p)
     same = [v for part in ('val', 'test') for v in split[part] if str(v) in learned]
     if not same:
         return ''
