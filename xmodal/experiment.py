@@ -168,7 +168,7 @@ class Budget:
         return Judged('psnr', self.patience, 64) if self.val_every else Judged()
 
     def agreed(self) -> dict:
-        "What has to agree with results that were kept; a row that nobody judged says nothing of it."
+        "What has to agree with results that were kept; where nobody judged, nothing of that."
         unsaid = () if self.val_every else ('val_every', 'patience')
         return {k: v for k, v in asdict(self).items() if k not in unsaid}
 
@@ -679,7 +679,7 @@ def stops_of(
             found.append(line)
     return pd.DataFrame(found)
 
-
+# %% ../nbs/use/83_experiment.ipynb #e1b52ec5
 def fig_validation(
     x: Experiment,  # that has trained the rows
     names: list,  # of rows
@@ -701,7 +701,7 @@ def fig_validation(
     ax.legend(fontsize=6, ncols=2, loc='center left', bbox_to_anchor=(1, 0.5))
     return fig
 
-
+# %% ../nbs/use/83_experiment.ipynb #e1b52ec7
 def show_stops(
     x: Experiment,  # that has trained the rows
     names: list,  # of rows
