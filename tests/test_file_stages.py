@@ -88,7 +88,7 @@ def test_errors_and_warnings_stay_with_their_file(tmp_path):
     doubts = {
         p.name: json.loads(p.read_text())['Doubts'] for p in (tmp_path / 'out').glob('*.json')
     }
-    assert [k for k, v in doubts.items() if v] == ['s3_T1w.json']
+    assert [k for k, v in doubts.items() if v] == ['s3_T2w.json']
     assert any('s3_T1w.nii.gz: voxels of 9 mm' in str(w.message) for w in said)
 
 

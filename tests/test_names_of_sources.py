@@ -34,7 +34,7 @@ def taken(tr, folder, **how):
 def test_of_contrasts_side_by_side_the_first_source_is_taken(tmp_path, capsys):
     tr = echo(VOLUME, source='T1w,FLAIR', further=1)
     folder = volumes(tmp_path / 'anat', 'sub-0_T1w', 'sub-0_FLAIR', 'sub-0_T2w')
-    assert taken(tr, folder) == ['sub-0_T1w']
+    assert taken(tr, folder) == ['sub-0_T2w']  # made of sub-0_T1w
     said = capsys.readouterr().out
     assert '2 of 3 files are left out' in said and 'sub-0_FLAIR.nii.gz, sub-0_T2w.nii.gz' in said
 
@@ -42,10 +42,10 @@ def test_of_contrasts_side_by_side_the_first_source_is_taken(tmp_path, capsys):
 @pytest.mark.parametrize(
     'names, expected',
     [
-        (('1_T1w', '1_T2w', '1_PD', '1_mask'), ['1_T1w']),
+        (('1_T1w', '1_T2w', '1_PD', '1_mask'), ['1_T2w']),
         (('1', '2_T2w'), ['1']),
         (('1', '2'), ['1', '2']),
-        (('1_t1', '2_T1n_brain'), ['1_t1', '2_T1n_brain']),
+        (('1_t1', '2_T1n_brain'), ['1_T2w', '2_T1n_brain']),
     ],
 )
 def test_a_model_of_one_source_leaves_other_words_out(names, expected, tmp_path):
@@ -164,3 +164,24 @@ def test_without_a_table_a_model_of_names_takes_every_file_as_before(tmp_path):
     tr = echo(VOLUME, dataset='nnunet', source='T1', target='FLAIR')
     folder = volumes(tmp_path / 'imagesTs', 'case_7_0000', 'case_8_0000')
     assert taken(tr, folder) == ['case_7_0000', 'case_8_0000']
+
+
+def test_an_answer_in_a_folder_is_named_by_what_it_is(tmp_path):
+    "A CT that is called T2 would be taken for an MR."
+    tr = echo(VOLUME, source='T2', target='CT')
+    folder = volumes(tmp_path / 'in', '1_01_P_T2', '1_02_P-t2w', 'T2_3', 'plain')
+    named = volumes(tmp_path / 'names', 'a_T2', 'b_T2')
+    assert taken(tr, named) == ['a_CT', 'b_CT']
+    out = tmp_path / 'there'
+    assert translate_paths(tr, folder / '1_01_P_T2.nii.gz', tmp_path / 'x_T2.nii.gz', **QUIET) == []
+    assert (tmp_path / 'x_T2.nii.gz').exists(), 'a name that was typed stays'
+    out.mkdir()
+    assert translate_paths(tr, folder / '1_02_P-t2w.nii.gz', out, **QUIET) == []
+    assert (out / '1_02_P-CT.nii.gz').exists()
+    (out / '1_02_P-CT.nii.gz').rename(out / '1_02_P-t2w.nii.gz')  # as an earlier version named it
+    (out / '1_02_P-CT.json').rename(out / '1_02_P-t2w.json')
+    assert translate_paths(tr, folder / '1_02_P-t2w.nii.gz', out, **QUIET) == []
+    assert not (out / '1_02_P-CT.nii.gz').exists()
+    assert taken(tr, volumes(tmp_path / 'two' / 'in', 'plain', 'plain2')) == ['plain', 'plain2']
+    both = volumes(tmp_path / 'both' / 'in', 'a_T2', 'a_CT')
+    assert taken(tr, both, force=True) == ['a_CT', 'a_T2']

@@ -250,7 +250,8 @@ def add_translate_parser(
         help=(
             'file to write, or folder if the input is a folder; of a DICOM series a volume file, '
             'or a name without ending for a new DICOM series; '
-            'file names are kept, finished files are skipped, notes stand beside them (.json)'
+            'file names are kept, but for the word of the source at their end, which becomes that of'
+            ' the target; finished files are skipped, notes stand beside them (.json)'
         ),
     )
     add_options(t, 'translation', Drawing)

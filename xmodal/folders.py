@@ -6,17 +6,18 @@
 __all__ = ['BROKEN', 'EXPECTED', 'MAPS', 'UNSAID', 'DISK', 'SAID', 'UNSEEN', 'kind_of', 'split_ending', 'is_bids_name',
            'companion_path', 'save_translation', 'Placed', 'with_place', 'write_result', 'write_tiff', 'Task',
            'what_is', 'no_file', 'file_tasks', 'name_of_output', 'ending_for', 'single_task', 'check_output',
-           'folder_tasks', 'series_task', 'few', 'of_first_source', 'voxels_beside', 'suffix_of', 'target_of',
-           'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task', 'describe_derivative',
-           'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'settled', 'drawing_of',
-           'expected_notes', 'fingerprints', 'calls_of', 'about_model', 'notes_of', 'notes_on_further', 'digest',
-           'note_of', 'check_origin', 'finished', 'maps_asked', 'remove_maps', 'is_series_folder', 'remove_output',
-           'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'Look', 'reference_of', 'look_at', 'network_part',
-           'unusual_notes', 'folder_of', 'is_done', 'begin', 'keep', 'write_sidecars', 'write_notes', 'number_of_holes',
-           'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on', 'check_foreign',
-           'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting', 'Ahead', 'next_ways', 'Behind',
-           'in_stages', 'hear', 'routed', 'look_through', 'load_task', 'answer_tasks', 'keep_task', 'translate_task',
-           'translate_single', 'translate_tasks', 'trained_on', 'by_who_may', 'translate_out_of_fold']
+           'folder_tasks', 'series_task', 'few', 'of_first_source', 'named_by_target', 'voxels_beside', 'suffix_of',
+           'target_of', 'bids_output', 'bids_tasks', 'check_bids', 'people_of', 'bids_files', 'bids_task',
+           'describe_derivative', 'derivative_notes', 'write_once', 'TranslateOptions', 'settings_of', 'settled',
+           'drawing_of', 'expected_notes', 'fingerprints', 'calls_of', 'about_model', 'notes_of', 'notes_on_further',
+           'digest', 'note_of', 'check_origin', 'finished', 'maps_asked', 'remove_maps', 'is_series_folder',
+           'remove_output', 'digests_in', 'Common', 'fate', 'with_name', 'Underway', 'Look', 'reference_of', 'look_at',
+           'network_part', 'unusual_notes', 'folder_of', 'is_done', 'begin', 'keep', 'write_sidecars', 'write_notes',
+           'number_of_holes', 'not_measured', 'write_maps', 'say_place', 'say_kind', 'write_note', 'passed_on',
+           'check_foreign', 'check_unique', 'files_in', 'check_for_bids', 'translate_paths', 'Waiting', 'Ahead',
+           'next_ways', 'Behind', 'in_stages', 'hear', 'routed', 'look_through', 'load_task', 'answer_tasks',
+           'keep_task', 'translate_task', 'translate_single', 'translate_tasks', 'trained_on', 'by_who_may',
+           'translate_out_of_fold']
 
 # %% ../nbs/use/86_folders.ipynb #6a1c80bd
 import contextlib, errno, glob, hashlib, json, os, re, shutil, stat, threading, warnings
@@ -53,7 +54,7 @@ from .training.model_folder import people_learned
 from .translate import further_sources, path_times, sampling, target_units, resolve_prompt
 from .translate import SampleOptions, alike, answers, load_source, restored_answer
 from .translate import as_calibrated, asked_otherwise
-from .translate import averaging, check_ahead, flip_axes, name_says, names_of
+from .translate import averaging, check_ahead, flip_axes, name_says, names_of, ways_to_write
 from .several import looks
 
 # %% ../nbs/use/86_folders.ipynb #ead85738
@@ -357,6 +358,28 @@ def of_first_source(
         why = f'by their names they are no {first}' if wanted else 'their names say what they are'
         print(f'{len(left)} of {len(tasks)} files are left out, {why}: {few(left)}; see --force')
     return taken
+
+# %% ../nbs/use/86_folders.ipynb #e2b7405f
+def named_by_target(
+    d,  # DataSpec of the model
+    tasks: list,  # of Task, not of a BIDS data set
+    output,  # as it was asked for; a file that was named keeps its name
+    target: dict = None,  # what is wished for
+) -> list:  # of Task
+    "Answers whose names would end in the word of the source end in that of the target."
+    word = (target or {}).get('modality') or d.target or ''
+    made, first = sources_of(word), sources_of(d.source or '')[:1]
+    if len(made) != 1 or not first or any(not re.search('[A-Za-z].', w) for w in (*made, *first)):
+        return tasks  # several targets, or no words: A and B, 0 and 1
+    ways, taken, out = ways_to_write(first[0]), {t.output for t in tasks}, []
+    for t in tasks:
+        stem, ending = split_ending(t.output.name)
+        head, last = re.fullmatch(r'(.*[_\-. ]|)([^_\-. ]*)', stem).groups()
+        new = t.output.with_name(f'{head}{word}{ending}')
+        old = t.output.exists() and not new.exists()  # made when names were kept
+        free = t.output != Path(output) and new not in taken and not old
+        out.append(replace(t, output=new) if free and last.casefold() in ways else t)
+    return out
 
 # %% ../nbs/use/86_folders.ipynb #361e21ba
 def voxels_beside(
@@ -1300,6 +1323,7 @@ def translate_paths(
     single = not bids and tasks[0].source == Path(source)  # a file, or one DICOM series
     if not (single or bids or chosen.force):
         tasks = of_first_source(d, tasks)
+    tasks = tasks if bids else named_by_target(d, tasks, output, chosen.target)
     bars = progress and (single or len(tasks) < 4)
     settings = settings_of(tr, chosen)
     known = reference_of(tr, settings['model'])
