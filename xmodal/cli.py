@@ -249,9 +249,8 @@ def add_translate_parser(
         'output',
         help=(
             'file to write, or folder if the input is a folder; of a DICOM series a volume file, '
-            'or a name without ending for a new DICOM series; '
-            'file names are kept, but for the word of the source at their end, which becomes that of'
-            ' the target; finished files are skipped, notes stand beside them (.json)'
+            "or a name without ending for a new series; names are kept (a source's word at their "
+            "end becomes the target's), finished files skipped, notes (.json) stand beside"
         ),
     )
     add_options(t, 'translation', Drawing)
@@ -459,7 +458,8 @@ def add_evaluate_parser(
         'evaluate',
         'measure a folder of translations against the truth',
         'Match two folders by file name and measure them under a named protocol, which is'
-        ' printed above the numbers. Nothing is resampled, rescaled or left out unasked to make them'
+        ' printed above the numbers. Nothing is resampled, rescaled or left out unasked to make'
+        ' them'
         ' fit: what does not fit is named, and the exit code is 1.',
     )
     e.add_argument(
@@ -1076,7 +1076,7 @@ def check_downstream(
     if a.rigid and not a.source:
         raise InputError('--rigid registers truths to their sources; give their folder as --source')
 
-
+# %% ../nbs/use/98_cli.ipynb #1b6e08d3
 def read_classes(
     text: str,  # what was typed, such as 1:dark,2:cross
 ) -> dict:
@@ -1506,7 +1506,7 @@ def place_of_training(
     noted |= {k: getattr(a, k) for k in noted if k != 'root' and getattr(a, k)}
     return noted
 
-
+# %% ../nbs/use/98_cli.ipynb #f07c6b14
 def calibrate_model(
     a,  # what was typed
 ) -> int:

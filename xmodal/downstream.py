@@ -377,7 +377,7 @@ def region_rows(
     pred_window=None,  # the translations' own scale, see `read_case`
     progress: bool = True,  # draw a bar
     hu: bool = False,  # are the files in Hounsfield units? With the window hu they are
-):  # pandas.DataFrame: subject, image, name, label, pixels, psnr, ssim, mae, bias, [mae_hu, bias_hu]
+):  # pandas.DataFrame: subject, image, name, label, pixels, psnr, ssim, mae, bias, [..._hu]
     "The translation inside every label of every case. Raises InputError naming a file."
     import pandas as pd
     from tqdm.auto import tqdm

@@ -1140,9 +1140,10 @@ def judged_by_strangers(
     left = [v for v in split['val'] if v not in known]
     if not known or not left:
         return split, ''
+    who = ', '.join(map(str, left[:8])) + ' ...' * (len(left) > 8)
     line = (
         f'{", ".join(map(str, known))} take no part: {p.init} has learned from people of these'
-        f' names, and the others validate ({", ".join(map(str, left[:8]))}{" ..." * (len(left) > 8)})'
+        f' names, and the others validate ({who})'
     )
     return split | dict(val=left), line
 

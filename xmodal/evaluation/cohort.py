@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBJECT', 'ENDINGS', 'OTHER_ENDINGS', 'DRAW', 'KINDS', 'KIND_WORDS', 'HEADS', 'ONTO', 'bare', 'stem_of',
            'visible_files', 'draw_of_folder', 'is_map', 'files_of', 'is_kind', 'renamed', 'without_kind',
-           'without_words', 'common_names', 'Case', 'subject_in', 'note_beside', 'translated', 'check_order',
+           'without_any_kind', 'common_names', 'Case', 'subject_in', 'note_beside', 'translated', 'check_order',
            'other_kind', 'subject_hint', 'first_of', 'require_partners', 'files_beside', 'without_draws', 'match',
            'read_one', 'hide_by_notes', 'read_pred', 'each_draw', 'mean_of_draws', 'read_draws', 'ignored_of',
            'read_truth', 'affine_distance', 'check_grids', 'on_grid', 'onto_truths', 'one_channel', 'fixed_window',
@@ -178,7 +178,7 @@ def without_kind(
     return renamed(table, lambda name: re.sub(KINDS, '', name, flags=re.I))
 
 
-def without_words(
+def without_any_kind(
     table: dict,  # name -> path, as `files_of` gives it
 ) -> dict:
     """name -> path under names without any word that a data layout has for a modality, wherever it
@@ -205,7 +205,7 @@ def common_names(
     ends = without_kind(one), without_kind(other)
     if set(ends[0]) & set(ends[1]):
         return ends
-    words = without_words(one), without_words(other)
+    words = without_any_kind(one), without_any_kind(other)
     return words if set(words[0]) & set(words[1]) else ends
 
 # %% ../../nbs/evaluation/75_cohort.ipynb #f56688fb
