@@ -293,4 +293,16 @@ def test_a_run_goes_on_where_its_data_were_copied_to(run_name, tmp_path, capsys)
     capsys.readouterr()
     picture.rotate(90).save(second / 'b' / 'sub-3_1.png')
     assert train(run_name, *more, '6') == 2
-    assert 'prepared' in capsys.readouterr().err
+    assert 'on other pictures' in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_judged_anew(run_name, capsys):
+    "There is nothing left to look at: a rule that is named all the same was taken down as if kept."
+    words = '--dataset folder --root made --made-subjects 4 --made-pixels 32 --size 32 --ch 8'.split()
+    words += '--mults 1,2 --batch 2 --method regression --no-baseline --no-check'.split()
+    words += '--val-pictures 0 --val-every 2 --steps'.split()
+    assert train(run_name, *words, '4') == 0
+    more = ['--keep', 'psnr', '--resume', '--change']
+    assert train(run_name, *words, '4', *more, 'keep') == 2
+    assert 'nothing is left to be judged' in capsys.readouterr().err
+    assert train(run_name, *words, '6', *more, 'keep,steps') == 0

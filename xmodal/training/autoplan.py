@@ -6,8 +6,8 @@
 __all__ = ['PIXELS', 'GPU_TIMES', 'LEAST', 'ENOUGH', 'LOOKS', 'LOOKS_BENT', 'EDGES', 'SHARP', 'FEW', 'LITTLE', 'BYTES', 'ROOM',
            'NEAR', 'Known', 'volumes_known', 'pictures_known', 'known_of', 'values_of_file', 'kind_of_values',
            'gpu_memory', 'machine_memory', 'Choice', 'speed_of', 'steps_in', 'fits', 'size_of', 'choose_grid',
-           'choose_network', 'choose_samples', 'edges_or_not', 'choose_windows', 'choose_batch', 'choose_ending',
-           'choose_looks', 'choose', 'plan_table']
+           'choose_network', 'choose_samples', 'choose_windows', 'edges_or_not', 'choose_batch', 'choose_ending',
+           'choose', 'choose_looks', 'plan_table']
 
 # %% ../../nbs/training/64_autoplan.ipynb #1685f025
 from dataclasses import dataclass
@@ -274,20 +274,9 @@ def choose_samples(
     heart = f'{looks} looks at every pixel; more is learned by heart'
     return [
         Choice('augment', augment, why),
-        edges_or_not(side),
+        edges_or_not(f, side),
         Choice('steps', most, heart),
     ]
-
-
-def edges_or_not(
-    side: int,  # pixels of a sample's side
-) -> Choice:
-    "Whether the edges of a regression's answer count."
-    if side < SHARP:
-        return Choice(
-            'terms', '', f'edges were not found to help in crops of 32 pixels; here are {side}'
-        )
-    return Choice('terms', EDGES, 'edges count too: sharper with 15 and 45 people of one data set')
 
 
 def choose_windows(
@@ -298,6 +287,20 @@ def choose_windows(
     found = {k: v for k, v in kinds.items() if v == 'hu' or v and k == 'target_window'}
     why = {v: 'few whole numbers: labels' for v in found.values()} | dict(hu='values of a CT')
     return [Choice(k, v, why[v]) for k, v in found.items()]
+
+# %% ../../nbs/training/64_autoplan.ipynb #edce0001
+def edges_or_not(
+    f: Known,  # what is known
+    side: int,  # pixels of a sample's side
+) -> Choice:
+    "Whether the edges of a regression's answer count."
+    if f.target_kind.startswith('labels'):
+        return Choice('terms', '', 'the target is a label, whose numbers have no edges of grey')
+    if side < SHARP:
+        return Choice(
+            'terms', '', f'edges were not found to help in crops of 32 pixels; here are {side}'
+        )
+    return Choice('terms', EDGES, 'edges count too: sharper with 15 and 45 people of one data set')
 
 # %% ../../nbs/training/64_autoplan.ipynb #fcebc369
 NEAR = 3.0  # mm; neighbouring slices show the same anatomy
@@ -327,24 +330,17 @@ def choose_ending(
 ) -> list:  # of Choice
     "The budget, how often is looked, and at how many images."
     heart = next(c for c in found if c.name == 'steps')
-    if fit <= heart.value:
-        found[found.index(heart)] = Choice('minutes', f.minutes, 'all of them')
-    every = max(25, (decided.get('steps') or min(heart.value, fit)) // 12)
+    ended, part = Choice('minutes', f.minutes, 'all of them'), heart.value / max(fit, 1)
+    if heart.value < fit:
+        why = f'{heart.why}; about {part * f.minutes:.2g} of {f.minutes:g} minutes'
+        ended = Choice('steps', heart.value, why)
+    found[found.index(heart)] = ended
+    last = decided.get('steps') or min(heart.value, fit)
+    every = max(25, last // 12)
     found += [Choice('keep', 'psnr', 'the weights of the best validation')]
-    found += [Choice('val_every', every, 'about twelve looks')]
+    looks = max(1, last // every)
+    found += [Choice('val_every', every, f'about {looks} look{"s" * (looks > 1)}')]
     return [*found, choose_looks(f, every * samples, decided)]
-
-
-def choose_looks(
-    f: Known,  # what is known
-    pixels: int,  # that are learned from between two validations
-    decided: dict,  # name -> value, decided by hand
-) -> Choice:
-    "Images that validate: the more the better, as long as they take a twentieth of the time."
-    shrunk = decided.get('size', 0) / max(f.rows, f.columns) or 1.0
-    number = 3 * pixels / 20 / (f.rows * f.columns * shrunk**2)  # a step back costs two forth
-    found = min(max(int(number), 16), 64)
-    return Choice('val_images', found, 'they choose the weights; about a twentieth of the time')
 
 
 def choose(
@@ -363,6 +359,20 @@ def choose(
         found += [Choice('context', int(near), why)]
     ch = decided.get('ch') or next(c.value for c in found if c.name == 'ch')
     return choose_ending(f, found, steps_in(f, ch, side, batch), batch * side**2, decided)
+
+# %% ../../nbs/training/64_autoplan.ipynb #edce0003
+def choose_looks(
+    f: Known,  # what is known
+    pixels: int,  # that are learned from between two validations
+    decided: dict,  # name -> value, decided by hand
+) -> Choice:
+    "Images that validate: the more the better, as long as they take a twentieth of the time."
+    shrunk = decided.get('size', 0) / max(f.rows, f.columns) or 1.0
+    one = f.rows * f.columns * shrunk**2 / (3 * pixels)  # a step back costs two forth
+    least = 16 if 16 * one < 0.5 else 4
+    number = min(max(int(0.05 / one), least), 64)
+    share = f'{number * one:.0%}' if number * one >= 0.01 else 'less than 1%'
+    return Choice('val_images', number, f'they choose the weights; {share} of the time')
 
 # %% ../../nbs/training/64_autoplan.ipynb #98bb81fa
 def plan_table(

@@ -11,11 +11,11 @@ __all__ = ['FOREGROUND', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'SPELT', 'PART
            'poll_interval', 'predict', 'PairLoss', 'in_one_launch', 'make_optimiser', 'trainable', 'param_groups',
            'as_latents', 'tensors_of', 'body_in', 'terms_of', 'refuse_holes', 'in_parts', 'doubled', 'AdamStep',
            'Denoising', 'Log', 'old_rows', 'is_entry', 'read_log', 'psnr_of', 'Judged', 'scores_of_one', 'evenly',
-           'Best', 'read_judged', 'said_enough', 'judged_as_before', 'averaged_weights', 'read_best', 'write_best',
-           'put_back', 'last_or_best', 'Training', 'open_log', 'progress_bar', 'judged_weights', 'watched',
-           'refuse_bad', 'validated', 'write_row', 'save', 'keep_going', 'train', 'check_device', 'accelerator',
-           'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row', 'same_weights', 'parts_of',
-           'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
+           'Best', 'read_judged', 'said_enough', 'judged_as_before', 'check_left_to_judge', 'averaged_weights',
+           'read_best', 'write_best', 'put_back', 'last_or_best', 'Training', 'open_log', 'progress_bar',
+           'judged_weights', 'watched', 'refuse_bad', 'validated', 'write_row', 'save', 'keep_going', 'train',
+           'check_device', 'accelerator', 'begin_at', 'check_shares', 'ignore_signals', 'make_loader', 'log_row',
+           'same_weights', 'parts_of', 'Average', 'make_ema', 'NotFinite', 'finite_check', 'check_finite', 'validate']
 
 # %% ../../nbs/training/61_loop.ipynb #94e27247
 import contextlib, json, math, shutil, signal, threading, time
@@ -585,10 +585,13 @@ def check_same_run(
                 continue
             named = part == 'recipe' and k in CHANGEABLE
             hint = f', or change {k} to go on with it from here' if named else ''
+            words, same = f'with {k} = {was!r}, now it is {is_!r}', 'value'
+            if k == 'prepared':
+                words = 'on other pictures, or on these cut or scaled otherwise'
+                same = 'files, people, size, spacing, slices, context and windows'
             raise InputError(
-                f'{path}: this run was started with {k} = {was!r}, now it is {is_!r}; use '
-                f'the same value, another run name{hint}, or overwrite instead of resume to '
-                f'start over'
+                f'{path}: this run was started {words}; use the same {same}, another run name{hint}'
+                ', or overwrite instead of resume to start over'
             )
 
 # %% ../../nbs/training/61_loop.ipynb #13a2267f
@@ -1290,6 +1293,21 @@ def judged_as_before(
             tmp.write_text(json.dumps(now), encoding='utf-8')
     return best
 
+# %% ../../nbs/training/61_loop.ipynb #b0e57b0f
+def check_left_to_judge(
+    out: Path,  # folder of the run
+    done: int,  # steps
+    steps: int,  # that there are to do
+    change: tuple,  # names that may be others than before
+):
+    "Raise InputError for a finished run that shall be judged otherwise from here."
+    named = [k for k in ('keep', 'patience', 'val_every', 'val_images') if k in change]
+    if named and done >= steps:
+        raise InputError(
+            f'{out}: has done its {done} steps, so nothing is left to be judged by another'
+            f' {named[0]}; give more steps too (change steps), or leave change {named[0]} out'
+        )
+
 # %% ../../nbs/training/61_loop.ipynb #b0e57b01
 def averaged_weights(
     den,  # Denoiser
@@ -1607,12 +1625,12 @@ def train(
     run = RunState(den, work.opts, ema, r, model or {}, provenance, work.extra_networks, acc.scaler)
     start, spent = begin_at(acc, resume, ckpt, run, change)
     begun = time.perf_counter()
+    check_left_to_judge(out, start, r.steps, change)
     best = judged_as_before(ckpt, judged, val_every, start, change)
     log = open_log(out, start, judged, work) if acc.is_main_process else None
     work.prepare(acc, accumulate)
     loader = make_loader(acc, data, r, work.times or m.times, start, workers)
-    silent = not (progress and acc.is_main_process)
-    bar = progress_bar(r.steps, start, title or method, silent)
+    bar = progress_bar(r.steps, start, title or method, not (progress and acc.is_main_process))
     now = Training(acc, m, run, work, ckpt, log, bar, val, options or {}, start, spent, best)
     now.begun = begun  # the time that setting up took counts
     with watched(now, watch):
