@@ -298,7 +298,9 @@ def test_a_run_goes_on_where_its_data_were_copied_to(run_name, tmp_path, capsys)
 
 def test_a_finished_run_is_not_judged_anew(run_name, capsys):
     "There is nothing left to look at: a rule that is named all the same was taken down as if kept."
-    words = '--dataset folder --root made --made-subjects 4 --made-pixels 32 --size 32 --ch 8'.split()
+    words = (
+        '--dataset folder --root made --made-subjects 4 --made-pixels 32 --size 32 --ch 8'.split()
+    )
     words += '--mults 1,2 --batch 2 --method regression --no-baseline --no-check'.split()
     words += '--val-pictures 0 --val-every 2 --steps'.split()
     assert train(run_name, *words, '4') == 0
