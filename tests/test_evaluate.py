@@ -132,7 +132,7 @@ def test_a_half_bright_copy_is_not_perfect(folders):
             lambda d: shutil.copy(next(d.iterdir()), d / 'sub-999_T1w.nii.gz'),
             ['sub-999', 'has no truth'],
         ),
-        (lambda d: change(d, lambda v, a: (v[:-1], a)), ['shape', 'one grid']),
+        (lambda d: change(d, lambda v, a: (v[:-1], a)), ['shape', '--onto truth']),
         (
             lambda d: change(d, lambda v, a: (v, a + np.outer([5, 0, 0, 0], [0, 0, 0, 1]))),
             ['5.00 mm away'],
