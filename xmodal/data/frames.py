@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ENDS', 'REAL_MAPS', 'NOISES', 'SPACE', 'ABSENT', 'MODES', 'Cutting', 'is_path', 'is_analyze', 'concerns_of_header',
            'measured', 'concerns_of_size', 'value_sums', 'foreground_values', 'slice_values', 'concerns_of_values',
-           'carried_map', 'Frame', 'value_mark', 'noise_names', 'copy_space', 'image_like', 'check_one_window',
-           'shared_view', 'field_overlap', 'check_field_overlap', 'slice_distance', 'slice_count', 'stride_of',
-           'distance_for', 'concerns_of_slices', 'concerns_of_depth', 'concerns_of_distance', 'images_beside', 'around',
-           'BesideSlices', 'CutVolume', 'volumes_beside', 'further_frame', 'pictures_beside', 'HollowVolume',
-           'concerns_of_holes', 'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of', 'to_network',
-           'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'Hollow', 'can_hold', 'nodata_for',
-           'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of',
+           'carried_map', 'Frame', 'scrambled', 'value_mark', 'noise_names', 'copy_space', 'image_like',
+           'check_one_window', 'shared_view', 'field_overlap', 'check_field_overlap', 'slice_distance', 'slice_count',
+           'stride_of', 'distance_for', 'concerns_of_slices', 'concerns_of_depth', 'concerns_of_distance',
+           'images_beside', 'around', 'BesideSlices', 'CutVolume', 'volumes_beside', 'further_frame', 'pictures_beside',
+           'HollowVolume', 'concerns_of_holes', 'concerns_of_views', 'VolumeFrame', 'tile_side', 'squares_of',
+           'to_network', 'from_network', 'concerns_of_picture', 'georeference', 'Changed', 'Hollow', 'can_hold',
+           'nodata_for', 'has_meaning', 'with_room', 'check_room', 'hollow', 'settle_nodata', 'with_holes', 'pixels_of',
            'check_picture', 'CutPicture', 'PictureFrame', 'image_of_picture', 'image_of_array', 'volume_of_slices',
            'SlicesFrame', 'TensorFrame', 'picture_frame', 'frame_of_array', 'frame_of']
 
@@ -260,17 +260,25 @@ class Frame:
 NOISES = ('shared', 'independent', 'same')  # by the slices of a scan, by none, by all scans
 
 
+def scrambled(
+    bits,  # (n,) whole numbers
+) -> np.ndarray:  # (n,) uint64
+    "Numbers without any pattern, each of its own: how SplitMix64 ends (Steele, Lea, Flood, 2014)."
+    z = bits.astype(np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
 def value_mark(
     values,  # any shape; NaN: not measured
 ) -> int:  # 0 to 2^64 - 1
     "A number that hangs on values and not on their order; that of a whole is the sum of its parts."
-    from pandas.util import hash_array
-
     flat, mark = np.asarray(values).reshape(-1), 0
     for k in range(0, flat.size, 2**22):
         part = flat[k : k + 2**22].astype(np.float32) + np.float32(0)  # -0 is 0
         part[np.isnan(part)] = np.nan  # of the many numbers that are NaN one
-        mark += int(hash_array(part).sum(dtype=np.uint64))
+        mark += int(scrambled(part.view(np.uint32)).sum(dtype=np.uint64))
     return mark % 2**64
 
 
