@@ -683,6 +683,7 @@ def stops_of(
 def fig_validation(
     x: Experiment,  # that has trained the rows
     names: list,  # of rows
+    stops,  # of these rows, from `stops_of`
 ):  # matplotlib figure
     "What the people who validate saw of every row; a dot is what was kept."
     import matplotlib.pyplot as plt
@@ -691,12 +692,10 @@ def fig_validation(
     for i, name in enumerate(names):
         for seed in x.seeds:
             seen = log_of(x, name, seed).dropna(subset=['val_psnr'])
-            how = dict(color=plt.cm.tab20(i % 20), lw=1)
             label = name if seed == x.seeds[0] else None
-            ax.plot(seen.step, seen.val_psnr, label=label, **how)
-            if len(seen):
-                best = seen.val_psnr.idxmax()
-                ax.plot(seen.step[best], seen.val_psnr[best], 'o', ms=4, color=how['color'])
+            ax.plot(seen.step, seen.val_psnr, label=label, color=plt.cm.tab20(i % 20), lw=1)
+        best = stops[stops.method == name]
+        ax.plot(best.kept, best.dB, 'o', ms=4, color=plt.cm.tab20(i % 20))
     ax.set(xlabel='steps', ylabel='PSNR of people who validate, dB')
     ax.legend(fontsize=6, ncols=2, loc='center left', bbox_to_anchor=(1, 0.5))
     return fig
@@ -713,7 +712,7 @@ def show_stops(
     if not x.budget.val_every:
         print('nobody validated: rows ended after their steps, whether they had stopped or not')
         return stops
-    fig_validation(x, names)
+    fig_validation(x, names, stops)
     plt.show()
     late = stops[~stops.finished.astype(bool)]
     words = ', '.join(f'{v.method} (seed {v.seed})' for v in late.itertuples())
