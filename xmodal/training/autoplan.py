@@ -6,8 +6,8 @@
 __all__ = ['PIXELS', 'GPU_TIMES', 'LEAST', 'ENOUGH', 'LOOKS', 'LOOKS_BENT', 'EDGES', 'SHARP', 'FEW', 'LITTLE', 'BYTES', 'ROOM',
            'NEAR', 'Known', 'volumes_known', 'pictures_known', 'known_of', 'values_of_file', 'kind_of_values',
            'gpu_memory', 'machine_memory', 'Choice', 'speed_of', 'steps_in', 'fits', 'size_of', 'choose_grid',
-           'choose_network', 'choose_samples', 'choose_windows', 'edges_or_not', 'choose_batch', 'choose_ending',
-           'choose', 'choose_looks', 'plan_table']
+           'choose_network', 'choose_samples', 'choose_windows', 'pixels_seen', 'edges_or_not', 'choose_batch',
+           'choose_ending', 'choose', 'choose_looks', 'plan_table']
 
 # %% ../../nbs/training/64_autoplan.ipynb #1685f025
 from dataclasses import dataclass
@@ -262,8 +262,7 @@ def choose_samples(
     decided: dict,  # name -> value, decided by hand
 ) -> list:  # of Choice
     "Augmentation, what is judged beside the method's own loss, and how long it is learned."
-    shrunk = decided.get('size', 0) / max(f.rows, f.columns) or 1.0
-    pixels = f.images * f.rows * f.columns * shrunk**2
+    pixels = f.images * pixels_seen(f, decided)
     few, little = f.people < FEW, pixels < LITTLE
     augment = 'light' if few or little else 'none'
     looks = LOOKS if decided.get('augment', augment) == 'none' else LOOKS_BENT
@@ -289,6 +288,15 @@ def choose_windows(
     return [Choice(k, v, why[v]) for k, v in found.items()]
 
 # %% ../../nbs/training/64_autoplan.ipynb #edce0001
+def pixels_seen(
+    f: Known,  # what is known
+    decided: dict,  # name -> value, decided by hand
+) -> float:
+    "Pixels of a whole image as the network sees it: shrunk, if a size was decided."
+    shrunk = decided.get('size', 0) / max(f.rows, f.columns) or 1.0
+    return f.rows * f.columns * shrunk**2
+
+
 def edges_or_not(
     f: Known,  # what is known
     side: int,  # pixels of a sample's side
@@ -367,8 +375,7 @@ def choose_looks(
     decided: dict,  # name -> value, decided by hand
 ) -> Choice:
     "Images that validate: the more the better, as long as they take a twentieth of the time."
-    shrunk = decided.get('size', 0) / max(f.rows, f.columns) or 1.0
-    one = f.rows * f.columns * shrunk**2 / (3 * pixels)  # a step back costs two forth
+    one = pixels_seen(f, decided) / (3 * pixels)  # a step back costs two forth
     least = 16 if 16 * one < 0.5 else 4
     number = min(max(int(0.05 / one), least), 64)
     share = f'{number * one:.0%}' if number * one >= 0.01 else 'less than 1%'
